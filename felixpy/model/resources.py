@@ -1,0 +1,145 @@
+"""The resources that felixpy understands, as frozen values: what is left of a v3 object once it is valid.
+
+Field names follow ``projectcalico.org/v3``. Only what the agent acts upon is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from felixpy.model.net import Family, Net
+
+
+class Kind(StrEnum):
+    """Kinds that the agent consumes."""
+
+    WORKLOAD_ENDPOINT = "WorkloadEndpoint"
+    IP_POOL = "IPPool"
+    NODE = "Node"
+    IPAM_BLOCK = "IPAMBlock"
+    BLOCK_AFFINITY = "BlockAffinity"
+    FELIX_CONFIGURATION = "FelixConfiguration"
+
+
+class ResourceKey(NamedTuple):
+    """Identity of a resource. ``namespace`` is empty for cluster-wide kinds."""
+
+    kind: Kind
+    name: str
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+class Encapsulation(StrEnum):
+    """How traffic of a pool crosses nodes, in the words of the operator's ``Installation``."""
+
+    NONE = "None"
+    IPIP = "IPIP"
+    IPIP_CROSS_SUBNET = "IPIPCrossSubnet"
+    VXLAN = "VXLAN"
+    VXLAN_CROSS_SUBNET = "VXLANCrossSubnet"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadEndpoint:
+    """A workload's interface on a node.
+
+    ``addresses`` are /32 and /128 only, without duplicates, in the order given; ``mac`` is six bytes;
+    ``created`` is ``metadata.creationTimestamp`` as written (RFC 3339 UTC sorts as text), empty if absent.
+    """
+
+    key: ResourceKey
+    node: str
+    interface: str
+    addresses: tuple[Net, ...]
+    mac: bytes | None = None
+    allowed_source_prefixes: tuple[Net, ...] = ()
+    created: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IPPool:
+    """A range of workload addresses. A disabled pool still counts for routing and NAT (as in Felix)."""
+
+    key: ResourceKey
+    cidr: Net
+    block_size: int
+    nat_outgoing: bool = False
+    disabled: bool = False
+    encapsulation: Encapsulation = Encapsulation.NONE
+    allowed_uses: frozenset[str] = frozenset({"Workload", "Tunnel"})
+
+    @property
+    def load_balancer_only(self) -> bool:
+        """Such a pool does not count as a pool for NAT exclusion (reference/seeds.md item 2)."""
+        return self.allowed_uses == {"LoadBalancer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node's own addresses, with the prefix length of the node's subnet and host bits kept."""
+
+    key: ResourceKey
+    ipv4: Net | None = None
+    ipv6: Net | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def address(self, family: Family) -> Net | None:
+        return self.ipv4 if family is Family.V4 else self.ipv6
+
+
+class Borrowed(NamedTuple):
+    """One address of a block that a node other than the block's own uses."""
+
+    address: Net
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class IPAMBlock:
+    """A block of addresses and the node it belongs to (``host`` is None without host affinity)."""
+
+    key: ResourceKey
+    cidr: Net
+    host: str | None
+    borrowed: tuple[Borrowed, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAffinity:
+    """The claim of a node on a block; enough for routing on sites that never borrow addresses."""
+
+    key: ResourceKey
+    cidr: Net
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class FelixConfiguration:
+    """Settings from the stream: ``spec`` as written (camelCase names), parsed by ``felixpy.config``."""
+
+    key: ResourceKey
+    spec: Mapping[str, Any]
+    created: str = ""
+
+
+Resource = WorkloadEndpoint | IPPool | Node | IPAMBlock | BlockAffinity | FelixConfiguration
+
+
+class Update(NamedTuple):
+    """The latest word on one key: a resource, or its absence.
+
+    ``error`` says why a resource could not be used; such a key counts as absent. ``received_ns`` is
+    ``time.monotonic_ns()`` at arrival; ``published_ns`` is wall-clock nanoseconds from the publisher, 0 if unknown.
+    """
+
+    key: ResourceKey
+    resource: Resource | None
+    error: str = ""
+    received_ns: int = 0
+    published_ns: int = 0
