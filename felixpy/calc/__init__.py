@@ -1,0 +1,1 @@
+"""Pure calculation: (resource, context) -> entries of kernel tables. No I/O, no clock, no event loop."""

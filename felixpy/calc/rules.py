@@ -1,0 +1,325 @@
+"""The packet-filter rules, written once for all back-ends and both families.
+
+The vocabulary is small and closed: a back-end that meets a match or an action it does not know must fail, not skip.
+Rules depend on settings only, never on how many endpoints, pools or nodes there are: those are set members.
+
+    raw     PREROUTING   workload interface: (source, interface) must be a known pair           anti-spoofing
+    filter  INPUT        workload interface: established, ICMPv6 essentials, then the configured action
+    filter  FORWARD      from a workload: established, not invalid, no tunnels; to one: must be a known pair
+    nat     POSTROUTING  source in a natOutgoing pool, destination in no pool: masquerade
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from felixpy.calc.entries import SetName
+from felixpy.config import DenyAction, EndpointToHostAction, NATOutgoingExclusions, PortRange, Settings
+from felixpy.model.net import Family, Net
+
+ICMPV6_FROM_WORKLOADS = (130, 131, 132, 133, 135, 136)
+"""MLD queries, reports and done; router solicitation; neighbour solicitation and advertisement: without them IPv6 on
+the link dies. Router advertisements (134) are not accepted (reference/felix.md §0.3)."""
+
+UDP, TCP, IPIP = 17, 6, 4
+VXLAN_PORT = 4789
+
+
+class Table(StrEnum):
+    """iptables tables; nft chains carry them in their names."""
+
+    RAW = "raw"
+    FILTER = "filter"
+    NAT = "nat"
+
+
+class ChainKey(NamedTuple):
+    """A chain. Upper-case names are hooks (PREROUTING, INPUT, FORWARD, POSTROUTING), others are jumped to."""
+
+    table: Table
+    name: str
+
+    @property
+    def is_hook(self) -> bool:
+        return self.name.isupper()
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.name}"
+
+
+# --- matches -----------------------------------------------------------------------------------------------------
+
+
+class InInterface(NamedTuple):
+    """Input interface: exact name, or every name that starts with ``name`` if ``prefix``."""
+
+    name: str
+    prefix: bool = False
+
+
+class OutInterface(NamedTuple):
+    name: str
+    prefix: bool = False
+
+
+class Source(NamedTuple):
+    """Source address lies in one prefix."""
+
+    net: Net
+
+
+class SourceIn(NamedTuple):
+    """Source (or not) in a set of prefixes."""
+
+    set: SetName
+    negated: bool = False
+
+
+class DestinationIn(NamedTuple):
+    set: SetName
+    negated: bool = False
+
+
+class SourcePairIn(NamedTuple):
+    """(source address, input interface) in a set of pairs."""
+
+    set: SetName
+
+
+class DestinationPairIn(NamedTuple):
+    """(destination address, output interface) in a set of pairs."""
+
+    set: SetName
+
+
+class CtState(StrEnum):
+    """Connection tracking state."""
+
+    ESTABLISHED = "RELATED,ESTABLISHED"
+    INVALID = "INVALID"
+
+
+class Protocol(NamedTuple):
+    """Layer 4 protocol by number, with a destination port for TCP and UDP if not None."""
+
+    number: int
+    destination_port: int | None = None
+
+
+class Icmpv6Type(NamedTuple):
+    type: int
+
+
+Match = (
+    InInterface
+    | OutInterface
+    | Source
+    | SourceIn
+    | DestinationIn
+    | SourcePairIn
+    | DestinationPairIn
+    | CtState
+    | Protocol
+    | Icmpv6Type
+)
+
+# --- actions -----------------------------------------------------------------------------------------------------
+
+
+class Verdict(StrEnum):
+    """Terminal verdicts; REJECT answers with the family's default ICMP port-unreachable."""
+
+    ACCEPT = "ACCEPT"
+    DROP = "DROP"
+    REJECT = "REJECT"
+    RETURN = "RETURN"
+
+
+class Jump(NamedTuple):
+    """Jump to another chain of the same table."""
+
+    chain: str
+
+
+class Masquerade(NamedTuple):
+    """Masquerade with fully random ports, within ``ports`` if given (TCP and UDP only)."""
+
+    ports: PortRange | None = None
+
+
+class Snat(NamedTuple):
+    """Source NAT to one address, fully random, within ``ports`` if given (TCP and UDP only)."""
+
+    address: bytes
+    ports: PortRange | None = None
+
+
+Action = Verdict | Jump | Masquerade | Snat
+
+
+class Rule(NamedTuple):
+    """A rule; ``comment`` is for people who list the rules (ASCII, at most 100 characters, no quotes)."""
+
+    matches: tuple[Match, ...]
+    action: Action
+    comment: str = ""
+
+
+Chains = dict[ChainKey, tuple[Rule, ...]]
+
+SPOOF_CHECK = ChainKey(Table.RAW, "from-workload")
+WORKLOAD_TO_HOST = ChainKey(Table.FILTER, "workload-to-host")
+FORWARD_FROM = ChainKey(Table.FILTER, "forward-from")
+FORWARD_TO = ChainKey(Table.FILTER, "forward-to")
+NAT_OUTGOING = ChainKey(Table.NAT, "nat-outgoing")
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSettings:
+    """The part of the settings that rules depend on, for one family and one back-end."""
+
+    family: Family
+    prefixes: tuple[str, ...]
+    endpoint_to_host: EndpointToHostAction
+    deny: DenyAction
+    allow: Verdict
+    allow_spoofing: bool
+    allow_ipip: bool
+    allow_vxlan: bool
+    check_invalid: bool
+    exclude_hosts: bool
+    nat_ports: PortRange | None
+    nat_address: bytes | None
+    nat_interface: str
+
+    @classmethod
+    def of(cls, settings: Settings, family: Family, *, nftables: bool) -> RuleSettings:
+        v4 = family is Family.V4
+        return cls(
+            family=family,
+            prefixes=settings.interface_prefix,
+            endpoint_to_host=settings.default_endpoint_to_host_action,
+            deny=settings.nftables_filter_deny_action if nftables else settings.iptables_filter_deny_action,
+            allow=Verdict(
+                settings.nftables_filter_allow_action if nftables else settings.iptables_filter_allow_action
+            ),
+            allow_spoofing=settings.workload_source_spoofing_any,
+            allow_ipip=settings.allow_ipip_packets_from_workloads,
+            allow_vxlan=settings.allow_vxlan_packets_from_workloads,
+            check_invalid=not settings.disable_conntrack_invalid_check,
+            exclude_hosts=settings.nat_outgoing_exclusions is NATOutgoingExclusions.IP_POOLS_AND_HOST_IPS,
+            nat_ports=settings.nat_port_range,
+            nat_address=settings.nat_outgoing_address if v4 else settings.nat_outgoing_address_ipv6,
+            nat_interface=settings.iptables_nat_outgoing_interface_filter,
+        )
+
+
+def desired_chains(settings: RuleSettings) -> Chains:
+    """All chains of one family. Pure; the same for every number of endpoints."""
+    return {
+        **_anti_spoofing(settings),
+        **_workload_to_host(settings),
+        **_forward(settings),
+        **_nat_outgoing(settings),
+    }
+
+
+def _from_workload(settings: RuleSettings, chain: ChainKey) -> tuple[Rule, ...]:
+    return tuple(Rule((InInterface(prefix, True),), Jump(chain.name)) for prefix in settings.prefixes)
+
+
+def _to_workload(settings: RuleSettings, chain: ChainKey) -> tuple[Rule, ...]:
+    return tuple(Rule((OutInterface(prefix, True),), Jump(chain.name)) for prefix in settings.prefixes)
+
+
+def _anti_spoofing(settings: RuleSettings) -> Chains:
+    rules = []
+    if settings.family is Family.V6:
+        # Neither is ever forwarded: the kernel refuses such sources on the forward path (RFC 4291 §2.5.2, §2.5.6).
+        rules += [
+            Rule((Source(Net.parse("fe80::/10")),), Verdict.RETURN, "neighbour discovery"),
+            Rule((Source(Net.parse("::/128")),), Verdict.RETURN, "duplicate address detection"),
+        ]
+    rules.append(Rule((SourcePairIn(SetName.FROM_WORKLOAD),), Verdict.RETURN, "known workload address"))
+    if settings.allow_spoofing:
+        rules.append(
+            Rule((SourcePairIn(SetName.ALLOWED_SOURCES),), Verdict.RETURN, "allowSpoofedSourcePrefixes")
+        )
+    rules.append(Rule((), Verdict.DROP, "spoofed source or unknown workload interface"))
+    return {
+        ChainKey(Table.RAW, "PREROUTING"): _from_workload(settings, SPOOF_CHECK),
+        SPOOF_CHECK: tuple(rules),
+    }
+
+
+def _conntrack(settings: RuleSettings) -> list[Rule]:
+    rules = [Rule((CtState.ESTABLISHED,), settings.allow)]
+    if settings.check_invalid:
+        rules.append(Rule((CtState.INVALID,), Verdict(settings.deny)))
+    return rules
+
+
+def _workload_to_host(settings: RuleSettings) -> Chains:
+    rules = []
+    if settings.family is Family.V6:
+        rules += [Rule((Icmpv6Type(kind),), Verdict.ACCEPT) for kind in ICMPV6_FROM_WORKLOADS]
+    rules += _conntrack(settings)
+    rules.append(
+        Rule((), Verdict(settings.endpoint_to_host.value.upper()), "Configured DefaultEndpointToHostAction")
+    )
+    return {
+        ChainKey(Table.FILTER, "INPUT"): _from_workload(settings, WORKLOAD_TO_HOST),
+        WORKLOAD_TO_HOST: tuple(rules),
+    }
+
+
+def _forward(settings: RuleSettings) -> Chains:
+    deny = Verdict(settings.deny)
+    leaving = _conntrack(settings)
+    if not settings.allow_vxlan:
+        leaving.append(Rule((Protocol(UDP, VXLAN_PORT),), deny, "VXLAN encapsulated by a workload"))
+    if not settings.allow_ipip:
+        leaving.append(Rule((Protocol(IPIP),), deny, "IPIP encapsulated by a workload"))
+    arriving = [
+        *_conntrack(settings),
+        Rule((DestinationPairIn(SetName.TO_WORKLOAD),), settings.allow, "known workload address"),
+        Rule((), deny, "unknown workload address or interface"),
+    ]
+    return {
+        ChainKey(Table.FILTER, "FORWARD"): (
+            *_from_workload(settings, FORWARD_FROM),
+            *_to_workload(settings, FORWARD_TO),
+            *(Rule((InInterface(prefix, True),), settings.allow) for prefix in settings.prefixes),
+        ),
+        FORWARD_FROM: tuple(leaving),
+        FORWARD_TO: tuple(arriving),
+    }
+
+
+def _nat_outgoing(settings: RuleSettings) -> Chains:
+    leaving: list[Match] = [SourceIn(SetName.MASQ_POOLS), DestinationIn(SetName.POOLS, negated=True)]
+    if settings.exclude_hosts:
+        leaving.append(DestinationIn(SetName.HOSTS, negated=True))
+    if settings.nat_interface:
+        name = settings.nat_interface
+        leaving.append(OutInterface(name.rstrip("+"), prefix=name.endswith("+")))
+    rules = []
+    if settings.nat_ports:
+        # Both actions end the traversal of the nat table, so TCP and UDP never reach the rule without ports.
+        rules += [
+            Rule((*leaving, Protocol(number)), _translate(settings, settings.nat_ports))
+            for number in (TCP, UDP)
+        ]
+    rules.append(Rule(tuple(leaving), _translate(settings, None), "natOutgoing"))
+    return {
+        ChainKey(Table.NAT, "POSTROUTING"): (Rule((), Jump(NAT_OUTGOING.name)),),
+        NAT_OUTGOING: tuple(rules),
+    }
+
+
+def _translate(settings: RuleSettings, ports: PortRange | None) -> Action:
+    if settings.nat_address:
+        return Snat(settings.nat_address, ports)
+    return Masquerade(ports)

@@ -1,0 +1,91 @@
+"""What a packet-filter back-end is to the apply loop: two keyed tables (chains, set members) and one way to write them.
+
+A back-end instance serves one family. It turns abstract rules (``felixpy.calc.rules``) into its own canonical form
+once (``render``); the same form comes back from the kernel (``read``), so that rule bodies can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from felixpy.calc.entries import ElementKey
+from felixpy.calc.rules import ChainKey, Chains
+from felixpy.model.net import Family
+
+RenderedChain = tuple[Any, ...]
+"""One comparable value per rule, in the back-end's own canonical form. A hook chain holds our rules only."""
+
+
+@dataclass(slots=True)
+class FilterState:
+    """What the kernel holds of ours, one family.
+
+    ``containers`` is False while sets (or the nft table) that members need are missing or of the wrong type;
+    ``chains`` lacks a hook whose kernel attachment (base chain, jump) is missing or wrong.
+    """
+
+    chains: dict[ChainKey, RenderedChain] = field(default_factory=dict)
+    elements: set[ElementKey] = field(default_factory=set)
+    containers: bool = False
+    foreign: tuple[str, ...] = ()  # our names that we do not know (an older layout): removed with the next write
+
+
+@dataclass(slots=True)
+class FilterChange:
+    """One write. ``chains`` maps to the whole new rule list, or None to delete the chain."""
+
+    chains: dict[ChainKey, RenderedChain | None] = field(default_factory=dict)
+    add: list[ElementKey] = field(default_factory=list)
+    remove: list[ElementKey] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.chains or self.add or self.remove)
+
+
+class PacketFilter(Protocol):
+    """One back-end for one family. Calls come from one task at a time; none may block the loop for long."""
+
+    family: Family
+
+    def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
+        """Canonical form of abstract chains. Pure."""
+
+    async def read(self) -> FilterState:
+        """Read everything of ours from the kernel.
+
+        Raises:
+            NetlinkError, FilterError: the kernel or a tool refused to tell.
+        """
+
+    async def create_containers(self) -> None:
+        """Make the (empty) sets that members need, replacing those of a wrong type. Idempotent.
+
+        Raises:
+            NetlinkError, FilterError
+        """
+
+    async def write(self, change: FilterChange) -> Mapping[ChainKey | ElementKey, str]:
+        """Write one change, additions before removals, as atomically as the kernel allows.
+
+        Adding a member that is there and removing one that is not are successes. A change without chains starts no
+        process and writes no rule.
+
+        Returns:
+            The kernel's words per key that it refused; every other key is in the kernel.
+        """
+
+    async def remove_all(self) -> None:
+        """Remove everything of ours of this family and nothing else. Idempotent.
+
+        Raises:
+            NetlinkError, FilterError
+        """
+
+    def close(self) -> None:
+        """Release sockets and threads; leave the kernel as it is."""
+
+
+class FilterError(Exception):
+    """A back-end as a whole cannot work: what, where, and what to do next, in one sentence."""

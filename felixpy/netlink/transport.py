@@ -1,0 +1,263 @@
+"""A netlink socket: many messages per send, one acknowledgement asked for, every error matched to its message.
+
+The kernel handles a message inside ``send``, so answers are there when it returns; calls are synchronous and short.
+Invariant: after any ``OSError`` from the socket it is replaced by a new one, because a socket that reported ENOBUFS
+has lost messages. Must never be shared between threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+
+# linux/netlink.h
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
+NLM_F_ROOT, NLM_F_MATCH = 0x100, 0x200
+NLM_F_DUMP = NLM_F_ROOT | NLM_F_MATCH
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
+NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLA_F_NESTED, NLA_F_NET_BYTEORDER = 0x8000, 0x4000
+NLA_TYPE_MASK = 0x3FFF
+NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS = 1, 2
+
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 1, 10, 11, 12
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+
+SEND_BUFFER_BYTES = 16 << 20
+RECEIVE_BUFFER_BYTES = 16 << 20
+TIMEOUT_SECONDS = 20.0
+MAX_DUMP_ATTEMPTS = 5
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
+
+
+class NetlinkError(OSError):
+    """The kernel refused a message. ``errno`` is set; ``str()`` holds the kernel's own words if it gave any."""
+
+
+class Refusal(NamedTuple):
+    """Why one message failed: errno and the kernel's words (extended acknowledgement, if any)."""
+
+    errno: int
+    message: str = ""
+
+    def __str__(self) -> str:
+        text = os.strerror(self.errno)
+        return f"{text}: {self.message}" if self.message else text
+
+
+class Message(NamedTuple):
+    """A message received: header fields and payload after the 16-byte header."""
+
+    type: int
+    flags: int
+    sequence: int
+    payload: bytes
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
+    length = 4 + len(data)
+    return _ATTRIBUTE.pack(length, kind) + data + _PAD[length & 3]
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """A nested attribute."""
+    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
+
+
+def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(type, value) pairs of an attribute stream; flag bits are masked off the type."""
+    end = len(data)
+    while offset + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            return
+        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+class Request(NamedTuple):
+    """A message to send: type, flags (NLM_F_REQUEST is added) and payload."""
+
+    type: int
+    flags: int
+    payload: bytes
+
+
+class NetlinkSocket:
+    """One netlink socket of one protocol, replaced when it breaks.
+
+    ``messages_sent``, ``sends`` and ``bytes_sent`` count everything ever sent, so that tests can assert that nothing was.
+    """
+
+    def __init__(self, protocol: int) -> None:
+        self._protocol = protocol
+        self._sequence = 0
+        self._socket: socket.socket | None = None
+        self.messages_sent = 0
+        self.sends = 0
+        self.bytes_sent = 0
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def transact(self, requests: Sequence[Request], *, ack_flags: int = NLM_F_ACK) -> dict[int, Refusal]:
+        """Send all requests at once; the last one asks for the acknowledgement.
+
+        Returns:
+            Refusals by index into ``requests``; what is not in it was done. In nfnetlink batches, which the kernel
+            applies as a whole, any refusal means that nothing was done.
+
+        Raises:
+            OSError: the socket broke (it will be replaced by the next call), or no answer came in time.
+        """
+        if not requests:
+            return {}
+        first = self._sequence + 1
+        self._send(requests, ack_flags)
+        return self._collect(first, first + len(requests) - 1)
+
+    def dump(self, request: Request) -> Iterator[list[Message]]:
+        """Send a dump request and yield its messages, one list per datagram.
+
+        Raises:
+            NetlinkError: the kernel refused the dump.
+            DumpInterrupted: objects changed meanwhile and the answer may be inconsistent.
+        """
+        self._send([request._replace(flags=request.flags | NLM_F_DUMP)], 0)
+        sequence = self._sequence
+        interrupted = False
+        while True:
+            batch = []
+            for message in self._receive():
+                if message.sequence != sequence:
+                    continue
+                interrupted = interrupted or bool(message.flags & NLM_F_DUMP_INTR)
+                if message.type in (NLMSG_ERROR, NLMSG_DONE):
+                    code = struct.unpack_from("=i", message.payload)[0] if len(message.payload) >= 4 else 0
+                    if code:
+                        raise _error(Refusal(-code, _extended_ack(message)))
+                    yield batch
+                    if interrupted:
+                        raise DumpInterrupted
+                    return
+                batch.append(message)
+            yield batch
+
+    def dump_all(self, request: Request) -> list[Message]:
+        """A whole dump in one list, repeated while the kernel marks it interrupted.
+
+        Raises:
+            NetlinkError: refused, or interrupted more than ``MAX_DUMP_ATTEMPTS`` times in a row.
+        """
+        for _ in range(MAX_DUMP_ATTEMPTS):
+            with contextlib.suppress(DumpInterrupted):
+                return [message for batch in self.dump(request) for message in batch]
+        raise NetlinkError(4, "the kernel's table kept changing while it was read; will be tried again")
+
+    def _send(self, requests: Sequence[Request], ack_flags: int) -> None:
+        last = len(requests) - 1
+        parts = []
+        for index, (kind, flags, payload) in enumerate(requests):
+            self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+            flags |= NLM_F_REQUEST | (ack_flags if index == last else 0)
+            parts.append(_HEADER.pack(16 + len(payload), kind, flags, self._sequence, 0))
+            parts.append(payload)
+            if len(payload) & 3:
+                parts.append(_PAD[len(payload) & 3])
+        data = b"".join(parts)
+        self.messages_sent += len(requests)
+        self.sends += 1
+        self.bytes_sent += len(data)
+        try:
+            self._open().send(data)
+        except OSError:
+            self.close()
+            raise
+
+    def _collect(self, first: int, last: int) -> dict[int, Refusal]:
+        refusals: dict[int, Refusal] = {}
+        while True:
+            for message in self._receive():
+                if message.type != NLMSG_ERROR or not first <= message.sequence <= last:
+                    continue
+                code = struct.unpack_from("=i", message.payload)[0]
+                if code:
+                    refusals[message.sequence - first] = Refusal(-code, _extended_ack(message))
+                if message.sequence == last:
+                    return refusals
+
+    def _receive(self) -> list[Message]:
+        try:
+            data = self._open().recv(1 << 20)
+        except OSError:
+            self.close()
+            raise
+        messages = []
+        offset, end = 0, len(data)
+        while offset + 16 <= end:
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            messages.append(Message(kind, flags, sequence, data[offset + 16 : offset + length]))
+            offset += (length + 3) & ~3
+        return messages
+
+    def _open(self) -> socket.socket:
+        if self._socket is None:
+            self._socket = open_socket(self._protocol)
+        return self._socket
+
+
+class DumpInterrupted(Exception):
+    """A dump carried NLM_F_DUMP_INTR: what it said may be inconsistent and must be read again."""
+
+
+def open_socket(protocol: int, groups: int = 0) -> socket.socket:
+    """A bound netlink socket with large buffers, extended acknowledgements and capped echoes.
+
+    Raises:
+        OSError: no permission, or the kernel has no such protocol.
+    """
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    for option, size in ((SO_SNDBUFFORCE, SEND_BUFFER_BYTES), (SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)):
+        with contextlib.suppress(PermissionError):  # plain SO_*BUF is capped by net.core.*mem_max and of no use
+            sock.setsockopt(socket.SOL_SOCKET, option, size)
+    for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+        with contextlib.suppress(OSError):  # strict checking is unknown to some protocols
+            sock.setsockopt(SOL_NETLINK, option, 1)
+    sock.settimeout(TIMEOUT_SECONDS)
+    sock.bind((0, groups))
+    return sock
+
+
+def _error(refusal: Refusal) -> NetlinkError:
+    return NetlinkError(refusal.errno, refusal.message or os.strerror(refusal.errno))
+
+
+def _extended_ack(message: Message) -> str:
+    """The kernel's words in an error message: NLMSGERR_ATTR_MSG after the echoed header (NLM_F_ACK_TLVS)."""
+    if not message.flags & NLM_F_ACK_TLVS:
+        return ""
+    offset = 4
+    if message.type == NLMSG_ERROR:
+        offset = 20
+        if not message.flags & NLM_F_CAPPED and len(message.payload) >= 8:
+            echoed = struct.unpack_from("=I", message.payload, 4)[0]
+            offset = 4 + ((echoed + 3) & ~3)
+    for kind, value in attributes(message.payload, offset):
+        if kind == NLMSGERR_ATTR_MSG:
+            return value.rstrip(b"\0").decode(errors="replace")
+    return ""
