@@ -202,9 +202,7 @@ class RuleSettings:
             prefixes=settings.interface_prefix,
             endpoint_to_host=settings.default_endpoint_to_host_action,
             deny=settings.nftables_filter_deny_action if nftables else settings.iptables_filter_deny_action,
-            allow=Verdict(
-                settings.nftables_filter_allow_action if nftables else settings.iptables_filter_allow_action
-            ),
+            allow=Verdict(settings.nftables_filter_allow_action if nftables else settings.iptables_filter_allow_action),
             allow_spoofing=settings.workload_source_spoofing_any,
             allow_ipip=settings.allow_ipip_packets_from_workloads,
             allow_vxlan=settings.allow_vxlan_packets_from_workloads,
@@ -244,9 +242,7 @@ def _anti_spoofing(settings: RuleSettings) -> Chains:
         ]
     rules.append(Rule((SourcePairIn(SetName.FROM_WORKLOAD),), Verdict.RETURN, "known workload address"))
     if settings.allow_spoofing:
-        rules.append(
-            Rule((SourcePairIn(SetName.ALLOWED_SOURCES),), Verdict.RETURN, "allowSpoofedSourcePrefixes")
-        )
+        rules.append(Rule((SourcePairIn(SetName.ALLOWED_SOURCES),), Verdict.RETURN, "allowSpoofedSourcePrefixes"))
     rules.append(Rule((), Verdict.DROP, "spoofed source or unknown workload interface"))
     return {
         ChainKey(Table.RAW, "PREROUTING"): _from_workload(settings, SPOOF_CHECK),
@@ -266,9 +262,7 @@ def _workload_to_host(settings: RuleSettings) -> Chains:
     if settings.family is Family.V6:
         rules += [Rule((Icmpv6Type(kind),), Verdict.ACCEPT) for kind in ICMPV6_FROM_WORKLOADS]
     rules += _conntrack(settings)
-    rules.append(
-        Rule((), Verdict(settings.endpoint_to_host.value.upper()), "Configured DefaultEndpointToHostAction")
-    )
+    rules.append(Rule((), Verdict(settings.endpoint_to_host.value.upper()), "Configured DefaultEndpointToHostAction"))
     return {
         ChainKey(Table.FILTER, "INPUT"): _from_workload(settings, WORKLOAD_TO_HOST),
         WORKLOAD_TO_HOST: tuple(rules),
@@ -308,10 +302,7 @@ def _nat_outgoing(settings: RuleSettings) -> Chains:
     rules = []
     if settings.nat_ports:
         # Both actions end the traversal of the nat table, so TCP and UDP never reach the rule without ports.
-        rules += [
-            Rule((*leaving, Protocol(number)), _translate(settings, settings.nat_ports))
-            for number in (TCP, UDP)
-        ]
+        rules += [Rule((*leaving, Protocol(number)), _translate(settings, settings.nat_ports)) for number in (TCP, UDP)]
     rules.append(Rule(tuple(leaving), _translate(settings, None), "natOutgoing"))
     return {
         ChainKey(Table.NAT, "POSTROUTING"): (Rule((), Jump(NAT_OUTGOING.name)),),

@@ -115,21 +115,27 @@ class NetlinkSocket:
             self._socket.close()
             self._socket = None
 
-    def transact(self, requests: Sequence[Request], *, ack_flags: int = NLM_F_ACK) -> dict[int, Refusal]:
+    def transact(self, requests: Sequence[Request], *, batch: bool = False) -> dict[int, Refusal]:
         """Send all requests at once; the last one asks for the acknowledgement.
 
+        Args:
+            requests: what to send.
+            batch: an nfnetlink batch with its begin and end messages: the acknowledgement is asked for on the message
+                before the end (kernels before 6.10 do not acknowledge the end itself), and an error on the begin
+                message is the answer to the whole batch.
+
         Returns:
-            Refusals by index into ``requests``; what is not in it was done. In nfnetlink batches, which the kernel
-            applies as a whole, any refusal means that nothing was done.
+            Refusals by index into ``requests``; what is not in it was done. A batch is done as a whole or not at all.
 
         Raises:
             OSError: the socket broke (it will be replaced by the next call), or no answer came in time.
         """
         if not requests:
             return {}
-        first = self._sequence + 1
-        self._send(requests, ack_flags)
-        return self._collect(first, first + len(requests) - 1)
+        ack_at = len(requests) - (2 if batch else 1)
+        self._send(requests, ack_at)
+        first = self._sequence - len(requests) + 1
+        return self._collect(first, first + ack_at, batch)
 
     def dump(self, request: Request) -> Iterator[list[Message]]:
         """Send a dump request and yield its messages, one list per datagram.
@@ -138,11 +144,11 @@ class NetlinkSocket:
             NetlinkError: the kernel refused the dump.
             DumpInterrupted: objects changed meanwhile and the answer may be inconsistent.
         """
-        self._send([request._replace(flags=request.flags | NLM_F_DUMP)], 0)
+        self._send([request._replace(flags=request.flags | NLM_F_DUMP)], -1)
         sequence = self._sequence
         interrupted = False
         while True:
-            batch = []
+            batch: list[Message] = []
             for message in self._receive():
                 if message.sequence != sequence:
                     continue
@@ -169,12 +175,13 @@ class NetlinkSocket:
                 return [message for batch in self.dump(request) for message in batch]
         raise NetlinkError(4, "the kernel's table kept changing while it was read; will be tried again")
 
-    def _send(self, requests: Sequence[Request], ack_flags: int) -> None:
-        last = len(requests) - 1
+    def _send(self, requests: Sequence[Request], ack_at: int) -> None:
+        if self._sequence + len(requests) > 0xFFFFFFFF:
+            self._sequence = 0
         parts = []
         for index, (kind, flags, payload) in enumerate(requests):
-            self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-            flags |= NLM_F_REQUEST | (ack_flags if index == last else 0)
+            self._sequence += 1
+            flags |= NLM_F_REQUEST | (NLM_F_ACK if index == ack_at else 0)
             parts.append(_HEADER.pack(16 + len(payload), kind, flags, self._sequence, 0))
             parts.append(payload)
             if len(payload) & 3:
@@ -189,7 +196,7 @@ class NetlinkSocket:
             self.close()
             raise
 
-    def _collect(self, first: int, last: int) -> dict[int, Refusal]:
+    def _collect(self, first: int, last: int, batch: bool) -> dict[int, Refusal]:
         refusals: dict[int, Refusal] = {}
         while True:
             for message in self._receive():
@@ -198,7 +205,7 @@ class NetlinkSocket:
                 code = struct.unpack_from("=i", message.payload)[0]
                 if code:
                     refusals[message.sequence - first] = Refusal(-code, _extended_ack(message))
-                if message.sequence == last:
+                if message.sequence == last or (batch and code and message.sequence == first):
                     return refusals
 
     def _receive(self) -> list[Message]:
