@@ -12,6 +12,7 @@ from typing import assert_never
 
 from felixpy.calc.rules import (
     Action,
+    ChainKey,
     Chains,
     CtState,
     DestinationIn,
@@ -45,7 +46,7 @@ _BASE_ORDER = ("-s", "-i", "-o", "-p")
 _PORT_UNREACHABLE = {Family.V4: "icmp-port-unreachable", Family.V6: "icmp6-port-unreachable"}
 
 
-def render_chains(family: Family, chains: Chains) -> dict[tuple[str, str], RenderedChain]:
+def render_chains(family: Family, chains: Chains) -> dict[ChainKey, RenderedChain]:
     """All chains of a family as text, one string per rule."""
     return {key: tuple(rule_text(family, rule) for rule in rules) for key, rules in chains.items()}
 

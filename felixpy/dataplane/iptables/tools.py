@@ -56,7 +56,11 @@ class Tools:
             )
         self.starts += 1
         process = await asyncio.create_subprocess_exec(
-            path, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            path,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         try:
             data = stdin.encode(errors="surrogateescape")
