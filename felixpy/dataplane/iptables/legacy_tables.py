@@ -9,6 +9,7 @@ around, each pinned by a test:
 - a jump target looks its chain up in all five tables of the family, which brings them into being: ``tables`` replaced;
 - ``Chain.append_rule`` re-reads its parameters by redirecting the process's standard output: entries are appended
   directly, after the final check of each extension;
+- IPv6 NAT targets cannot be found once IPv4 ones are loaded: ``nat6`` encodes them;
 - ``Rule6`` compares the lowest bit of each character of an interface name: masks are written here.
 
 Must never read rules as text and never leave a table open.
@@ -16,6 +17,7 @@ Must never read rules as text and never leave a table open.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shlex
@@ -27,6 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from felixpy.dataplane.iptables import nat6
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, jump_text
 from felixpy.dataplane.iptables.lock import xtables_lock
 from felixpy.dataplane.iptables.plan import TablePlan
@@ -174,27 +177,58 @@ def _entry(library: _Library, family: Family, table: Any, text: str) -> Any:
     """The kernel's binary form of a rule in text (``felixpy.dataplane.iptables.render``)."""
     rule = library.rule_types[family]()
     rule.own_table = table
-    extension: Any = None
     tokens = shlex.split(text)
+    jump = tokens.index("-j")
     # Extensions look at the protocol (ports need TCP or UDP), so it is set first.
-    for option, value in pairwise(tokens):
+    for option, value in pairwise(tokens[:jump]):
         if option == "-p":
             rule.protocol = str(PROTOCOL_NUMBERS.get(value, value))
+    _add_matches(rule, tokens[:jump])
+    _add_target(family, rule, tokens[jump + 1], tokens[jump + 2 :])
+    return rule.rule
+
+
+def _add_matches(rule: Any, tokens: list[str]) -> None:
+    match: Any = None
     while tokens:
         option = tokens.pop(0)
-        if option in ("-m", "-j"):
-            _check(extension)
-            name = tokens.pop(0)
-            extension = rule.create_match(name) if option == "-m" else rule.create_target(name)
+        if option == "-m":
+            _check(match)
+            match = rule.create_match(tokens.pop(0))
         elif option == "!" or option.startswith("--"):
-            _set_parameter(extension, option, tokens)
+            _set_parameter(match, option, tokens)
         else:
             _set_base_option(rule, option, tokens.pop(0))
-    _check(extension)
-    entry = rule.rule
-    if not entry:
-        raise ValueError(f"the rule {text!r} has no target")
-    return entry
+    _check(match)
+
+
+def _add_target(family: Family, rule: Any, name: str, tokens: list[str]) -> None:
+    if family is Family.V6 and name in nat6.TARGETS:
+        rule._target = _RawTarget(nat6.encode(name, _options(tokens)))
+        return
+    target = rule.create_target(name)
+    while tokens:
+        _set_parameter(target, tokens.pop(0), tokens)
+    _check(target)
+
+
+def _options(tokens: Sequence[str]) -> dict[str, str]:
+    """``["--to-ports", "1-9", "--random-fully"]`` as a mapping; an option without a value has an empty one."""
+    options: dict[str, str] = {}
+    option = ""
+    for token in tokens:
+        if token.startswith("--"):
+            option = token
+        options[option] = "" if token == option else token
+    return options
+
+
+class _RawTarget:
+    """What ``iptc.Rule`` needs of a target: its bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        self.target = (ctypes.c_ubyte * len(data)).from_buffer_copy(data)
 
 
 def _check(extension: Any) -> None:
