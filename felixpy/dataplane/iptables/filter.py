@@ -75,7 +75,8 @@ class IptablesFilter(ABC):
     async def write(self, change: FilterChange) -> Mapping[ChainKey | ElementKey, str]:
         """Write one change: members in, chains, members out.
 
-        An empty change after a ``read`` that found foreign objects removes those.
+        Sets that ``read`` found foreign go with any write; chains only with one that writes chains, or with an
+        empty change, because they need a process.
 
         Raises:
             OSError: the netlink socket broke.
@@ -86,7 +87,7 @@ class IptablesFilter(ABC):
         if change.chains or (self._foreign_chains and not change):
             errors.update((await self._write_chains(change.chains)).items())
         errors.update((await self.sets.remove(change.remove)).items())
-        if self._foreign_sets and (change.chains or not change):
+        if self._foreign_sets:
             self.sets.destroy_unused(self._foreign_sets)
             self._foreign_sets = ()
         return errors
