@@ -39,6 +39,7 @@ from felixpy.model.net import Family
 
 _COMMIT_ATTEMPTS = 5
 _INTERFACE_BYTES = 16
+_BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
 def apply(family: Family, plans: Sequence[TablePlan]) -> dict[str, str]:
@@ -139,6 +140,7 @@ def _open(library: _Library, family: Family, name: str) -> Any:
 
 
 def _change(library: _Library, family: Family, table: Any, plan: TablePlan) -> None:
+    _keep_policy_counters(table)
     for chain in [*plan.rewrite, *plan.delete]:
         if table.is_chain(chain):
             table.flush_entries(chain)
@@ -158,6 +160,14 @@ def _change(library: _Library, family: Family, table: Any, plan: TablePlan) -> N
     for chain in plan.delete:
         if table.is_chain(chain):
             table.delete_chain(chain)
+
+
+def _keep_policy_counters(table: Any) -> None:
+    """Carry over the counters of built-in chains, which libiptc 1.8.9 zeroes at every commit."""
+    for chain in _BUILT_IN_CHAINS:
+        if table.builtin_chain(chain):
+            policy, counters = table.get_policy(chain)
+            table.set_policy(chain, policy, counters)
 
 
 def _remove_jumps(table: Any, chain: str) -> None:
