@@ -105,7 +105,7 @@ def test_standard_output_of_other_threads_stays_out_of_rules(
 
 
 def test_no_table_stays_open_and_exiting_commits_nothing(network: None, variant: str, tmp_path: Path) -> None:
-    """The library's tables commit when they are collected, unless autocommit is off: a late commit would undo others."""
+    """The library's tables commit when they are collected unless autocommit is off, which would undo others."""
     script = (
         "import asyncio, subprocess\n"
         "from felixpy.dataplane.iptables import LegacyFilter\n"

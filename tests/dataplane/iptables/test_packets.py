@@ -86,7 +86,9 @@ def outcomes(family: Family) -> dict[str, bool]:
         "spoofed source": ping("p1", pods.format(2), "-I", strangers.format(1)),
         "unknown destination": ping("p1", strangers.format(2)),
         "workload to node": ping("p1", NODE[family]),
-        "node to workload": subprocess.run(["ping", "-n", "-c1", "-W0.4", pods.format(1)], capture_output=True).returncode
+        "node to workload": subprocess.run(
+            ["ping", "-n", "-c1", "-W0.4", pods.format(1)], capture_output=True
+        ).returncode
         == 0,
         "workload to outside": ping("p1", OUTSIDE[family]),
         "outside to node": ping("ext", NODE[family]),
