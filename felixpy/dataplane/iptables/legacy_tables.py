@@ -22,6 +22,7 @@ import errno
 import os
 import shlex
 import sysconfig
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -37,7 +38,8 @@ from felixpy.dataplane.iptables.render import PROTOCOL_NUMBERS
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family
 
-_COMMIT_ATTEMPTS = 5
+_COMMIT_ATTEMPTS = 20
+_COMMIT_WAIT_SECONDS = 0.001
 _INTERFACE_BYTES = 16
 _BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
@@ -115,6 +117,7 @@ def _apply_table(library: _Library, family: Family, plan: TablePlan) -> None:
     try:
         for attempt in range(_COMMIT_ATTEMPTS):
             if attempt:
+                time.sleep(attempt * _COMMIT_WAIT_SECONDS)
                 table.refresh()
             _change(library, family, table, plan)
             if table._iptc.iptc_commit(table._handle):

@@ -44,7 +44,8 @@ def node(network: None) -> Iterator[None]:
     run_script(
         "ip link add eeri0 type veth peer name eth0 netns ext; ip link set eeri0 up; ip -n ext link set eth0 up;"
         f"ip addr add {NODE[Family.V4]}/24 dev eeri0; ip addr add {NODE[Family.V6]}/64 dev eeri0 nodad;"
-        f"ip -n ext addr add {OUTSIDE[Family.V4]}/24 dev eth0; ip -n ext addr add {OUTSIDE[Family.V6]}/64 dev eth0 nodad;"
+        f"ip -n ext addr add {OUTSIDE[Family.V4]}/24 dev eth0;"
+        f"ip -n ext addr add {OUTSIDE[Family.V6]}/64 dev eth0 nodad;"
         f"ip route add default via {OUTSIDE[Family.V4]}"
     )
     for number in (1, 2):

@@ -52,7 +52,8 @@ V4, V6 = FAMILIES
         (
             V6,
             Rule((SourceIn(SetName.MASQ_POOLS), DestinationIn(SetName.POOLS, True), OutInterface("e")), Masquerade()),
-            "-o e -m set --match-set fpy6-masq-pools src -m set ! --match-set fpy6-pools dst -j MASQUERADE --random-fully",
+            "-o e -m set --match-set fpy6-masq-pools src -m set ! --match-set fpy6-pools dst"
+            " -j MASQUERADE --random-fully",
         ),
         (
             V4,
