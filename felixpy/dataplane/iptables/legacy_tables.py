@@ -40,6 +40,9 @@ from felixpy.model.net import Family
 
 _COMMIT_ATTEMPTS = 20
 _COMMIT_WAIT_SECONDS = 0.001
+# A program that does not share our lock wrote the table after it was read, or after our rules went in and before
+# libiptc's second step, which adds the old counters (kernel: do_replace and do_add_counters).
+_WRITTEN_MEANWHILE = (errno.EAGAIN, errno.EINVAL)
 _INTERFACE_BYTES = 16
 _BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
@@ -122,8 +125,7 @@ def _apply_table(library: _Library, family: Family, plan: TablePlan) -> None:
             _change(library, family, table, plan)
             if table._iptc.iptc_commit(table._handle):
                 return
-            # A program that does not take the lock wrote the table since it was read.
-            if library.errno()[0] != errno.EAGAIN:
+            if library.errno()[0] not in _WRITTEN_MEANWHILE:
                 break
         raise library.iptc.IPTCError(f"the kernel refused the table {plan.table}: {_words(table.strerror())}")
     finally:
