@@ -11,6 +11,7 @@ import pytest
 from felixpy.calc.entries import SetName
 from felixpy.calc.rules import ChainKey, Rule, Table, Verdict
 from felixpy.config import ChainInsertMode
+from felixpy.dataplane.iptables import LegacyFilter, NftVariantFilter
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.layout import jump_text, set_name
 from felixpy.dataplane.packet_filter import FilterChange, FilterError
@@ -192,3 +193,33 @@ def test_a_set_in_use_by_others_stops_removal_with_its_name(
 
     asyncio.run(run())
     assert subprocess.run(["ipset", "list", "-n"], capture_output=True, text=True).stdout == ""
+
+
+def test_a_missing_program_is_one_clear_sentence(
+    packet_filter: IptablesFilter, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(program(packet_filter, 1))
+    monkeypatch.setattr("felixpy.dataplane.iptables.tools._SEARCH_PATH", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(FilterError, match=f"{tool}-save was not found; install the package 'iptables'"):
+        asyncio.run(packet_filter.read())
+
+
+def test_the_variants_share_the_sets(network: None, family: Family) -> None:
+    """Changing the variant: the new rules go in first, then the old ones out, and the sets stay."""
+    legacy, nft = LegacyFilter(family, max_ipset_size=65536), NftVariantFilter(family, max_ipset_size=65536)
+
+    async def run() -> None:
+        await program(legacy, 1)
+        members = (await legacy.read()).elements
+        await program(nft)
+        await legacy.remove_rules()
+        state = await nft.read()
+        assert (state.containers, state.elements) == (True, members)
+        assert not (await legacy.read()).chains
+        legacy.close()
+        await nft.remove_all()
+        nft.close()
+
+    asyncio.run(run())
+    assert output("ipset", "list", "-n") == ""
