@@ -172,7 +172,7 @@ def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
 
 
 def neighbour_request(neighbour: KernelNeighbour, *, delete: bool = False) -> Request:
-    """Create or replace a permanent neighbour signed with ``protocol`` (NDA_PROTOCOL, Linux 4.20), or delete it."""
+    """Create or replace a permanent neighbour signed with ``protocol`` (NDA_PROTOCOL, Linux 5.0), or delete it."""
     family = Family.V4 if len(neighbour.address) == 4 else Family.V6
     header = _NEIGHBOUR.pack(family, 0, 0, neighbour.interface, NUD_PERMANENT, 0, 0)
     if delete:
