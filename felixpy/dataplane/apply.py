@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from felixpy.calc.entries import (
     SET_TYPES,
@@ -43,7 +44,7 @@ REQUESTS_PER_SEND = 500
 GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
 """Removing what is not there any more is a success."""
 
-AnyKey = Key | ChainKey
+AnyTable = KeyedTable[Any, Any, Any]
 
 
 class Operation(tuple[str, str, str]):
@@ -66,13 +67,17 @@ class FilterTables:
 
     def __init__(self, packet_filter: PacketFilter) -> None:
         self.filter = packet_filter
-        self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable("rules", lambda key, value: value)
-        self.elements: KeyedTable[ElementKey, None, None] = KeyedTable("sets", lambda key, value: None)
+        self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
+            f"ipv{packet_filter.family.version}-rules", lambda key, value: value
+        )
+        self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
+            f"ipv{packet_filter.family.version}-sets", lambda key, value: None
+        )
         self.containers = False
 
-    def want_rules(self, settings: RuleSettings | None) -> None:
-        """Take the rules that these settings mean, None for no rules at all."""
-        rendered = self.filter.render(desired_chains(settings)) if settings else {}
+    def want_rules(self, settings: RuleSettings) -> None:
+        """Take the rules that these settings mean."""
+        rendered = self.filter.render(desired_chains(settings))
         for key in self.chains.desired.keys() - rendered.keys():
             self.chains.drop(key)
         for key, rules in rendered.items():
@@ -113,7 +118,31 @@ class Dataplane:
         self.routes = RouteTable(links, settings, clock)
         self.neighbours = NeighbourTable(links, settings)
         self.interface_settings = InterfaceSettingTable(links)
+        self.filters: dict[Family, FilterTables] = {family: FilterTables(one) for family, one in filters.items()}
+
+    def configure(self, settings: Settings) -> None:
+        """Take other settings; what is ours in the kernel may now be something else."""
+        self.settings = self.routes.settings = self.neighbours.settings = settings
+
+    async def use_filters(self, filters: Mapping[Family, PacketFilter], entries: Changes) -> None:
+        """Take another back-end or other families; ``entries`` is everything wanted.
+
+        Raises:
+            OSError, FilterError: the new back-end cannot be read.
+        """
+        for old in self.filters.values():
+            old.filter.close()
         self.filters = {family: FilterTables(one) for family, one in filters.items()}
+        self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
+        for tables in self.filters.values():
+            await tables.read()
+
+    def tables(self) -> list[AnyTable]:
+        """All tables, for counting and looking."""
+        tables: list[AnyTable] = [self.routes.table, self.neighbours.table, self.interface_settings.table]
+        for one in self.filters.values():
+            tables += [one.chains, one.elements]
+        return tables
 
     def close(self) -> None:
         self.socket.close()
@@ -131,7 +160,7 @@ class Dataplane:
             else:
                 table.want(key, value)
 
-    def table_of(self, key: Key) -> KeyedTable | None:  # type: ignore[type-arg]
+    def table_of(self, key: Key) -> AnyTable | None:
         """The table that a key belongs to; None for a set member of a family without a packet filter."""
         if isinstance(key, RouteKey):
             return self.routes.table
@@ -142,12 +171,10 @@ class Dataplane:
             return self.neighbours.table
         return self.interface_settings.table
 
-    def want_rules(self, families: Iterable[Family], *, nftables: bool) -> None:
-        """Take the rules for the supported families; other families get none."""
-        wanted = set(families)
+    def want_rules(self, *, nftables: bool) -> None:
+        """Take the rules that the settings mean."""
         for family, tables in self.filters.items():
-            settings = RuleSettings.of(self.settings, family, nftables=nftables) if family in wanted else None
-            tables.want_rules(settings)
+            tables.want_rules(RuleSettings.of(self.settings, family, nftables=nftables))
 
     def link_events(self, events: LinkEvents) -> None:
         """Look again at everything that hangs on interfaces that changed."""
@@ -201,19 +228,13 @@ class Dataplane:
         """What ``apply(complete=True)`` would do now, without doing it."""
         now = self.clock()
         operations: list[Operation] = []
-        for family, tables in self.filters.items():
-            operations += _describe(f"IPv{family.version} rules", tables.chains, now)
-            operations += _describe(f"IPv{family.version} sets", tables.elements, now)
-        for table in (self.interface_settings.table, self.neighbours.table, self.routes.table):
-            operations += _describe(table.name, table, now)
+        for table in self.tables():
+            operations += _describe(table, now)
         return operations
 
     def next_wake(self) -> float | None:
         """When something is due without any event: a retry, the end of a grace period. On the clock."""
-        tables: list[KeyedTable] = [self.routes.table, self.neighbours.table, self.interface_settings.table]  # type: ignore[type-arg]
-        for one in self.filters.values():
-            tables += [one.chains, one.elements]
-        times = [table.next_retry() for table in tables]
+        times = [table.next_retry() for table in self.tables()]
         times.append(self.routes.next_removal())
         return min((at for at in times if at is not None), default=None)
 
@@ -326,16 +347,16 @@ class Dataplane:
         return refused
 
 
-def _describe(name: str, table: KeyedTable, now: float) -> list[Operation]:  # type: ignore[type-arg]
+def _describe(table: AnyTable, now: float) -> list[Operation]:
     delta = table.delta(now)
     operations = []
     for key, value in delta.put.items():
         wanted = table.desired[key]
         verb = "change" if key in table.committed else "add"
-        operations.append(Operation((verb, name, _text(key, wanted if wanted is not None else value))))
+        operations.append(Operation((verb, table.name, _text(key, wanted if wanted is not None else value))))
     for key, value in delta.remove.items():
         if not isinstance(key, SettingKey):
-            operations.append(Operation(("remove", name, _text(key, value))))
+            operations.append(Operation(("remove", table.name, _text(key, value))))
     return operations
 
 
