@@ -103,6 +103,8 @@ def load_text(raw: bytes, origin: str, ignored: Ignored = ignore) -> Iterator[An
 
 
 def _judge(origin: str, index: int, part: Part, ignored: Ignored) -> AnyDocument:
+    if part.error:
+        return BadDocument(origin, index, None, part.error.field, part.error.reason)
     try:
         resource = parse_resource(part.object, ignored)
         size = len(msgspec.json.encode(part.object))

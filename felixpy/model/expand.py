@@ -30,10 +30,14 @@ _RENAMED = {"metadata.name": "name", "spec.ipipMode": "encapsulation", "spec.vxl
 
 
 class Part(NamedTuple):
-    """A single object and where it stood: ``""``, ``items[0]`` or ``spec.calicoNetwork.ipPools[0]``."""
+    """A single object and where it stood: ``""``, ``items[0]`` or ``spec.calicoNetwork.ipPools[0]``.
+
+    ``error`` is set, with its whole path, if the object could not be made.
+    """
 
     place: str
     object: Any
+    error: InvalidResource | None = None
 
     def field(self, field: str) -> str:
         """A field of the single object as a path in the object that it came from."""
@@ -49,6 +53,8 @@ def expand(obj: object) -> Iterator[Mapping[str, Any]]:
         InvalidResource: a list without items, or a pool of an ``Installation`` that cannot be converted.
     """
     for part in expand_parts(obj):
+        if part.error:
+            raise part.error
         if not isinstance(part.object, Mapping):
             raise InvalidResource("is not an object", field=part.place)
         yield part.object
@@ -58,7 +64,7 @@ def expand_parts(obj: object) -> Iterator[Part]:
     """As ``expand``, with places, and with items of any type: judging them is the caller's business.
 
     Raises:
-        InvalidResource
+        InvalidResource: the object as a whole stands for nothing.
     """
     if isinstance(obj, list):
         yield from (Part(f"[{i}]", item) for i, item in enumerate(obj))
@@ -93,12 +99,26 @@ def _installation_pools(obj: Mapping[str, Any]) -> Iterator[Part]:
         return
     if not isinstance(pools, list):
         raise InvalidResource("must be a list", field=place)
-    parsed = [_read_pool(pool, f"{place}[{index}]") for index, pool in enumerate(pools)]
-    families = [net.family for _, net in parsed]
-    default_names = len(families) == 1 or (len(families) == 2 and len(set(families)) == 2)
-    for index, (pool, net) in enumerate(parsed):
-        name = pool.name or (_DEFAULT_NAME[net.family] if default_names else _name_after(net))
-        yield Part(f"{place}[{index}]", _ip_pool(pool, name, net, f"{place}[{index}]"))
+    default_names = _uses_default_names(pools)
+    for index, pool in enumerate(pools):
+        yield _convert_pool(pool, f"{place}[{index}]", default_names)
+
+
+def _uses_default_names(pools: list[Any]) -> bool:
+    """One pool, or one of each family, has the default name; otherwise the operator names pools after their CIDRs."""
+    if len(pools) != 2:
+        return len(pools) == 1
+    colons = [isinstance(pool, Mapping) and ":" in str(pool.get("cidr")) for pool in pools]
+    return colons[0] != colons[1]
+
+
+def _convert_pool(raw: object, place: str, default_name: bool) -> Part:
+    try:
+        pool, net = _read_pool(raw, place)
+        name = pool.name or (_DEFAULT_NAME[net.family] if default_name else _name_after(net))
+        return Part(place, _ip_pool(pool, name, net, place))
+    except InvalidResource as error:
+        return Part(place, None, error)
 
 
 def _read_pool(raw: object, place: str) -> tuple[InstallationPool, Net]:
