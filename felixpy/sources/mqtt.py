@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -19,8 +20,9 @@ import structlog
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from felixpy.config import Settings
-from felixpy.model.parse import Absent, InvalidResource, parse_payload
-from felixpy.model.resources import Update
+from felixpy.model.invalid import InvalidResource
+from felixpy.model.parse import parse_payload
+from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update
 from felixpy.sources import Sink, SyncState, topics
 from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
 from felixpy.sources.manifest import parse_manifest
@@ -206,10 +208,27 @@ def _parse(action: Deliver, sink: Sink) -> Update:
     key = topics.key_of(action.topic)
     assert key is not None, action
     try:
+        if key.kind is Kind.BLOCK_AFFINITY:
+            return Update(key, _parse_affinity(action, key, sink))
         resource = parse_payload(action.payload, key, sink.ignored)
     except InvalidResource as error:
         return Update(key, None, str(error))
     return Update(key, None if isinstance(resource, Absent) else resource)
+
+
+def _parse_affinity(action: Deliver, key: ResourceKey, sink: Sink) -> BlockAffinity | None:
+    """The payload must be the affinity of the topic's node and CIDR; its name does not matter."""
+    _, node, cidr = (topics.unescape(level) for level in action.topic.split("/"))
+    try:
+        affinity = parse_payload(action.payload, ResourceKey(key.kind, cidr), sink.ignored)
+    except InvalidResource as error:
+        error.key = key
+        raise
+    if not isinstance(affinity, BlockAffinity):
+        return None
+    if affinity.host != node:
+        raise InvalidResource(f"the topic is for node {node}, the object for {affinity.host}", field="spec.node", key=key)
+    return replace(affinity, key=key)
 
 
 def _published_ns(message: aiomqtt.Message) -> int:

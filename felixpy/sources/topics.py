@@ -1,8 +1,9 @@
 """Where a resource lives on the broker: resource or key ↔ topic, as in ``docs/stream.md``.
 
 All topics here are relative to the root (``FELIX_MQTTTOPICROOT``); only the connection adds or removes it, so that a
-manifest's digest does not depend on the root. Invariant: ``key_of(topic_of(resource)) == resource.key``.
-Pure; it must never look at a payload.
+manifest's digest does not depend on the root. Invariant: different topics have different keys, and
+``key_of(topic_of(resource)) == resource.key``, but for blocks and affinities that are not named as Calico names them
+(``10-48-0-0-26``, ``<node>-10-48-0-0-26``): their key is the canonical name. Pure; it must never look at a payload.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import re
 from types import MappingProxyType
 
-from felixpy.model.resources import BlockAffinity, Kind, Resource, ResourceKey, WorkloadEndpoint
+from felixpy.model.names import cidr_name
+from felixpy.model.net import Net
+from felixpy.model.resources import BlockAffinity, IPAMBlock, Kind, Resource, ResourceKey, WorkloadEndpoint
 
 SHARED = "shared"
 """Scope of the kinds that every node reads. The scope of one node's endpoints is ``node/<node>``."""
@@ -50,19 +53,22 @@ def node_scope(node: str) -> str:
 
 
 def topic_of(resource: Resource) -> str:
-    """Topic of a resource.
-
-    Raises:
-        ValueError: a BlockAffinity whose name is not ``<node>-<cidr name>`` has no topic.
-    """
+    """Topic of a resource. Blocks and affinities go by their CIDR (and node), whatever their name is."""
     if isinstance(resource, WorkloadEndpoint):
         return endpoint_topic(resource.node, resource.key)
     if isinstance(resource, BlockAffinity):
-        prefix = f"{resource.host}-"
-        if not resource.key.name.startswith(prefix) or resource.key.name == prefix:
-            raise ValueError(f"{resource.key}: metadata.name must be {prefix}<cidr>, for example {prefix}10-48-0-0-26")
-        return f"affinity/{escape(resource.host)}/{escape(resource.key.name.removeprefix(prefix))}"
+        return affinity_topic(resource.host, resource.cidr)
+    if isinstance(resource, IPAMBlock):
+        return block_topic(resource.cidr)
     return shared_topic(resource.key)
+
+
+def block_topic(cidr: Net) -> str:
+    return f"block/{cidr_name(cidr)}"
+
+
+def affinity_topic(node: str, cidr: Net) -> str:
+    return f"affinity/{escape(node)}/{cidr_name(cidr)}"
 
 
 def shared_topic(key: ResourceKey) -> str:
