@@ -118,9 +118,7 @@ def _answer_datagrams(udp: socket.socket) -> None:
 # --- requests ----------------------------------------------------------------------------------------------------
 
 
-def tcp(
-    address: str, port: int, timeout: float, source: str | None = None, source_port: int = 0
-) -> Answer:
+def tcp(address: str, port: int, timeout: float, source: str | None = None, source_port: int = 0) -> Answer:
     """Connect, ask once; the answer is the peer address that the responder saw."""
     with new_socket(address, socket.SOCK_STREAM, source, source_port) as connection:
         connection.settimeout(timeout)
@@ -136,9 +134,7 @@ def _ask_stream(connection: socket.socket) -> Answer:
     return dict(json.loads(data))
 
 
-def udp(
-    address: str, port: int, timeout: float, source: str | None = None, source_port: int = 0
-) -> Answer:
+def udp(address: str, port: int, timeout: float, source: str | None = None, source_port: int = 0) -> Answer:
     """Ask by datagrams, again every 150 ms, until one is answered."""
     with new_socket(address, socket.SOCK_DGRAM, source, source_port) as datagrams:
         datagrams.connect((address, port))
@@ -202,9 +198,7 @@ def ping(address: str, timeout: float, source: str | None = None) -> Answer:
 flows: dict[str, socket.socket] = {}
 
 
-def flow_open(
-    flow: str, protocol: str, address: str, port: int, timeout: float, source: str | None = None
-) -> Answer:
+def flow_open(flow: str, protocol: str, address: str, port: int, timeout: float, source: str | None = None) -> Answer:
     """Open a long-lived flow and ask once."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     opened = new_socket(address, kind, source)
@@ -233,7 +227,7 @@ def flow_close(flow: str) -> Answer:
 
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
-from felixpy.model.net import Family
+from felixpy.model.net import FAMILIES, Family
 
 GATEWAY_V4 = "169.254.1.1"
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
@@ -31,19 +31,18 @@ BROKER: Addresses = {Family.V4: "172.31.0.253", Family.V6: "fd00:31::fd"}
 NODE_PREFIX_LENGTH = {Family.V4: 24, Family.V6: 64}
 
 
-class Mode(Enum):
+class Mode(StrEnum):
     """Which families the whole lab has."""
 
-    DUAL = (Family.V4, Family.V6)
-    V4 = (Family.V4,)
-    V6 = (Family.V6,)
+    DUAL = "dual"
+    V4 = "v4"
+    V6 = "v6"
 
     @property
     def families(self) -> tuple[Family, ...]:
-        return self.value
-
-    def __str__(self) -> str:
-        return self.name.lower()
+        if self is Mode.DUAL:
+            return FAMILIES
+        return (Family.V4,) if self is Mode.V4 else (Family.V6,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -45,9 +45,7 @@ async def _routes(lab: Lab, node: NodeSpec, other: NodeSpec, family: Family) -> 
 
 def _rules(lab: Lab, node: NodeSpec, family: Family) -> str:
     ip = "ip" if family is Family.V4 else "ip6"
-    pairs = ", ".join(
-        f"{pod.addresses[family]} . {pod.interface}" for pod in lab.pods if pod.node == node.name
-    )
+    pairs = ", ".join(f"{pod.addresses[family]} . {pod.interface}" for pod in lab.pods if pod.node == node.name)
     neighbours = "" if family is Family.V4 else "ip6 saddr fe80::/10 return; ip6 saddr :: return;"
     return f"""table {ip} handmade {{
   chain raw {{ type filter hook prerouting priority raw;
