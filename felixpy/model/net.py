@@ -74,14 +74,13 @@ class Net(NamedTuple):
     def __str__(self) -> str:
         return f"{format_address(self.packed)}/{self.length}"
 
-    def __contains__(self, other: object) -> bool:
-        """``inner in outer``: whether a prefix or packed address of the same family lies in this one."""
-        if isinstance(other, Net):
-            return other.length >= self.length and other.packed in self
-        if not isinstance(other, bytes) or len(other) != len(self.packed):
+    def covers(self, other: Net | bytes) -> bool:
+        """Whether a prefix or a packed address of the same family lies in this prefix (or equals it)."""
+        packed, length = other if isinstance(other, Net) else (other, len(other) * 8)
+        if len(packed) != len(self.packed) or length < self.length:
             return False
-        shift = len(other) * 8 - self.length
-        return int.from_bytes(other, "big") >> shift == int.from_bytes(self.packed, "big") >> shift
+        shift = len(packed) * 8 - self.length
+        return int.from_bytes(packed, "big") >> shift == int.from_bytes(self.packed, "big") >> shift
 
     @classmethod
     def host(cls, address: bytes) -> Net:

@@ -99,7 +99,7 @@ class Request(NamedTuple):
 class NetlinkSocket:
     """One netlink socket of one protocol, replaced when it breaks.
 
-    ``messages_sent``, ``sends`` and ``bytes_sent`` count everything ever sent, so that tests can assert that nothing was.
+    ``messages_sent``, ``sends`` and ``bytes_sent`` count everything ever sent: tests assert on them.
     """
 
     def __init__(self, protocol: int) -> None:
