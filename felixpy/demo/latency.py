@@ -6,6 +6,7 @@ The figure comes from the agent's endpoint status; nothing is asserted here.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
 import time
@@ -21,13 +22,10 @@ PATIENCE_S = 60.0
 
 
 def _spare(number: int) -> PodSpec:
-    """One of many workloads on node1, in addresses of the lab's pools that no other has."""
+    """One of many workloads on node1, with addresses that no other has."""
     high, low = divmod(number, 250)
-    return PodSpec(
-        f"spare{number}",
-        "node1",
-        {Family.V4: f"10.48.{2 + high % 6}.{low + 1}", Family.V6: f"fd00:48:0:2::{number + 1:x}"},
-    )
+    addresses = {Family.V4: f"10.50.{high}.{low + 1}", Family.V6: f"fd00:50::{number + 1:x}"}
+    return PodSpec(f"spare{number}", "node1", addresses)
 
 
 async def measure_latency(lab: Lab) -> str:
@@ -35,27 +33,31 @@ async def measure_latency(lab: Lab) -> str:
 
     Adds endpoints to node1 (both ends of a veth pair each stand for one workload) and leaves them there.
     """
-    spares = [_spare(number) for number in range(max(SIZES) + SAMPLES * len(SIZES) + SAMPLES % 2)]
+    spares = [_spare(number) for number in range(max(SIZES) + SAMPLES * len(SIZES))]
+    crowd, samples = spares[: max(SIZES)], iter(spares[max(SIZES) :])
     await _add_interfaces(lab, spares)
     added, parts = 0, []
     for size in SIZES:
-        await _publish(lab, spares[added:size])
-        if not await _programmed(lab, spares[added:size]):
+        if not await _programmed(lab, crowd[added:size]):
             return ""
-        added = max(added, size)
-        samples = []
-        for spare in spares[-SAMPLES * (SIZES.index(size) + 1) :][:SAMPLES]:
-            await _publish(lab, [spare])
+        added = size
+        latencies = []
+        for spare in itertools.islice(samples, SAMPLES):
             if not await _programmed(lab, [spare]):
                 return ""
-            samples.append(_latency_ms(lab, spare))
-        parts.append(f"{statistics.median(samples):.2f} ms at {size:,} endpoints")
+            latencies.append(_latency_ms(lab, spare))
+        parts.append(f"{statistics.median(latencies):.2f} ms at {size:,} endpoints")
     return f"publish → programmed, one endpoint, median of {SAMPLES}: {', '.join(parts)}"
 
 
 async def _add_interfaces(lab: Lab, spares: list[PodSpec]) -> None:
-    pairs = zip(spares[::2], spares[1::2], strict=False)
-    commands = [f"link add {one.interface} type veth peer name {two.interface}" for one, two in pairs]
+    commands = []
+    for one, two in zip(spares[::2], spares[1::2], strict=True):
+        commands += [
+            f"link add {one.interface} type veth peer name {two.interface}",
+            f"link set {one.interface} up",
+            f"link set {two.interface} up",
+        ]
     await lab.node("node1").ip(commands)
 
 
@@ -74,7 +76,8 @@ def _status_key(spare: PodSpec) -> str:
 
 
 async def _programmed(lab: Lab, spares: list[PodSpec]) -> bool:
-    """Whether the agent reports every endpoint in time, with a latency."""
+    """Publish endpoints; whether the agent reports every one in time, with a latency."""
+    await _publish(lab, spares)
     deadline = time.monotonic() + PATIENCE_S
     waiting = [_status_key(spare) for spare in spares]
     while time.monotonic() < deadline:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from handmade import program
 
 from felixpy.demo import checks
 from felixpy.demo.agent import PROJECT
@@ -18,6 +17,8 @@ from felixpy.demo.host import LabError
 from felixpy.demo.lab import Lab
 from felixpy.demo.topology import EXT, NODE1, NODE2, P1A, P2A, Mode
 from felixpy.model.net import Family
+
+from .handmade import program
 
 
 @pytest.fixture(scope="module", params=list(Mode), ids=str)
