@@ -28,20 +28,23 @@ BLOCK = {
     "attributes": [{"secondary": {"node": "m"}}],
 }
 SPECS: dict[str, dict[str, Any]] = {
-    "WorkloadEndpoint": {"node": "n", "interfaceName": "cali1", "ipNetworks": ["10.48.0.1/32", "fd00::1"], "mac": "ee:ee:ee:ee:ee:ee",
-                         "ipv4Gateway": "169.254.1.1", "allowSpoofedSourcePrefixes": ["10.0.0.0/8"]},
-    "IPPool": {"cidr": "fd00:48::/48", "blockSize": 122, "natOutgoing": True, "nodeSelector": "zone in {'a'} || !has(b)"},
+    "WorkloadEndpoint": {"node": "n", "interfaceName": "cali1", "ipNetworks": ["10.48.0.1/32", "fd00::1"],
+                         "mac": "ee:ee:ee:ee:ee:ee", "ipv4Gateway": "169.254.1.1",
+                         "allowSpoofedSourcePrefixes": ["10.0.0.0/8"]},
+    "IPPool": {"cidr": "fd00:48::/48", "blockSize": 122, "natOutgoing": True,
+               "nodeSelector": "zone in {'a'} || !has(b)"},
     "Node": {"bgp": {"ipv4Address": "10.0.0.1/24"}, "addresses": [{"type": "InternalIP", "address": "fd00::1"}]},
     "IPAMBlock": BLOCK,
     "BlockAffinity": {"cidr": "10.48.0.0/26", "node": "n", "state": "confirmed", "deleted": "false"},
-    "FelixConfiguration": {"ipv6Support": True, "routeRefreshInterval": "1m30s", "natPortRange": "1:2", "healthPort": 1},
+    "FelixConfiguration": {"ipv6Support": True, "routeRefreshInterval": "1m30s", "natPortRange": "1:2"},
 }  # fmt: skip
 GOOD = [
     {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": "x", "labels": {"a": "b"}}, "spec": spec}
     for kind, spec in SPECS.items()
 ]
-ATOMS = [None, True, False, 0, -1, 1 << 63, 1.5, float("inf"), "", "x", "\x00", "\ud800", "10.0.0.1", "fd00::/129", "a" * 300,
-         [], {}, [[]], {"": {}}, "none", "true", "::ffff:1.2.3.4", "0.0.0.0/0", "host:", "1e9s"]  # fmt: skip
+ATOMS = [None, True, False, 0, -1, 1 << 63, 1.5, float("inf"), "", "x", "\x00", "\ud800", "10.0.0.1",
+         "fd00::/129", "a" * 300, [], {}, [[]], {"": {}}, "none", "true",
+         "::ffff:1.2.3.4", "0.0.0.0/0", "host:", "1e9s"]  # fmt: skip
 
 
 def mutate(rng: random.Random, value: Any) -> Any:
