@@ -95,7 +95,7 @@ def configuration(name: str, created: str = "", **spec: Any) -> FelixConfigurati
         ("FELIX_HEALTHHOST", "", "health_host", "localhost"),
     ],
 )  # fmt: skip
-def test_a_variable_sets_its_setting(variable: str, text: str, attribute: str, value: object) -> None:
+def test_a_variable_sets_its_setting(variable: str, text: str, attribute: str, value: Any) -> None:
     settings, problems = environment(**{variable: text})
     assert problems == ()
     assert settings == dataclasses.replace(Settings(), **{attribute: value})
@@ -195,8 +195,8 @@ def test_a_toml_file(tmp_path: Path) -> None:
     settings, problems = resolve([load_toml(path)])
     assert problems == ()
     assert settings == Settings(
-        ipv6_support=False, route_refresh_interval=30.0, interface_prefix=("cali", "tap"), mqtt_port=1884, mqtt_tls=True,
-        mqtt_keepalive=5.0,
+        ipv6_support=False, route_refresh_interval=30.0, interface_prefix=("cali", "tap"), mqtt_port=1884,
+        mqtt_tls=True, mqtt_keepalive=5.0,
     )  # fmt: skip
     assert load_toml(tmp_path / "missing.toml").values == {}
 
@@ -255,7 +255,12 @@ def test_a_bad_value_in_the_stream_falls_through_to_the_next_source() -> None:
 
 
 def test_names_of_felix_configuration_that_differ_from_felix() -> None:
-    spec = {"reportingInterval": "1m0s", "externalNodesList": ["192.0.2.1"], "natPortRange": "1:2", "bpfEnabled": False}
+    spec: dict[str, Any] = {
+        "reportingInterval": "1m0s",
+        "externalNodesList": ["192.0.2.1"],
+        "natPortRange": "1:2",
+        "bpfEnabled": False,
+    }
     settings, (problem,) = resolve_stream([], [configuration("default", **spec)], "n1", {})
     assert problem.kind is ProblemKind.NO_EFFECT
     assert settings == Settings(
@@ -265,7 +270,7 @@ def test_names_of_felix_configuration_that_differ_from_felix() -> None:
 
 @pytest.mark.parametrize("selector", ["zone = 'a'", "", None, 5, ["all()"]])
 def test_a_felix_configuration_that_selects_nothing_is_a_problem(selector: object) -> None:
-    spec = {"nodeSelector": selector, "healthPort": 1} if selector is not None else {"healthPort": 1}
+    spec: dict[str, Any] = {"nodeSelector": selector, "healthPort": 1} if selector is not None else {"healthPort": 1}
     settings, (problem,) = resolve_stream([], [configuration("other", **spec)], "n1", {})
     assert settings == Settings()
     assert problem.setting == "nodeSelector"

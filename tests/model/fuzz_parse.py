@@ -42,7 +42,7 @@ GOOD = [
     {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": "x", "labels": {"a": "b"}}, "spec": spec}
     for kind, spec in SPECS.items()
 ]
-ATOMS = [None, True, False, 0, -1, 1 << 63, 1.5, float("inf"), "", "x", "\x00", "\ud800", "10.0.0.1",
+ATOMS: list[Any] = [None, True, False, 0, -1, 1 << 63, 1.5, float("inf"), "", "x", "\x00", "\ud800", "10.0.0.1",
          "fd00::/129", "a" * 300, [], {}, [[]], {"": {}}, "none", "true",
          "::ffff:1.2.3.4", "0.0.0.0/0", "host:", "1e9s"]  # fmt: skip
 

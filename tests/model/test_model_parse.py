@@ -225,8 +225,8 @@ NAME = {"type": "InternalDNS", "address": "node1.example.org"}
 )
 def test_addresses_of_a_node(spec: Any, ipv4: str | None, ipv6: str | None) -> None:
     node = parse(v3("Node", spec, labels={"zone": "a"}))
-    as_net = [Net.parse_interface(text) if text else None for text in (ipv4, ipv6)]
-    assert node == Node(ResourceKey(Kind.NODE, "x"), *as_net, labels={"zone": "a"})
+    v4, v6 = (Net.parse_interface(text) if text else None for text in (ipv4, ipv6))
+    assert node == Node(ResourceKey(Kind.NODE, "x"), v4, v6, {"zone": "a"})
 
 
 @pytest.mark.parametrize(
