@@ -6,7 +6,7 @@ once (``render``); the same form comes back from the kernel (``read``), so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +42,14 @@ class FilterChange:
 
     def __bool__(self) -> bool:
         return bool(self.chains or self.add or self.remove)
+
+    def without(self, keys: Container[ChainKey | ElementKey]) -> FilterChange:
+        """The same change less some keys."""
+        return FilterChange(
+            {key: rules for key, rules in self.chains.items() if key not in keys},
+            [key for key in self.add if key not in keys],
+            [key for key in self.remove if key not in keys],
+        )
 
 
 class PacketFilter(Protocol):

@@ -1,0 +1,35 @@
+# Everything works in a fresh clone on Debian 12, as root or with sudo: `make demo` and `make test` set up what is missing.
+
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/sbin:/sbin
+
+PYTHON := .venv/bin/python
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E) env PATH="$$PATH" PYTHONDONTWRITEBYTECODE=1
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: help setup demo test lint clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv/ready: pyproject.toml .ci/setup
+	@.ci/setup
+
+setup: .venv/ready ## install missing Debian packages and make .venv
+
+demo: .venv/ready ## show felixpy working on real packets; make demo ARGS="--backend legacy --keep"
+	@$(AS_ROOT) .venv/bin/felixpy demo $(ARGS)
+
+test: .venv/ready ## all tests, on the real kernel in private namespaces; make test ARGS="-k nat"
+	@$(AS_ROOT) FELIXPY_TEST_COMPLETE=1 $(PYTHON) -m pytest -p no:cacheprovider -n $(WORKERS) --dist loadgroup -q $(ARGS)
+
+lint: .venv/ready ## formatting, lint, types and import directions
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@$(PYTHON) -m mypy
+	@.venv/bin/lint-imports
+
+clean: ## remove .venv and every cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""IPAM blocks -> routes to other nodes, blackholes for what this node owns and nobody uses. Pure.
+
+A block is routed natively only if a pool without encapsulation covers it: traffic of an IPIP or VXLAN pool must never
+leave the node unencapsulated by accident.
+"""
+
+from __future__ import annotations
+
+from felixpy.calc.entries import Key, Route, RouteKey, RouteType, Value
+from felixpy.calc.host import Host, supported_families
+from felixpy.config import ProgramClusterRoutes, Settings
+from felixpy.model.net import Family, Net, format_address
+from felixpy.model.resources import BlockAffinity, Encapsulation, IPAMBlock
+from felixpy.store import Store
+
+# One metric for all cluster routes. IPv6 stores 1024 for a route without one.
+METRIC = {Family.V4: 0, Family.V6: 1024}
+
+
+def block_entries(
+    block: IPAMBlock | BlockAffinity, store: Store, settings: Settings, host: Host
+) -> tuple[dict[Key, Value], str]:
+    """Routes of one block, and why some are missing (empty if none is)."""
+    if settings.program_cluster_routes is ProgramClusterRoutes.DISABLED:
+        return {}, ""
+    if block.cidr.family not in supported_families(settings, host):
+        return {}, ""
+    entries: dict[Key, Value] = {}
+    problems: list[str] = []
+    if block.host == store.node_name:
+        if not block.cidr.is_host:  # a blackhole for one address would keep its own workload route out
+            entries[_key(block.cidr)] = Route(RouteType.BLACKHOLE, None, protocol=settings.device_route_protocol)
+    elif block.host:
+        _route_to(block.host, block.cidr, block.cidr, store, settings, host, entries, problems)
+    if isinstance(block, IPAMBlock):
+        for borrowed in block.borrowed:
+            if borrowed.node not in (store.node_name, block.host):
+                _route_to(borrowed.node, borrowed.address, block.cidr, store, settings, host, entries, problems)
+    return entries, "; ".join(dict.fromkeys(problems))
+
+
+def encapsulation_problem(encapsulation: Encapsulation) -> str:
+    """What to tell about a pool, empty if it is routed."""
+    if encapsulation is Encapsulation.NONE:
+        return ""
+    return f"encapsulation {encapsulation} is not yet supported: blocks of this pool on other nodes get no route"
+
+
+def _key(destination: Net) -> RouteKey:
+    return RouteKey(destination.family, destination, METRIC[destination.family])
+
+
+def _route_to(
+    node_name: str,
+    destination: Net,
+    block: Net,
+    store: Store,
+    settings: Settings,
+    host: Host,
+    entries: dict[Key, Value],
+    problems: list[str],
+) -> None:
+    pool = store.covering_pool(block)
+    if pool is None:
+        problems.append("no pool covers this block yet")
+        return
+    if pool.encapsulation is not Encapsulation.NONE:
+        problems.append(f"{pool.key}: {encapsulation_problem(pool.encapsulation)}")
+        return
+    node = store.nodes.get(node_name)
+    address = node.address(destination.family) if node else None
+    if address is None:
+        problems.append(f"node {node_name} has no {destination.family} address")
+        return
+    own = store.nodes.get(store.node_name)
+    parent = host.parent_interface(address.packed, own.address(destination.family) if own else None)
+    if parent is None:
+        problems.append(f"no interface of this node leads to node {node_name} at {format_address(address.packed)}")
+        return
+    entries[_key(destination)] = Route(
+        RouteType.UNICAST,
+        parent,
+        gateway=address.packed,
+        onlink=True,
+        protocol=settings.device_route_protocol,
+    )

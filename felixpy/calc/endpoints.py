@@ -1,0 +1,112 @@
+"""A local workload endpoint -> its routes, neighbours, interface settings and set members. Pure."""
+
+from __future__ import annotations
+
+from felixpy.calc.entries import ElementKey, Key, NeighbourKey, Route, RouteKey, RouteType, SetName, SettingKey, Value
+from felixpy.calc.host import Host, supported_families
+from felixpy.config import Settings
+from felixpy.model.net import Family, Net
+from felixpy.model.resources import WorkloadEndpoint
+from felixpy.store import Store
+
+SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
+
+
+def endpoint_entries(
+    endpoint: WorkloadEndpoint, store: Store, settings: Settings, host: Host
+) -> tuple[dict[Key, Value], str]:
+    """Entries of one endpoint, and what is wrong with it (empty if nothing).
+
+    An address or interface that two endpoints claim belongs to the youngest; the loser keeps the rest of its own.
+    """
+    if not store.local(endpoint):
+        return {}, ""
+    if not endpoint.interface.startswith(settings.interface_prefix):
+        prefixes = ", ".join(settings.interface_prefix)
+        return {}, f"interface {endpoint.interface} does not start with an InterfacePrefix ({prefixes})"
+    owner = store.interface_owner(endpoint.interface)
+    if owner != endpoint.key:
+        return {}, f"interface {endpoint.interface} is already used by {owner}"
+    entries: dict[Key, Value] = {}
+    problems = []
+    families = supported_families(settings, host)
+    present: set[Family] = set()
+    for address in endpoint.addresses:
+        if address.family not in families:
+            continue
+        owner = store.address_owner(address)
+        if owner != endpoint.key:
+            problems.append(f"address {address} is already used by {owner}")
+            continue
+        present.add(address.family)
+        entries |= _address_entries(endpoint, address, settings)
+    entries |= _setting_entries(endpoint, present, settings, host)
+    entries |= _allowed_source_entries(endpoint, families, settings)
+    if not endpoint.addresses:
+        problems.append("no address in spec.ipNetworks: not ready")
+    return entries, "; ".join(problems)
+
+
+def _address_entries(endpoint: WorkloadEndpoint, address: Net, settings: Settings) -> dict[Key, Value]:
+    interface = endpoint.interface
+    entries: dict[Key, Value] = {
+        workload_route_key(address, settings): _workload_route(interface, address, settings),
+        ElementKey(SetName.FROM_WORKLOAD, address, interface): None,
+        ElementKey(SetName.TO_WORKLOAD, address, interface): None,
+    }
+    if endpoint.mac:
+        entries[NeighbourKey(interface, address.packed)] = endpoint.mac
+    return entries
+
+
+def workload_route_key(address: Net, settings: Settings) -> RouteKey:
+    v4 = address.family is Family.V4
+    metric = settings.ipv4_normal_route_priority if v4 else settings.ipv6_normal_route_priority
+    return RouteKey(address.family, address, metric)
+
+
+def _workload_route(interface: str, address: Net, settings: Settings) -> Route:
+    v4 = address.family is Family.V4
+    return Route(
+        RouteType.UNICAST,
+        interface,
+        source=settings.device_route_source_address if v4 else settings.device_route_source_address_ipv6,
+        scope=SCOPE_LINK if v4 else SCOPE_UNIVERSE,  # IPv6 has no scopes: the kernel stores 0
+        protocol=settings.device_route_protocol,
+    )
+
+
+def _setting_entries(
+    endpoint: WorkloadEndpoint, present: set[Family], settings: Settings, host: Host
+) -> dict[Key, Value]:
+    interface = endpoint.interface
+    entries: dict[Key, Value] = {}
+    if Family.V4 in present:
+        spoofing = settings.workload_source_spoofing_any and endpoint.allowed_source_prefixes
+        for name, value in (
+            ("forwarding", 1),
+            ("proxy_arp", 1),
+            ("route_localnet", 1),
+            ("rp_filter", 0 if spoofing else host.rp_filter),
+            ("neigh/proxy_delay", 0),
+        ):
+            entries[SettingKey(interface, Family.V4, name)] = value
+    if host.ipv6:
+        # Even with IPv6 off: a workload must not be able to configure the node by router advertisements.
+        entries[SettingKey(interface, Family.V6, "accept_ra")] = 0
+        if Family.V6 in present:
+            entries[SettingKey(interface, Family.V6, "forwarding")] = 1
+    return entries
+
+
+def _allowed_source_entries(
+    endpoint: WorkloadEndpoint, families: tuple[Family, ...], settings: Settings
+) -> dict[Key, Value]:
+    if not settings.workload_source_spoofing_any:
+        return {}
+    prefixes = [prefix for prefix in endpoint.allowed_source_prefixes if prefix.family in families]
+    return {
+        ElementKey(SetName.ALLOWED_SOURCES, prefix, endpoint.interface): None
+        for prefix in prefixes
+        if not any(other != prefix and other.covers(prefix) for other in prefixes)
+    }

@@ -1,0 +1,139 @@
+"""Dirty objects -> changed table entries. From scratch is the same path with every object dirty.
+
+Every object contributes entries; where two contribute the same kernel key the object of the lower rank wins (a local
+workload over a route to another node), then the first by key, so that the order of updates never matters.
+No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from felixpy.calc.cluster_routes import block_entries, encapsulation_problem
+from felixpy.calc.endpoints import endpoint_entries
+from felixpy.calc.entries import Key, Value
+from felixpy.calc.host import Host, host_entries
+from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
+from felixpy.config import Settings
+from felixpy.model.resources import Kind, ResourceKey
+from felixpy.store import Store
+
+HOST: Final = ResourceKey(Kind.FELIX_CONFIGURATION, "")
+"""The node itself as an object: forwarding, external nodes. No resource can have an empty name."""
+
+_RANK = {kind: rank for rank, kind in enumerate(Kind)}
+
+
+class Absent:
+    """Marks a key that nobody wants any more; elements have the value None."""
+
+
+ABSENT: Final = Absent()
+Changes = dict[Key, Value | Absent]
+
+
+class Calculation:
+    """Contributions of all objects, and what is wrong with any of them (``problems``)."""
+
+    def __init__(self, store: Store, settings: Settings, host: Host) -> None:
+        self.store = store
+        self.settings = settings
+        self.host = host
+        self.problems: dict[ResourceKey, str] = {}
+        self._entries: dict[ResourceKey, dict[Key, Value]] = {}
+        self._owner: dict[Key, ResourceKey] = {}
+        self._rivals: dict[Key, set[ResourceKey]] = {}
+
+    def keys_of(self, thing: ResourceKey) -> Iterable[Key]:
+        """Table keys that an object contributes to."""
+        return self._entries.get(thing, {}).keys()
+
+    def owner_of(self, key: Key) -> ResourceKey | None:
+        """The object whose value of a key counts."""
+        return self._owner.get(key)
+
+    def entries(self) -> Changes:
+        """Every entry that counts, for a table that starts empty."""
+        return {key: self._entries[owner][key] for key, owner in self._owner.items()}
+
+    def reconfigure(self, settings: Settings, host: Host) -> Changes:
+        """Take other settings or facts of the host: everything is calculated again."""
+        self.settings, self.host = settings, host
+        return self.calculate({HOST, *self._entries, *self.store.all_keys()})
+
+    def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
+        """Calculate objects again and return every entry that changed."""
+        changes: Changes = {}
+        for thing in dirty:
+            entries, problem = self._calculate(thing)
+            if problem:
+                self.problems[thing] = problem
+            else:
+                self.problems.pop(thing, None)
+            self._contribute(thing, entries, changes)
+        return changes
+
+    def _calculate(self, thing: ResourceKey) -> tuple[dict[Key, Value], str]:
+        store, settings, host = self.store, self.settings, self.host
+        if thing == HOST:
+            return host_entries(settings, host) | external_node_entries(settings, host), ""
+        match thing.kind:
+            case Kind.WORKLOAD_ENDPOINT:
+                if endpoint := store.endpoints.get(thing):
+                    return endpoint_entries(endpoint, store, settings, host)
+            case Kind.IP_POOL:
+                if pool := store.pools.get(thing):
+                    return pool_entries(pool, store, settings, host), encapsulation_problem(pool.encapsulation)
+            case Kind.NODE:
+                if node := store.nodes.get(thing.name):
+                    return node_entries(node, settings, host), ""
+            case Kind.IPAM_BLOCK | Kind.BLOCK_AFFINITY:
+                if block := store.blocks.get(thing):
+                    return block_entries(block, store, settings, host)
+            case Kind.FELIX_CONFIGURATION:
+                pass  # becomes settings, never entries
+        return {}, ""
+
+    def _contribute(self, thing: ResourceKey, entries: dict[Key, Value], changes: Changes) -> None:
+        old = self._entries.get(thing, {})
+        if entries:
+            self._entries[thing] = entries
+        else:
+            self._entries.pop(thing, None)
+        for key in old.keys() - entries.keys():
+            self._withdraw(thing, key, changes)
+        for key, value in entries.items():
+            if key not in old:
+                self._claim(thing, key, value, changes)
+            elif old[key] != value and self._owner[key] == thing:
+                changes[key] = value
+
+    def _claim(self, thing: ResourceKey, key: Key, value: Value, changes: Changes) -> None:
+        owner = self._owner.get(key)
+        if owner is None or _rank(thing) < _rank(owner):
+            self._owner[key] = thing
+            changes[key] = value
+            thing = owner if owner is not None else thing
+        if owner is not None:
+            self._rivals.setdefault(key, set()).add(thing)
+
+    def _withdraw(self, thing: ResourceKey, key: Key, changes: Changes) -> None:
+        rivals = self._rivals.get(key)
+        if self._owner[key] != thing:
+            assert rivals is not None
+            rivals.discard(thing)
+        elif rivals:
+            heir = min(rivals, key=_rank)
+            rivals.discard(heir)
+            self._owner[key] = heir
+            changes[key] = self._entries[heir][key]
+        else:
+            del self._owner[key]
+            changes[key] = ABSENT
+        if rivals is not None and not rivals:
+            del self._rivals[key]
+
+
+def _rank(thing: ResourceKey) -> tuple[int, ResourceKey]:
+    return _RANK[thing.kind], thing

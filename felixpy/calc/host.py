@@ -1,0 +1,56 @@
+"""What the calculation has to know of the node's own kernel, gathered by the dataplane and passed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from felixpy.calc.entries import Key, SettingKey, Value
+from felixpy.config import Settings
+from felixpy.model.net import FAMILIES, Family, Net
+
+ALL_INTERFACES = "all"
+
+
+class HostAddress(NamedTuple):
+    """An address of an interface that is no workload's; ``net`` keeps the host bits."""
+
+    interface: str
+    net: Net
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Facts of the node: addresses, whether the kernel has IPv6, and ``net.ipv4.conf.default.rp_filter``."""
+
+    addresses: tuple[HostAddress, ...] = ()
+    ipv6: bool = True
+    rp_filter: int = 1
+
+    def parent_interface(self, gateway: bytes, own: Net | None) -> str | None:
+        """Interface to reach another node: the one whose subnet has the gateway, else the one with our node address."""
+        best: HostAddress | None = None
+        for address in self.addresses:
+            subnet = address.net
+            if subnet.covers(gateway) and (best is None or subnet.length > best.net.length):
+                best = address
+        if best is not None:
+            return best.interface
+        if own is not None:
+            for address in self.addresses:
+                if address.net.packed == own.packed:
+                    return address.interface
+        return None
+
+
+def supported_families(settings: Settings, host: Host) -> tuple[Family, ...]:
+    """Families that felixpy programs on this node."""
+    wanted = {Family.V4: settings.ipv4_support, Family.V6: settings.ipv6_support and host.ipv6}
+    return tuple(family for family in FAMILIES if wanted[family])
+
+
+def host_entries(settings: Settings, host: Host) -> dict[Key, Value]:
+    """Forwarding for the whole node. Per-interface forwarding does not suffice in IPv6 (DESIGN §11.2)."""
+    if not settings.ip_forwarding:
+        return {}
+    return {SettingKey(ALL_INTERFACES, family, "forwarding"): 1 for family in supported_families(settings, host)}

@@ -1,0 +1,57 @@
+"""Pools and nodes -> members of the sets that the NAT rule looks at. Pure.
+
+The NAT rule itself stands in ``felixpy.calc.rules``. A disabled pool still counts, a LoadBalancer-only pool is no pool
+for the exclusion but may be masqueraded itself (reference/felix.md §1.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from felixpy.calc.entries import ElementKey, Key, SetName, Value
+from felixpy.calc.host import Host, supported_families
+from felixpy.config import Settings
+from felixpy.model.net import Net
+from felixpy.model.resources import IPPool, Node
+from felixpy.store import Store
+
+
+def pool_entries(pool: IPPool, store: Store, settings: Settings, host: Host) -> dict[Key, Value]:
+    """Set members of one pool: none where a wider pool of the same set covers it."""
+    if pool.cidr.family not in supported_families(settings, host):
+        return {}
+    entries: dict[Key, Value] = {}
+    pools = store.pools.values()
+    if not pool.load_balancer_only and not _covered(pool, (p for p in pools if not p.load_balancer_only)):
+        entries[ElementKey(SetName.POOLS, pool.cidr)] = None
+    if pool.nat_outgoing and not _covered(pool, (p for p in pools if p.nat_outgoing)):
+        entries[ElementKey(SetName.MASQ_POOLS, pool.cidr)] = None
+    return entries
+
+
+def node_entries(node: Node, settings: Settings, host: Host) -> dict[Key, Value]:
+    """A node's addresses as members of the hosts set, where ExternalNodesCIDRList does not cover them."""
+    entries: dict[Key, Value] = {}
+    for family in supported_families(settings, host):
+        address = node.address(family)
+        if address is None:
+            continue
+        net = Net.host(address.packed)
+        if not any(cidr.covers(net) for cidr in settings.external_nodes_cidr_list):
+            entries[ElementKey(SetName.HOSTS, net)] = None
+    return entries
+
+
+def external_node_entries(settings: Settings, host: Host) -> dict[Key, Value]:
+    """ExternalNodesCIDRList as members of the hosts set."""
+    families = supported_families(settings, host)
+    cidrs = set(settings.external_nodes_cidr_list)
+    return {
+        ElementKey(SetName.HOSTS, cidr): None
+        for cidr in cidrs
+        if cidr.family in families and not any(other != cidr and other.covers(cidr) for other in cidrs)
+    }
+
+
+def _covered(pool: IPPool, others: Iterable[IPPool]) -> bool:
+    return any(other.cidr != pool.cidr and other.cidr.covers(pool.cidr) for other in others)

@@ -1,0 +1,385 @@
+"""nf_tables messages by nfnetlink: tables, chains, sets, elements, rules and their expressions.
+
+Expressions are written in the form in which the kernel prints them (registers, attribute order, no flag bits inside
+values), so that a rule read back can be compared with the rule that was sent. Numbers are from
+linux/netfilter/nf_tables.h; the bytes are compared with those of ``nft`` in the tests.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from felixpy.model.net import Family
+from felixpy.netlink.transport import NLM_F_APPEND, NLM_F_CREATE, Message, Request, attribute, attributes, nested
+
+NFNL_SUBSYS_NFTABLES = 10
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
+NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
+NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
+NEWRULE, GETRULE, DELRULE = 6, 7, 8
+NEWSET, GETSET, DELSET = 9, 10, 11
+NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+
+# linux/netfilter.h: NFPROTO_* and hooks
+NFPROTO = {Family.V4: 2, Family.V6: 10}
+HOOK_PREROUTING, HOOK_INPUT, HOOK_FORWARD, HOOK_OUTPUT, HOOK_POSTROUTING = range(5)
+
+NFT_SET_ANONYMOUS, NFT_SET_CONSTANT, NFT_SET_INTERVAL, NFT_SET_MAP = 0x1, 0x2, 0x4, 0x8
+NFT_SET_CONCAT = 0x80
+NFT_SET_ELEM_INTERVAL_END = 0x1
+SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DESC, SET_ID, SET_USERDATA = 1, 2, 3, 4, 5, 9, 10, 13
+ELEMENT_KEY, ELEMENT_FLAGS, ELEMENT_KEY_END = 1, 3, 10
+RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 3, 4, 7
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
+
+# libnftables' numbers of data types, which tell `nft list` how to print keys; a concatenation shifts by six bits.
+TYPE_IPV4_ADDR, TYPE_IPV6_ADDR, TYPE_IFNAME = 7, 8, 41
+INTERFACE_NAME_BYTES = 16
+
+# Registers as the kernel prints them: 1..4 are 16 bytes each, 8..23 the same space by 4 bytes.
+REG_VERDICT, REG_1, REG_2 = 0, 1, 2
+REG32_01, REG32_02 = 9, 10
+
+NF_DROP, NF_ACCEPT = 0, 1
+NFT_JUMP, NFT_RETURN = 0xFFFFFFFD, 0xFFFFFFFB
+
+NFT_CMP_EQ, NFT_CMP_NEQ = 0, 1
+NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
+NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_L4PROTO = 6, 7, 16
+NFT_CT_STATE = 0
+CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
+NF_NAT_RANGE_PROTO_SPECIFIED, NF_NAT_RANGE_PROTO_RANDOM_FULLY = 0x2, 0x10
+NF_NAT_RANGE_MAP_IPS = 0x1
+NFT_NAT_SNAT = 0
+NFT_REJECT_ICMP_UNREACH = 0
+ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH = 3, 4
+
+UDATA_RULE_COMMENT = 0
+UDATA_SET_KEYBYTEORDER, BYTEORDER_BIG_ENDIAN = 0, 2
+
+
+class Expression(NamedTuple):
+    """One expression: name and its attributes in ascending order; nested values are attribute streams."""
+
+    name: str
+    attributes: tuple[tuple[int, bytes], ...]
+
+
+class NftRule(NamedTuple):
+    """A rule in comparable form."""
+
+    expressions: tuple[Expression, ...]
+    comment: str = ""
+
+
+class Hook(NamedTuple):
+    """Where a base chain is attached."""
+
+    type: str
+    hook: int
+    priority: int
+
+
+class KernelSet(NamedTuple):
+    """A set's shape."""
+
+    name: str
+    key_type: int
+    key_length: int
+    flags: int
+
+
+class KernelElement(NamedTuple):
+    """An element as the kernel prints it."""
+
+    key: bytes
+    key_end: bytes | None
+    interval_end: bool
+
+
+# Attributes that felixpy sets, per expression; others that a newer kernel prints are its defaults and are not compared.
+_COMPARED = {
+    "payload": (1, 2, 3, 4),
+    "meta": (1, 2, 3),
+    "cmp": (1, 2, 3),
+    "lookup": (1, 2, 5),
+    "bitwise": (1, 2, 3, 4, 5),
+    "ct": (1, 2),
+    "immediate": (1, 2),
+    "masq": (1, 2, 3),
+    "nat": (1, 2, 3, 4, 5, 6, 7),
+    "reject": (1, 2),
+}
+
+
+def be32(value: int) -> bytes:
+    return struct.pack(">I", value & 0xFFFFFFFF)
+
+
+def name(text: str) -> bytes:
+    return text.encode() + b"\0"
+
+
+def interface_name(text: str) -> bytes:
+    """An interface name as a 16-byte key field."""
+    return text.encode().ljust(INTERFACE_NAME_BYTES, b"\0")
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+def request(command: int, flags: int, family: Family, *parts: bytes) -> Request:
+    header = struct.pack(">BBH", NFPROTO[family], 0, 0)
+    return Request(NFNL_SUBSYS_NFTABLES << 8 | command, flags, header + b"".join(parts))
+
+
+def batch(requests: Sequence[Request]) -> list[Request]:
+    """Wrap requests into one transaction; the first of ``requests`` has index 1 in the result."""
+    frame = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
+    return [Request(NFNL_MSG_BATCH_BEGIN, 0, frame), *requests, Request(NFNL_MSG_BATCH_END, 0, frame)]
+
+
+def new_table(family: Family, table: str) -> Request:
+    return request(NEWTABLE, NLM_F_CREATE, family, attribute(1, name(table)))
+
+
+def delete_table(family: Family, table: str) -> Request:
+    return request(DELTABLE, 0, family, attribute(1, name(table)))
+
+
+def new_chain(family: Family, table: str, chain: str, hook: Hook | None = None) -> Request:
+    parts = [attribute(CHAIN_TABLE, name(table)), attribute(CHAIN_NAME, name(chain))]
+    if hook is not None:
+        where = nested(CHAIN_HOOK, attribute(1, be32(hook.hook)), attribute(2, be32(hook.priority)))
+        parts += [where, attribute(CHAIN_POLICY, be32(NF_ACCEPT)), attribute(CHAIN_TYPE, name(hook.type))]
+    return request(NEWCHAIN, NLM_F_CREATE, family, *parts)
+
+
+def delete_chain(family: Family, table: str, chain: str) -> Request:
+    return request(DELCHAIN, 0, family, attribute(CHAIN_TABLE, name(table)), attribute(CHAIN_NAME, name(chain)))
+
+
+def new_rule(family: Family, table: str, chain: str, rule: NftRule) -> Request:
+    parts = [attribute(RULE_TABLE, name(table)), attribute(RULE_CHAIN, name(chain))]
+    parts.append(nested(RULE_EXPRESSIONS, *(_encode_expression(one) for one in rule.expressions)))
+    if rule.comment:
+        text = name(rule.comment)
+        parts.append(attribute(RULE_USERDATA, bytes((UDATA_RULE_COMMENT, len(text))) + text))
+    return request(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, *parts)
+
+
+def flush_chain(family: Family, table: str, chain: str) -> Request:
+    """Delete all rules of a chain: a DELRULE without a handle."""
+    return request(DELRULE, 0, family, attribute(RULE_TABLE, name(table)), attribute(RULE_CHAIN, name(chain)))
+
+
+def new_set(family: Family, table: str, shape: KernelSet, set_id: int, fields: Sequence[int] = ()) -> Request:
+    """Create a set; ``fields`` are the byte lengths of a concatenation with intervals (Linux 5.6)."""
+    parts = [
+        attribute(SET_TABLE, name(table)),
+        attribute(SET_NAME, name(shape.name)),
+        attribute(SET_FLAGS, be32(shape.flags)),
+        attribute(SET_KEY_TYPE, be32(shape.key_type)),
+        attribute(SET_KEY_LEN, be32(shape.key_length)),
+        attribute(SET_ID, be32(set_id)),
+        attribute(SET_USERDATA, struct.pack("=BBI", UDATA_SET_KEYBYTEORDER, 4, 0 if fields else BYTEORDER_BIG_ENDIAN)),
+    ]
+    if fields:
+        concat = nested(2, *(nested(1, attribute(1, be32(length))) for length in fields))
+        parts.append(nested(SET_DESC, concat))
+    return request(NEWSET, NLM_F_CREATE, family, *parts)
+
+
+def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = False) -> bytes:
+    """One list entry of an element message."""
+    parts = [nested(ELEMENT_KEY, attribute(1, key))]
+    if interval_end:
+        parts.append(attribute(ELEMENT_FLAGS, be32(NFT_SET_ELEM_INTERVAL_END)))
+    if key_end is not None:
+        parts.append(nested(ELEMENT_KEY_END, attribute(1, key_end)))
+    return nested(1, *parts)
+
+
+def set_elements(command: int, family: Family, table: str, set_name: str, elements: Iterable[bytes]) -> Request:
+    """NEWSETELEM or DELSETELEM with the given list entries (at most 64 KiB: an attribute's limit)."""
+    return request(
+        command,
+        NLM_F_CREATE if command == NEWSETELEM else 0,
+        family,
+        attribute(1, name(table)),
+        attribute(2, name(set_name)),
+        nested(3, *elements),
+    )
+
+
+def flush_set(family: Family, table: str, set_name: str) -> Request:
+    return request(DELSETELEM, 0, family, attribute(1, name(table)), attribute(2, name(set_name)))
+
+
+def dump(command: int, family: Family, *parts: bytes) -> Request:
+    """A dump of chains, sets or rules (filtered by table where the kernel can) or of one set's elements."""
+    return request(command, 0, family, *parts)
+
+
+def get_elements(family: Family, table: str, set_name: str) -> Request:
+    return dump(GETSETELEM, family, attribute(1, name(table)), attribute(2, name(set_name)))
+
+
+# --- expressions -------------------------------------------------------------------------------------------------
+
+
+def payload(base: int, offset: int, length: int, register: int = REG_1) -> Expression:
+    return Expression("payload", ((1, be32(register)), (2, be32(base)), (3, be32(offset)), (4, be32(length))))
+
+
+def meta(key: int, register: int = REG_1) -> Expression:
+    return Expression("meta", ((1, be32(register)), (2, be32(key))))
+
+
+def compare(data: bytes, operation: int = NFT_CMP_EQ) -> Expression:
+    return Expression("cmp", ((1, be32(REG_1)), (2, be32(operation)), (3, attribute(1, data))))
+
+
+def lookup(set_name: str, *, negated: bool = False) -> Expression:
+    flags = ((5, be32(1)),) if negated else ()
+    return Expression("lookup", ((1, name(set_name)), (2, be32(REG_1)), *flags))
+
+
+def mask(bits: bytes) -> Expression:
+    """``register 1 &= bits``."""
+    zero = bytes(len(bits))
+    return Expression(
+        "bitwise",
+        (
+            (1, be32(REG_1)),
+            (2, be32(REG_1)),
+            (3, be32(len(bits))),
+            (4, attribute(1, bits)),
+            (5, attribute(1, zero)),
+        ),
+    )
+
+
+def conntrack_state() -> Expression:
+    return Expression("ct", ((1, be32(REG_1)), (2, be32(NFT_CT_STATE))))
+
+
+def verdict(code: int, chain: str | None = None) -> Expression:
+    inner = attribute(1, be32(code)) + (attribute(2, name(chain)) if chain else b"")
+    return Expression("immediate", ((1, be32(REG_VERDICT)), (2, attribute(2, inner))))
+
+
+def immediate(data: bytes, register: int) -> Expression:
+    return Expression("immediate", ((1, be32(register)), (2, attribute(1, data))))
+
+
+def masquerade(flags: int, *, port_registers: tuple[int, int] | None = None) -> Expression:
+    ports = ((2, be32(port_registers[0])), (3, be32(port_registers[1]))) if port_registers else ()
+    return Expression("masq", ((1, be32(flags)), *ports))
+
+
+def source_nat(
+    family: Family, address_register: int, flags: int, *, port_registers: tuple[int, int] | None = None
+) -> Expression:
+    ports = ((5, be32(port_registers[0])), (6, be32(port_registers[1]))) if port_registers else ()
+    return Expression(
+        "nat",
+        (
+            (1, be32(NFT_NAT_SNAT)),
+            (2, be32(NFPROTO[family])),
+            (3, be32(address_register)),
+            (4, be32(address_register)),
+            *ports,
+            (7, be32(flags)),
+        ),
+    )
+
+
+def reject(code: int) -> Expression:
+    return Expression("reject", ((1, be32(NFT_REJECT_ICMP_UNREACH)), (2, bytes((code,)))))
+
+
+def _encode_expression(expression: Expression) -> bytes:
+    data = (attribute(kind, value) for kind, value in expression.attributes)
+    return nested(1, attribute(1, name(expression.name)), nested(2, *data))
+
+
+# --- decoders ----------------------------------------------------------------------------------------------------
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, "big")
+
+
+def message_attributes(message: Message) -> dict[int, bytes]:
+    """Attributes after the four bytes of ``nfgenmsg``."""
+    return dict(attributes(message.payload, 4))
+
+
+def decode_chain(message: Message) -> tuple[str, str, Hook | None, int]:
+    """(table, chain, hook or None, policy)."""
+    found = message_attributes(message)
+    hook = None
+    if CHAIN_HOOK in found:
+        where = dict(attributes(found[CHAIN_HOOK]))
+        priority = struct.unpack(">i", where[2])[0]
+        hook = Hook(_text(found.get(CHAIN_TYPE, b"")), _number(where[1]), priority)
+    policy = _number(found[CHAIN_POLICY]) if CHAIN_POLICY in found else NF_ACCEPT
+    return _text(found[CHAIN_TABLE]), _text(found[CHAIN_NAME]), hook, policy
+
+
+def decode_rule(message: Message) -> tuple[str, str, NftRule]:
+    """(table, chain, rule in comparable form)."""
+    found = message_attributes(message)
+    expressions = tuple(
+        _decode_expression(value) for kind, value in attributes(found.get(RULE_EXPRESSIONS, b"")) if kind == 1
+    )
+    comment = ""
+    userdata = found.get(RULE_USERDATA, b"")
+    if len(userdata) > 2 and userdata[0] == UDATA_RULE_COMMENT:
+        comment = _text(userdata[2 : 2 + userdata[1]])
+    return _text(found[RULE_TABLE]), _text(found[RULE_CHAIN]), NftRule(expressions, comment)
+
+
+def _decode_expression(data: bytes) -> Expression:
+    found = dict(attributes(data))
+    kind = _text(found.get(1, b""))
+    compared = _COMPARED.get(kind)
+    values = [
+        (number, value)
+        for number, value in attributes(found.get(2, b""))
+        if (compared is None or number in compared) and not (kind == "lookup" and number == 5 and not any(value))
+    ]
+    return Expression(kind, tuple(sorted(values)))
+
+
+def decode_set(message: Message) -> tuple[str, KernelSet]:
+    """(table, shape)."""
+    found = message_attributes(message)
+    flags = _number(found.get(SET_FLAGS, b"\0"))
+    shape = KernelSet(
+        _text(found[SET_NAME]), _number(found.get(SET_KEY_TYPE, b"\0")), _number(found.get(SET_KEY_LEN, b"\0")), flags
+    )
+    return _text(found[SET_TABLE]), shape
+
+
+def decode_elements(message: Message) -> list[KernelElement]:
+    """Elements of one datagram of an element dump."""
+    elements = []
+    for _, entry in attributes(message_attributes(message).get(3, b"")):
+        found = dict(attributes(entry))
+        key_end = found.get(ELEMENT_KEY_END)
+        elements.append(
+            KernelElement(
+                found[ELEMENT_KEY][4:] if ELEMENT_KEY in found else b"",
+                key_end[4:] if key_end is not None else None,
+                bool(_number(found.get(ELEMENT_FLAGS, b"\0")) & NFT_SET_ELEM_INTERVAL_END),
+            )
+        )
+    return elements

@@ -1,0 +1,173 @@
+"""The latest resource of every key, and the indexes that say which objects depend on it.
+
+It answers one question: given an update, which objects have to be calculated again? The answer never grows with the
+number of endpoints. No I/O, no event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from felixpy.model.net import Net
+from felixpy.model.resources import (
+    BlockAffinity,
+    FelixConfiguration,
+    IPAMBlock,
+    IPPool,
+    Kind,
+    Node,
+    ResourceKey,
+    Update,
+    WorkloadEndpoint,
+)
+
+
+class Store:
+    """Resources by key. ``node_name`` decides which endpoints are local."""
+
+    def __init__(self, node_name: str) -> None:
+        self.node_name = node_name
+        self.endpoints: dict[ResourceKey, WorkloadEndpoint] = {}
+        self.pools: dict[ResourceKey, IPPool] = {}
+        self.nodes: dict[str, Node] = {}
+        self.blocks: dict[ResourceKey, IPAMBlock | BlockAffinity] = {}
+        self.configurations: dict[ResourceKey, FelixConfiguration] = {}
+        self._by_address: dict[Net, set[ResourceKey]] = {}
+        self._by_interface: dict[str, set[ResourceKey]] = {}
+        self._by_node: dict[str, set[ResourceKey]] = {}
+
+    def __len__(self) -> int:
+        return len(self.endpoints) + len(self.pools) + len(self.nodes) + len(self.blocks) + len(self.configurations)
+
+    def apply(self, update: Update) -> set[ResourceKey]:
+        """Take one update and return the keys of the objects to calculate again.
+
+        FelixConfigurations are kept but make nothing dirty here: they become settings first.
+        """
+        resource = update.resource
+        match update.key.kind:
+            case Kind.WORKLOAD_ENDPOINT:
+                assert resource is None or isinstance(resource, WorkloadEndpoint)
+                return self._endpoint(update.key, resource)
+            case Kind.IP_POOL:
+                assert resource is None or isinstance(resource, IPPool)
+                return self._pool(update.key, resource)
+            case Kind.NODE:
+                assert resource is None or isinstance(resource, Node)
+                return self._node(update.key, resource)
+            case Kind.IPAM_BLOCK | Kind.BLOCK_AFFINITY:
+                assert resource is None or isinstance(resource, IPAMBlock | BlockAffinity)
+                return self._block(update.key, resource)
+            case Kind.FELIX_CONFIGURATION:
+                assert resource is None or isinstance(resource, FelixConfiguration)
+                if resource is None:
+                    self.configurations.pop(update.key, None)
+                else:
+                    self.configurations[update.key] = resource
+                return set()
+
+    def all_keys(self) -> set[ResourceKey]:
+        """Keys of every object that is calculated."""
+        nodes = {node.key for node in self.nodes.values()}
+        return {*self.endpoints, *self.pools, *self.blocks, *nodes}
+
+    def local(self, endpoint: WorkloadEndpoint) -> bool:
+        return endpoint.node == self.node_name
+
+    def address_owner(self, address: Net) -> ResourceKey | None:
+        """The local endpoint that has this address: of several the youngest, then the first by name."""
+        return self._owner(self._by_address.get(address, ()))
+
+    def interface_owner(self, interface: str) -> ResourceKey | None:
+        """The local endpoint behind this interface, by the same rule."""
+        return self._owner(self._by_interface.get(interface, ()))
+
+    def covering_pool(self, cidr: Net) -> IPPool | None:
+        """The longest pool that contains a block; LoadBalancer-only pools do not count."""
+        best: IPPool | None = None
+        for pool in self.pools.values():
+            if pool.load_balancer_only or not pool.cidr.covers(cidr):
+                continue
+            if best is None or (pool.cidr.length, best.key.name) > (best.cidr.length, pool.key.name):
+                best = pool
+        return best
+
+    def _owner(self, keys: Iterable[ResourceKey]) -> ResourceKey | None:
+        best: ResourceKey | None = None
+        for key in keys:
+            if best is None or self._precedes(key, best):
+                best = key
+        return best
+
+    def _precedes(self, one: ResourceKey, other: ResourceKey) -> bool:
+        created, rival = self.endpoints[one].created, self.endpoints[other].created
+        return created > rival if created != rival else one < other
+
+    def _endpoint(self, key: ResourceKey, new: WorkloadEndpoint | None) -> set[ResourceKey]:
+        dirty = {key}
+        old = self.endpoints.pop(key, None)
+        if old is not None and self.local(old):
+            for address in old.addresses:
+                dirty |= _discard(self._by_address, address, key)
+            dirty |= _discard(self._by_interface, old.interface, key)
+        if new is not None:
+            self.endpoints[key] = new
+            if self.local(new):
+                for address in new.addresses:
+                    dirty |= _add(self._by_address, address, key)
+                dirty |= _add(self._by_interface, new.interface, key)
+        return dirty
+
+    def _pool(self, key: ResourceKey, new: IPPool | None) -> set[ResourceKey]:
+        old = self.pools.pop(key, None)
+        if new is not None:
+            self.pools[key] = new
+        changed = [pool.cidr for pool in (old, new) if pool is not None]
+        blocks = {k for k, block in self.blocks.items() if any(cidr.covers(block.cidr) for cidr in changed)}
+        return {key, *self.pools, *blocks}
+
+    def _node(self, key: ResourceKey, new: Node | None) -> set[ResourceKey]:
+        self.nodes.pop(key.name, None)
+        if new is not None:
+            self.nodes[key.name] = new
+        return {key, *self._by_node.get(key.name, ())}
+
+    def _block(self, key: ResourceKey, new: IPAMBlock | BlockAffinity | None) -> set[ResourceKey]:
+        old = self.blocks.pop(key, None)
+        for name in block_nodes(old):
+            _discard(self._by_node, name, key)
+        if new is not None:
+            self.blocks[key] = new
+            for name in block_nodes(new):
+                _add(self._by_node, name, key)
+        return {key}
+
+
+def block_nodes(block: IPAMBlock | BlockAffinity | None) -> set[str]:
+    """Every node that a block's routes depend on."""
+    if block is None:
+        return set()
+    nodes = {block.host} if block.host else set()
+    if isinstance(block, IPAMBlock):
+        nodes |= {borrowed.node for borrowed in block.borrowed}
+    return nodes
+
+
+T = TypeVar("T")
+
+
+def _add(index: dict[T, set[ResourceKey]], at: T, key: ResourceKey) -> set[ResourceKey]:
+    """Index a key and return all that share the place."""
+    sharing = index.setdefault(at, set())
+    sharing.add(key)
+    return sharing
+
+
+def _discard(index: dict[T, set[ResourceKey]], at: T, key: ResourceKey) -> set[ResourceKey]:
+    """Remove a key from an index and return those that remain in the place."""
+    sharing = index.get(at, set())
+    sharing.discard(key)
+    if not sharing:
+        index.pop(at, None)
+    return sharing

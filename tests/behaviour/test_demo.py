@@ -1,0 +1,71 @@
+"""``felixpy demo``, run as a user does, without a terminal: its verdict, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from felixpy.demo.agent import FELIXPY, environment
+
+BACKENDS = ("auto", "nftables", "legacy", "nft")
+
+
+async def run_demo(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *FELIXPY,
+        "demo",
+        *arguments,
+        env=environment({"TMPDIR": str(tmp_path), "CI": "true"}),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    stdout, _ = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode is not None
+    return process.returncode, stdout.decode()
+
+
+@pytest.mark.parametrize("family", [(), ("--ipv6-only",)], ids=["dual", "v6"])
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_every_claim_of_the_demo_holds(tmp_path: Path, backend: str, family: tuple[str, ...]) -> None:
+    links = {path.name for path in Path("/sys/class/net").iterdir()}
+    code, said = await run_demo(tmp_path, "--backend", backend, *family)
+    claims = 32 if family else 64
+    assert f"{claims} of {claims} claims hold" in said, said
+    assert "without an agent 0 of" in said
+    assert code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in Path("/sys/class/net").iterdir()} == links
+
+
+async def test_an_unknown_back_end_is_one_sentence(tmp_path: Path) -> None:
+    code, said = await run_demo(tmp_path, "--backend", "pf")
+    assert code == 2
+    assert "nftables" in said and "Traceback" not in said
+
+
+async def test_keep_holds_the_lab_until_it_is_told_to_end(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *FELIXPY,
+        "demo",
+        "--ipv6-only",
+        "--keep",
+        env=environment({"TMPDIR": str(tmp_path)}),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout
+    async with asyncio.timeout(90):
+        while (line := await process.stdout.readline()) and b"nsenter" not in line:
+            pass
+    assert b"nsenter -t" in line
+    assert os.path.exists(f"/proc/{line.split()[2].decode()}/ns/net")  # noqa: PTH110 - a magic link
+    process.send_signal(signal.SIGTERM)
+    rest, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130
+    assert b"the lab is gone" in rest
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,46 @@
+"""What every test run ends with: one list of what was skipped and why, and no skip that this machine could have run.
+
+``FELIXPY_TEST_COMPLETE=1`` (set by ``make test``) turns each skip into a failure of the whole run: the set-up has
+installed everything that the tests ask for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+COMPLETE = "FELIXPY_TEST_COMPLETE"
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    return str(report.longrepr)
+
+
+def _skipped(terminal: pytest.TerminalReporter) -> list[pytest.TestReport]:
+    return [report for report in terminal.stats.get("skipped", []) if not hasattr(report, "wasxfail")]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = _skipped(terminalreporter)
+    terminalreporter.section("what did not run, and why")
+    if not skipped:
+        terminalreporter.write_line("nothing was skipped")
+    for report in skipped:
+        terminalreporter.write_line(f"{report.nodeid}: {_reason(report)}")
+    for reason, count in Counter(map(_reason, skipped)).most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
+    if skipped and os.environ.get(COMPLETE) == "1":
+        terminalreporter.write_line(f"{COMPLETE}=1: a skip fails the run; install what is named above", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    complete = os.environ.get(COMPLETE) == "1" and not hasattr(session.config, "workerinput")
+    if complete and terminal is not None and session.exitstatus == pytest.ExitCode.OK and _skipped(terminal):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
