@@ -133,7 +133,7 @@ class IptablesFilter(ABC):
 
     @abstractmethod
     def _in_use(self) -> bool:
-        """Whether the kernel can hold rules of this variant now; reading must not bring tables into being."""
+        """Whether the kernel has tables of this variant; without any, nothing can be ours and no tool is needed."""
 
     @abstractmethod
     async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
