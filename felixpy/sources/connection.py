@@ -206,7 +206,9 @@ def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
     if isinstance(origin, ssl.SSLCertVerificationError):
         return f"has a certificate that is not trusted ({origin.verify_message}); check FELIX_MQTTCAFILE"
     if isinstance(origin, ssl.SSLError):
-        return f"fails the TLS handshake ({origin.reason or origin}); check FELIX_MQTTTLS, the port and the certificates"
+        return (
+            f"fails the TLS handshake ({origin.reason or origin}); check FELIX_MQTTTLS, the port and the certificates"
+        )
     if isinstance(origin, socket.gaierror):
         return "has a host name that cannot be resolved; check FELIX_MQTTHOST"
     if isinstance(origin, ConnectionRefusedError):
@@ -216,4 +218,6 @@ def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
         return f"does not answer; check FELIX_MQTTHOST, FELIX_MQTTPORT and firewalls{hint}"
     if isinstance(origin, OSError):
         return f"cannot be reached: {origin.strerror or origin}"
-    return f"closed the connection: {error.__cause__ or error}"
+    code = _reason_code(error)
+    # paho gives 128 to a connection that ended without an MQTT packet.
+    return "closed the connection" if code in (None, 128) else f"closed the connection: {error.__cause__ or error}"
