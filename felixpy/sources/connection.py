@@ -26,7 +26,7 @@ RECEIVE_MAXIMUM = 65535
 SESSION_TAKEN_OVER = 142
 _BAD_CREDENTIALS = frozenset({4, 134})
 _NOT_AUTHORISED = frozenset({5, 135})
-_CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 10.0
 
 Receive = Callable[[aiomqtt.Message], None]
 
@@ -160,7 +160,7 @@ async def open_connection(
         properties=properties,
         keepalive=max(1, int(settings.mqtt_keepalive)),
         tls_context=_tls_context(settings),
-        timeout=_CONNECT_SECONDS,
+        timeout=_ANSWER_SECONDS,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )
     client.pending_calls_threshold = RECEIVE_MAXIMUM
