@@ -175,8 +175,11 @@ class Publisher:
 
     async def _write(self, wanted: Mapping[str, bytes], *, recount: bool) -> Outcome:
         scopes = sorted({topics.scope_of(topic) for topic in wanted})
-        shared = topics.manifest_topic(topics.SHARED)
-        await self._retained.read(self._connection, [shared, *map(topics.manifest_topic, scopes)])
+        every = {topics.SHARED, *scopes}
+        await self._retained.read(self._connection, sorted(map(topics.manifest_topic, every)))
+        if scopes and self._retained.manifest(topics.SHARED) is None:
+            # Every agent reads the shared scope: without its manifest each start would wait for quiet time.
+            scopes = sorted(every)
         await self._wait_for_writers(scopes)
         self._retained.foreign.clear()
         counts = {scope: await self._ledger(scope, anew=True) for scope in scopes if recount or self._untrusted(scope)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,10 @@ SESSION_TAKEN_OVER = 142
 _BAD_CREDENTIALS = frozenset({4, 134})
 _NOT_AUTHORISED = frozenset({5, 135})
 _ANSWER_SECONDS = 10.0
+
+# paho prints failures that reach people as a StreamError anyway.
+_QUIET = logging.getLogger("felixpy.sources.paho")
+_QUIET.setLevel(logging.CRITICAL)
 
 Receive = Callable[[aiomqtt.Message], None]
 
@@ -153,6 +158,7 @@ async def open_connection(
         username=settings.mqtt_username or None,
         password=_password(settings),
         identifier=client_id,
+        logger=_QUIET,
         queue_type=inbox,
         protocol=aiomqtt.ProtocolVersion.V5,
         clean_start=True,

@@ -96,6 +96,16 @@ def test_one_endpoint_among_many_reads_only_its_own_topic(broker: Broker) -> Non
     asyncio.run(scenario())
 
 
+def test_first_endpoint_makes_the_shared_scope_provable_too(broker: Broker) -> None:
+    async def scenario() -> None:
+        await put(broker, {"ippool/hand": pool("hand")})
+        async with open_publisher(settings_for(broker)) as publisher:
+            await publisher.apply(batch_of(endpoint("w")))
+        assert (await assert_true(broker))["shared"].counts == {"ippool": 1}
+
+    asyncio.run(scenario())
+
+
 def test_endpoint_that_moves_leaves_its_old_node(broker: Broker) -> None:
     async def scenario() -> None:
         async with open_publisher(settings_for(broker)) as publisher:
