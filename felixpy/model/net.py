@@ -61,6 +61,8 @@ def parse_address(text: str) -> bytes:
 
 def quote(value: object) -> str:
     """A value from outside for a one-line message: quoted, control characters escaped, at most 80 characters."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print very long numbers
+        return "a very long number"
     text = ascii(value[:81]) if isinstance(value, str) else ascii(value)
     return text if len(text) <= 80 else f"{text[:76]}…"
 
