@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 from broker import Broker, running
-from conftest import endpoint, following, pool, settings_for, wep_key
+from stream_lab import endpoint, following, pool, settings_for, wep_key
 
 from felixpy.model.documents import load_text
 from felixpy.publish import open_publisher

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import endpoint, following, pool, wep_key
+from stream_lab import endpoint, following, pool, wep_key
 
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.sources import SyncState, directory

@@ -13,7 +13,9 @@ import aiomqtt
 import msgspec
 import pytest
 from broker import Broker, running
-from conftest import (
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
+from stream_lab import (
     NODE,
     Recorder,
     affinity,
@@ -26,8 +28,6 @@ from conftest import (
     settings_for,
     wep_key,
 )
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.reasoncodes import ReasonCode
 
 from felixpy.config import Settings
 from felixpy.model.documents import load_text

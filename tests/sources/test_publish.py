@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from broker import Broker, running
-from conftest import affinity, endpoint, following, node, pool, put, retained, settings_for
+from stream_lab import affinity, endpoint, following, node, pool, put, retained, settings_for
 
 from felixpy import publish
 from felixpy.model.documents import load_text

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trustme
 from broker import Broker, running
-from conftest import following, pool, settings_for
+from stream_lab import following, pool, settings_for
 
 from felixpy.config import Settings
 from felixpy.model.documents import load_text
