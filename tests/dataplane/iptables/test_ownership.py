@@ -229,3 +229,18 @@ def test_a_host_without_the_programs_and_without_rules_has_nothing_to_remove(
     monkeypatch.setattr("felixpy.dataplane.iptables.tools._SEARCH_PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     asyncio.run(packet_filter.remove_all())
+
+
+@pytest.mark.parametrize("remover", [LegacyFilter, NftVariantFilter])
+def test_removing_all_by_either_variant_leaves_nothing_of_the_other(
+    packet_filter: IptablesFilter, family: Family, tool: str, remover: type[IptablesFilter]
+) -> None:
+    async def run() -> None:
+        await program(packet_filter, 1)
+        other = remover(family)
+        await other.remove_all()
+        other.close()
+
+    asyncio.run(run())
+    assert not [line for line in saved(tool) if "fpy-" in line]
+    assert output("ipset", "list", "-n") == ""
