@@ -53,6 +53,10 @@ class Calculation:
         """The object whose value of a key counts."""
         return self._owner.get(key)
 
+    def entries(self) -> Changes:
+        """Every entry that counts, for a table that starts empty."""
+        return {key: self._entries[owner][key] for key, owner in self._owner.items()}
+
     def reconfigure(self, settings: Settings, host: Host) -> Changes:
         """Take other settings or facts of the host: everything is calculated again."""
         self.settings, self.host = settings, host

@@ -128,6 +128,16 @@ class FelixConfiguration:
     created: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A valid object which says that its resource is gone: an IPAM block or affinity with ``deleted`` set.
+
+    It is an answer, not an error: whoever holds the resource under ``key`` drops it.
+    """
+
+    key: ResourceKey
+
+
 Resource = WorkloadEndpoint | IPPool | Node | IPAMBlock | BlockAffinity | FelixConfiguration
 
 

@@ -172,7 +172,7 @@ def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
 
 
 def neighbour_request(neighbour: KernelNeighbour, *, delete: bool = False) -> Request:
-    """Create or replace a permanent neighbour signed with ``protocol`` (NDA_PROTOCOL, Linux 4.20), or delete it."""
+    """Create or replace a permanent neighbour signed with ``protocol`` (NDA_PROTOCOL, Linux 5.0), or delete it."""
     family = Family.V4 if len(neighbour.address) == 4 else Family.V6
     header = _NEIGHBOUR.pack(family, 0, 0, neighbour.interface, NUD_PERMANENT, 0, 0)
     if delete:
@@ -235,3 +235,8 @@ def link_settings_request(index: int, settings: Mapping[str, int]) -> Request:
     values = [attribute(IPV4_DEVCONF[name], _U32.pack(value)) for name, value in settings.items()]
     conf = nested(IFLA_AF_SPEC, nested(Family.V4, nested(IFLA_INET_CONF, *values)))
     return Request(RTM_SETLINK, 0, _LINK.pack(0, 0, 0, index, 0, 0) + conf)
+
+
+def address_interface(message: Message) -> int:
+    """Interface index of an address message (``struct ifaddrmsg``)."""
+    return int(_U32.unpack_from(message.payload, 4)[0])

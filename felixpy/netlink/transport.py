@@ -214,18 +214,25 @@ class NetlinkSocket:
         except OSError:
             self.close()
             raise
-        messages = []
-        offset, end = 0, len(data)
-        while offset + 16 <= end:
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            messages.append(Message(kind, flags, sequence, data[offset + 16 : offset + length]))
-            offset += (length + 3) & ~3
-        return messages
+        return parse_messages(data)
 
     def _open(self) -> socket.socket:
         if self._socket is None:
             self._socket = open_socket(self._protocol)
         return self._socket
+
+
+def parse_messages(data: bytes) -> list[Message]:
+    """Messages of one datagram."""
+    messages = []
+    offset, end = 0, len(data)
+    while offset + 16 <= end:
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            break
+        messages.append(Message(kind, flags, sequence, data[offset + 16 : offset + length]))
+        offset += (length + 3) & ~3
+    return messages
 
 
 class DumpInterrupted(Exception):

@@ -1,0 +1,47 @@
+"""Settings: one typed declaration per setting, from which parsing, precedence, documentation and help follow.
+
+Precedence, highest first: environment, file, FelixConfiguration ``node.<name>``, the oldest FelixConfiguration with a
+matching ``nodeSelector``, FelixConfiguration ``default``, built-in default. Nothing here keeps state: who wants the
+settings after a change resolves all sources again.
+"""
+
+from felixpy.config.resolve import ProblemKind, SettingProblem, resolve, resolve_stream
+from felixpy.config.settings import DECLARATIONS, Declaration, Settings, needs_restart
+from felixpy.config.sources import SettingsFileError, SettingsSource, load_environment, load_toml
+from felixpy.config.table import settings_table_markdown
+from felixpy.config.values import (
+    AllowAction,
+    ChainInsertMode,
+    DenyAction,
+    EndpointToHostAction,
+    IptablesBackend,
+    NATOutgoingExclusions,
+    NFTablesMode,
+    PortRange,
+    ProgramClusterRoutes,
+)
+
+__all__ = [
+    "DECLARATIONS",
+    "AllowAction",
+    "ChainInsertMode",
+    "Declaration",
+    "DenyAction",
+    "EndpointToHostAction",
+    "IptablesBackend",
+    "NATOutgoingExclusions",
+    "NFTablesMode",
+    "PortRange",
+    "ProblemKind",
+    "ProgramClusterRoutes",
+    "SettingProblem",
+    "Settings",
+    "SettingsFileError",
+    "SettingsSource",
+    "load_environment",
+    "load_toml",
+    "needs_restart",
+    "resolve",
+    "resolve_stream",
+    "settings_table_markdown",
+]

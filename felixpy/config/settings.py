@@ -1,0 +1,300 @@
+"""All settings, one declaration each; parsing, precedence and documentation follow from it.
+
+Names are Felix's; a setting of our own says so. A default that differs from Felix's says why.
+"""
+
+# ruff: noqa: RUF009  the calls give dataclasses.field(), which is what the rule wants
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from felixpy.config.values import (
+    BOOLEAN,
+    INTERFACE_PREFIXES,
+    NODE_NAME,
+    OPTIONAL_PATH,
+    PATH,
+    PORT,
+    PORT_RANGE,
+    PREFIXES,
+    ROUTE_PROTOCOL,
+    SECRET,
+    TEXT,
+    TOPIC,
+    AllowAction,
+    ChainInsertMode,
+    DenyAction,
+    EndpointToHostAction,
+    IptablesBackend,
+    NATOutgoingExclusions,
+    NFTablesMode,
+    Parser,
+    PortRange,
+    ProgramClusterRoutes,
+    address,
+    choice,
+    duration,
+    integer,
+    pattern,
+    switch,
+    word,
+)
+from felixpy.model.net import Family, Net
+
+T = TypeVar("T")
+
+_KEY = "declaration"
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What there is to know of one setting beside its value.
+
+    ``also`` are further names, such as the one in FelixConfiguration where it differs by more than case; ``live``
+    settings take effect when they change in the stream, the others after a restart.
+    """
+
+    attribute: str
+    name: str
+    parser: Parser[Any]
+    doc: str
+    also: tuple[str, ...] = ()
+    ours: bool = False
+    local_only: bool = False
+    live: bool = True
+    secret: bool = False
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return f"FELIX_{self.name.upper()}"
+
+
+def _setting(
+    default: T, name: str, parser: Parser[T], doc: str, *also: str, ours: bool = False, live: bool = True
+) -> T:
+    declaration = Declaration("", name, parser, doc, also, ours, live=live)
+    value: T = field(default=default, metadata={_KEY: declaration})
+    return value
+
+
+def _local(
+    default: T, name: str, parser: Parser[T], doc: str, *also: str, ours: bool = True, secret: bool = False
+) -> T:
+    declaration = Declaration("", name, parser, doc, also, ours, local_only=True, live=False, secret=secret)
+    value: T = field(default=default, repr=not secret, metadata={_KEY: declaration})
+    return value
+
+
+# Felix distinguishes which encapsulation it routes for; only unencapsulated routes exist here.
+_CLUSTER_ROUTES = choice(
+    ProgramClusterRoutes,
+    {"EnabledNoEncapOnly": ProgramClusterRoutes.ENABLED, "EnabledIPIPOnly": ProgramClusterRoutes.DISABLED},
+)
+_PRIORITY_MOST = (1 << 31) - 2  # as in Felix; the kernel takes 32 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings, parsed. Intervals are seconds (0: off)."""
+
+    nodename: str = _local(
+        "", "FelixHostname", NODE_NAME, "Name of this node in the stream. `NODENAME` sets it, too; else the host name.",
+        ours=False,
+    )  # fmt: skip
+    interface_prefix: tuple[str, ...] = _setting(
+        ("cali",), "InterfacePrefix", INTERFACE_PREFIXES, "Interfaces whose name starts so belong to workloads."
+    )
+    ipv4_support: bool = _setting(True, "IPv4Support", BOOLEAN, "Program IPv4. Off removes all IPv4 state.", ours=True)
+    ipv6_support: bool = _setting(True, "Ipv6Support", BOOLEAN, "Program IPv6. Off removes all IPv6 state.")
+    ip_forwarding: bool = _setting(
+        True, "IPForwarding", switch("Enabled", "Disabled"), "Turn on the kernel's forwarding at start."
+    )
+    default_endpoint_to_host_action: EndpointToHostAction = _setting(
+        EndpointToHostAction.DROP, "DefaultEndpointToHostAction", choice(EndpointToHostAction),
+        "What happens to packets from a workload to its own node.",
+    )  # fmt: skip
+    iptables_filter_deny_action: DenyAction = _setting(
+        DenyAction.DROP, "IptablesFilterDenyAction", choice(DenyAction), "How iptables rules refuse a packet."
+    )
+    nftables_filter_deny_action: DenyAction = _setting(
+        DenyAction.DROP, "NftablesFilterDenyAction", choice(DenyAction), "How nftables rules refuse a packet."
+    )
+    iptables_filter_allow_action: AllowAction = _setting(
+        AllowAction.ACCEPT, "IptablesFilterAllowAction", choice(AllowAction), "How iptables rules let a packet pass."
+    )
+    nftables_filter_allow_action: AllowAction = _setting(
+        AllowAction.ACCEPT, "NftablesFilterAllowAction", choice(AllowAction), "How nftables rules let a packet pass."
+    )
+    disable_conntrack_invalid_check: bool = _setting(
+        False, "DisableConntrackInvalidCheck", BOOLEAN, "Do not drop packets that connection tracking calls invalid."
+    )
+    workload_source_spoofing_any: bool = _setting(
+        False, "WorkloadSourceSpoofing", switch("Any", "Disabled"), "Whether `allowSpoofedSourcePrefixes` is honoured."
+    )
+    allow_ipip_packets_from_workloads: bool = _setting(
+        False, "AllowIPIPPacketsFromWorkloads", BOOLEAN, "Let workloads send IPIP packets of their own."
+    )
+    allow_vxlan_packets_from_workloads: bool = _setting(
+        False, "AllowVXLANPacketsFromWorkloads", BOOLEAN, "Let workloads send VXLAN packets of their own."
+    )
+    nat_outgoing_exclusions: NATOutgoingExclusions = _setting(
+        NATOutgoingExclusions.IP_POOLS_ONLY, "NATOutgoingExclusions", choice(NATOutgoingExclusions),
+        "Destinations that natOutgoing leaves alone: pools, or pools and nodes.",
+    )  # fmt: skip
+    nat_port_range: PortRange | None = _setting(
+        None, "NATPortRange", PORT_RANGE, "Source ports of TCP and UDP behind NAT."
+    )
+    nat_outgoing_address: bytes | None = _setting(
+        None, "NATOutgoingAddress", address(Family.V4), "IPv4 source address of natOutgoing, instead of masquerading."
+    )
+    nat_outgoing_address_ipv6: bytes | None = _setting(
+        None, "NATOutgoingAddressIPv6", address(Family.V6), "The same for IPv6.", ours=True
+    )
+    iptables_nat_outgoing_interface_filter: str = _setting(
+        "", "IptablesNATOutgoingInterfaceFilter", pattern(r"[A-Za-z0-9_.-]{1,14}\+|[A-Za-z0-9_.-]{1,15}",
+        "an interface name, `+` at its end for any rest"), "Only packets that leave by this interface get natOutgoing.",
+    )  # fmt: skip
+    external_nodes_cidr_list: tuple[Net, ...] = _setting(
+        (), "ExternalNodesCIDRList", PREFIXES, "Nodes outside the cluster that count as its nodes.", "ExternalNodesList"
+    )
+    device_route_protocol: int = _setting(
+        222, "DeviceRouteProtocol", ROUTE_PROTOCOL, "`proto` of our routes: how we know them after a restart. "
+        "Felix's 3 is shared with others.", live=False,
+    )  # fmt: skip
+    device_route_source_address: bytes | None = _setting(
+        None, "DeviceRouteSourceAddress", address(Family.V4), "`src` of IPv4 routes to workloads."
+    )
+    device_route_source_address_ipv6: bytes | None = _setting(
+        None, "DeviceRouteSourceAddressIPv6", address(Family.V6), "`src` of IPv6 routes to workloads."
+    )
+    ipv4_normal_route_priority: int = _setting(
+        0, "IPv4NormalRoutePriority", integer(0, _PRIORITY_MOST), "Metric of IPv4 routes to workloads. Felix: 1024; "
+        "0 is what the CNI plugin uses, so that both make one route.",
+    )  # fmt: skip
+    ipv6_normal_route_priority: int = _setting(
+        1024, "IPv6NormalRoutePriority", integer(1, _PRIORITY_MOST), "Metric of IPv6 routes to workloads."
+    )
+    program_cluster_routes: ProgramClusterRoutes = _setting(
+        ProgramClusterRoutes.ENABLED, "ProgramClusterRoutes", _CLUSTER_ROUTES,
+        "Program unencapsulated routes to other nodes. `Disabled` (or `EnabledIPIPOnly`, Felix's default) leaves them "
+        "to a BGP speaker.",
+    )  # fmt: skip
+    remove_external_routes: bool = _setting(
+        True, "RemoveExternalRoutes", BOOLEAN, "Remove routes over workload interfaces that are not ours."
+    )
+    nftables_mode: NFTablesMode = _setting(
+        NFTablesMode.AUTO, "NFTablesMode", choice(NFTablesMode), "Use nftables. `Auto`: as the host does.", live=False
+    )
+    iptables_backend: IptablesBackend = _setting(
+        IptablesBackend.AUTO, "IptablesBackend", choice(IptablesBackend), "Which iptables. `Auto`: as the host does.",
+        live=False,
+    )  # fmt: skip
+    chain_insert_mode: ChainInsertMode = _setting(
+        ChainInsertMode.INSERT, "ChainInsertMode", choice(ChainInsertMode),
+        "Our jumps go before or after other rules (iptables only).",
+    )  # fmt: skip
+    max_ipset_size: int = _setting(
+        1048576, "MaxIpsetSize", integer(1, 1 << 30), "Most members of an ipset.", live=False
+    )
+    interface_refresh_interval: float = _setting(
+        90.0, "InterfaceRefreshInterval", duration(), "How often interfaces are read again. 0: never."
+    )
+    route_refresh_interval: float = _setting(
+        90.0, "RouteRefreshInterval", duration(), "How often routes and neighbours are read again. 0: never."
+    )
+    iptables_refresh_interval: float = _setting(
+        180.0, "IptablesRefreshInterval", duration(), "How often iptables rules are read again. 0: never."
+    )
+    ipsets_refresh_interval: float = _setting(
+        90.0, "IpsetsRefreshInterval", duration(), "How often ipsets are read again. 0: never."
+    )
+    nftables_refresh_interval: float = _setting(
+        180.0, "NftablesRefreshInterval", duration(), "How often our nftables are read again. 0: never."
+    )
+    health_enabled: bool = _setting(False, "HealthEnabled", BOOLEAN, "Serve /liveness and /readiness.", live=False)
+    health_host: str = _setting("localhost", "HealthHost", TEXT, "Where to serve them.", live=False)
+    health_port: int = _setting(9099, "HealthPort", PORT, "Port of them.", live=False)
+    prometheus_metrics_enabled: bool = _setting(
+        False, "PrometheusMetricsEnabled", BOOLEAN, "Serve /metrics.", live=False
+    )
+    prometheus_metrics_host: str = _setting(
+        "", "PrometheusMetricsHost", TEXT, "Where to serve them; empty: on every address.", live=False
+    )
+    prometheus_metrics_port: int = _setting(9091, "PrometheusMetricsPort", PORT, "Port of them.", live=False)
+    log_severity_screen: str = _setting(
+        "INFO",
+        "LogSeverityScreen",
+        word("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"),
+        "Least severe log line.",
+    )
+    reporting_interval_secs: float = _setting(
+        30.0, "ReportingIntervalSecs", duration(), "How often the agent's status is published. 0: at changes only.",
+        "ReportingInterval",
+    )  # fmt: skip
+    endpoint_status_path_prefix: str = _setting(
+        "", "EndpointStatusPathPrefix", pattern(r"/[^\x00-\x1f\x7f]*", "an absolute path"),
+        "Directory under which `endpoint-status/` gets a file per ready endpoint, for the CNI plugin. Felix: "
+        "`/var/run/calico`.", live=False,
+    )  # fmt: skip
+    # The stream. All our own, environment and file only.
+    resource_directory: Path = _local(
+        Path("/etc/felixpy/resources"),
+        "ResourceDirectory",
+        PATH,
+        "Directory of manifests: the source without a broker.",
+    )
+    mqtt_host: str = _local("", "MQTTHost", TEXT, "Broker. If set, MQTT is the source.")
+    mqtt_port: int = _local(0, "MQTTPort", PORT, "Port of the broker. 0: 8883 with TLS, else 1883.")
+    mqtt_topic_root: str = _local("felixpy/v1", "MQTTTopicRoot", TOPIC, "Root of all topics.")
+    mqtt_client_id: str = _local("", "MQTTClientID", TEXT, "Client id; empty: made from the node's name.")
+    mqtt_username: str = _local("", "MQTTUsername", TEXT, "User at the broker.")
+    mqtt_password: str = _local("", "MQTTPassword", SECRET, "Password. Never logged.", secret=True)
+    mqtt_password_file: Path | None = _local(None, "MQTTPasswordFile", OPTIONAL_PATH, "File that holds the password.")
+    mqtt_tls: bool = _local(False, "MQTTTLS", BOOLEAN, "Use TLS.")
+    mqtt_ca_file: Path | None = _local(
+        None, "MQTTCAFile", OPTIONAL_PATH, "Certificates to trust; unset: the system's.", "MQTTCACertFile"
+    )
+    mqtt_cert_file: Path | None = _local(None, "MQTTCertFile", OPTIONAL_PATH, "Client certificate.")
+    mqtt_key_file: Path | None = _local(None, "MQTTKeyFile", OPTIONAL_PATH, "Key of the client certificate.")
+    mqtt_keepalive: float = _local(20.0, "MQTTKeepalive", duration(1.0, 65535.0), "MQTT keep-alive.")
+    snapshot_timeout: float = _local(
+        5.0, "SnapshotTimeout", duration(0.1), "Without progress for so long, a snapshot is read again in parts."
+    )
+    snapshot_quiet_time: float = _local(
+        1.0, "SnapshotQuietTime", duration(0.01), "Without manifests: in sync after so long a silence."
+    )
+
+    @property
+    def mqtt_enabled(self) -> bool:
+        """MQTT is the source if a broker is named, the resource directory otherwise."""
+        return bool(self.mqtt_host)
+
+
+def _declarations() -> dict[str, Declaration]:
+    found = {}
+    for item in fields(Settings):
+        declared: Declaration = item.metadata[_KEY]
+        found[item.name] = Declaration(
+            item.name, declared.name, declared.parser, declared.doc, declared.also,
+            declared.ours, declared.local_only, declared.live, declared.secret,
+        )  # fmt: skip
+    return found
+
+
+DECLARATIONS: Mapping[str, Declaration] = _declarations()
+"""Attribute of ``Settings`` → its declaration, in the order of the documentation."""
+
+DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Settings)}
+
+
+def needs_restart(old: Settings, new: Settings) -> tuple[str, ...]:
+    """Names of the settings that differ but take effect only after a restart."""
+    return tuple(
+        declaration.name
+        for attribute, declaration in DECLARATIONS.items()
+        if not declaration.live and getattr(old, attribute) != getattr(new, attribute)
+    )

@@ -1,0 +1,285 @@
+"""Types of settings, and their one way from text to value.
+
+A parser takes text that is not empty and either gives a legal value or raises ``ValueError`` with a reason; what is
+legal stands in ``expected``, which is also what the documentation prints.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from felixpy.model.invalid import InvalidResource
+from felixpy.model.names import check_name
+from felixpy.model.net import Family, Net, family_of, parse_address
+
+T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
+
+
+class EndpointToHostAction(StrEnum):
+    DROP = "Drop"
+    ACCEPT = "Accept"
+    RETURN = "Return"
+    REJECT = "Reject"
+
+
+class DenyAction(StrEnum):
+    DROP = "DROP"
+    REJECT = "REJECT"
+
+
+class AllowAction(StrEnum):
+    ACCEPT = "ACCEPT"
+    RETURN = "RETURN"
+
+
+class NATOutgoingExclusions(StrEnum):
+    IP_POOLS_ONLY = "IPPoolsOnly"
+    IP_POOLS_AND_HOST_IPS = "IPPoolsAndHostIPs"
+
+
+class NFTablesMode(StrEnum):
+    AUTO = "Auto"
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+
+
+class IptablesBackend(StrEnum):
+    AUTO = "Auto"
+    LEGACY = "Legacy"
+    NFT = "NFT"
+
+
+class ChainInsertMode(StrEnum):
+    INSERT = "insert"
+    APPEND = "append"
+
+
+class ProgramClusterRoutes(StrEnum):
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+
+
+class PortRange(NamedTuple):
+    """Inclusive range of ports."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parser(Generic[T]):
+    """``zero`` is the value of the word ``none``, in a tuple; an empty tuple if the setting has no such value."""
+
+    expected: str
+    parse: Callable[[str], T]
+    zero: tuple[T, ...] = ()
+
+
+_TRUE = frozenset({"true", "1", "yes", "y", "t"})
+_FALSE = frozenset({"false", "0", "no", "n", "f"})
+
+
+def _parse_boolean(text: str) -> bool:
+    word = text.lower()
+    if word not in _TRUE | _FALSE:
+        raise ValueError("is neither true nor false")
+    return word in _TRUE
+
+
+BOOLEAN = Parser("`true` or `false`", _parse_boolean, (False,))
+
+
+def switch(on: str, off: str) -> Parser[bool]:
+    """A boolean with words of its own."""
+
+    def parse(text: str) -> bool:
+        if text.lower() not in (on.lower(), off.lower()):
+            raise ValueError("is not one of the legal words")
+        return text.lower() == on.lower()
+
+    return Parser(f"`{on}` or `{off}`", parse)
+
+
+def choice(legal: type[E], also: Mapping[str, E] | None = None) -> Parser[E]:
+    """One of the words of an enum in any case; ``also`` maps further words to them."""
+    words = {str(value): value for value in legal} | dict(also or {})
+    lower = {word.lower(): value for word, value in words.items()}
+
+    def parse(text: str) -> E:
+        if text.lower() not in lower:
+            raise ValueError("is not one of the legal words")
+        return lower[text.lower()]
+
+    return Parser(_listing(list(words)), parse)
+
+
+def word(*legal: str) -> Parser[str]:
+    """One of some words in any case, as written here."""
+    lower = {value.lower(): value for value in legal}
+
+    def parse(text: str) -> str:
+        if text.lower() not in lower:
+            raise ValueError("is not one of the legal words")
+        return lower[text.lower()]
+
+    return Parser(_listing(list(legal)), parse)
+
+
+def _listing(words: list[str]) -> str:
+    quoted = [f"`{word}`" for word in words]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else quoted[0]
+
+
+def integer(least: int, most: int) -> Parser[int]:
+    """A whole number in a range."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+            raise ValueError("is not a whole number")
+        if not least <= int(text) <= most:
+            raise ValueError("is out of range")
+        return int(text)
+
+    return Parser(f"a whole number from {least} to {most}", parse, (0,) if least <= 0 <= most else ())
+
+
+PORT = integer(0, 65535)
+
+# linux/rtnetlink.h, iproute2's rt_protos, FRR (193-197), Calico (80). Routes with our number are ours to delete.
+_TAKEN_PROTOCOLS = frozenset({1, 2, 3, 4, *range(8, 19), 42, 80, 84, 99, *range(186, 190), *range(192, 198)})
+
+
+def _parse_route_protocol(text: str) -> int:
+    number = integer(1, 255).parse(text)
+    if number in _TAKEN_PROTOCOLS:
+        raise ValueError("is the number of another routing program, whose routes would be deleted")
+    return number
+
+
+ROUTE_PROTOCOL = Parser("a number from 1 to 255 that no other program uses, such as 222", _parse_route_protocol)
+
+_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NUMBER = r"(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})"
+_PART = re.compile(rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h)")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a Go duration (``1m30s``) or of a plain number of seconds (``90``, ``0.5``).
+
+    Raises:
+        ValueError
+    """
+    if re.fullmatch(_NUMBER, text):
+        return float(text)
+    if not re.fullmatch(rf"(?:{_PART.pattern})+", text):
+        raise ValueError("is not a duration")
+    return math.fsum(float(number) * _UNIT_SECONDS[unit] for number, unit in _PART.findall(text))
+
+
+def duration(least: float = 0.0, most: float = 1e9) -> Parser[float]:
+    """Seconds, as a number or a Go duration."""
+
+    def parse(text: str) -> float:
+        seconds = parse_duration(text)
+        if not least <= seconds <= most:
+            raise ValueError("is out of range")
+        return seconds
+
+    floor = "" if not least else f" of at least {least:g} s"
+    expected = f"a duration{floor} like `90s` or `1m30s`, or seconds like `90`"
+    return Parser(expected, parse, (0.0,) if not least else ())
+
+
+def _parse_port_range(text: str) -> PortRange | None:
+    first, colon, last = text.partition(":")
+    bounds = [int(part) for part in (first, last or first) if re.fullmatch("[0-9]{1,5}", part)]
+    if len(bounds) != 2 or (colon and not last):
+        raise ValueError("is not a range of ports")
+    if not 1 <= bounds[0] <= bounds[1] <= 65535:
+        raise ValueError("is out of range, or its ends are swapped")
+    return PortRange(*bounds)
+
+
+PORT_RANGE: Parser[PortRange | None] = Parser("`first:last`, ports from 1 to 65535", _parse_port_range, (None,))
+
+
+def address(family: Family) -> Parser[bytes | None]:
+    """One address of one family."""
+
+    def parse(text: str) -> bytes | None:
+        packed = parse_address(text)
+        if family_of(packed) is not family:
+            raise ValueError(f"is not an {family} address")
+        return packed
+
+    return Parser(f"an {family} address", parse, (None,))
+
+
+def _parse_prefixes(text: str) -> tuple[Net, ...]:
+    return tuple(dict.fromkeys(Net.parse(item) for item in _items(text)))
+
+
+PREFIXES: Parser[tuple[Net, ...]] = Parser("CIDRs or addresses, separated by commas", _parse_prefixes, ((),))
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _parse_interface_prefixes(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(_items(text)))
+    if not found or not all(re.fullmatch(r"[A-Za-z0-9_.-]{1,14}", item) for item in found):
+        raise ValueError("holds something that no interface name starts with")
+    return found
+
+
+INTERFACE_PREFIXES = Parser(
+    "prefixes of interface names, at most 14 characters each, separated by commas", _parse_interface_prefixes
+)
+
+
+def pattern(regex: str, expected: str, *, zero: bool = True) -> Parser[str]:
+    """Text that fits a regular expression as a whole."""
+    compiled = re.compile(regex)
+
+    def parse(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError("does not have that form")
+        return text
+
+    return Parser(expected, parse, ("",) if zero else ())
+
+
+TEXT = pattern(r"[^\x00-\x1f\x7f]+", "text on one line")
+SECRET = Parser("text", str)
+
+
+def _parse_path(text: str) -> Path:
+    if "\x00" in text:
+        raise ValueError("holds a zero byte")
+    return Path(text)
+
+
+PATH = Parser("a path", _parse_path)
+OPTIONAL_PATH: Parser[Path | None] = Parser("a path", _parse_path, (None,))
+
+
+def _parse_node_name(text: str) -> str:
+    try:
+        return check_name(text.lower(), "")  # Calico writes host names in lower case, too
+    except InvalidResource as error:
+        raise ValueError(error.reason) from None
+
+
+NODE_NAME = Parser("a DNS name", _parse_node_name)
+TOPIC = pattern(r"[^+#$/\x00-\x1f\x7f][^+#/\x00-\x1f\x7f]*(?:/[^+#/\x00-\x1f\x7f]+)*", "an MQTT topic", zero=False)

@@ -1,0 +1,372 @@
+"""One apply: make the kernel equal to what is wanted, for all tables, in an order that never breaks traffic.
+
+    set members and rules in  →  settings, neighbours and routes in  →  routes out  →  set members out
+
+Only this module decides about writing; it is driven by one task. Nothing is removed, and no rule is changed, before the
+stream has said that its snapshot is complete (``complete``): additions alone may go early, and only into rules that
+stand already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from felixpy.calc.entries import (
+    SET_TYPES,
+    ElementKey,
+    Key,
+    NeighbourKey,
+    Route,
+    RouteKey,
+    SettingKey,
+    SetType,
+)
+from felixpy.calc.graph import Absent, Changes
+from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
+from felixpy.config import Settings
+from felixpy.dataplane.interface_settings import InterfaceSettingTable
+from felixpy.dataplane.links import LinkEvents, Links
+from felixpy.dataplane.neighbours import NeighbourTable
+from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
+from felixpy.dataplane.routes import RouteTable
+from felixpy.dataplane.table import Delta, KeyedTable
+from felixpy.model.net import Family
+from felixpy.netlink import rtnetlink
+from felixpy.netlink.inventory import read_advertised_default_interfaces
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket, Request
+
+REQUESTS_PER_SEND = 500
+GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
+"""Removing what is not there any more is a success."""
+
+AnyTable = KeyedTable[Any, Any, Any]
+
+
+class Operation(tuple[str, str, str]):
+    """For people: verb (``add``, ``change``, ``remove``), table, and the entry's text."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class ApplyReport:
+    """What one apply did: entries written by table, keys looked at, and families whose filter failed as a whole."""
+
+    written: int = 0
+    looked_at: set[Key] = field(default_factory=set)
+    failures: dict[Family, str] = field(default_factory=dict)
+
+
+class FilterTables:
+    """A packet-filter back-end of one family with its two keyed tables."""
+
+    def __init__(self, packet_filter: PacketFilter) -> None:
+        self.filter = packet_filter
+        self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
+            f"ipv{packet_filter.family.version}-rules", lambda key, value: value
+        )
+        self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
+            f"ipv{packet_filter.family.version}-sets", lambda key, value: None
+        )
+        self.containers = False
+
+    def want_rules(self, settings: RuleSettings) -> None:
+        """Take the rules that these settings mean."""
+        rendered = self.filter.render(desired_chains(settings))
+        for key in self.chains.desired.keys() - rendered.keys():
+            self.chains.drop(key)
+        for key, rules in rendered.items():
+            if self.chains.desired.get(key) != rules:
+                self.chains.want(key, rules)
+
+    async def read(self) -> None:
+        """Read the kernel.
+
+        Raises:
+            OSError, FilterError
+        """
+        state = await self.filter.read()
+        self.containers = state.containers
+        self.chains.adopt(dict(state.chains))
+        self.elements.adopt(dict.fromkeys(state.elements))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether sets and rules stand in the kernel, so that members may be added ahead of a complete snapshot."""
+        return self.containers and bool(self.chains.committed)
+
+
+class Dataplane:
+    """All kernel tables of the node, and the one way to write them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        links: Links,
+        filters: Mapping[Family, PacketFilter],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.links = links
+        self.clock = clock
+        self.socket = NetlinkSocket(NETLINK_ROUTE)
+        self.routes = RouteTable(links, settings, clock)
+        self.neighbours = NeighbourTable(links, settings)
+        self.interface_settings = InterfaceSettingTable(links)
+        self.filters: dict[Family, FilterTables] = {family: FilterTables(one) for family, one in filters.items()}
+
+    def configure(self, settings: Settings) -> None:
+        """Take other settings; what is ours in the kernel may now be something else."""
+        self.settings = self.routes.settings = self.neighbours.settings = settings
+
+    async def use_filters(self, filters: Mapping[Family, PacketFilter], entries: Changes) -> None:
+        """Take another back-end or other families; ``entries`` is everything wanted.
+
+        Raises:
+            OSError, FilterError: the new back-end cannot be read.
+        """
+        for old in self.filters.values():
+            old.filter.close()
+        self.filters = {family: FilterTables(one) for family, one in filters.items()}
+        self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
+        for tables in self.filters.values():
+            await tables.read()
+
+    def tables(self) -> list[AnyTable]:
+        """All tables, for counting and looking."""
+        tables: list[AnyTable] = [self.routes.table, self.neighbours.table, self.interface_settings.table]
+        for one in self.filters.values():
+            tables += [one.chains, one.elements]
+        return tables
+
+    def close(self) -> None:
+        self.socket.close()
+        for tables in self.filters.values():
+            tables.filter.close()
+
+    def want(self, changes: Changes) -> None:
+        """Take what the calculation changed."""
+        for key, value in changes.items():
+            table = self.table_of(key)
+            if table is None:
+                continue
+            if isinstance(value, Absent):
+                table.drop(key)
+            else:
+                table.want(key, value)
+
+    def table_of(self, key: Key) -> AnyTable | None:
+        """The table that a key belongs to; None for a set member of a family without a packet filter."""
+        if isinstance(key, RouteKey):
+            return self.routes.table
+        if isinstance(key, ElementKey):
+            tables = self.filters.get(key.family)
+            return tables.elements if tables else None
+        if isinstance(key, NeighbourKey):
+            return self.neighbours.table
+        return self.interface_settings.table
+
+    def want_rules(self, *, nftables: bool) -> None:
+        """Take the rules that the settings mean."""
+        for family, tables in self.filters.items():
+            tables.want_rules(RuleSettings.of(self.settings, family, nftables=nftables))
+
+    def link_events(self, events: LinkEvents) -> None:
+        """Look again at everything that hangs on interfaces that changed."""
+        for interface in events.changed | events.lost:
+            lost = interface in events.lost
+            for table in (self.routes.table, self.neighbours.table, self.interface_settings.table):
+                table.interface_changed(interface, lost=lost)
+
+    async def read(self) -> dict[Family, str]:
+        """Read everything of ours from the kernel; from then on every key is looked at again.
+
+        Returns:
+            Families whose packet filter could not be read, with the reason; the others are unaffected.
+
+        Raises:
+            OSError: routing tables or links could not be read.
+        """
+        messages = self.socket.dump_all(rtnetlink.link_dump_request())
+        self.links.replace(rtnetlink.decode_link(message) for message in messages)
+        await asyncio.sleep(0)
+        self.routes.table.adopt(self.routes.read(self.socket))
+        await asyncio.sleep(0)
+        self.neighbours.table.adopt(self.neighbours.read(self.socket))
+        self.interface_settings.table.adopt(self.interface_settings.read())
+        failures = {}
+        for family, tables in self.filters.items():
+            try:
+                await tables.read()
+            except (OSError, FilterError) as error:
+                failures[family] = str(error)
+        return failures
+
+    async def apply(self, *, complete: bool) -> ApplyReport:
+        """Write all differences.
+
+        Raises:
+            OSError: the routing socket broke; every difference is still dirty and the next apply tries again.
+        """
+        report = ApplyReport(looked_at=self._dirty())
+        for family, tables in self.filters.items():
+            await self._apply_filter(family, tables, complete, report)
+        await self._apply_settings(report)
+        await self._apply_routing(report, removals=False)
+        if complete:
+            await self._apply_routing(report, removals=True)
+            for family, tables in self.filters.items():
+                await self._remove_elements(family, tables, report)
+        return report
+
+    def plan(self) -> list[Operation]:
+        """What ``apply(complete=True)`` would do now, without doing it."""
+        now = self.clock()
+        operations: list[Operation] = []
+        for table in self.tables():
+            operations += _describe(table, now)
+        return operations
+
+    def next_wake(self) -> float | None:
+        """When something is due without any event: a retry, the end of a grace period. On the clock."""
+        times = [table.next_retry() for table in self.tables()]
+        times.append(self.routes.next_removal())
+        return min((at for at in times if at is not None), default=None)
+
+    def _dirty(self) -> set[Key]:
+        dirty: set[Key] = {*self.routes.table.dirty, *self.neighbours.table.dirty, *self.interface_settings.table.dirty}
+        for tables in self.filters.values():
+            dirty |= tables.elements.dirty
+        return dirty
+
+    # --- packet filter -----------------------------------------------------------------------------------------
+
+    async def _apply_filter(self, family: Family, tables: FilterTables, complete: bool, report: ApplyReport) -> None:
+        if not tables.elements.dirty and not tables.chains.dirty:
+            return
+        if not complete and not tables.in_place:
+            return
+        now = self.clock()
+        elements = tables.elements.delta(now)
+        chains = tables.chains.delta(now) if complete else Delta[ChainKey, RenderedChain]()
+        removed = {key: None for key in elements.remove if complete and SET_TYPES[key.set] is SetType.NET}
+        change = FilterChange(
+            chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
+        )
+        if not change:
+            return
+        refused = await self._write_filter(family, tables, change, report)
+        tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
+        written = Delta(elements.put, removed)
+        tables.elements.record(written, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+
+    async def _remove_elements(self, family: Family, tables: FilterTables, report: ApplyReport) -> None:
+        if not tables.elements.dirty:
+            return
+        now = self.clock()
+        delta = Delta(remove=tables.elements.delta(now).remove)
+        if delta:
+            refused = await self._write_filter(family, tables, FilterChange(remove=list(delta.remove)), report)
+            tables.elements.record(delta, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+
+    @staticmethod
+    async def _write_filter(
+        family: Family, tables: FilterTables, change: FilterChange, report: ApplyReport
+    ) -> Mapping[ChainKey | ElementKey, str]:
+        """Write; a failure of the back-end as a whole is every key's failure, and stays in its family."""
+        try:
+            if not tables.containers:
+                await tables.filter.create_containers()
+                tables.containers = True
+            refused = await tables.filter.write(change)
+        except (OSError, FilterError) as error:
+            report.failures[family] = str(error)
+            refused = dict.fromkeys((*change.chains, *change.add, *change.remove), str(error))
+        report.written += len(change.chains) + len(change.add) + len(change.remove) - len(refused)
+        return refused
+
+    # --- settings, neighbours, routes --------------------------------------------------------------------------
+
+    async def _apply_settings(self, report: ApplyReport) -> None:
+        tables = self.interface_settings
+        if not tables.table.dirty:
+            return
+        now = self.clock()
+        delta = tables.table.delta(now)
+        if not delta:
+            return
+        requests = tables.requests(delta.put)
+        refusals = await self._send([request for _, request in requests])
+        refused = {key: words for index, words in refusals.items() for key in requests[index][0]}
+        advertised: set[int] = set()
+        if any(key.family is Family.V6 and key.name == "forwarding" for key in delta.put):
+            advertised = await read_advertised_default_interfaces()
+        refused |= tables.write_proc(delta.put, advertised)
+        report.written += len(delta.put) - len(refused)
+        tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
+
+    async def _apply_routing(self, report: ApplyReport, *, removals: bool) -> None:
+        """Routes and neighbours of both families in common batches; after removals everything else is in place."""
+        if not self.routes.table.dirty and not self.neighbours.table.dirty:
+            return
+        now = self.clock()
+        routes, neighbours = self.routes.table.delta(now), self.neighbours.table.delta(now)
+        if removals:
+            routes.put, neighbours.put = {}, {}
+        else:
+            routes.remove, neighbours.remove = {}, {}
+        requests: list[Request] = []
+        for neighbour_key, neighbour in (neighbours.remove if removals else neighbours.put).items():
+            requests.append(self.neighbours.request(neighbour_key, neighbour, delete=removals))
+        for route_key, route in (routes.remove if removals else routes.put).items():
+            requests.append(self.routes.request(route_key, route, delete=removals))
+        if not requests:
+            return
+        keys: list[NeighbourKey | RouteKey] = [*(neighbours.remove if removals else neighbours.put)]
+        keys += routes.remove if removals else routes.put
+        refusals = await self._send(requests, gone_is_success=removals)
+        refused = {keys[index]: words for index, words in refusals.items()}
+        self.neighbours.table.record(neighbours, {k: v for k, v in refused.items() if isinstance(k, NeighbourKey)}, now)
+        self.routes.table.record(routes, {k: v for k, v in refused.items() if isinstance(k, RouteKey)}, now)
+        report.written += len(keys) - len(refused)
+
+    async def _send(self, requests: list[Request], *, gone_is_success: bool = False) -> dict[int, str]:
+        """Send in chunks and let others run in between. Returns the kernel's words by request."""
+        refused: dict[int, str] = {}
+        for start in range(0, len(requests), REQUESTS_PER_SEND):
+            if start:
+                await asyncio.sleep(0)
+            for index, refusal in self.socket.transact(requests[start : start + REQUESTS_PER_SEND]).items():
+                if not (gone_is_success and refusal.errno in GONE):
+                    refused[start + index] = str(refusal)
+        return refused
+
+
+def _describe(table: AnyTable, now: float) -> list[Operation]:
+    delta = table.delta(now)
+    operations = []
+    for key, value in delta.put.items():
+        wanted = table.desired[key]
+        verb = "change" if key in table.committed else "add"
+        operations.append(Operation((verb, table.name, _text(key, wanted if wanted is not None else value))))
+    for key, value in delta.remove.items():
+        if not isinstance(key, SettingKey):
+            operations.append(Operation(("remove", table.name, _text(key, value))))
+    return operations
+
+
+def _text(key: object, value: object) -> str:
+    if isinstance(value, Route):
+        return f"{key} {value}"
+    if isinstance(key, NeighbourKey) and isinstance(value, bytes):
+        return f"{key} lladdr {value.hex(':')}"
+    if isinstance(key, ChainKey) and isinstance(value, tuple):
+        return f"chain {key}: {len(value)} rules"
+    if isinstance(value, int):
+        return f"{key} = {value}"
+    return str(key)

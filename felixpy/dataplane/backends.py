@@ -1,0 +1,54 @@
+"""Which packet-filter back-end to use, how to make it, and how to remove what the others left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from felixpy.config import Settings
+from felixpy.dataplane.backend import Backend
+from felixpy.dataplane.iptables.legacy import LegacyFilter
+from felixpy.dataplane.iptables.nft_variant import NftVariantFilter
+from felixpy.dataplane.nftables.filter import NftablesFilter
+from felixpy.dataplane.packet_filter import FilterError, PacketFilter
+from felixpy.model.net import FAMILIES, Family
+
+
+def make_filter(backend: Backend, family: Family, settings: Settings) -> PacketFilter:
+    """A back-end for one family."""
+    if backend is Backend.NFTABLES:
+        return NftablesFilter(family)
+    iptables = LegacyFilter if backend is Backend.LEGACY else NftVariantFilter
+    return iptables(family, insert_mode=settings.chain_insert_mode, max_ipset_size=settings.max_ipset_size)
+
+
+async def remove_leftovers(kept: Backend | None, families: Iterable[Family], settings: Settings) -> list[str]:
+    """Remove everything of ours that does not belong to the kept back-end and families.
+
+    IP sets serve both iptables variants, so the variant that is kept keeps them.
+
+    Returns:
+        What could not be removed, in words.
+    """
+    kept_families = set(families) if kept is not None else set()
+    problems = []
+    for family in FAMILIES:
+        for backend in Backend:
+            if backend is kept and family in kept_families:
+                continue
+            keeps_sets = kept in (Backend.LEGACY, Backend.NFT_VARIANT) and family in kept_families
+            try:
+                await _remove(backend, family, settings, rules_only=keeps_sets)
+            except (OSError, FilterError) as error:
+                problems.append(f"{backend} {family}: {error}")
+    return problems
+
+
+async def _remove(backend: Backend, family: Family, settings: Settings, *, rules_only: bool) -> None:
+    packet_filter = make_filter(backend, family, settings)
+    try:
+        if rules_only and isinstance(packet_filter, LegacyFilter | NftVariantFilter):
+            await packet_filter.remove_rules()
+        else:
+            await packet_filter.remove_all()
+    finally:
+        packet_filter.close()

@@ -1,0 +1,35 @@
+"""Facts of the node for the calculation, read from the kernel: addresses of its own interfaces, IPv6, rp_filter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from felixpy.calc.host import Host, HostAddress
+from felixpy.config import Settings
+from felixpy.dataplane.interface_settings import PROC_SYS_NET, read_proc
+from felixpy.dataplane.links import Links
+from felixpy.netlink.inventory import is_usable, read_addresses
+
+STRICT = 1
+"""Felix's assumption if ``default.rp_filter`` cannot be read (reference/felix.md §3.1)."""
+
+
+async def read_host(links: Links, settings: Settings) -> Host:
+    """Read the facts; workload interfaces are left out, so the cost does not grow with workloads.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    own = [link.ifindex for link in links.by_name.values() if is_host_interface(link.name, settings)]
+    addresses = [
+        HostAddress(name, address.net)
+        for address in await read_addresses(own)
+        if is_usable(address) and (name := links.name_of(address.interface)) is not None
+    ]
+    rp_filter = read_proc(PROC_SYS_NET / "ipv4/conf/default/rp_filter")
+    return Host(tuple(addresses), Path("/proc/sys/net/ipv6").exists(), STRICT if rp_filter is None else rp_filter)
+
+
+def is_host_interface(name: str, settings: Settings) -> bool:
+    """Whether an interface is the node's own: no workload's, not the loopback."""
+    return name != "lo" and not name.startswith(settings.interface_prefix)

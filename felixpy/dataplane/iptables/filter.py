@@ -1,0 +1,140 @@
+"""What both iptables variants share: reading by the ``-save`` tool, sets by netlink, rules planned per table.
+
+Invariant: set members need no process and no rule; chains are compared as canonical text. A variant adds only how a
+plan is committed. Must never write a table in which nothing of ours changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from felixpy.calc.entries import ElementKey
+from felixpy.calc.rules import ChainKey, Chains
+from felixpy.config import ChainInsertMode
+from felixpy.dataplane.iptables.plan import TablePlan, foreign_chains, plan_removal, plan_write, present_chains
+from felixpy.dataplane.iptables.render import render_chains
+from felixpy.dataplane.iptables.save_text import SavedTable, parse_save
+from felixpy.dataplane.iptables.sets import IpSets
+from felixpy.dataplane.iptables.tools import Tools, tool_name
+from felixpy.dataplane.packet_filter import FilterChange, FilterError, FilterState, RenderedChain
+from felixpy.model.net import Family
+
+
+class IptablesFilter(ABC):
+    """A ``PacketFilter`` for one family (see ``felixpy.dataplane.packet_filter``)."""
+
+    variant: ClassVar[str]
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        insert_mode: ChainInsertMode = ChainInsertMode.INSERT,
+        max_ipset_size: int = 1048576,
+        tools: Tools | None = None,
+    ) -> None:
+        self.family = family
+        self.sets = IpSets(family, max_ipset_size)
+        self.tools = tools or Tools()
+        self._insert_mode = insert_mode
+        self._foreign_chains: tuple[str, ...] = ()
+        self._foreign_sets: tuple[str, ...] = ()
+
+    def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
+        """Rules as text, the form in which the ``-save`` tool prints them. Pure."""
+        return render_chains(self.family, chains)
+
+    async def read(self) -> FilterState:
+        """Read everything of ours.
+
+        Raises:
+            NetlinkError, FilterError: the kernel or the tool refused to tell.
+        """
+        saved = await self._save()
+        headers = self.sets.headers()
+        elements = await self.sets.read(headers)
+        self._foreign_chains = tuple(foreign_chains(saved))
+        self._foreign_sets = tuple(self.sets.foreign(headers))
+        return FilterState(
+            chains=present_chains(saved, self._insert_mode),
+            elements=elements,
+            containers=self.sets.usable(headers),
+            foreign=self._foreign_chains + self._foreign_sets,
+        )
+
+    async def create_containers(self) -> None:
+        """Make the sets.
+
+        Raises:
+            NetlinkError, FilterError
+        """
+        await self.sets.create()
+
+    async def write(self, change: FilterChange) -> Mapping[ChainKey | ElementKey, str]:
+        """Write one change: members in, chains, members out.
+
+        Sets that ``read`` found foreign go with any write; chains only with one that writes chains, or with an
+        empty change, because they need a process.
+
+        Raises:
+            OSError: the netlink socket broke.
+            FilterError: the tool or the library is missing.
+        """
+        errors: dict[ChainKey | ElementKey, str] = {}
+        errors.update((await self.sets.add(change.add)).items())
+        if change.chains or (self._foreign_chains and not change):
+            errors.update((await self._write_chains(change.chains)).items())
+        errors.update((await self.sets.remove(change.remove)).items())
+        if self._foreign_sets:
+            self.sets.destroy_unused(self._foreign_sets)
+            self._foreign_sets = ()
+        return errors
+
+    async def remove_rules(self) -> None:
+        """Remove our jumps and chains, leaving the sets (which the other variant shares). Idempotent.
+
+        Raises:
+            FilterError: the rules of a table could not be removed.
+        """
+        errors = await self._commit(plan_removal(await self._save()))
+        if errors:
+            words = "; ".join(f"{table}: {text}" for table, text in errors.items())
+            raise FilterError(f"{self.family} rules could not be removed by iptables-{self.variant} ({words})")
+
+    async def remove_all(self) -> None:
+        """Remove our jumps, chains and sets of this family and nothing else. Idempotent.
+
+        Raises:
+            NetlinkError, FilterError
+        """
+        await self.remove_rules()
+        await self.sets.destroy_all()
+
+    def close(self) -> None:
+        """Close the socket; the kernel stays as it is."""
+        self.sets.close()
+
+    async def _write_chains(self, chains: Mapping[ChainKey, RenderedChain | None]) -> dict[ChainKey, str]:
+        errors = await self._commit(plan_write(chains, await self._save(), self._insert_mode))
+        if not errors:
+            self._foreign_chains = ()
+        return {key: errors[key.table] for key in chains if key.table in errors}
+
+    async def _save(self) -> dict[str, SavedTable]:
+        if not self._in_use():
+            return {}
+        name = tool_name(self.family, self.variant, "save")
+        finished = await self.tools.run(name)
+        if finished.code:
+            raise FilterError(f"{name} failed, so the rules cannot be read: {finished.error}")
+        return parse_save(finished.output)
+
+    @abstractmethod
+    def _in_use(self) -> bool:
+        """Whether the kernel can hold rules of this variant now; reading must not bring tables into being."""
+
+    @abstractmethod
+    async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
+        """Apply plans, each table as a whole or not at all. Returns words by table for what was refused."""

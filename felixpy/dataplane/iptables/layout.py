@@ -1,0 +1,65 @@
+"""Names of everything that the iptables back-ends own in the kernel.
+
+    chains   fpy-<name>              fpy-PREROUTING, fpy-nat-outgoing
+    jumps    -m comment --comment felixpy -j fpy-<BUILT-IN CHAIN>, one per built-in chain
+    sets     fpy4-<name> fpy6-<name> fpy4-from-workload
+
+Invariant: what carries these prefixes is ours, everything else is not. Must never use the prefixes of Felix
+(``cali-``, ``felix-``), which a Felix on the node would clean away.
+"""
+
+from __future__ import annotations
+
+from felixpy.calc.entries import SET_TYPES, SetName, SetType
+from felixpy.calc.rules import ChainKey, Table
+from felixpy.config import ChainInsertMode
+from felixpy.model.net import Family
+from felixpy.netlink import ipset
+
+CHAIN_PREFIX = "fpy-"
+MAX_CHAIN_LENGTH = 28  # XT_EXTENSION_MAXNAMELEN less the final zero byte
+JUMP_COMMENT = "felixpy"
+
+
+def chain_name(name: str) -> str:
+    """Name in the kernel of a chain of ours.
+
+    Raises:
+        ValueError: longer than the kernel allows.
+    """
+    full = CHAIN_PREFIX + name
+    if len(full) > MAX_CHAIN_LENGTH:
+        raise ValueError(f"chain name {full!r} is longer than {MAX_CHAIN_LENGTH} characters")
+    return full
+
+
+def chain_key(table: Table, name: str) -> ChainKey:
+    """The key of a chain by its name in the kernel."""
+    return ChainKey(table, name.removeprefix(CHAIN_PREFIX))
+
+
+def set_prefix(family: Family) -> str:
+    return f"fpy{family.version}-"
+
+
+def set_name(family: Family, name: SetName) -> str:
+    """Name in the kernel of a set."""
+    return set_prefix(family) + name.value
+
+
+def ipset_type(name: SetName) -> str:
+    """The kernel's set type for a set. A /32 or /128 in ``hash:net,iface`` serves addresses."""
+    return ipset.HASH_NET if SET_TYPES[name] is SetType.NET else ipset.HASH_NET_IFACE
+
+
+def jump_text(built_in: str) -> str:
+    """The jump from a built-in chain to ours, as the ``-save`` tools print it."""
+    return f"-m comment --comment {JUMP_COMMENT} -j {chain_name(built_in)}"
+
+
+def jumps_last(table: str, built_in: str, mode: ChainInsertMode) -> bool:
+    """Whether our jump stands at the end of a built-in chain.
+
+    nat POSTROUTING is always last: kube-proxy's masquerade must come first (reference/felix.md §1.4).
+    """
+    return mode is ChainInsertMode.APPEND or (table, built_in) == (Table.NAT, "POSTROUTING")

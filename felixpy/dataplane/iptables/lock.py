@@ -1,0 +1,54 @@
+"""The lock that legacy iptables programs take before they read and replace a table.
+
+libiptc does not take it, so we do, on the same file: two writers would otherwise lose each other's rules. Invariant:
+held for one write only. Must never be waited for in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+
+from felixpy.dataplane.packet_filter import FilterError
+
+DEFAULT_PATH = "/run/xtables.lock"
+TIMEOUT_SECONDS = 10.0
+_PROBE_SECONDS = 0.02
+
+
+@contextlib.contextmanager
+def xtables_lock(timeout: float = TIMEOUT_SECONDS) -> Iterator[None]:
+    """Hold the xtables lock. The file is ``XTABLES_LOCKFILE`` (iptables' own variable) or ``/run/xtables.lock``.
+
+    Raises:
+        FilterError: the file cannot be opened, or another program held the lock for ``timeout`` seconds.
+    """
+    path = os.environ.get("XTABLES_LOCKFILE") or DEFAULT_PATH
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FilterError(
+            f"the iptables lock {path} cannot be opened ({error.strerror}); make its folder writable (mount the host's)"
+        ) from None
+    try:
+        _acquire(descriptor, path, timeout)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise FilterError(
+                    f"another program held the iptables lock {path} for {timeout:.0f} s; find it with 'fuser {path}'"
+                ) from None
+        time.sleep(_PROBE_SECONDS)

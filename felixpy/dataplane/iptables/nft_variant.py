@@ -1,0 +1,40 @@
+"""The nft variant of iptables: rules written by ``iptables-nft-restore``.
+
+Invariant: one restore per write, with every table in one document; only when it fails, one per table, so that a table
+that is refused does not hold up the others. Must never use the ``xtables`` lock: nf_tables transactions need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from felixpy.dataplane.iptables.filter import IptablesFilter
+from felixpy.dataplane.iptables.plan import TablePlan, restore_text
+from felixpy.dataplane.iptables.tools import tool_name
+
+
+class NftVariantFilter(IptablesFilter):
+    """Rules through ``iptables-nft-restore`` and ``ip6tables-nft-restore``."""
+
+    variant: ClassVar[str] = "nft"
+
+    def _in_use(self) -> bool:
+        return True  # iptables-nft-save creates nothing
+
+    async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
+        if not plans or not await self._restore(plans):
+            return {}
+        errors = {}
+        for plan in plans:
+            error = await self._restore([plan])
+            if error:
+                errors[plan.table] = error
+        return errors
+
+    async def _restore(self, plans: Sequence[TablePlan]) -> str:
+        name = tool_name(self.family, self.variant, "restore")
+        finished = await self.tools.run(name, "--noflush", stdin=restore_text(plans))
+        if not finished.code:
+            return ""
+        return finished.error or f"{name} ended with code {finished.code}"

@@ -1,0 +1,121 @@
+"""What one write must do to one iptables table, computed from what the table holds now.
+
+Invariant: a plan names our chains and our jumps only, and applying it twice changes nothing more. Must never read or
+write the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from felixpy.calc.rules import ChainKey, Table
+from felixpy.config import ChainInsertMode
+from felixpy.dataplane.iptables.layout import chain_key, chain_name, jump_text, jumps_last
+from felixpy.dataplane.iptables.render import canonical
+from felixpy.dataplane.iptables.save_text import SavedTable
+from felixpy.dataplane.packet_filter import RenderedChain
+
+KNOWN_TABLES = frozenset(table.value for table in Table)
+
+
+@dataclass(slots=True)
+class TablePlan:
+    """One table: old jumps to take out, chains to empty and fill, jumps to put in (True: last), chains to delete."""
+
+    table: str
+    unhook: dict[str, list[str]] = field(default_factory=dict)
+    rewrite: dict[str, RenderedChain] = field(default_factory=dict)
+    hook: dict[str, bool] = field(default_factory=dict)
+    delete: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.unhook or self.rewrite or self.hook or self.delete)
+
+
+def present_chains(saved: Mapping[str, SavedTable], mode: ChainInsertMode) -> dict[ChainKey, RenderedChain]:
+    """Our chains as the kernel has them; hook chains only if their jump is right."""
+    chains: dict[ChainKey, RenderedChain] = {}
+    for table in Table:
+        for name, rules in saved.get(table, SavedTable()).rules.items():
+            key = chain_key(table, name)
+            if not key.is_hook or saved[table].hooked(key.name, jumps_last(table, key.name, mode)):
+                chains[key] = tuple(canonical(rule) for rule in rules)
+    return chains
+
+
+def foreign_chains(saved: Mapping[str, SavedTable]) -> list[str]:
+    """Our chains in tables that we do not use."""
+    return sorted(
+        f"{table} {chain}" for table, content in saved.items() if table not in KNOWN_TABLES for chain in content.rules
+    )
+
+
+def plan_write(
+    chains: Mapping[ChainKey, RenderedChain | None], saved: Mapping[str, SavedTable], mode: ChainInsertMode
+) -> list[TablePlan]:
+    """Plans for a change of chains; also removes our chains from tables that we do not use."""
+    plans = plan_removal({table: content for table, content in saved.items() if table not in KNOWN_TABLES})
+    for table in Table:
+        wanted = {key: rules for key, rules in chains.items() if key.table is table}
+        if wanted:
+            plans.append(_plan_table(table, wanted, saved.get(table, SavedTable()), mode))
+    return [plan for plan in plans if plan]
+
+
+def plan_removal(saved: Mapping[str, SavedTable]) -> list[TablePlan]:
+    """Plans that remove everything of ours."""
+    plans = (
+        TablePlan(
+            table,
+            unhook={chain: [text for _, text in jumps] for chain, jumps in content.jumps.items()},
+            delete=list(content.rules),
+        )
+        for table, content in saved.items()
+    )
+    return [plan for plan in plans if plan]
+
+
+def _plan_table(
+    table: Table, wanted: Mapping[ChainKey, RenderedChain | None], saved: SavedTable, mode: ChainInsertMode
+) -> TablePlan:
+    plan = TablePlan(table)
+    for key, rules in wanted.items():
+        name = chain_name(key.name)
+        if rules is None:
+            if name in saved.rules:
+                plan.delete.append(name)
+        else:
+            plan.rewrite[name] = rules
+        if key.is_hook:
+            _plan_jump(plan, key, saved, mode)
+    return plan
+
+
+def _plan_jump(plan: TablePlan, key: ChainKey, saved: SavedTable, mode: ChainInsertMode) -> None:
+    last = jumps_last(key.table, key.name, mode)
+    wanted = chain_name(key.name) in plan.rewrite
+    if wanted and saved.hooked(key.name, last):
+        return
+    if key.name in saved.jumps:
+        plan.unhook[key.name] = [text for _, text in saved.jumps[key.name]]
+    if wanted:
+        plan.hook[key.name] = last
+
+
+def restore_text(plans: Iterable[TablePlan]) -> str:
+    """Plans as one document for ``iptables-restore --noflush``; each table is a transaction of its own.
+
+    A declared chain is created, or emptied if it exists; references go before what they refer to.
+    """
+    lines: list[str] = []
+    for plan in plans:
+        lines.append(f"*{plan.table}")
+        lines += [f":{chain} - [0:0]" for chain in [*plan.rewrite, *plan.delete]]
+        lines += [f"-D {chain} {text}" for chain, jumps in plan.unhook.items() for text in jumps]
+        lines += [f"-A {chain} {rule}" for chain, rules in plan.rewrite.items() for rule in rules]
+        for built_in, last in plan.hook.items():
+            lines.append(f"-{'A' if last else 'I'} {built_in} {jump_text(built_in)}")
+        lines += [f"-X {chain}" for chain in plan.delete]
+        lines.append("COMMIT")
+    return "\n".join([*lines, ""])

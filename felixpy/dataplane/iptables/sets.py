@@ -1,0 +1,237 @@
+"""The IP sets of one family: create, read, add and remove members, by netlink and without a process.
+
+Invariant: members are read back as they were written; ``hash:net`` refuses a prefix of length 0, so one is held as
+its two halves there and read back whole. Must never touch a set without our prefix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from errno import EINVAL, ENOENT, EOPNOTSUPP
+
+from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.dataplane.iptables.layout import ipset_type, set_name, set_prefix
+from felixpy.dataplane.packet_filter import FilterError
+from felixpy.model.net import Family, Net
+from felixpy.netlink import ipset
+from felixpy.netlink.ipset import Member, SetHeader
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Request
+
+MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends
+_IN_USE = (4100, 4109)  # IPSET_ERR_BUSY, IPSET_ERR_REFERENCED
+_RELEASE_ATTEMPTS, _RELEASE_WAIT_SECONDS = 40, 0.05
+
+
+class NoIpSetsError(FilterError):
+    """The kernel has no IP sets, so there are none of ours."""
+
+
+class IpSets:
+    """All sets of one family. ``socket`` counts what was sent."""
+
+    def __init__(self, family: Family, max_elements: int) -> None:
+        self.socket = NetlinkSocket(NETLINK_NETFILTER)
+        self._family = family
+        self._max_elements = max_elements
+        # What of (0.0.0.0/0, 0.0.0.0/1, 128.0.0.0/1) and their IPv6 twins each set of prefixes was told to hold.
+        self._widest: dict[SetName, set[Net]] = {}
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def headers(self) -> dict[str, SetHeader]:
+        """Headers of the sets with our prefix, by name.
+
+        Raises:
+            FilterError: the kernel has no IP sets.
+            NetlinkError: the kernel refused.
+        """
+        prefix = set_prefix(self._family)
+        try:
+            found = [ipset.decode_header(message) for message in self.socket.dump_all(ipset.list_headers())]
+        except NetlinkError as error:
+            if error.errno not in (EINVAL, EOPNOTSUPP):  # nfnetlink's answers for a subsystem that is not there
+                raise
+            raise NoIpSetsError(
+                "the kernel has no IP sets; load its module ip_set or set FELIX_NFTABLESMODE=Enabled"
+            ) from None
+        return {header.name: header for header in found if header and header.name.startswith(prefix)}
+
+    def usable(self, headers: dict[str, SetHeader]) -> bool:
+        """Whether every set exists with its type, family and at least the wanted size."""
+        return all(self._fits(name, headers.get(set_name(self._family, name))) for name in SetName)
+
+    def foreign(self, headers: dict[str, SetHeader]) -> list[str]:
+        """Names with our prefix that are no set of the layout."""
+        return sorted(headers.keys() - {set_name(self._family, name) for name in SetName})
+
+    async def read(self, headers: dict[str, SetHeader]) -> set[ElementKey]:
+        """Members of all our sets of the right type.
+
+        Raises:
+            NetlinkError: the kernel refused.
+        """
+        elements: set[ElementKey] = set()
+        for name in SetName:
+            header = headers.get(set_name(self._family, name))
+            if header and (header.type, header.family) == (ipset_type(name), self._family):
+                members = [ElementKey(name, *member) for member in await self._members(header.name)]
+                elements.update(self._join_halves(name, members))
+        return elements
+
+    async def create(self) -> None:
+        """Make missing sets; replace those of another type or too small, keeping members that fit.
+
+        Raises:
+            NetlinkError: the kernel refused.
+            FilterError: a set of another type bears our name and rules use it.
+        """
+        headers = self.headers()
+        for name in SetName:
+            header = headers.get(set_name(self._family, name))
+            if header is None:
+                self._do(self._create(name, set_name(self._family, name)))
+            elif not self._fits(name, header):
+                await self._replace(name, header)
+
+    async def add(self, keys: Sequence[ElementKey]) -> dict[ElementKey, str]:
+        """Add members. Returns the kernel's words for those that it refused."""
+        for key in keys:
+            if _is_wide(key):
+                self._widest.setdefault(key.set, set()).add(key.net)
+        return await self._send(ipset.add, [(key, member) for key in keys for member in _members_of(key)])
+
+    async def remove(self, keys: Sequence[ElementKey]) -> dict[ElementKey, str]:
+        """Remove members. Returns the kernel's words for those that it refused."""
+        for key in keys:
+            if _is_wide(key):
+                self._widest.setdefault(key.set, set()).discard(key.net)
+        still_held = {(name, half) for name, nets in self._widest.items() for net in nets for half in _halves(net)}
+        pairs = [
+            (key, member)
+            for key in keys
+            for member in _members_of(key)
+            if not (_is_wide(key) and (key.set, member.net) in still_held)
+        ]
+        return await self._send(ipset.delete, pairs)
+
+    def destroy_unused(self, names: Sequence[str]) -> None:
+        """Destroy sets; one that rules still use is left for a later time."""
+        self.socket.transact([ipset.destroy(name) for name in names])
+
+    async def destroy_all(self) -> None:
+        """Destroy every set with our prefix of this family.
+
+        Waits for the kernel where it must: nf_tables releases a deleted rule's sets only after a grace period.
+
+        Raises:
+            NetlinkError: the kernel refused.
+            FilterError: rules still use a set.
+        """
+        try:
+            names = list(self.headers())
+        except NoIpSetsError:
+            return
+        for _ in range(_RELEASE_ATTEMPTS):
+            refusals = self.socket.transact([ipset.destroy(name) for name in names])
+            for refusal in refusals.values():
+                if refusal.errno not in (*_IN_USE, ENOENT):
+                    raise NetlinkError(refusal.errno, ipset.words(refusal))
+            names = [names[index] for index, refusal in refusals.items() if refusal.errno != ENOENT]
+            if not names:
+                self._widest.clear()
+                return
+            await asyncio.sleep(_RELEASE_WAIT_SECONDS)
+        raise FilterError(f"the IP sets {', '.join(names)} are in use by rules of another program; remove those first")
+
+    async def _members(self, name: str) -> list[Member]:
+        members: list[Member] = []
+        complete = False
+        try:
+            for batch in self.socket.dump(ipset.list_members(name)):
+                for message in batch:
+                    members += ipset.decode_members(message)
+                await asyncio.sleep(0)
+            complete = True
+        finally:
+            if not complete:
+                self.socket.close()  # the rest of the dump must not be taken for the answer to a later request
+        return members
+
+    def _join_halves(self, name: SetName, members: list[ElementKey]) -> list[ElementKey]:
+        whole = Net(bytes(self._family.bits // 8), 0)
+        halves = set(_halves(whole))
+        if SET_TYPES[name] is not SetType.NET or not halves <= {key.net for key in members}:
+            self._widest[name] = {key.net for key in members if _is_wide(key)}
+            return members
+        if self._widest.get(name, set()) >= halves:  # told to hold each half for itself
+            return members
+        self._widest[name] = {whole}
+        return [ElementKey(name, whole), *(key for key in members if key.net not in halves)]
+
+    async def _send(
+        self, encode: Callable[[str, Member], Request], pairs: list[tuple[ElementKey, Member]]
+    ) -> dict[ElementKey, str]:
+        errors: dict[ElementKey, str] = {}
+        for start in range(0, len(pairs), MEMBERS_PER_SEND):
+            if start:
+                await asyncio.sleep(0)
+            part = pairs[start : start + MEMBERS_PER_SEND]
+            refusals = self.socket.transact([encode(set_name(self._family, key.set), member) for key, member in part])
+            for index, refusal in refusals.items():
+                errors[part[index][0]] = ipset.words(refusal)
+        return errors
+
+    def _fits(self, name: SetName, header: SetHeader | None) -> bool:
+        return (
+            header is not None
+            and (header.type, header.family) == (ipset_type(name), self._family)
+            and header.max_elements >= self._max_elements
+        )
+
+    def _create(self, name: SetName, kernel_name: str) -> Request:
+        kind = ipset_type(name)
+        answer = self.socket.dump_all(ipset.type_revisions(kind, self._family))
+        revision = ipset.decode_revision(answer[0], kind) if answer else 0
+        return ipset.create(kernel_name, kind, self._family, revision, self._max_elements)
+
+    async def _replace(self, name: SetName, old: SetHeader) -> None:
+        """Swap a set that does not fit for a new one: rules that use it see one or the other, never none."""
+        temporary = f"{old.name}-new"
+        self.socket.transact([ipset.destroy(temporary)])  # left over if an earlier replacement was interrupted
+        self._do(self._create(name, temporary))
+        if (old.type, old.family) == (ipset_type(name), self._family):
+            members = await self._members(old.name)
+            for start in range(0, len(members), MEMBERS_PER_SEND):
+                self._do(*(ipset.add(temporary, member) for member in members[start : start + MEMBERS_PER_SEND]))
+        if not self.socket.transact([ipset.destroy(old.name)]):
+            self._do(ipset.rename(temporary, old.name))
+            return
+        refusals = self.socket.transact([ipset.swap(temporary, old.name), ipset.destroy(temporary)])
+        if 0 in refusals:
+            raise FilterError(
+                f"the IP set {old.name} has the type {old.type}, and rules use it, so it cannot be replaced"
+                f" ({ipset.words(refusals[0])}); remove those rules or run 'felixpy cleanup'"
+            )
+
+    def _do(self, *requests: Request) -> None:
+        for refusal in self.socket.transact(requests).values():
+            raise NetlinkError(refusal.errno, ipset.words(refusal))
+
+
+def _is_wide(key: ElementKey) -> bool:
+    return key.net.length <= 1 and SET_TYPES[key.set] is SetType.NET
+
+
+def _members_of(key: ElementKey) -> list[Member]:
+    if _is_wide(key):
+        return [Member(half) for half in _halves(key.net)]
+    return [Member(key.net, key.interface)]
+
+
+def _halves(net: Net) -> list[Net]:
+    if net.length:
+        return [net]
+    size = len(net.packed)
+    return [Net(bytes(size), 1), Net(b"\x80" + bytes(size - 1), 1)]

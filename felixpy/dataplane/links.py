@@ -1,0 +1,87 @@
+"""The node's interfaces as the kernel tells of them, by name.
+
+Kept true by one dump and by link notifications. An interface that is down loses its routes in both families, and the
+kernel does not bring them back (DESIGN §11.4): every event names the interfaces whose entries must be looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from felixpy.netlink.rtnetlink import RTM_DELLINK, RTM_NEWLINK, Link, decode_link, is_af_specific
+from felixpy.netlink.transport import Message
+
+
+@dataclass(slots=True)
+class LinkEvents:
+    """What a batch of notifications meant: interfaces that changed, and those that lost their kernel state."""
+
+    changed: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.lost)
+
+
+class Links:
+    """Interfaces by name and index. ``first_seen`` is the clock's time when an index first appeared."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.by_name: dict[str, Link] = {}
+        self.by_index: dict[int, Link] = {}
+        self.first_seen: dict[int, float] = {}
+        self._clock = clock
+
+    def name_of(self, index: int) -> str | None:
+        link = self.by_index.get(index)
+        return link.name if link else None
+
+    def replace(self, links: Iterable[Link]) -> None:
+        """Take a dump."""
+        now = self._clock()
+        self.by_index = {link.ifindex: link for link in links}
+        self.by_name = {link.name: link for link in self.by_index.values()}
+        self.first_seen = {index: self.first_seen.get(index, now) for index in self.by_index}
+
+    def notify(self, messages: Iterable[Message]) -> LinkEvents:
+        """Take notifications, in order."""
+        events = LinkEvents()
+        for message in messages:
+            if message.type not in (RTM_NEWLINK, RTM_DELLINK) or is_af_specific(message):
+                continue
+            link = decode_link(message)
+            if message.type == RTM_DELLINK:
+                self._remove(link.ifindex, events)
+            else:
+                self._add(link, events)
+        return events
+
+    def _remove(self, index: int, events: LinkEvents) -> None:
+        old = self.by_index.pop(index, None)
+        self.first_seen.pop(index, None)
+        if old is None:
+            return
+        if self.by_name.get(old.name) is old:
+            del self.by_name[old.name]
+        events.changed.add(old.name)
+        events.lost.add(old.name)
+
+    def _add(self, link: Link, events: LinkEvents) -> None:
+        old = self.by_index.get(link.ifindex)
+        if old is not None and old.name != link.name:
+            self._remove(link.ifindex, events)
+            old = None
+        if old is not None and not link.inet:
+            link = link._replace(inet=old.inet)
+        if old is not None and not link.inet6:
+            link = link._replace(inet6=old.inet6)
+        if old == link:
+            return
+        if old is None or old.up != link.up or old.mac != link.mac:
+            events.changed.add(link.name)
+        if old is not None and old.up and not link.up:
+            events.lost.add(link.name)
+        self.by_index[link.ifindex] = link
+        self.by_name[link.name] = link
+        self.first_seen.setdefault(link.ifindex, self._clock())

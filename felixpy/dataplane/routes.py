@@ -1,0 +1,96 @@
+"""Routes of the main table: desired routes by interface name, kernel routes by index.
+
+Ours are the routes with our protocol number, and, with RemoveExternalRoutes, whatever stands on a workload interface
+except what the kernel itself put there. An external route is left alone while its interface is young: a CNI plugin
+may have made it for an endpoint that has not arrived yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
+from felixpy.config import Settings
+from felixpy.dataplane.links import Links
+from felixpy.dataplane.table import KeyedTable, Waiting
+from felixpy.model.net import Family
+from felixpy.netlink import rtnetlink
+from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
+from felixpy.netlink.transport import NetlinkSocket, Request
+
+GRACE_SECONDS = 10.0
+"""Felix's grace period for routes on new workload interfaces (reference/felix.md §3.6)."""
+
+LINK_LOCAL = b"\xfe\x80"
+MULTICAST = b"\xff"
+
+
+class RouteTable:
+    """Keyed table of routes, both families, with its way to read and write."""
+
+    def __init__(self, links: Links, settings: Settings, clock: Callable[[], float]) -> None:
+        self.links = links
+        self.settings = settings
+        self._clock = clock
+        self.table: KeyedTable[RouteKey, Route, KernelRoute] = KeyedTable(
+            "routes",
+            self._resolve,
+            removable=lambda key, route: self._age_left(route) <= 0,
+            interface_of=lambda key, route: route.interface,
+        )
+
+    def next_removal(self) -> float | None:
+        """When the first external route may go, on the clock; None if none waits."""
+        waits = [
+            self._clock() + self._age_left(value)
+            for key in self.table.dirty
+            if key not in self.table.desired and (value := self.table.committed.get(key)) is not None
+        ]
+        return min(waits) if waits else None
+
+    def read(self, socket: NetlinkSocket) -> dict[RouteKey, KernelRoute]:
+        """Our routes of both families.
+
+        Raises:
+            NetlinkError: the kernel refused, or the table kept changing.
+        """
+        found: dict[RouteKey, KernelRoute] = {}
+        for family in Family:
+            for message in socket.dump_all(rtnetlink.route_dump_request(family, MAIN_TABLE)):
+                decoded = rtnetlink.decode_route(message)
+                if decoded is not None and self._ours(*decoded):
+                    key, route = decoded
+                    found[RouteKey(*key)] = route
+        return found
+
+    @staticmethod
+    def request(key: RouteKey, route: KernelRoute, *, delete: bool) -> Request:
+        return rtnetlink.route_request(KernelRouteKey(*key), route, delete=delete)
+
+    def _resolve(self, key: RouteKey, route: Route) -> KernelRoute:
+        index = 0
+        if route.interface is not None:
+            link = self.links.by_name.get(route.interface)
+            if link is None:
+                raise Waiting(f"interface {route.interface} does not exist")
+            if not link.up:
+                raise Waiting(f"interface {route.interface} is down")
+            index = link.ifindex
+        return KernelRoute(route.type, index, route.gateway, route.onlink, route.source, route.scope, route.protocol)
+
+    def _ours(self, key: KernelRouteKey, route: KernelRoute) -> bool:
+        if route.protocol == self.settings.device_route_protocol:
+            return True
+        if not self.settings.remove_external_routes or route.protocol in (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA):
+            return False
+        name = self.links.name_of(route.interface)
+        if name is None or not name.startswith(self.settings.interface_prefix):
+            return False
+        packed = key.destination.packed
+        return not (len(packed) == 16 and (packed.startswith(LINK_LOCAL) or packed.startswith(MULTICAST)))
+
+    def _age_left(self, route: KernelRoute) -> float:
+        if route.protocol == self.settings.device_route_protocol:
+            return 0.0
+        seen = self.links.first_seen.get(route.interface)
+        return 0.0 if seen is None else seen + GRACE_SECONDS - self._clock()

@@ -1,0 +1,182 @@
+"""A keyed table: what is wanted, what the kernel is believed to hold, and which keys may differ.
+
+The only shape the dataplane knows. A difference is computed on dirty keys only; start, resync, link events and retries
+differ only in how keys become dirty. Never does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+K = TypeVar("K")
+D = TypeVar("D")
+C = TypeVar("C")
+
+
+class Waiting(Exception):
+    """A wanted entry cannot be written yet, for a reason that an event will change (no interface, link down)."""
+
+
+class Refused(NamedTuple):
+    """A key in quarantine: the kernel's words, tries so far, and when (on the caller's clock) to try again."""
+
+    reason: str
+    tries: int
+    retry_at: float
+
+
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.1, 30.0
+
+
+@dataclass(slots=True)
+class Delta(Generic[K, C]):
+    """What has to be written: entries to create or replace, entries to remove with the value they have."""
+
+    put: dict[K, C] = field(default_factory=dict)
+    remove: dict[K, C] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.put or self.remove)
+
+
+class KeyedTable(Generic[K, D, C]):
+    """Desired values of type D become kernel values of type C by ``resolve``, which may raise ``Waiting``.
+
+    ``removable`` says whether an unwanted entry may go now; one that may not stays dirty. ``interface_of`` names the
+    interface that an entry hangs on, so that a link event costs no more than that interface's own entries.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        resolve: Callable[[K, D], C],
+        *,
+        removable: Callable[[K, C], bool] = lambda key, value: True,
+        interface_of: Callable[[K, D], str | None] = lambda key, value: None,
+    ) -> None:
+        self.name = name
+        self.desired: dict[K, D] = {}
+        self.committed: dict[K, C] = {}
+        self.dirty: set[K] = set()
+        self.waiting: dict[K, str] = {}
+        self.refused: dict[K, Refused] = {}
+        self._resolve = resolve
+        self._removable = removable
+        self._interface_of = interface_of
+        self._by_interface: dict[str, set[K]] = {}
+
+    def want(self, key: K, value: D) -> None:
+        self._unindex(key)
+        interface = self._interface_of(key, value)
+        if interface is not None:
+            self._by_interface.setdefault(interface, set()).add(key)
+        self.desired[key] = value
+        self.refused.pop(key, None)
+        self.dirty.add(key)
+
+    def drop(self, key: K) -> None:
+        """No longer want a key."""
+        self._unindex(key)
+        self.desired.pop(key, None)
+        self.refused.pop(key, None)
+        self.dirty.add(key)
+
+    def interface_changed(self, interface: str, *, lost: bool) -> None:
+        """Look again at what hangs on an interface; ``lost``: the kernel has dropped it all."""
+        keys = self._by_interface.get(interface, set())
+        if lost:
+            self.forget(keys)
+        self.mark(keys)
+
+    def mark(self, keys: Iterable[K]) -> None:
+        """Look at keys again, at once even if they were refused."""
+        for key in keys:
+            self.refused.pop(key, None)
+            self.dirty.add(key)
+
+    def adopt(self, committed: dict[K, C]) -> None:
+        """Replace the belief about the kernel by a fresh dump; everything is looked at again."""
+        self.committed = committed
+        self.dirty = {*committed, *self.desired}
+
+    def forget(self, keys: Iterable[K]) -> None:
+        """The kernel has lost these entries by itself (a link went down)."""
+        for key in keys:
+            self.committed.pop(key, None)
+            self.dirty.add(key)
+
+    def delta(self, now: float) -> Delta[K, C]:
+        """Differences on dirty keys. Keys without a difference, or that wait for an event, become clean."""
+        delta: Delta[K, C] = Delta()
+        settled = []
+        for key in self.dirty:
+            if key in self.refused and self.refused[key].retry_at > now:
+                continue
+            if key not in self.desired:
+                self.waiting.pop(key, None)
+                if key not in self.committed:
+                    settled.append(key)
+                elif self._removable(key, self.committed[key]):
+                    delta.remove[key] = self.committed[key]
+                continue
+            try:
+                value = self._resolve(key, self.desired[key])
+            except Waiting as reason:
+                self.waiting[key] = str(reason)
+                settled.append(key)
+                continue
+            self.waiting.pop(key, None)
+            if key in self.committed and self.committed[key] == value:
+                settled.append(key)
+            else:
+                delta.put[key] = value
+        for key in settled:
+            self.dirty.discard(key)
+            self.refused.pop(key, None)
+        return delta
+
+    def record(self, delta: Delta[K, C], refused: Mapping[K, str], now: float) -> None:
+        """Take the outcome of a write: refused keys go into quarantine, the rest is committed."""
+        for key in delta.put:
+            if key in refused:
+                self._quarantine(key, refused[key], now)
+            else:
+                self.committed[key] = delta.put[key]
+                self._settle(key)
+        for key in delta.remove:
+            if key in refused:
+                self._quarantine(key, refused[key], now)
+            else:
+                self.committed.pop(key, None)
+                self._settle(key)
+
+    def state_of(self, key: K) -> str:
+        """Empty if the kernel holds what is wanted, else why not."""
+        if key in self.refused:
+            return self.refused[key].reason
+        return self.waiting.get(key, "" if key not in self.dirty else "not written yet")
+
+    def next_retry(self) -> float | None:
+        """When the first refused key is due again, on the caller's clock."""
+        return min((refused.retry_at for refused in self.refused.values()), default=None)
+
+    def _quarantine(self, key: K, reason: str, now: float) -> None:
+        tries = self.refused[key].tries + 1 if key in self.refused else 1
+        pause = min(FIRST_RETRY_SECONDS * 2 ** min(tries - 1, 16), LAST_RETRY_SECONDS)
+        self.refused[key] = Refused(reason, tries, now + pause)
+        self.dirty.add(key)
+
+    def _settle(self, key: K) -> None:
+        self.refused.pop(key, None)
+        self.dirty.discard(key)
+
+    def _unindex(self, key: K) -> None:
+        if key not in self.desired:
+            return
+        interface = self._interface_of(key, self.desired[key])
+        keys = self._by_interface.get(interface or "", set())
+        keys.discard(key)
+        if interface is not None and not keys:
+            self._by_interface.pop(interface, None)

@@ -1,0 +1,207 @@
+"""v3 objects as they come off the wire: which fields exist and of which type, and nothing else.
+
+The structs are the schema that ``msgspec`` checks untyped objects against; every field may be absent or null, as in
+Kubernetes. Meaning, defaults and rules between fields are the business of the modules that convert them. A field that
+the agent does not act upon is listed (``Any``) so that it is not reported as unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from felixpy.model.invalid import Ignored, InvalidResource
+from felixpy.model.net import quote
+
+
+class _Object(msgspec.Struct, rename="camel"):
+    pass
+
+
+class Metadata(_Object):
+    name: str | None = None
+    namespace: str | None = None
+    labels: dict[str, str] | None = None
+    creation_timestamp: str | None = None
+
+
+class NodeAddress(_Object):
+    address: str | None = None
+    type: str | None = None
+
+
+class NodeBGP(_Object):
+    ipv4_address: str | None = None
+    ipv6_address: str | None = None
+    as_number: Any = None
+    ipv4_ipip_tunnel_addr: Any = msgspec.field(name="ipv4IPIPTunnelAddr", default=None)
+    route_reflector_cluster_id: Any = msgspec.field(name="routeReflectorClusterID", default=None)
+
+
+class NodeSpec(_Object):
+    bgp: NodeBGP | None = None
+    addresses: list[NodeAddress] | None = None
+    orch_refs: Any = None
+    wireguard: Any = None
+    ipv4_vxlan_tunnel_addr: Any = msgspec.field(name="ipv4VXLANTunnelAddr", default=None)
+    ipv6_vxlan_tunnel_addr: Any = msgspec.field(name="ipv6VXLANTunnelAddr", default=None)
+    vxlan_tunnel_mac_addr: Any = msgspec.field(name="vxlanTunnelMACAddr", default=None)
+    vxlan_tunnel_mac_addr_v6: Any = msgspec.field(name="vxlanTunnelMACAddrV6", default=None)
+
+
+class IPPoolSpec(_Object):
+    cidr: str | None = None
+    block_size: int | None = None
+    nat_outgoing: bool | None = None
+    disabled: bool | None = None
+    ipip_mode: str | None = None
+    vxlan_mode: str | None = None
+    node_selector: str | None = None
+    namespace_selector: str | None = None
+    allowed_uses: list[str] | None = None
+    disable_bgp_export: bool | None = msgspec.field(name="disableBGPExport", default=None)
+    assignment_mode: str | None = None
+
+
+class WorkloadEndpointSpec(_Object):
+    node: str | None = None
+    interface_name: str | None = None
+    ip_networks: list[str] | None = None
+    ipv4_gateway: str | None = None
+    ipv6_gateway: str | None = None
+    mac: str | None = None
+    allow_spoofed_source_prefixes: list[str] | None = None
+    orchestrator: Any = None
+    workload: Any = None
+    pod: Any = None
+    endpoint: Any = None
+    container_id: Any = msgspec.field(name="containerID", default=None)
+    ip_nats: Any = msgspec.field(name="ipNATs", default=None)
+    profiles: Any = None
+    ports: Any = None
+    service_account_name: Any = None
+    qos_controls: Any = None
+
+
+class BlockAttribute(_Object):
+    handle_id: Any = msgspec.field(name="handle_id", default=None)
+    secondary: dict[str, str] | None = None
+    alternate: Any = None
+
+
+class IPAMBlockSpec(_Object):
+    cidr: str | None = None
+    affinity: str | None = None
+    allocations: list[int | None] | None = None
+    attributes: list[BlockAttribute] | None = None
+    deleted: bool | str | None = None
+    affinity_claim_time: Any = None
+    strict_affinity: Any = None
+    unallocated: Any = None
+    sequence_number: Any = None
+    sequence_number_for_allocation: Any = None
+
+
+class BlockAffinitySpec(_Object):
+    cidr: str | None = None
+    node: str | None = None
+    state: str | None = None
+    type: str | None = None
+    deleted: bool | str | None = None
+
+
+class InstallationPool(_Object):
+    cidr: str | None = None
+    name: str | None = None
+    block_size: int | None = None
+    encapsulation: str | None = None
+    nat_outgoing: str | None = None
+    node_selector: str | None = None
+    namespace_selector: str | None = None
+    allowed_uses: list[str] | None = None
+    disable_bgp_export: bool | None = msgspec.field(name="disableBGPExport", default=None)
+    disable_new_allocations: bool | None = None
+    assignment_mode: str | None = None
+
+
+# ObjectMeta of Kubernetes.
+METADATA_FIELDS = frozenset(
+    [
+        "annotations",
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    ]
+)
+OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
+
+# The words of msgspec's messages: "Expected `str | null`, got `int` - at `$.spec.cidr`".
+_MESSAGE = re.compile(r"Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`")
+_PLACE = re.compile(r"- at (?P<key>`key` in )?`\$?\.?(?P<path>[^`]*)`")
+_WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "nothing",
+}
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def read_struct(value: object, struct: type[T], path: str) -> T:
+    """``value`` as ``struct``, null as an empty one.
+
+    Raises:
+        InvalidResource: a field has the wrong type; ``field`` is its path below ``path``.
+    """
+    if value is None:
+        return struct()
+    try:
+        return msgspec.convert(value, struct)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _wrong_type(str(error), path) from None
+
+
+def _wrong_type(message: str, path: str) -> InvalidResource:
+    place = _PLACE.search(message)
+    inner = place["path"] if place else ""
+    field = f"{path}{'' if inner.startswith('[') or not inner else '.'}{inner}".replace("[...]", "")
+    types = _MESSAGE.search(message)
+    if place and place["key"]:
+        return InvalidResource("every key must be text", field=field)
+    if not types:
+        return InvalidResource(message.partition(" - at ")[0].lower(), field=field)
+    wanted = [_WORDS.get(word, word) for word in types["want"].split(" | ") if word != "null"]
+    got = "a quoted text" if types["got"] == "str" else _WORDS.get(types["got"], types["got"])
+    return InvalidResource(f"must be {' or '.join(wanted)}, not {got}", field=field)
+
+
+def known_fields(struct: type[msgspec.Struct]) -> frozenset[str]:
+    """The names that ``struct`` has on the wire."""
+    return frozenset(struct.__struct_encode_fields__)
+
+
+def report_unknown(value: object, known: frozenset[str], kind: str, path: str, ignored: Ignored) -> None:
+    """Tell ``ignored`` of the fields of ``value`` that are not ``known``."""
+    if isinstance(value, Mapping) and not value.keys() <= known:
+        for name in sorted(str(name) for name in value.keys() - known):
+            field = f"{path}.{name}" if path else name
+            # Names come from outside: escaped and cut, as they end up in logs.
+            ignored(f"{kind} field {quote(field)[1:-1]}")

@@ -1,0 +1,224 @@
+"""The one place where untrusted JSON becomes a resource.
+
+Sources and the command line call it. Whatever the input, the outcome is a resource, ``Absent``, None for a kind that
+is not ours, or ``InvalidResource``; never another exception, and never a value that breaks a rule of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from felixpy.model.invalid import Ignored, InvalidResource, ignore
+from felixpy.model.ipam import convert_block_affinity, convert_ipam_block
+from felixpy.model.names import check_name, check_namespace, cidr_name
+from felixpy.model.net import Net, quote
+from felixpy.model.node import convert_node
+from felixpy.model.objects import (
+    METADATA_FIELDS,
+    OBJECT_FIELDS,
+    BlockAffinitySpec,
+    IPAMBlockSpec,
+    IPPoolSpec,
+    Metadata,
+    NodeSpec,
+    WorkloadEndpointSpec,
+    known_fields,
+    read_struct,
+    report_unknown,
+)
+from felixpy.model.pool import convert_ip_pool
+from felixpy.model.resources import Absent, FelixConfiguration, Kind, Resource, ResourceKey
+from felixpy.model.workload import convert_workload_endpoint, created
+
+__all__ = [
+    "MAX_PAYLOAD_BYTES",
+    "Ignored",
+    "InvalidResource",
+    "cidr_name",
+    "ignore",
+    "object_key",
+    "parse_json",
+    "parse_payload",
+    "parse_resource",
+]
+
+MAX_PAYLOAD_BYTES = 1 << 20
+API_VERSIONS = frozenset({"projectcalico.org/v3", "crd.projectcalico.org/v1"})
+DEFAULT_NAMESPACE = "default"
+
+_KINDS = {kind.value: kind for kind in Kind}
+_NAMESPACED = frozenset({Kind.WORKLOAD_ENDPOINT})
+_IPAM = frozenset({Kind.IPAM_BLOCK, Kind.BLOCK_AFFINITY})
+
+
+def parse_json(payload: bytes) -> object:
+    """Decode JSON of at most ``MAX_PAYLOAD_BYTES``.
+
+    Raises:
+        InvalidResource: too large, not JSON, or nested too deeply.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise InvalidResource(f"{len(payload)} bytes are more than the {MAX_PAYLOAD_BYTES} that an object may have")
+    try:
+        return msgspec.json.decode(payload)
+    except UnicodeDecodeError as error:
+        raise InvalidResource(f"not JSON: byte {error.start} is not UTF-8") from None
+    except RecursionError:
+        raise InvalidResource("JSON is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise InvalidResource(f"not JSON: {error}") from None
+
+
+def parse_resource(obj: object, ignored: Ignored = ignore) -> Resource | Absent | None:
+    """One v3 object as a resource; None for a kind that is not ours, after telling ``ignored``.
+
+    Raises:
+        InvalidResource
+    """
+    header = _read_header(obj, ignored)
+    return None if header is None else _convert(header, ignored)
+
+
+def parse_payload(payload: bytes, key: ResourceKey, ignored: Ignored = ignore) -> Resource | Absent:
+    """A payload that must hold exactly the object that ``key`` names; the result carries ``key``.
+
+    An IPAMBlock or BlockAffinity may be keyed by the name of its CIDR (``cidr_name``) or by its own name.
+
+    Raises:
+        InvalidResource
+    """
+    try:
+        obj = parse_json(payload)
+        header = _read_header(obj, ignored)
+        if header is None or header.key.kind is not key.kind:
+            raise InvalidResource(f"the topic is for kind {key.kind}, the object is another kind")
+        if header.key != key and key.kind not in _IPAM:
+            raise InvalidResource(f"the topic is for {key}, the object is {header.key}", field="metadata.name")
+        resource = _convert(header, ignored)
+        if header.key == key:
+            return resource
+        return _under_cidr_name(resource, header, key)
+    except InvalidResource as error:
+        error.key = key
+        raise
+
+
+def object_key(obj: object) -> ResourceKey | None:
+    """The key of an object of ours, also if the rest of it is invalid; None if that cannot be told."""
+    try:
+        header = _read_header(obj, ignore)
+    except InvalidResource:
+        return None
+    return header.key if header else None
+
+
+class _Header(NamedTuple):
+    key: ResourceKey
+    metadata: Metadata
+    spec: object
+
+
+def _read_header(obj: object, ignored: Ignored) -> _Header | None:
+    if not isinstance(obj, Mapping):
+        raise InvalidResource("is not an object with apiVersion, kind, metadata and spec")
+    kind = _known_kind(obj, ignored)
+    if kind is None:
+        return None
+    raw = obj.get("metadata")
+    metadata = read_struct(raw, Metadata, "metadata")
+    name = check_name(metadata.name, "metadata.name")
+    if kind in _NAMESPACED:
+        namespace = check_namespace(metadata.namespace or DEFAULT_NAMESPACE, "metadata.namespace")
+    elif metadata.namespace:
+        raise InvalidResource(f"{kind} is cluster-wide; remove the namespace", field="metadata.namespace")
+    else:
+        namespace = ""
+    report_unknown(obj, OBJECT_FIELDS, kind, "", ignored)
+    report_unknown(raw, METADATA_FIELDS, kind, "metadata", ignored)
+    return _Header(ResourceKey(kind, name, namespace), metadata, obj.get("spec"))
+
+
+def _known_kind(obj: Mapping[object, object], ignored: Ignored) -> Kind | None:
+    name, version = obj.get("kind"), obj.get("apiVersion")
+    for field, value in (("kind", name), ("apiVersion", version)):
+        if not value:
+            raise InvalidResource("is missing", field=field)
+        if not isinstance(value, str):
+            raise InvalidResource("must be text", field=field)
+    kind = _KINDS.get(str(name))
+    if kind is None:
+        ignored(f"kind {quote(name)[1:-1]}")
+        return None
+    if version not in API_VERSIONS:  # Kubernetes has a Node of its own
+        ignored(f"kind {kind} of {quote(version)[1:-1]}")
+        return None
+    return kind
+
+
+def _convert(header: _Header, ignored: Ignored) -> Resource | Absent:
+    try:
+        return _CONVERT[header.key.kind](header, ignored)
+    except InvalidResource as error:
+        error.key = header.key
+        raise
+
+
+def _under_cidr_name(resource: Resource | Absent, header: _Header, key: ResourceKey) -> Resource | Absent:
+    # The converter has proved that the CIDR is there and canonicalisable, also if the object says it is deleted.
+    text = header.spec.get("cidr") if isinstance(header.spec, Mapping) else None
+    if cidr_name(Net.parse(str(text))) != key.name:
+        raise InvalidResource(f"the topic is for {key}, the object is {header.key} of {text}", field="spec.cidr")
+    return dataclasses.replace(resource, key=key)
+
+
+def _workload_endpoint(header: _Header, ignored: Ignored) -> Resource:
+    report_unknown(header.spec, _WORKLOAD_ENDPOINT, header.key.kind, "spec", ignored)
+    spec = read_struct(header.spec, WorkloadEndpointSpec, "spec")
+    return convert_workload_endpoint(header.key, header.metadata, spec)
+
+
+def _ip_pool(header: _Header, ignored: Ignored) -> Resource:
+    report_unknown(header.spec, _IP_POOL, header.key.kind, "spec", ignored)
+    return convert_ip_pool(header.key, read_struct(header.spec, IPPoolSpec, "spec"))
+
+
+def _node(header: _Header, ignored: Ignored) -> Resource:
+    report_unknown(header.spec, _NODE, header.key.kind, "spec", ignored)
+    return convert_node(header.key, header.metadata, read_struct(header.spec, NodeSpec, "spec"), ignored)
+
+
+def _ipam_block(header: _Header, ignored: Ignored) -> Resource | Absent:
+    report_unknown(header.spec, _IPAM_BLOCK, header.key.kind, "spec", ignored)
+    return convert_ipam_block(header.key, read_struct(header.spec, IPAMBlockSpec, "spec"))
+
+
+def _block_affinity(header: _Header, ignored: Ignored) -> Resource | Absent:
+    report_unknown(header.spec, _BLOCK_AFFINITY, header.key.kind, "spec", ignored)
+    return convert_block_affinity(header.key, read_struct(header.spec, BlockAffinitySpec, "spec"))
+
+
+def _felix_configuration(header: _Header, ignored: Ignored) -> Resource:
+    spec = {} if header.spec is None else header.spec
+    if not isinstance(spec, Mapping) or not all(isinstance(name, str) for name in spec):
+        raise InvalidResource("must be an object of settings", field="spec")
+    return FelixConfiguration(header.key, spec, created(header.metadata))
+
+
+_WORKLOAD_ENDPOINT = known_fields(WorkloadEndpointSpec)
+_IP_POOL = known_fields(IPPoolSpec)
+_NODE = known_fields(NodeSpec)
+_IPAM_BLOCK = known_fields(IPAMBlockSpec)
+_BLOCK_AFFINITY = known_fields(BlockAffinitySpec)
+
+_CONVERT: dict[Kind, Callable[[_Header, Ignored], Resource | Absent]] = {
+    Kind.WORKLOAD_ENDPOINT: _workload_endpoint,
+    Kind.IP_POOL: _ip_pool,
+    Kind.NODE: _node,
+    Kind.IPAM_BLOCK: _ipam_block,
+    Kind.BLOCK_AFFINITY: _block_affinity,
+    Kind.FELIX_CONFIGURATION: _felix_configuration,
+}

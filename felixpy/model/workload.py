@@ -1,0 +1,113 @@
+"""WorkloadEndpoint: from the v3 object to the value that the calculation uses. On the path of every update."""
+
+from __future__ import annotations
+
+import re
+
+from felixpy.model.invalid import InvalidResource
+from felixpy.model.names import check_interface, check_name
+from felixpy.model.net import Family, Net, family_of, parse_address, quote
+from felixpy.model.objects import Metadata, WorkloadEndpointSpec
+from felixpy.model.resources import ResourceKey, WorkloadEndpoint
+
+MAX_ADDRESSES = 256
+MAX_SOURCE_PREFIXES = 256
+
+_MAC = re.compile(r"[0-9a-fA-F]{2}(?:(?::[0-9a-fA-F]{2}){5}|(?:-[0-9a-fA-F]{2}){5})")
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
+
+
+def convert_workload_endpoint(key: ResourceKey, metadata: Metadata, spec: WorkloadEndpointSpec) -> WorkloadEndpoint:
+    """Check and convert. No ``ipNetworks`` is a valid endpoint that has no address yet.
+
+    Raises:
+        InvalidResource
+    """
+    _check_gateway(spec.ipv4_gateway, Family.V4, "spec.ipv4Gateway")
+    _check_gateway(spec.ipv6_gateway, Family.V6, "spec.ipv6Gateway")
+    return WorkloadEndpoint(
+        key=key,
+        node=check_name(spec.node, "spec.node"),
+        interface=check_interface(spec.interface_name, "spec.interfaceName"),
+        addresses=_addresses(spec.ip_networks or []),
+        mac=_mac(spec.mac) if spec.mac else None,
+        allowed_source_prefixes=_source_prefixes(spec.allow_spoofed_source_prefixes or []),
+        created=created(metadata),
+    )
+
+
+def created(metadata: Metadata) -> str:
+    """``creationTimestamp`` if it is RFC 3339 in UTC, as Kubernetes writes it; otherwise as if it were absent."""
+    text = metadata.creation_timestamp or ""
+    return text if _TIMESTAMP.fullmatch(text) else ""
+
+
+def _addresses(texts: list[str]) -> tuple[Net, ...]:
+    if len(texts) > MAX_ADDRESSES:
+        raise InvalidResource(
+            f"has {len(texts)} addresses; at most {MAX_ADDRESSES} are possible", field="spec.ipNetworks"
+        )
+    found: dict[Net, None] = {}
+    for index, text in enumerate(texts):
+        try:
+            net = Net.parse_interface(text)
+            _check_unicast(net.packed)
+        except ValueError as error:
+            raise InvalidResource(str(error), field=f"spec.ipNetworks[{index}]") from None
+        if not net.is_host:
+            reason = f"{quote(text)} must be a single address: write /{net.family.bits} or no prefix length"
+            raise InvalidResource(reason, field=f"spec.ipNetworks[{index}]")
+        found[net] = None
+    return tuple(found)
+
+
+def _check_unicast(packed: bytes) -> None:
+    """Refuse addresses whose route would take traffic that is not one workload's.
+
+    Link-local ones are refused as in pools; 169.254.1.1 is every workload's gateway. 240.0.0.0/4 is in use for pods.
+    """
+    if len(packed) == 4:
+        special = (
+            packed[0] == 127
+            or 224 <= packed[0] <= 239
+            or packed[:2] == b"\xa9\xfe"
+            or packed in (b"\x00\x00\x00\x00", b"\xff\xff\xff\xff")
+        )
+    else:  # ::/80 holds ::, ::1 and the IPv4-mapped addresses
+        special = packed[0] == 0xFF or packed[:10] == bytes(10) or (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)
+    if special:
+        address = Net.host(packed)
+        raise ValueError(f"{address} cannot be a workload's address: it is not a unicast address of global scope")
+
+
+def _check_gateway(text: str | None, family: Family, field: str) -> None:
+    if not text:
+        return
+    try:
+        packed = parse_address(text)
+    except ValueError as error:
+        raise InvalidResource(str(error), field=field) from None
+    if family_of(packed) is not family:
+        raise InvalidResource(f"{text} is not an {family} address", field=field)
+
+
+def _mac(text: str) -> bytes:
+    if not _MAC.fullmatch(text):
+        raise InvalidResource(f"{quote(text)} is not a MAC address like ee:ee:ee:ee:ee:ee", field="spec.mac")
+    mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
+    if mac[0] & 1 or not any(mac):
+        raise InvalidResource(f"{text} is not the MAC address of one interface", field="spec.mac")
+    return mac
+
+
+def _source_prefixes(texts: list[str]) -> tuple[Net, ...]:
+    field = "spec.allowSpoofedSourcePrefixes"
+    if len(texts) > MAX_SOURCE_PREFIXES:
+        raise InvalidResource(f"has {len(texts)} prefixes; at most {MAX_SOURCE_PREFIXES} are possible", field=field)
+    found: dict[Net, None] = {}
+    for index, text in enumerate(texts):
+        try:
+            found[Net.parse_masked(text)] = None  # Calico drops host bits here
+        except ValueError as error:
+            raise InvalidResource(str(error), field=f"{field}[{index}]") from None
+    return tuple(found)

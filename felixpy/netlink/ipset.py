@@ -1,0 +1,199 @@
+"""Messages of the kernel's IP sets (ipset(8)): encoders, decoders and the words for their error numbers.
+
+Used by the iptables back-ends over ``NetlinkSocket``. One message holds one member, because the kernel stops a message
+of many members at the first bad one, while single messages are each answered on their own; many of them go out in one
+send. Adding a member that is there and deleting one that is not succeed (no ``NLM_F_EXCL``, as ``ipset -exist``).
+Must never open a socket, know a set's name or start a process.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from felixpy.model.net import Family, Net
+from felixpy.netlink.transport import NLM_F_ACK, Message, Refusal, Request, attribute, attributes, nested
+
+# linux/netfilter/ipset/ip_set.h
+PROTOCOL = 7
+MAX_NAME_LENGTH = 31
+_SUBSYSTEM = 6 << 8
+_CREATE, _DESTROY, _RENAME, _SWAP, _LIST, _ADD, _DEL, _TYPE = 2, 3, 5, 6, 7, 9, 10, 13
+_ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_TYPENAME, _ATTR_SETNAME2 = 1, 2, 3, 3
+_ATTR_REVISION, _ATTR_FAMILY, _ATTR_FLAGS, _ATTR_DATA, _ATTR_ADT, _ATTR_REVISION_MIN = 4, 5, 6, 7, 8, 10
+_DATA_IP, _DATA_CIDR, _DATA_FLAGS, _DATA_MAXELEM, _DATA_IFACE, _DATA_REFERENCES = 1, 3, 8, 19, 23, 25
+_IP_V4, _IP_V6 = 1, 2
+_FLAG_LIST_HEADER = 1 << 2
+_FLAG_NOMATCH = 1 << 2
+_NETORDER = 0x4000
+
+HASH_NET = "hash:net"
+HASH_NET_IFACE = "hash:net,iface"
+HIGHEST_REVISION = {HASH_NET: 7, HASH_NET_IFACE: 8}
+"""Revisions that this encoder was written for and that ipset 7.17 (Debian 12) lists; older kernels answer with less."""
+
+_ERRORS = {
+    4097: "the kernel speaks another ipset protocol",
+    4098: "the kernel does not know this set type",
+    4099: "the kernel's limit of sets is reached",
+    4100: "the set is in use by rules",
+    4101: "a set of that name exists",
+    4102: "the sets are of different types",
+    4103: "the member or set exists with other properties",
+    4104: "invalid prefix length",
+    4106: "invalid address family",
+    4109: "the set is referenced",
+    4110: "an IPv4 address was expected",
+    4111: "an IPv6 address was expected",
+    4352: "the set is full (MaxIpsetSize)",
+    4353: "the element is not usable in this set",
+}
+
+
+class Member(NamedTuple):
+    """A member of a ``hash:net`` (no interface) or ``hash:net,iface`` set."""
+
+    net: Net
+    interface: str = ""
+
+
+class SetHeader(NamedTuple):
+    """What the kernel says of a set without its members."""
+
+    name: str
+    type: str
+    revision: int
+    family: int
+    max_elements: int
+    references: int
+
+
+def words(refusal: Refusal) -> str:
+    """The meaning of a refusal; ipset has error numbers of its own above 4096."""
+    if refusal.errno == 2:
+        return "the set does not exist"
+    return refusal.message or _ERRORS.get(refusal.errno) or os.strerror(refusal.errno)
+
+
+def create(name: str, kind: str, family: Family, revision: int, max_elements: int) -> Request:
+    """Create a set; an equal one that exists already is a success."""
+    return _request(
+        _CREATE,
+        attribute(_ATTR_SETNAME, _text(name)),
+        attribute(_ATTR_TYPENAME, _text(kind)),
+        attribute(_ATTR_REVISION, bytes((revision,))),
+        attribute(_ATTR_FAMILY, bytes((family,))),
+        nested(_ATTR_DATA, attribute(_DATA_MAXELEM | _NETORDER, struct.pack(">I", max_elements))),
+    )
+
+
+def add(name: str, member: Member) -> Request:
+    return _request(_ADD, attribute(_ATTR_SETNAME, _text(name)), _member(member))
+
+
+def delete(name: str, member: Member) -> Request:
+    return _request(_DEL, attribute(_ATTR_SETNAME, _text(name)), _member(member))
+
+
+def destroy(name: str) -> Request:
+    return _request(_DESTROY, attribute(_ATTR_SETNAME, _text(name)))
+
+
+def swap(name: str, other: str) -> Request:
+    """Exchange the contents of two sets of one type and family; rules keep referring to the name."""
+    return _request(_SWAP, attribute(_ATTR_SETNAME, _text(name)), attribute(_ATTR_SETNAME2, _text(other)))
+
+
+def rename(name: str, new_name: str) -> Request:
+    """Rename a set that no rule refers to."""
+    return _request(_RENAME, attribute(_ATTR_SETNAME, _text(name)), attribute(_ATTR_SETNAME2, _text(new_name)))
+
+
+def list_headers() -> Request:
+    """Dump the headers of all sets of the network namespace."""
+    return _request(_LIST, attribute(_ATTR_FLAGS | _NETORDER, struct.pack(">I", _FLAG_LIST_HEADER)))
+
+
+def list_members(name: str) -> Request:
+    """Dump one set with its members."""
+    return _request(_LIST, attribute(_ATTR_SETNAME, _text(name)))
+
+
+def type_revisions(kind: str, family: Family) -> Request:
+    """Ask for the revisions of a set type.
+
+    The answer is one message that no end of dump follows; the acknowledgement ends ``NetlinkSocket.dump`` instead.
+    """
+    request = _request(_TYPE, attribute(_ATTR_TYPENAME, _text(kind)), attribute(_ATTR_FAMILY, bytes((family,))))
+    return request._replace(flags=NLM_F_ACK)
+
+
+def decode_revision(message: Message, kind: str) -> int:
+    """The revision to create a set with: the highest that the kernel and this encoder both know."""
+    for attribute_type, value in attributes(message.payload, 4):
+        if attribute_type == _ATTR_REVISION:
+            return min(value[0], HIGHEST_REVISION[kind])
+    return 0
+
+
+def decode_header(message: Message) -> SetHeader | None:
+    """Header of a set, or None for a message that only continues the members of one."""
+    found = dict(attributes(message.payload, 4))
+    if _ATTR_TYPENAME not in found:
+        return None
+    data = dict(attributes(found.get(_ATTR_DATA, b"")))
+    return SetHeader(
+        name=_untext(found[_ATTR_SETNAME]),
+        type=_untext(found[_ATTR_TYPENAME]),
+        revision=found[_ATTR_REVISION][0],
+        family=found[_ATTR_FAMILY][0],
+        max_elements=int.from_bytes(data.get(_DATA_MAXELEM, b""), "big"),
+        references=int.from_bytes(data.get(_DATA_REFERENCES, b""), "big"),
+    )
+
+
+def decode_members(message: Message) -> Iterator[Member]:
+    """Members in one message of a ``list_members`` dump."""
+    for kind, value in attributes(message.payload, 4):
+        if kind == _ATTR_ADT:
+            for _, data in attributes(value):
+                yield _decode_member(data)
+
+
+def _decode_member(data: bytes) -> Member:
+    packed, length, interface = b"", -1, ""
+    for kind, value in attributes(data):
+        if kind == _DATA_IP:
+            packed = value[4:]
+        elif kind == _DATA_CIDR:
+            length = value[0]
+        elif kind == _DATA_IFACE:
+            interface = _untext(value)
+        elif kind == _DATA_FLAGS and int.from_bytes(value, "big") & _FLAG_NOMATCH:
+            interface = f"nomatch {interface}"  # an exception that we never write: equal to no member of ours
+    return Member(Net(packed, length if length >= 0 else len(packed) * 8), interface)
+
+
+def _member(member: Member) -> bytes:
+    (packed, length), interface = member
+    kind = _IP_V4 if len(packed) == 4 else _IP_V6
+    parts = [nested(_DATA_IP, attribute(kind | _NETORDER, packed)), attribute(_DATA_CIDR, bytes((length,)))]
+    if interface:
+        parts.append(attribute(_DATA_IFACE, _text(interface)))
+    return nested(_ATTR_DATA, *parts)
+
+
+def _request(command: int, *parts: bytes) -> Request:
+    return Request(
+        _SUBSYSTEM | command, 0, b"\2\0\0\0" + attribute(_ATTR_PROTOCOL, bytes((PROTOCOL,))) + b"".join(parts)
+    )
+
+
+def _text(text: str) -> bytes:
+    return text.encode(errors="surrogateescape") + b"\0"
+
+
+def _untext(data: bytes) -> str:
+    return data.rstrip(b"\0").decode(errors="surrogateescape")

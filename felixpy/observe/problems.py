@@ -1,0 +1,58 @@
+"""What is wrong with which object, said once when it begins, once when it changes and once when it ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import structlog
+
+from felixpy.model.resources import ResourceKey
+from felixpy.observe.metrics import Metrics
+
+MAX_IGNORED = 1000
+"""Distinct unknown names that are told apart; the rest is counted together, so that memory stays bounded."""
+
+
+class Problems:
+    """Reasons by object; the newest word counts."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._log = structlog.get_logger("felixpy")
+        self._metrics = metrics
+        self._reasons: dict[ResourceKey, str] = {}
+        self._kinds: Counter[str] = Counter()
+        self._ignored: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def set(self, key: ResourceKey, reason: str) -> None:
+        """Note an object's problem; an empty reason says that there is none (any more)."""
+        old = self._reasons.get(key, "")
+        if reason == old:
+            return
+        if reason:
+            self._reasons[key] = reason
+            self._log.warning("problem", object=str(key), reason=reason)
+        else:
+            del self._reasons[key]
+            self._log.info("problem solved", object=str(key), was=old)
+        self._kinds[key.kind] += bool(reason) - bool(old)
+        self._metrics.problems.labels(key.kind).set(self._kinds[key.kind])
+
+    def get(self, key: ResourceKey) -> str:
+        return self._reasons.get(key, "")
+
+    def items(self) -> list[tuple[ResourceKey, str]]:
+        """All problems, by object."""
+        return sorted(self._reasons.items())
+
+    def ignored(self, what: str) -> None:
+        """Count something unknown in the stream; log it the first time."""
+        if what not in self._ignored:
+            if len(self._ignored) >= MAX_IGNORED:
+                what = "others"
+            else:
+                self._log.warning("ignored", what=what, next="felixpy does not know it; it has no effect")
+            self._ignored.add(what)
+        self._metrics.ignored.labels(what).inc()

@@ -1,0 +1,264 @@
+"""Behind ``felixpy apply``, ``delete`` and ``get``: writes resources as retained messages and keeps the manifests true.
+
+Steps of a write: read the topics that will change and their manifests; name the writer in the manifests; write the
+topics; write the manifests. Invariant: when a write has ended well, each manifest that it touched equals what the
+broker retains. A scope is expected to have one writer at a time; a second one is noticed, and the scope counted anew.
+It must never publish anything of a batch that holds a bad document, unless told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from felixpy.config import Settings
+from felixpy.model.resources import Kind, ResourceKey
+from felixpy.sources import topics
+from felixpy.sources.batch import Batch, Entry, PublishError
+from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.sources.ledger import Ledger, counted
+from felixpy.sources.manifest import Manifest
+from felixpy.sources.retained import EchoLost, Retained
+
+IN_FLIGHT = 20
+"""Mosquitto takes this many unacknowledged messages from a client by default."""
+
+WRITER_SECONDS = 3.0
+"""A writer that is named in a manifest for longer than this is taken for dead; if it lives, it notices."""
+
+ATTEMPTS = 6
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a write did: topics written, left alone because they hold the same already, deleted; keys not found."""
+
+    written: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Objects as stored, by topic. ``incomplete`` says why some may be missing; empty if none is."""
+
+    objects: Mapping[str, Any]
+    incomplete: str = ""
+
+
+@contextlib.asynccontextmanager
+async def open_publisher(settings: Settings, progress: Progress | None = None) -> AsyncIterator[Publisher]:
+    """Connect to the broker.
+
+    Raises:
+        PublishError: no connection, or it was lost inside the block; one sentence for people.
+    """
+    client_id = f"felixpy-publish-{uuid4().hex[:12]}"
+    retained = Retained(settings.mqtt_topic_root, client_id)
+    try:
+        async with open_connection(settings, client_id, retained.receive) as connection:
+            await retained.start(connection)
+            yield Publisher(connection, retained, settings, client_id, progress)
+    except StreamError as error:
+        raise PublishError(str(error)) from error
+    except EchoLost:
+        raise PublishError(
+            f"the MQTT broker {broker_name(settings)} dropped messages while its retained topics were read; "
+            "raise max_queued_messages in its configuration (see config/mosquitto.conf)"
+        ) from None
+
+
+class Publisher:
+    """Writes to one broker; use it through ``open_publisher``. Calls must not overlap."""
+
+    def __init__(
+        self, connection: Connection, retained: Retained, settings: Settings, client_id: str, progress: Progress | None
+    ) -> None:
+        self._connection = connection
+        self._retained = retained
+        self._prefix = f"{settings.mqtt_topic_root}/"
+        self._client_id = client_id
+        self._progress = progress
+
+    async def apply(self, batch: Batch, *, recount: bool = False) -> Outcome:
+        """Publish what is not there yet, and remove endpoints from the node that they have left.
+
+        ``recount``: do not trust the manifests; count the scopes anew, as after writes by other tools.
+        """
+        held = await self._read_held(batch)
+        wanted = {entry.topic: entry.payload for entry in batch.entries}
+        moved = {topic for found in held.values() for topic in found if topic not in wanted}
+        return await self._write({**wanted, **dict.fromkeys(moved, b"")}, recount=recount)
+
+    async def delete(self, batch: Batch, *, recount: bool = False) -> Outcome:
+        """Delete what the documents name, on whatever node it is."""
+        held = await self._read_held(batch)
+        missing = tuple(str(entry.key) for entry, found in held.items() if not found)
+        outcome = await self._write({topic: b"" for found in held.values() for topic in found}, recount=recount)
+        return replace(outcome, missing=missing)
+
+    async def get(
+        self, kind: Kind | None = None, name: str | None = None, namespace: str | None = None, node: str = "+"
+    ) -> Listing:
+        """Objects as stored: all, or of a kind, or of a kind and a name."""
+        segments = tuple(topics.SEGMENT.values()) if kind is None else (topics.SEGMENT[kind],)
+        await self._retained.read(self._connection, ("sync/#", *(topics.kind_filter(part, node) for part in segments)))
+        for scope, manifest in self._manifests():
+            if "wep" in segments and scope != topics.SHARED and manifest.expects("wep") > len(self._in(scope, "wep")):
+                await self._retained.read_namespaces(self._connection, topics.unescape(scope.removeprefix("node/")))
+        objects = {
+            topic: _decode(payload)
+            for topic, payload in sorted(self._retained.content.items())
+            if topics.segment_of(topic) in segments and _selected(topic, name, namespace)
+        }
+        return Listing(objects, self._incomplete(segments, node))
+
+    def _manifests(self) -> list[tuple[str, Manifest]]:
+        scopes = [scope for topic in self._retained.content if (scope := topics.scope_of_manifest(topic)) is not None]
+        return [(scope, manifest) for scope in sorted(scopes) if (manifest := self._retained.manifest(scope))]
+
+    def _in(self, scope: str, segment: str) -> list[str]:
+        return [topic for topic in self._retained.topics_of(scope) if topics.segment_of(topic) == segment]
+
+    def _incomplete(self, segments: tuple[str, ...], node: str) -> str:
+        gaps = []
+        for scope, manifest in self._manifests():
+            if scope != topics.SHARED and node not in ("+", topics.unescape(scope.removeprefix("node/"))):
+                continue
+            for segment in segments:
+                got, want = len(self._in(scope, segment)), manifest.expects(segment)
+                if got != want:
+                    gaps.append(f"{segment} {got}/{want} in {topics.manifest_topic(scope)}")
+        return f"the broker does not hold what its manifests say: {', '.join(gaps)}" if gaps else ""
+
+    async def _read_held(self, batch: Batch) -> dict[Entry, list[str]]:
+        """Topics that hold each entry's resource now: an endpoint may be on several nodes."""
+        await self._retained.read(self._connection, [entry.filter for entry in batch.entries])
+        held: dict[ResourceKey, list[str]] = {}
+        for topic in self._retained.content:
+            if (key := topics.key_of(topic)) is not None:
+                held.setdefault(key, []).append(topic)
+        return {entry: held.get(entry.key, []) for entry in batch.entries}
+
+    async def _write(self, wanted: Mapping[str, bytes], *, recount: bool) -> Outcome:
+        scopes = sorted({topics.scope_of(topic) for topic in wanted})
+        shared = topics.manifest_topic(topics.SHARED)
+        await self._retained.read(self._connection, [shared, *map(topics.manifest_topic, scopes)])
+        await self._wait_for_writers(scopes)
+        self._retained.foreign.clear()
+        counts = {scope: await self._ledger(scope) for scope in scopes if recount or self._untrusted(scope)}
+        content = self._retained.content
+        before = {topic: content.get(topic, b"") for topic in wanted}
+        changes = {topic: after for topic, after in wanted.items() if before[topic] != after}
+        touched = {topics.scope_of(topic) for topic in changes} | counts.keys()
+        ledgers = {scope: counts.get(scope) or await self._ledger(scope) for scope in sorted(touched)}
+        for scope, ledger in ledgers.items():
+            await self._put_manifest(scope, ledger.begun(self._client_id))
+        for topic, after in changes.items():
+            ledgers[topics.scope_of(topic)].change(topic, before[topic], after)
+        await self._put_all(changes)
+        await self._finish(ledgers)
+        deleted = sum(not after for after in changes.values())
+        return Outcome(len(changes) - deleted, len(wanted) - len(changes), deleted)
+
+    def _untrusted(self, scope: str) -> bool:
+        """No manifest, one that does not prove content, or one whose writer died half-way."""
+        manifest = self._retained.manifest(scope)
+        return manifest is None or bool(manifest.writer) or not manifest.exact(tuple(manifest.counts))
+
+    async def _ledger(self, scope: str, *, anew: bool = False) -> Ledger:
+        manifest = self._retained.manifest(scope)
+        if manifest is not None and not anew and not self._untrusted(scope):
+            return Ledger(manifest)
+        content = await self._retained.read_scope(self._connection, scope)
+        return counted(content, manifest, self._epoch())
+
+    def _epoch(self) -> str:
+        shared = self._retained.manifest(topics.SHARED)
+        return shared.epoch if shared and shared.epoch else uuid4().hex
+
+    async def _wait_for_writers(self, scopes: Iterable[str]) -> None:
+        """Let other publishers finish; one that shows no life for ``WRITER_SECONDS`` is not waited for."""
+        seen: list[Manifest | None] = []
+        deadline = 0.0
+        while True:
+            now = time.monotonic()
+            busy = [found for scope in scopes if (found := self._retained.manifest(scope)) and found.writer]
+            if busy != seen:
+                seen, deadline = list(busy), now + WRITER_SECONDS
+            if not busy or now >= deadline:
+                return
+            await asyncio.sleep(0.05)
+
+    async def _finish(self, ledgers: Mapping[str, Ledger]) -> None:
+        """Write the manifests; where another publisher interfered, count again until both agree."""
+        for scope, ledger in ledgers.items():
+            if ledger.consistent:
+                await self._put_manifest(scope, ledger.manifest())
+            else:
+                self._retained.foreign.add(scope)
+        for attempt in range(ATTEMPTS):
+            await self._retained.echo(self._connection)
+            conflicts = sorted(self._retained.foreign & ledgers.keys())
+            if not conflicts:
+                return
+            await asyncio.sleep(random.uniform(0, 0.1 * 2**attempt))
+            for scope in conflicts:
+                await self._count_again(scope)
+        raise PublishError("another publisher keeps writing the same objects; run one at a time, then apply again")
+
+    async def _count_again(self, scope: str) -> None:
+        self._retained.foreign.discard(scope)
+        found = (await self._ledger(scope, anew=True)).manifest()
+        present = self._retained.manifest(scope)
+        if present is None or present.writer or (present.counts, present.digests) != (found.counts, found.digests):
+            await self._put_manifest(scope, found)
+
+    async def _put_manifest(self, scope: str, manifest: Manifest) -> None:
+        await self._put(topics.manifest_topic(scope), manifest.encode())
+
+    async def _put_all(self, changes: Mapping[str, bytes]) -> None:
+        remaining = iter(changes.items())
+        done = 0
+
+        async def work() -> None:
+            nonlocal done
+            for topic, payload in remaining:
+                await self._put(topic, payload)
+                done += 1
+                if self._progress is not None:
+                    self._progress(done, len(changes))
+
+        await asyncio.gather(*(work() for _ in range(min(IN_FLIGHT, len(changes)))))
+
+    async def _put(self, topic: str, payload: bytes) -> None:
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.UserProperty = [("ts", str(time.time_ns()))]
+        name = self._prefix + topic
+        await self._connection.client.publish(name, payload, qos=1, retain=True, properties=properties)
+        self._retained.wrote(topic, payload)
+
+
+def _decode(payload: bytes) -> Any:
+    try:
+        return msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return payload.decode(errors="replace")
+
+
+def _selected(topic: str, name: str | None, namespace: str | None) -> bool:
+    key = topics.key_of(topic)
+    return key is not None and name in (None, key.name) and namespace in (None, key.namespace)

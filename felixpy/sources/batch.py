@@ -1,0 +1,98 @@
+"""Documents made ready to be published or deleted: each with its topic, or the whole batch refused.
+
+Pure. Invariant: no two entries of a batch have the same key. A batch is made before any connection, so that bad input
+changes nothing anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from felixpy.model.documents import BadDocument, Document
+from felixpy.model.net import Net
+from felixpy.model.resources import Absent, Kind, ResourceKey
+from felixpy.sources import topics
+
+
+class PublishError(Exception):
+    """Nothing, or not everything, was published; the text is one sentence for people."""
+
+
+class BadBatch(PublishError):
+    """Documents that cannot be used; ``problems`` has one sentence each."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        count = "1 document" if len(problems) == 1 else f"{len(problems)} documents"
+        super().__init__(f"nothing was sent: {count} cannot be used: {'; '.join(problems)}")
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One resource: its key on the broker, its topic, and the filter that finds it wherever it is now."""
+
+    key: ResourceKey
+    topic: str
+    filter: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What to publish or delete; ``problems`` were left out on request, ``ignored`` are kinds that are not ours."""
+
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...] = ()
+    ignored: int = 0
+
+
+def prepare(documents: Iterable[Document | BadDocument], *, skip_bad: bool = False) -> Batch:
+    """Check documents as a whole.
+
+    Raises:
+        BadBatch: a document is bad or names a key twice, and ``skip_bad`` is false.
+    """
+    entries: dict[ResourceKey, Entry] = {}
+    places: dict[ResourceKey, str] = {}
+    problems: list[str] = []
+    ignored = 0
+    for document in documents:
+        place = f"{document.origin}, document {document.index}"
+        if isinstance(document, BadDocument):
+            problems.append(str(document))
+        elif document.resource is None:
+            ignored += 1
+        else:
+            entry = _entry(document)
+            if entry.key in entries:
+                problems.append(f"{place}: {entry.key} is already defined in {places[entry.key]}")
+            else:
+                entries[entry.key], places[entry.key] = entry, place
+    if problems and not skip_bad:
+        raise BadBatch(tuple(problems))
+    return Batch(tuple(entries.values()), tuple(problems), ignored)
+
+
+def _entry(document: Document) -> Entry:
+    resource = document.resource
+    assert resource is not None
+    topic = _absent_topic(document) if isinstance(resource, Absent) else topics.topic_of(resource)
+    key = topics.key_of(topic)
+    assert key is not None, topic
+    wide = topics.endpoint_topic("+", key) if key.kind is Kind.WORKLOAD_ENDPOINT else topic
+    return Entry(key, topic, wide, msgspec.json.encode(document.object))
+
+
+def _absent_topic(document: Document) -> str:
+    """A deleted block or affinity is still published: its node and CIDR are in the object."""
+    assert isinstance(document.resource, Absent)
+    key = document.resource.key
+    spec = document.object.get("spec") if isinstance(document.object, Mapping) else None
+    if key.kind in (Kind.IPAM_BLOCK, Kind.BLOCK_AFFINITY) and isinstance(spec, Mapping):
+        cidr = Net.parse(str(spec["cidr"]))
+        is_block = key.kind is Kind.IPAM_BLOCK
+        return topics.block_topic(cidr) if is_block else topics.affinity_topic(str(spec["node"]), cidr)
+    return topics.shared_topic(key)

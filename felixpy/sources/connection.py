@@ -1,0 +1,219 @@
+"""One connection to the broker: MQTT v5, TLS, credentials, and every failure turned into one sentence for people.
+
+Invariant: a connection object is never used twice (a client that lost its connection keeps state of it). Each message
+is given to ``receive`` as it is read from the socket, without a queue. It must never show a password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from felixpy.config import Settings
+
+RECEIVE_MAXIMUM = 65535
+"""Mosquitto drops what exceeds this plus its queue; with MQTT's older default it drops all but 1,020 messages."""
+
+SESSION_TAKEN_OVER = 142
+_BAD_CREDENTIALS = frozenset({4, 134})
+_NOT_AUTHORISED = frozenset({5, 135})
+_CONNECT_SECONDS = 10.0
+
+Receive = Callable[[aiomqtt.Message], None]
+
+
+class StreamError(Exception):
+    """The broker cannot be used; the text is one sentence for people.
+
+    ``taken_over``: another client connected with the same client id.
+    """
+
+    def __init__(self, message: str, *, taken_over: bool = False) -> None:
+        super().__init__(message)
+        self.taken_over = taken_over
+
+
+def broker_name(settings: Settings) -> str:
+    """``host:port`` as it is shown to people."""
+    return f"{settings.mqtt_host}:{broker_port(settings)}"
+
+
+def broker_port(settings: Settings) -> int:
+    return settings.mqtt_port or (8883 if settings.mqtt_tls else 1883)
+
+
+def _password(settings: Settings) -> str | None:
+    """Read anew for each connection, so that a rotated password file takes effect."""
+    if settings.mqtt_password_file is None:
+        return settings.mqtt_password or None
+    try:
+        return settings.mqtt_password_file.read_text().rstrip("\r\n")
+    except OSError as error:
+        raise StreamError(
+            f"cannot read the MQTT password file {settings.mqtt_password_file}: {error.strerror}; "
+            "check FELIX_MQTTPASSWORDFILE"
+        ) from None
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.mqtt_tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise StreamError(
+            f"cannot use the CA file {settings.mqtt_ca_file}: {error.strerror or error}; check FELIX_MQTTCAFILE"
+        ) from None
+    if settings.mqtt_cert_file is not None:
+        try:
+            # Without a callback OpenSSL would ask on the terminal for the key's passphrase.
+            context.load_cert_chain(settings.mqtt_cert_file, settings.mqtt_key_file, password=lambda: b"")
+        except (OSError, ssl.SSLError) as error:
+            raise StreamError(
+                f"cannot use the client certificate {settings.mqtt_cert_file}: {error.strerror or error}; "
+                "check FELIX_MQTTCERTFILE and FELIX_MQTTKEYFILE (a key without passphrase)"
+            ) from None
+    return context
+
+
+class _Inbox(asyncio.Queue[Any]):
+    """In place of aiomqtt's queue: takes each message at once, so that nothing waits behind an event loop turn.
+
+    aiomqtt's own iterator starts a task per message, which costs more than the message itself.
+    """
+
+    receive: Receive
+    failed: asyncio.Future[None]
+
+    def put_nowait(self, item: Any) -> None:
+        try:
+            self.receive(item)
+        except Exception as error:
+            # paho and aiomqtt would take a bug of ours for a lost connection.
+            if not self.failed.done():
+                self.failed.set_exception(error)
+            raise
+
+
+class Connection:
+    """An open connection. Ends with ``StreamError`` in ``until_lost``."""
+
+    def __init__(self, client: aiomqtt.Client, failed: asyncio.Future[None]) -> None:
+        self.client = client
+        self._failed = failed
+
+    async def until_lost(self) -> None:
+        """Return never; raise when the connection is lost, or the error of ``receive`` if it failed."""
+        try:
+            await anext(self.client.messages)
+        except aiomqtt.MqttError:
+            if self._failed.done():
+                self._failed.result()
+            raise
+
+    async def subscribe(self, filters: tuple[str, ...], *, options: Any) -> None:
+        """Subscribe to all filters in one packet.
+
+        Raises:
+            StreamError: the broker refuses one.
+        """
+        if not filters:
+            return
+        codes = await self.client.subscribe([(name, options) for name in filters])
+        for name, code in zip(filters, codes, strict=False):
+            if isinstance(code, ReasonCode) and code.is_failure:
+                raise StreamError(f"the broker refuses the subscription to {name}: {code}; check its access rules")
+
+
+@contextlib.asynccontextmanager
+async def open_connection(
+    settings: Settings, client_id: str, receive: Receive, will: aiomqtt.Will | None = None
+) -> AsyncIterator[Connection]:
+    """Connect; disconnect cleanly (so that no will fires) when the block is left.
+
+    Raises:
+        StreamError: no connection, or the connection was lost inside the block.
+    """
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    inbox = type("_BoundInbox", (_Inbox,), {"receive": staticmethod(receive), "failed": failed})
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    client = aiomqtt.Client(
+        settings.mqtt_host,
+        broker_port(settings),
+        username=settings.mqtt_username or None,
+        password=_password(settings),
+        identifier=client_id,
+        queue_type=inbox,
+        protocol=aiomqtt.ProtocolVersion.V5,
+        clean_start=True,
+        will=will,
+        properties=properties,
+        keepalive=max(1, int(settings.mqtt_keepalive)),
+        tls_context=_tls_context(settings),
+        timeout=_CONNECT_SECONDS,
+        socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
+    )
+    client.pending_calls_threshold = RECEIVE_MAXIMUM
+    try:
+        async with client:
+            yield Connection(client, failed)
+    except aiomqtt.MqttError as error:
+        raise explain(error, settings) from error
+    finally:
+        if not failed.done():
+            failed.cancel()
+
+
+def explain(error: aiomqtt.MqttError, settings: Settings) -> StreamError:
+    """What went wrong, where, and what to do next."""
+    broker = f"the MQTT broker {broker_name(settings)}"
+    code = _reason_code(error)
+    if code == SESSION_TAKEN_OVER:
+        text = f"{broker} gave the session to another client with the same client id; give each agent its own node name"
+        return StreamError(text, taken_over=True)
+    if code in _BAD_CREDENTIALS or code in _NOT_AUTHORISED:
+        user = f"user {settings.mqtt_username!r}" if settings.mqtt_username else "a client without user name"
+        return StreamError(
+            f"{broker} refuses {user} (not authorised); check FELIX_MQTTUSERNAME and FELIX_MQTTPASSWORD or "
+            "FELIX_MQTTPASSWORDFILE, and the broker's access rules"
+        )
+    if isinstance(error, aiomqtt.exceptions.MqttConnectError):
+        return StreamError(f"{broker} refuses the connection: {error.rc}")
+    return StreamError(f"{broker} {_network_reason(error, settings)}")
+
+
+def _reason_code(error: BaseException | None) -> int | None:
+    while error is not None:
+        if isinstance(error, aiomqtt.exceptions.MqttCodeError) and isinstance(error.rc, ReasonCode):
+            return int(error.rc.value)
+        error = error.__cause__
+    return None
+
+
+def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
+    # aiomqtt raises its own error "from None": the system's error is the context.
+    origin = error.__context__
+    if isinstance(origin, ssl.SSLCertVerificationError):
+        return f"has a certificate that is not trusted ({origin.verify_message}); check FELIX_MQTTCAFILE"
+    if isinstance(origin, ssl.SSLError):
+        return f"fails the TLS handshake ({origin.reason or origin}); check FELIX_MQTTTLS, the port and the certificates"
+    if isinstance(origin, socket.gaierror):
+        return "has a host name that cannot be resolved; check FELIX_MQTTHOST"
+    if isinstance(origin, ConnectionRefusedError):
+        return "refuses connections; is it running, and is FELIX_MQTTPORT right?"
+    if isinstance(origin, TimeoutError) or "timed out" in str(error):
+        hint = " or wants a client certificate (FELIX_MQTTCERTFILE)" if settings.mqtt_tls else ""
+        return f"does not answer; check FELIX_MQTTHOST, FELIX_MQTTPORT and firewalls{hint}"
+    if isinstance(origin, OSError):
+        return f"cannot be reached: {origin.strerror or origin}"
+    return f"closed the connection: {error.__cause__ or error}"

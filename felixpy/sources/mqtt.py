@@ -1,0 +1,239 @@
+"""The MQTT source: keeps a connection to the broker, and the sink equal to what the broker retains.
+
+The decisions are ``Snapshot``'s; here is only I/O. Invariant: a lost connection, a refused one or an empty broker never
+removes a key. It must never raise for what a broker or publisher does; it reports and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import aiomqtt
+import msgspec
+import structlog
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from felixpy.config import Settings
+from felixpy.model.invalid import InvalidResource
+from felixpy.model.parse import parse_payload
+from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update
+from felixpy.sources import Sink, SyncState, topics
+from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.sources.manifest import parse_manifest
+from felixpy.sources.outbox import Outbox
+from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Report, Snapshot, Stop
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_FIRST_SECONDS = 0.1
+BACKOFF_LAST_SECONDS = 30.0
+TAKEN_OVER_SECONDS = (15.0, 45.0)
+STABLE_SECONDS = 10.0
+TICK_SECONDS = 0.05
+IDLE_TICK_SECONDS = 1.0
+FLUSH_SECONDS = 2.0
+
+_OPTIONS = SubscribeOptions(qos=1)
+
+
+def backoff_seconds(attempt: int) -> float:
+    """Exponential with full jitter, so that a thousand agents do not return to a broker at once."""
+    return random.uniform(0, min(BACKOFF_LAST_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(attempt, 20)))
+
+
+class MqttSource:
+    """Source of one node's resources. ``observer``: only look, beside a running agent (own client id, no status)."""
+
+    def __init__(self, settings: Settings, node: str, *, observer: bool = False) -> None:
+        self._settings = settings
+        self._node = node
+        self._observer = observer
+        base = settings.mqtt_client_id or f"felixpy-{node}"
+        self._client_id = f"{base}-{uuid4().hex[:8]}" if observer else base
+        self._prefix = f"{settings.mqtt_topic_root}/"
+        self._snapshot = Snapshot(node, timeout=settings.snapshot_timeout, quiet_time=settings.snapshot_quiet_time)
+        self._outbox = Outbox()
+        self._commands: asyncio.Queue[Read | Stop] = asyncio.Queue()
+
+    async def run(self, sink: Sink) -> None:
+        """Deliver for ever. On cancellation flush the status and disconnect cleanly."""
+        attempt = 0
+        while True:
+            started = time.monotonic()
+            try:
+                await self._session(sink)
+            except StreamError as error:
+                if time.monotonic() - started >= STABLE_SECONDS:
+                    attempt = 0
+                delay = random.uniform(*TAKEN_OVER_SECONDS) if error.taken_over else backoff_seconds(attempt)
+                attempt += 1
+                log.warning("stream lost", reason=str(error), retry_seconds=round(delay, 1))
+                self._perform(self._snapshot.on_disconnected(str(error)), sink)
+                await asyncio.sleep(delay)
+
+    async def publish_status(self, payload: Mapping[str, Any]) -> None:
+        """Set the agent's retained status; returns at once. Kept and written again after a reconnect."""
+        self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)))
+
+    def publish_endpoint_status(self, namespace: str, name: str, payload: Mapping[str, Any] | None) -> None:
+        """Set or (None) delete one endpoint's retained status; returns at once."""
+        topic = topics.endpoint_status_topic(self._node, namespace, name)
+        self._put(topic, b"" if payload is None else msgspec.json.encode(dict(payload)))
+
+    def _put(self, topic: str, payload: bytes) -> None:
+        if not self._observer:
+            self._outbox.put(self._prefix + topic, payload)
+
+    async def _session(self, sink: Sink) -> None:
+        def receive(message: aiomqtt.Message) -> None:
+            self._receive(message, sink)
+
+        self._commands = asyncio.Queue()
+        async with open_connection(self._settings, self._client_id, receive, self._will()) as connection:
+            log.info("stream connected", broker=broker_name(self._settings), client_id=self._client_id)
+            self._perform(self._snapshot.on_connected(time.monotonic()), sink)
+            self._outbox.resend()
+            try:
+                await self._serve(connection, sink)
+            except asyncio.CancelledError:
+                await self._leave(connection)
+                raise
+
+    def _will(self) -> aiomqtt.Will | None:
+        if self._observer:
+            return None
+        payload = b'{"state":"offline","reason":"will"}'
+        return aiomqtt.Will(self._prefix + topics.status_topic(self._node), payload, qos=1, retain=True)
+
+    async def _serve(self, connection: Connection, sink: Sink) -> None:
+        """Run all parts until one of them fails, which is the end of the connection."""
+
+        async def publish(topic: str, payload: bytes) -> None:
+            await connection.client.publish(topic, payload, qos=1, retain=True)
+
+        parts = (
+            connection.until_lost(),
+            self._subscribe(connection),
+            self._tick(sink),
+            self._outbox.run(publish),
+        )
+        tasks = [asyncio.create_task(part) for part in parts]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        errors = [result for result in results if isinstance(result, Exception)]
+        # A lost connection makes several parts fail; the watch of the connection (first) knows why.
+        raise errors[0] if errors else StreamError("the stream ended")
+
+    async def _subscribe(self, connection: Connection) -> None:
+        """Subscribe, then carry out what the snapshot asks for, one at a time and in order."""
+        for filters in (self._snapshot.manifest_filters, self._snapshot.filters):
+            await connection.subscribe(tuple(self._prefix + name for name in filters), options=_OPTIONS)
+            self._snapshot.on_subscribed(time.monotonic())
+        while True:
+            command = await self._commands.get()
+            name = self._prefix + command.filter
+            if isinstance(command, Stop):
+                await connection.client.unsubscribe(name)
+            else:
+                await connection.subscribe((name,), options=_OPTIONS)
+                self._snapshot.on_subscribed(time.monotonic())
+
+    async def _tick(self, sink: Sink) -> None:
+        while True:
+            in_sync = self._snapshot.state is SyncState.IN_SYNC
+            await asyncio.sleep(IDLE_TICK_SECONDS if in_sync else TICK_SECONDS)
+            self._perform(self._snapshot.on_tick(time.monotonic()), sink)
+
+    async def _leave(self, connection: Connection) -> None:
+        """Say that this is no accident, and write it out: a connection that just breaks makes the will fire."""
+
+        async def publish(topic: str, payload: bytes) -> None:
+            await connection.client.publish(topic, payload, qos=1, retain=True)
+
+        await self.publish_status({"state": "offline", "reason": "stopped"})
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self._outbox.write_all(publish)
+        except (TimeoutError, aiomqtt.MqttError) as error:
+            log.warning("could not write the last status", reason=str(error))
+
+    def _receive(self, message: aiomqtt.Message, sink: Sink) -> None:
+        now_ns = time.monotonic_ns()
+        now = now_ns / 1e9
+        topic = message.topic.value.removeprefix(self._prefix)
+        payload = bytes(message.payload) if message.payload else b""
+        scope = topics.scope_of_manifest(topic)
+        if scope is not None:
+            self._perform(self._manifest(scope, payload, now), sink)
+        elif topics.key_of(topic) is None:
+            sink.ignored(f"topic {topic}")
+        else:
+            actions = self._snapshot.on_message(topic, payload, now)
+            self._perform(actions, sink, now_ns, _published_ns(message))
+
+    def _manifest(self, scope: str, payload: bytes, now: float) -> Sequence[Action]:
+        if not payload:
+            return self._snapshot.on_manifest(scope, None, now)
+        try:
+            manifest = parse_manifest(payload)
+        except ValueError as error:
+            return self._snapshot.on_manifest(scope, None, now, str(error))
+        return self._snapshot.on_manifest(scope, manifest, now)
+
+    def _perform(self, actions: Sequence[Action], sink: Sink, received_ns: int = 0, published_ns: int = 0) -> None:
+        for action in actions:
+            if isinstance(action, Deliver):
+                sink.update(_parse(action, sink)._replace(received_ns=received_ns, published_ns=published_ns))
+            elif isinstance(action, Remove):
+                key = topics.key_of(action.topic)
+                assert key is not None, action
+                sink.update(Update(key, None, "", received_ns or time.monotonic_ns(), published_ns))
+            elif isinstance(action, Report):
+                sink.sync_status(action.status)
+            else:
+                self._commands.put_nowait(action)
+
+
+def _parse(action: Deliver, sink: Sink) -> Update:
+    key = topics.key_of(action.topic)
+    assert key is not None, action
+    try:
+        if key.kind is Kind.BLOCK_AFFINITY:
+            return Update(key, _parse_affinity(action, key, sink))
+        resource = parse_payload(action.payload, key, sink.ignored)
+    except InvalidResource as error:
+        return Update(key, None, str(error))
+    return Update(key, None if isinstance(resource, Absent) else resource)
+
+
+def _parse_affinity(action: Deliver, key: ResourceKey, sink: Sink) -> BlockAffinity | None:
+    """The payload must be the affinity of the topic's node and CIDR; its name does not matter."""
+    _, node, cidr = (topics.unescape(level) for level in action.topic.split("/"))
+    try:
+        affinity = parse_payload(action.payload, ResourceKey(key.kind, cidr), sink.ignored)
+    except InvalidResource as error:
+        error.key = key
+        raise
+    if not isinstance(affinity, BlockAffinity):
+        return None
+    if affinity.host != node:
+        raise InvalidResource(f"the topic is for node {node}, the object for {affinity.host}", field="spec.node", key=key)
+    return replace(affinity, key=key)
+
+
+def _published_ns(message: aiomqtt.Message) -> int:
+    """The publisher's clock from the user property ``ts`` (nanoseconds), 0 if there is none."""
+    for name, value in getattr(message.properties, "UserProperty", ()):
+        if name == "ts" and value.isdecimal():
+            return int(value)
+    return 0

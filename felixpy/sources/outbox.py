@@ -1,0 +1,50 @@
+"""Status messages on their way to the broker: the latest payload per topic, written when the connection allows.
+
+Invariant: ``put`` returns at once and never loses the latest payload; after a new connection everything that is still
+true is written again, because the broker may have lost it. It must never hold the stream up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+Publish = Callable[[str, bytes], Awaitable[None]]
+
+
+class Outbox:
+    """Latest payload per topic; empty means: delete the retained message."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, bytes] = {}
+        self._waiting: dict[str, None] = {}
+        self._wake = asyncio.Event()
+
+    def put(self, topic: str, payload: bytes) -> None:
+        self._latest[topic] = payload
+        self._waiting[topic] = None
+        self._wake.set()
+
+    def resend(self) -> None:
+        """A new connection: write everything again, in the order of first use."""
+        self._waiting = dict.fromkeys((*self._latest, *self._waiting))
+        if self._waiting:
+            self._wake.set()
+
+    async def write_all(self, publish: Publish) -> None:
+        """Write what is waiting now. A topic whose write fails is still waiting."""
+        while self._waiting:
+            topic = next(iter(self._waiting))
+            payload = self._latest[topic]
+            await publish(topic, payload)
+            if self._latest[topic] is payload:
+                self._waiting.pop(topic, None)
+                if not payload:
+                    del self._latest[topic]
+
+    async def run(self, publish: Publish) -> None:
+        """Write for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.write_all(publish)

@@ -1,0 +1,159 @@
+"""What is known of one scope of retained topics, kind by kind, against its manifest. Pure.
+
+A *group* is the topics of one kind. ``known`` is what was delivered and not removed since; ``seen`` is the part of it
+that this connection (or this re-read) has shown; the rest is stale. Invariant: ``total`` is the digest of ``seen``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from felixpy.sources import topics
+from felixpy.sources.manifest import MODULUS, Manifest, content_hash
+
+
+class Group:
+    """The topics of one kind."""
+
+    def __init__(self, segment: str) -> None:
+        self.segment = segment
+        self.known: dict[str, int] = {}
+        self.seen: set[str] = set()
+        self.total = 0
+
+    @property
+    def has_stale(self) -> bool:
+        return len(self.known) > len(self.seen)
+
+    def put(self, topic: str, payload: bytes) -> bool:
+        """Take a topic's content; true if it is not what was known."""
+        digest = content_hash(topic, payload)
+        before = self.known.get(topic)
+        if topic in self.seen and before is not None:
+            self.total = (self.total + digest - before) % MODULUS
+        else:
+            self.seen.add(topic)
+            self.total = (self.total + digest) % MODULUS
+        self.known[topic] = digest
+        return before != digest
+
+    def drop(self, topic: str) -> bool:
+        """Forget a topic; true if it was known."""
+        before = self.known.pop(topic, None)
+        if before is None:
+            return False
+        if topic in self.seen:
+            self.seen.remove(topic)
+            self.total = (self.total - before) % MODULUS
+        return True
+
+    def restart(self) -> None:
+        """Everything known is stale until it is seen again."""
+        self.seen.clear()
+        self.total = 0
+
+    def sweep(self) -> list[str]:
+        """Forget and return what is stale."""
+        if not self.has_stale:
+            return []
+        stale = sorted(self.known.keys() - self.seen)
+        for topic in stale:
+            del self.known[topic]
+        return stale
+
+    def matches(self, manifest: Manifest) -> bool:
+        if len(self.seen) != manifest.expects(self.segment):
+            return False
+        return manifest.digests.get(self.segment, self.total) == self.total
+
+
+class Scope:
+    """The groups that one manifest speaks of."""
+
+    def __init__(self, name: str, segments: tuple[str, ...]) -> None:
+        self.name = name
+        self.segments = segments
+        self.groups = {segment: Group(segment) for segment in segments}
+        self.manifest: Manifest | None = None
+        self.manifest_error = ""
+        self._had_manifest = False
+        self._lost = False
+
+    @property
+    def got(self) -> int:
+        return sum(len(group.seen) for group in self.groups.values())
+
+    @property
+    def want(self) -> int:
+        if self.manifest is not None:
+            return self.manifest.total(self.segments)
+        return sum(len(group.known) for group in self.groups.values())
+
+    def restart(self) -> None:
+        self.manifest, self.manifest_error = None, ""
+        for group in self.groups.values():
+            group.restart()
+
+    def settled(self) -> None:
+        """The whole snapshot is in sync."""
+        self._had_manifest = self._had_manifest or self.manifest is not None
+        self._lost = False
+
+    def matches(self) -> bool:
+        """Equal to the manifest, or there is none to be equal to."""
+        manifest = self.manifest
+        return manifest is None or all(group.matches(manifest) for group in self.groups.values())
+
+    def complete(self, *, quiet: bool) -> bool:
+        """Proved by the manifest, or believed because nothing more comes and nothing speaks against it."""
+        if self.manifest_error:
+            return False
+        if self.manifest is not None:
+            return self.matches() and (quiet or self.manifest.exact(self.segments))
+        if quiet:
+            self._lost = self._lost or (self._stale and self.got == 0)
+        return quiet and not self._doubted
+
+    @property
+    def _stale(self) -> bool:
+        return any(group.has_stale for group in self.groups.values())
+
+    @property
+    def _doubted(self) -> bool:
+        """Without a manifest: a broker that lost its topics looks like one whose objects were all deleted."""
+        return self._had_manifest or (self._lost and self._stale)
+
+    def doubtful(self) -> Iterator[Group]:
+        """Groups that are worth reading again."""
+        if self.manifest is None:
+            if self._doubted or self.got == 0:
+                yield from self.groups.values()
+            return
+        for group in self.groups.values():
+            if not group.matches(self.manifest):
+                yield group
+
+    def why(self) -> str:
+        """Why the scope is not complete; empty if nothing is known against it."""
+        topic = topics.manifest_topic(self.name)
+        if self.manifest_error:
+            return f"manifest {topic} cannot be used: {self.manifest_error}; write it again with 'felixpy apply'"
+        if self.manifest is None:
+            return self._why_without_manifest(topic)
+        gaps = [self._gap(group, self.manifest) for group in self.groups.values() if not group.matches(self.manifest)]
+        if not gaps:
+            return ""
+        writer = f" (a write by {self.manifest.writer} is not finished)" if self.manifest.writer else ""
+        return f"snapshot incomplete: {', '.join(gaps)}{writer}"
+
+    def _why_without_manifest(self, topic: str) -> str:
+        if not self._doubted:
+            return ""
+        if self._had_manifest:
+            return f"the broker no longer holds the manifest {topic}; publish the objects again with 'felixpy apply'"
+        return f"the broker lost {self.want - self.got} of {self.want} objects without deleting them; publish them again"
+
+    @staticmethod
+    def _gap(group: Group, manifest: Manifest) -> str:
+        got, want = len(group.seen), manifest.expects(group.segment)
+        return f"{group.segment} {got}/{want}" if got != want else f"{group.segment} {got}/{want} with other content"

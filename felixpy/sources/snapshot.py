@@ -1,0 +1,249 @@
+"""Decides when the retained topics of a broker are completely known, and what the broker no longer holds.
+
+MQTT has no end of a snapshot, and a broker may drop part of a retained burst without a word. The agent feeds every
+message in; actions come out. Pure: no clock (``now`` is seconds on any steady clock), no I/O.
+
+Invariants: in sync with a scope that has a manifest only if counts and digests are equal to it; a key is removed only
+by its own deletion or when the whole snapshot is in sync; a broker that lost its topics never removes anything.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from felixpy.sources import SyncState, SyncStatus, topics
+from felixpy.sources.manifest import Manifest
+from felixpy.sources.scope import Group, Scope
+
+DRAIN_SECONDS = 0.25
+"""A part of a re-read is finished when nothing has arrived for this long."""
+
+RETRY_FIRST_SECONDS = 5.0
+RETRY_LAST_SECONDS = 60.0
+MISMATCH_LIMIT = 12
+"""In sync, a mismatch may last this many snapshot time-outs while messages still flow."""
+
+
+class Deliver(NamedTuple):
+    """New content of a topic."""
+
+    topic: str
+    payload: bytes
+
+
+class Remove(NamedTuple):
+    """The topic holds nothing any more."""
+
+    topic: str
+
+
+class Read(NamedTuple):
+    """Subscribe (again) to a filter, so that the broker sends its retained topics; then call ``on_subscribed``."""
+
+    filter: str
+
+
+class Stop(NamedTuple):
+    """Unsubscribe from a filter that was only there to be read."""
+
+    filter: str
+
+
+class Report(NamedTuple):
+    """Tell the state of the stream."""
+
+    status: SyncStatus
+
+
+Action = Deliver | Remove | Read | Stop | Report
+NOTHING: tuple[Action, ...] = ()
+
+
+class Snapshot:
+    """The state of one node's stream."""
+
+    def __init__(self, node: str, *, timeout: float, quiet_time: float) -> None:
+        self._node = node
+        self._timeout = timeout
+        self._quiet_time = quiet_time
+        self._scopes = (
+            Scope(topics.SHARED, topics.SHARED_SEGMENTS),
+            Scope(topics.node_scope(node), topics.NODE_SEGMENTS),
+        )
+        self._groups = {segment: group for scope in self._scopes for segment, group in scope.groups.items()}
+        self._state = SyncState.CONNECTING
+        self._last_message = 0.0
+        self._last_match = 0.0
+        self._plan: deque[str] = deque()
+        self._reading = ""
+        self._reread = False
+        self._retry_at = 0.0
+        self._retry_seconds = RETRY_FIRST_SECONDS
+        self._reported = SyncStatus(SyncState.CONNECTING)
+
+    @property
+    def state(self) -> SyncState:
+        return self._state
+
+    def on_connected(self, now: float) -> Sequence[Action]:
+        """A new connection is about to subscribe: everything known is stale until it is seen again."""
+        for scope in self._scopes:
+            scope.restart()
+        self._state = SyncState.RESYNC
+        self._last_message = now
+        self._plan.clear()
+        self._reading, self._reread = "", False
+        self._retry_seconds = RETRY_FIRST_SECONDS
+        return self._report("reading the retained topics")
+
+    def on_disconnected(self, reason: str) -> Sequence[Action]:
+        """The connection is gone. Nothing is removed."""
+        self._state = SyncState.CONNECTING
+        self._plan.clear()
+        self._reading = ""
+        return self._report(reason)
+
+    def on_subscribed(self, now: float) -> None:
+        """The broker has confirmed the latest subscription."""
+        self._last_message = max(self._last_message, now)
+
+    def on_message(self, topic: str, payload: bytes, now: float) -> Sequence[Action]:
+        """A resource's topic (relative to the root) has this content; empty means deleted."""
+        self._last_message = now
+        group = self._groups[topics.segment_of(topic)]
+        if payload:
+            actions: tuple[Action, ...] = (Deliver(topic, payload),) if group.put(topic, payload) else NOTHING
+        else:
+            actions = (Remove(topic),) if group.drop(topic) else NOTHING
+        if self._state is SyncState.IN_SYNC:
+            return actions
+        return (*actions, *self._settle(now))
+
+    def on_manifest(self, scope_name: str, manifest: Manifest | None, now: float, error: str = "") -> Sequence[Action]:
+        """A scope's manifest has changed: None if there is none any more, with ``error`` if it cannot be read."""
+        self._last_message = now
+        for scope in self._scopes:
+            if scope.name == scope_name:
+                scope.manifest, scope.manifest_error = manifest, error
+        if self._state is SyncState.IN_SYNC:
+            self._note_match(now)
+            return NOTHING
+        self._retry_seconds = RETRY_FIRST_SECONDS
+        return self._settle(now)
+
+    def on_tick(self, now: float) -> Sequence[Action]:
+        """Time has passed. Call it a few times a second until in sync, about every second then."""
+        if self._state is SyncState.CONNECTING:
+            return NOTHING
+        if self._state is SyncState.IN_SYNC:
+            return self._watch(now)
+        if done := self._settle(now):
+            return done
+        if self._reading:
+            return self._next_part(now) if now - self._last_message >= DRAIN_SECONDS else NOTHING
+        if self._state is SyncState.DEGRADED:
+            return self._start_reread(now) if now >= self._retry_at else NOTHING
+        if self._reread:
+            return self._degrade(now) if now - self._last_message >= self._quiet_time else NOTHING
+        if now - self._last_message >= self._timeout:
+            return self._start_reread(now)
+        return self._report("reading the retained topics")
+
+    def _settle(self, now: float) -> Sequence[Action]:
+        quiet = not self._reading and now - self._last_message >= self._quiet_time
+        if not all([scope.complete(quiet=quiet) for scope in self._scopes]) or self._empty_broker():
+            return NOTHING
+        swept = [Remove(topic) for group in self._groups.values() for topic in group.sweep()]
+        stops = self._stop_reading()
+        self._plan.clear()
+        for scope in self._scopes:
+            scope.settled()
+        self._state = SyncState.IN_SYNC
+        self._last_match = now
+        return (*swept, *stops, *self._report(""))
+
+    def _empty_broker(self) -> bool:
+        return not any(scope.manifest or scope.got for scope in self._scopes)
+
+    def _note_match(self, now: float) -> None:
+        if all(scope.manifest_error == "" and scope.matches() for scope in self._scopes):
+            self._last_match = now
+
+    def _watch(self, now: float) -> Sequence[Action]:
+        self._note_match(now)
+        unmatched = now - self._last_match
+        flowing = now - self._last_message < self._timeout
+        if unmatched < self._timeout or (flowing and unmatched < MISMATCH_LIMIT * self._timeout):
+            return NOTHING
+        self._state = SyncState.RESYNC
+        return self._start_reread(now)
+
+    def _start_reread(self, now: float) -> Sequence[Action]:
+        report = self._report(self._why()) if self._state is SyncState.RESYNC else NOTHING
+        self._reread, self._last_message = True, now
+        self._plan.extend(topics.manifest_topic(scope.name) for scope in self._scopes)
+        for scope in self._scopes:
+            for group in scope.doubtful():
+                self._plan.extend(self._parts(scope, group))
+                group.restart()
+        self._reading = self._plan.popleft()
+        return (*report, Read(self._reading))
+
+    def _parts(self, scope: Scope, group: Group) -> Iterator[str]:
+        """Filters that together cover a kind, each with as few topics as can be."""
+        if group.segment != "wep":
+            yield topics.kind_filter(group.segment)
+            return
+        named = set(scope.manifest.namespaces) if scope.manifest else set()
+        named.update(topics.unescape(topic.split("/")[2]) for topic in group.known)
+        for namespace in sorted(named):
+            yield topics.namespace_filter(self._node, namespace)
+        if not named:
+            yield topics.kind_filter(group.segment, self._node)
+
+    def _next_part(self, now: float) -> Sequence[Action]:
+        stops = self._stop_reading()
+        if self._plan:
+            self._reading = self._plan.popleft()
+            self._last_message = now
+            return (*stops, Read(self._reading))
+        return (*stops, *self._degrade(now)) if self._state is SyncState.DEGRADED else stops
+
+    def _stop_reading(self) -> Sequence[Action]:
+        reading, self._reading = self._reading, ""
+        permanent = reading in self.filters or reading in self.manifest_filters
+        return NOTHING if not reading or permanent else (Stop(reading),)
+
+    @property
+    def manifest_filters(self) -> tuple[str, ...]:
+        """Subscribed first, so that a burst that overflows the broker's queue cannot cost the manifests."""
+        return tuple(topics.manifest_topic(scope.name) for scope in self._scopes)
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The lasting subscriptions; they do not overlap."""
+        return tuple(topics.kind_filter(segment, self._node) for segment in self._groups)
+
+    def _degrade(self, now: float) -> Sequence[Action]:
+        if self._state is SyncState.DEGRADED:
+            self._retry_seconds = min(2 * self._retry_seconds, RETRY_LAST_SECONDS)
+        self._state = SyncState.DEGRADED
+        self._retry_at = now + self._retry_seconds
+        return self._report(self._why())
+
+    def _why(self) -> str:
+        reasons = [reason for scope in self._scopes if (reason := scope.why())]
+        if not reasons and self._empty_broker():
+            return "the broker holds no objects and no manifest; publish them with 'felixpy apply'"
+        return "; ".join(reasons) or "waiting for the stream to become quiet"
+
+    def _report(self, reason: str) -> Sequence[Action]:
+        got = sum(scope.got for scope in self._scopes)
+        want = sum(scope.want for scope in self._scopes)
+        status = SyncStatus(self._state, reason, got, want)
+        if status == self._reported:
+            return NOTHING
+        self._reported = status
+        return (Report(status),)

@@ -1,0 +1,147 @@
+"""Where a resource lives on the broker: resource or key ↔ topic, as in ``docs/stream.md``.
+
+All topics here are relative to the root (``FELIX_MQTTTOPICROOT``); only the connection adds or removes it, so that a
+manifest's digest does not depend on the root. Invariant: different topics have different keys, and
+``key_of(topic_of(resource)) == resource.key``, but for blocks and affinities that are not named as Calico names them
+(``10-48-0-0-26``, ``<node>-10-48-0-0-26``): their key is the canonical name. Pure; it must never look at a payload.
+"""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+
+from felixpy.model.names import cidr_name
+from felixpy.model.net import Net
+from felixpy.model.resources import BlockAffinity, IPAMBlock, Kind, Resource, ResourceKey, WorkloadEndpoint
+
+SHARED = "shared"
+"""Scope of the kinds that every node reads. The scope of one node's endpoints is ``node/<node>``."""
+
+SEGMENT = MappingProxyType(
+    {
+        Kind.IP_POOL: "ippool",
+        Kind.NODE: "node",
+        Kind.IPAM_BLOCK: "block",
+        Kind.BLOCK_AFFINITY: "affinity",
+        Kind.FELIX_CONFIGURATION: "felixconfig",
+        Kind.WORKLOAD_ENDPOINT: "wep",
+    }
+)
+KIND = MappingProxyType({segment: kind for kind, segment in SEGMENT.items()})
+
+SHARED_SEGMENTS = ("felixconfig", "ippool", "node", "block", "affinity")
+NODE_SEGMENTS = ("wep",)
+
+_ESCAPED = re.compile(r"[%/+#]")
+
+
+def escape(name: str) -> str:
+    """Percent-encode what a topic level cannot hold: ``a/b`` → ``a%2Fb``."""
+    return _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", name)
+
+
+def unescape(level: str) -> str:
+    """Inverse of ``escape``; an escape that ``escape`` never writes is left as it stands."""
+    if "%" not in level:
+        return level
+    return re.sub(r"%(25|2[Ff]|2[Bb]|23)", lambda match: chr(int(match[1], 16)), level)
+
+
+def node_scope(node: str) -> str:
+    return f"node/{escape(node)}"
+
+
+def topic_of(resource: Resource) -> str:
+    """Topic of a resource. Blocks and affinities go by their CIDR (and node), whatever their name is."""
+    if isinstance(resource, WorkloadEndpoint):
+        return endpoint_topic(resource.node, resource.key)
+    if isinstance(resource, BlockAffinity):
+        return affinity_topic(resource.host, resource.cidr)
+    if isinstance(resource, IPAMBlock):
+        return block_topic(resource.cidr)
+    return shared_topic(resource.key)
+
+
+def block_topic(cidr: Net) -> str:
+    return f"block/{cidr_name(cidr)}"
+
+
+def affinity_topic(node: str, cidr: Net) -> str:
+    return f"affinity/{escape(node)}/{cidr_name(cidr)}"
+
+
+def shared_topic(key: ResourceKey) -> str:
+    """Topic of a key whose kind needs nothing but its name."""
+    return f"{SEGMENT[key.kind]}/{escape(key.name)}"
+
+
+def endpoint_topic(node: str, key: ResourceKey) -> str:
+    """Topic of a workload endpoint on ``node``; ``node`` is ``+`` for a filter over every node."""
+    level = node if node == "+" else escape(node)
+    return f"wep/{level}/{escape(key.namespace)}/{escape(key.name)}"
+
+
+def key_of(topic: str) -> ResourceKey | None:
+    """Key of the resource at a topic; None for a topic that holds no resource of a known kind."""
+    segment, *levels = topic.split("/")
+    kind = KIND.get(segment)
+    if kind is None or not all(levels):
+        return None
+    names = [unescape(level) for level in levels]
+    if kind is Kind.WORKLOAD_ENDPOINT:
+        return ResourceKey(kind, names[2], names[1]) if len(names) == 3 else None
+    if kind is Kind.BLOCK_AFFINITY:
+        return ResourceKey(kind, f"{names[0]}-{names[1]}") if len(names) == 2 else None
+    return ResourceKey(kind, names[0]) if len(names) == 1 else None
+
+
+def segment_of(topic: str) -> str:
+    """First level: the kind's short name, which is also its name in a manifest."""
+    return topic.partition("/")[0]
+
+
+def scope_of(topic: str) -> str:
+    """Scope whose manifest counts a resource's topic: ``shared`` or ``node/<node>`` (escaped)."""
+    segment, _, rest = topic.partition("/")
+    return f"node/{rest.partition('/')[0]}" if segment in NODE_SEGMENTS else SHARED
+
+
+def manifest_topic(scope: str) -> str:
+    return f"sync/{scope}"
+
+
+def scope_of_manifest(topic: str) -> str | None:
+    """Scope of a manifest's topic; None for any other topic."""
+    return topic.removeprefix("sync/") if topic.startswith("sync/") else None
+
+
+def kind_filter(segment: str, node: str = "+") -> str:
+    """Subscription for everything of one kind; of one node where the kind is a node's."""
+    if segment == "wep":
+        return "wep/#" if node == "+" else f"wep/{escape(node)}/#"
+    return "affinity/+/+" if segment == "affinity" else f"{segment}/+"
+
+
+def namespace_filter(node: str, namespace: str) -> str:
+    """Subscription for a node's endpoints in one namespace."""
+    return f"wep/{escape(node)}/{escape(namespace)}/+"
+
+
+def status_topic(node: str) -> str:
+    """The agent's state: retained, and its last will."""
+    return f"status/{escape(node)}"
+
+
+def endpoint_status_topic(node: str, namespace: str, name: str) -> str:
+    return f"status/{escape(node)}/wep/{escape(namespace)}/{escape(name)}"
+
+
+def command_topic(node: str, verb: str) -> str:
+    """Never retained."""
+    return f"cmd/{escape(node)}/{escape(verb)}"
+
+
+def probe_topic(client_id: str) -> str:
+    """A client's echo to itself: what the broker queued before it has arrived. Never retained."""
+    return f"probe/{escape(client_id)}"
