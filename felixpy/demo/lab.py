@@ -189,7 +189,7 @@ class Lab:
         """Publish one retained message under the topic root; an empty payload deletes."""
         if self._mqtt is None:
             raise LabError("the lab has no broker yet; call start_broker first")
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.UserProperty = ("ts", str(time.time_ns()))
         await self._mqtt.publish(f"{TOPIC_ROOT}/{topic}", payload, qos=1, retain=True, properties=properties)
 

@@ -89,13 +89,15 @@ async def test_what_others_own_is_untouched(world: World) -> None:
 async def test_cleanup_removes_everything_ours_and_nothing_else(world: World) -> None:
     agent = world.lab.agents["node1"]
     await agent.stop()
-    for family in world.families:
-        assert await ours(world.node1, family) != []
-    settings = world.lab.agent_environment("node1", world.settings())
-    await agent.command(world.node1, settings, "cleanup")
-    for family in Family:
-        assert await ours(world.node1, family) == []
-    assert await foreign_state(world.node1, world.backend) == world.foreign_before
-    assert await world.lab.pod("p1a").ping(P2A.addresses[world.families[0]], timeout=0.3) is False
-    await world.restart_agent()
+    try:
+        for family in world.families:
+            assert await ours(world.node1, family) != []
+        settings = world.lab.agent_environment("node1", world.settings())
+        await agent.command(world.node1, settings, "cleanup")
+        for family in Family:
+            assert await ours(world.node1, family) == []
+        assert await foreign_state(world.node1, world.backend) == world.foreign_before
+        assert await world.lab.pod("p1a").ping(P2A.addresses[world.families[0]], timeout=0.3) is False
+    finally:
+        await world.restart_agent()
     await hold(checks.connectivity(world.lab))

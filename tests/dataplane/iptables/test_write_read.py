@@ -68,7 +68,10 @@ def test_rules_of_any_settings_are_read_back_as_written(make_filter: MakeFilter,
 
 def test_every_action_and_match_of_the_largest_rule_set(packet_filter: IptablesFilter, family: Family) -> None:
     base = dataclasses.replace(
-        RuleSettings.of(Settings(), family, nftables=False), allow_spoofing=True, exclude_hosts=True, prefixes=("cali", "t")
+        RuleSettings.of(Settings(), family, nftables=False),
+        allow_spoofing=True,
+        exclude_hosts=True,
+        prefixes=("cali", "t"),
     )
     for ports, address in product([None, PortRange(1, 2)], [None, NAT_ADDRESS[family]]):
         chains = desired_chains(dataclasses.replace(base, nat_ports=ports, nat_address=address))
