@@ -284,13 +284,14 @@ class Agent:
 
     async def _use_backend(self) -> None:
         """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
-        backend, families = await detect(self.settings), self._families()
+        (backend, evidence), families = await detect(self.settings), self._families()
         if backend is not self.backend or set(self.dataplane.filters) != set(families):
             self.backend = backend
+            log.info("back-end", backend=backend.value, reason=evidence)
             filters = {family: make_filter(backend, family, self.settings) for family in families}
             await self.dataplane.use_filters(filters, self.calculation.entries())
             self._leftovers_due = True
-            self.ready = {family: False for family in families}
+            self.ready = dict.fromkeys(families, False)
         self.dataplane.want_rules(nftables=backend is Backend.NFTABLES)
 
     async def _read_kernel(self) -> None:
@@ -326,12 +327,12 @@ class Agent:
         for thing in things:
             if thing == HOST:
                 continue
-            state, reason = self._state_of(thing)
+            state, reason = self.state_of(thing)
             self.problems.set(thing, reason)
             if thing.kind is Kind.WORKLOAD_ENDPOINT and (state, reason) != self._reported.get(thing, ("", "")):
                 self._report_endpoint(thing, state, reason)
 
-    def _state_of(self, thing: ResourceKey) -> tuple[str, str]:
+    def state_of(self, thing: ResourceKey) -> tuple[str, str]:
         """``up``, ``pending`` (not written yet), ``waiting`` (for an event), ``error``, or empty if absent."""
         if thing in self._invalid:
             return "error", self._invalid[thing]
@@ -375,10 +376,14 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """The agent's state as it is published on ``status/<node>``."""
-        state = "starting" if self.stream.state is SyncState.CONNECTING and not self.complete else self.stream.state
+        state, reason = self.stream.state.value, self.stream.reason
+        if self.stream.state is SyncState.CONNECTING and not self.complete:
+            state = "starting"
+        elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
+            state, reason = SyncState.RESYNC.value, "the snapshot is complete; the kernel is being programmed"
         return {
-            "state": str(state),
-            "reason": self.stream.reason,
+            "state": state,
+            "reason": reason,
             "got": self.stream.got,
             "want": self.stream.want,
             "families": {str(f.version): {"ready": self.ready.get(f, False)} for f in self._families()},

@@ -206,7 +206,9 @@ def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
     if isinstance(origin, ssl.SSLCertVerificationError):
         return f"has a certificate that is not trusted ({origin.verify_message}); check FELIX_MQTTCAFILE"
     if isinstance(origin, ssl.SSLError):
-        return f"fails the TLS handshake ({origin.reason or origin}); check FELIX_MQTTTLS, the port and the certificates"
+        return (
+            f"fails the TLS handshake ({origin.reason or origin}); check FELIX_MQTTTLS, the port and the certificates"
+        )
     if isinstance(origin, socket.gaierror):
         return "has a host name that cannot be resolved; check FELIX_MQTTHOST"
     if isinstance(origin, ConnectionRefusedError):

@@ -77,7 +77,7 @@ class MqttSource:
                 self._perform(self._snapshot.on_disconnected(str(error)), sink)
                 await asyncio.sleep(delay)
 
-    async def publish_status(self, payload: Mapping[str, Any]) -> None:
+    def publish_status(self, payload: Mapping[str, Any]) -> None:
         """Set the agent's retained status; returns at once. Kept and written again after a reconnect."""
         self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)))
 
@@ -160,7 +160,7 @@ class MqttSource:
         async def publish(topic: str, payload: bytes) -> None:
             await connection.client.publish(topic, payload, qos=1, retain=True)
 
-        await self.publish_status({"state": "offline", "reason": "stopped"})
+        self.publish_status({"state": "offline", "reason": "stopped"})
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await self._outbox.write_all(publish)
@@ -227,7 +227,9 @@ def _parse_affinity(action: Deliver, key: ResourceKey, sink: Sink) -> BlockAffin
     if not isinstance(affinity, BlockAffinity):
         return None
     if affinity.host != node:
-        raise InvalidResource(f"the topic is for node {node}, the object for {affinity.host}", field="spec.node", key=key)
+        raise InvalidResource(
+            f"the topic is for node {node}, the object for {affinity.host}", field="spec.node", key=key
+        )
     return replace(affinity, key=key)
 
 

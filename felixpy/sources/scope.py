@@ -151,7 +151,9 @@ class Scope:
             return ""
         if self._had_manifest:
             return f"the broker no longer holds the manifest {topic}; publish the objects again with 'felixpy apply'"
-        return f"the broker lost {self.want - self.got} of {self.want} objects without deleting them; publish them again"
+        return (
+            f"the broker lost {self.want - self.got} of {self.want} objects without deleting them; publish them again"
+        )
 
     @staticmethod
     def _gap(group: Group, manifest: Manifest) -> str:

@@ -1,0 +1,5 @@
+"""``python -m felixpy``."""
+
+from felixpy.cli import main
+
+main()

@@ -1,0 +1,188 @@
+"""The agent without its loop: what ``plan``, ``show`` and ``cleanup`` need. Only ``cleanup`` ever writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from felixpy.agent import Agent, SettingsResolver
+from felixpy.calc.entries import ElementKey, Key
+from felixpy.calc.rules import ChainKey
+from felixpy.config import Settings
+from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.backend import Backend
+from felixpy.dataplane.backends import make_filter, remove_leftovers
+from felixpy.dataplane.links import Links
+from felixpy.dataplane.packet_filter import FilterError
+from felixpy.model.net import FAMILIES, Family
+from felixpy.model.resources import Update
+from felixpy.sources import Sink, Source, SyncState, SyncStatus
+
+
+class SurveyError(Exception):
+    """The node or the stream cannot be surveyed: one sentence for people."""
+
+
+class _Waiter:
+    """A sink that hands on to an agent and knows when the snapshot has ended, well or not."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.ended = asyncio.Event()
+        self.last = SyncStatus(SyncState.CONNECTING)
+
+    def update(self, update: Update) -> None:
+        self._sink.update(update)
+
+    def ignored(self, what: str) -> None:
+        self._sink.ignored(what)
+
+    def sync_status(self, status: SyncStatus) -> None:
+        self.last = status
+        self._sink.sync_status(status)
+        if status.state in (SyncState.IN_SYNC, SyncState.DEGRADED):
+            self.ended.set()
+
+
+@contextlib.asynccontextmanager
+async def survey(settings: Settings, resolve: SettingsResolver, source: Source, timeout: float) -> AsyncIterator[Agent]:  # noqa: ASYNC109
+    """An agent that has taken one whole snapshot of the stream and has read the kernel, and that writes nothing.
+
+    Raises:
+        SurveyError: the snapshot did not become complete in ``timeout`` seconds.
+        OSError, FilterError: the kernel refused.
+    """
+    agent = Agent(settings, resolve)
+    waiter = _Waiter(agent)
+    task = asyncio.create_task(source.run(waiter))
+    try:
+        await agent.open()
+        ended = asyncio.create_task(waiter.ended.wait())
+        await asyncio.wait({ended, task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if task.done():
+            task.result()
+        if waiter.last.state is not SyncState.IN_SYNC:
+            reason = waiter.last.reason or "no answer"
+            raise SurveyError(f"the stream gave no complete snapshot within {timeout:g} s: {reason}")
+        await agent.absorb()
+        yield agent
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        agent.close()
+
+
+class Line(NamedTuple):
+    """One entry as felixpy wants it and as the kernel has it (empty: not at all)."""
+
+    table: str
+    entry: str
+    wanted: str
+    kernel: str
+    note: str = ""
+
+
+def compare(agent: Agent, tables: tuple[str, ...]) -> list[Line]:
+    """Entries of the tables whose names end with one of ``tables``, wanted and present, in order."""
+    lines = []
+    for table in agent.dataplane.tables():
+        if not table.name.endswith(tables):
+            continue
+        keys = {*table.desired, *table.committed}
+        dirty = table.delta(agent.dataplane.clock())
+        for key in sorted(keys, key=str):
+            wanted = _text(key, table.desired[key]) if key in table.desired else ""
+            present = key in table.committed and key not in dirty.put
+            kernel = wanted or "present" if present else _kernel_text(agent.links, key, table.committed.get(key))
+            lines.append(Line(table.name, str(key), wanted, kernel, table.waiting.get(key, "")))
+    return lines
+
+
+def endpoints(agent: Agent) -> list[Line]:
+    """Local endpoints with what the kernel makes of them."""
+    lines = []
+    for key, endpoint in sorted(agent.store.endpoints.items()):
+        if not agent.store.local(endpoint):
+            continue
+        state, reason = agent.state_of(key)
+        addresses = ", ".join(str(address) for address in endpoint.addresses)
+        lines.append(
+            Line("endpoints", f"{key.namespace}/{key.name}", f"{endpoint.interface} {addresses}", state, reason)
+        )
+    return lines
+
+
+def pools(agent: Agent) -> list[Line]:
+    """Pools with what the kernel makes of them."""
+    lines = []
+    for key, pool in sorted(agent.store.pools.items()):
+        state, reason = agent.state_of(key)
+        wanted = f"{pool.cidr} natOutgoing={str(pool.nat_outgoing).lower()} encapsulation={pool.encapsulation}"
+        lines.append(Line("pools", key.name, wanted + (" disabled" if pool.disabled else ""), state or "up", reason))
+    return lines
+
+
+def _text(key: Key | ChainKey, value: object) -> str:
+    if isinstance(key, ElementKey):
+        return "present"
+    if isinstance(value, tuple) and isinstance(key, ChainKey):
+        return f"{len(value)} rules"
+    return value.hex(":") if isinstance(value, bytes) else str(value)
+
+
+def _kernel_text(links: Links, key: Key | ChainKey, value: object) -> str:
+    if value is None and not isinstance(key, ElementKey):
+        return ""
+    if isinstance(key, ElementKey):
+        return "" if value is None else "present"
+    index = getattr(value, "interface", None)
+    if isinstance(index, int):
+        return f"protocol {getattr(value, 'protocol', 0)} dev {links.name_of(index) or index}"
+    return _text(key, value)
+
+
+async def cleanup(settings: Settings, *, dry_run: bool) -> list[str]:
+    """Remove everything of ours from this node, whatever back-end or family made it; returns what it was.
+
+    Interface settings stay: nobody knows what stood there before.
+
+    Raises:
+        SurveyError: something could not be removed.
+        OSError: the kernel refused.
+    """
+    dataplane = Dataplane(replace(settings, remove_external_routes=False), Links(lambda: 0.0), {})
+    try:
+        await dataplane.read()
+        found = [f"{table}: {entry}" for _, table, entry in dataplane.plan()]
+        found += [line for backend in Backend for family in FAMILIES for line in await _left(backend, family, settings)]
+        if dry_run:
+            return found
+        await dataplane.apply(complete=True)
+        remaining = [
+            f"{table.name} {key}: {why.reason}" for table in dataplane.tables() for key, why in table.refused.items()
+        ]
+    finally:
+        dataplane.close()
+    remaining += await remove_leftovers(None, (), settings)
+    if remaining:
+        raise SurveyError(f"not everything could be removed: {'; '.join(remaining)}")
+    return found
+
+
+async def _left(backend: Backend, family: Family, settings: Settings) -> list[str]:
+    """What one back-end holds of ours, in words."""
+    packet_filter = make_filter(backend, family, settings)
+    try:
+        state = await packet_filter.read()
+    except FilterError:
+        return []  # its tools are not installed, so it holds nothing that felixpy could have made here
+    finally:
+        packet_filter.close()
+    lines = [f"{backend} {family}: chain {key}" for key in sorted(state.chains, key=str)]
+    if state.elements or state.containers:
+        lines.append(f"{backend} {family}: sets with {len(state.elements)} members")
+    return lines + [f"{backend} {family}: {name}" for name in state.foreign]
