@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from felixpy.demo.host import Host, LabError, stop_process
 
 IN_SYNC = "in-sync"
-FELIXPY = (sys.executable, "-c", "from felixpy.cli import main; main()")
+FELIXPY = (sys.executable, "-m", "felixpy")
 PROJECT = Path(__file__).resolve().parents[2]
 
 
