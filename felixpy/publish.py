@@ -71,7 +71,8 @@ async def open_publisher(settings: Settings, progress: Progress | None = None) -
     try:
         async with open_connection(settings, client_id, retained.receive) as connection:
             await retained.start(connection)
-            yield Publisher(connection, retained, settings, client_id, progress)
+            async with _ending_with(connection):
+                yield Publisher(connection, retained, settings, client_id, progress)
     except StreamError as error:
         raise PublishError(str(error)) from error
     except EchoLost:
@@ -79,6 +80,24 @@ async def open_publisher(settings: Settings, progress: Progress | None = None) -
             f"the MQTT broker {broker_name(settings)} dropped messages while its retained topics were read; "
             "raise max_queued_messages in its configuration (see config/mosquitto.conf)"
         ) from None
+
+
+@contextlib.asynccontextmanager
+async def _ending_with(connection: Connection) -> AsyncIterator[None]:
+    """Leave the block as soon as the connection is lost, not when the next acknowledgement is overdue."""
+    lost = asyncio.create_task(connection.until_lost())
+    block = asyncio.current_task()
+    assert block is not None
+    lost.add_done_callback(lambda task: None if task.cancelled() else block.cancel())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if lost.done() and not lost.cancelled() and block.uncancel() == 0:
+            lost.result()
+        raise
+    finally:
+        lost.cancel()
+        await asyncio.gather(lost, return_exceptions=True)
 
 
 class Publisher:
@@ -92,6 +111,7 @@ class Publisher:
         self._prefix = f"{settings.mqtt_topic_root}/"
         self._client_id = client_id
         self._progress = progress
+        self._new_epoch = uuid4().hex
 
     async def apply(self, batch: Batch, *, recount: bool = False) -> Outcome:
         """Publish what is not there yet, and remove endpoints from the node that they have left.
@@ -155,11 +175,14 @@ class Publisher:
 
     async def _write(self, wanted: Mapping[str, bytes], *, recount: bool) -> Outcome:
         scopes = sorted({topics.scope_of(topic) for topic in wanted})
-        shared = topics.manifest_topic(topics.SHARED)
-        await self._retained.read(self._connection, [shared, *map(topics.manifest_topic, scopes)])
+        every = {topics.SHARED, *scopes}
+        await self._retained.read(self._connection, sorted(map(topics.manifest_topic, every)))
+        if scopes and self._retained.manifest(topics.SHARED) is None:
+            # Every agent reads the shared scope: without its manifest each start would wait for quiet time.
+            scopes = sorted(every)
         await self._wait_for_writers(scopes)
         self._retained.foreign.clear()
-        counts = {scope: await self._ledger(scope) for scope in scopes if recount or self._untrusted(scope)}
+        counts = {scope: await self._ledger(scope, anew=True) for scope in scopes if recount or self._untrusted(scope)}
         content = self._retained.content
         before = {topic: content.get(topic, b"") for topic in wanted}
         changes = {topic: after for topic, after in wanted.items() if before[topic] != after}
@@ -188,7 +211,7 @@ class Publisher:
 
     def _epoch(self) -> str:
         shared = self._retained.manifest(topics.SHARED)
-        return shared.epoch if shared and shared.epoch else uuid4().hex
+        return shared.epoch if shared and shared.epoch else self._new_epoch
 
     async def _wait_for_writers(self, scopes: Iterable[str]) -> None:
         """Let other publishers finish; one that shows no life for ``WRITER_SECONDS`` is not waited for."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,33 +17,12 @@ from felixpy.dataplane.backends import make_filter, remove_leftovers
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import FAMILIES, Family
-from felixpy.model.resources import Update
-from felixpy.sources import Sink, Source, SyncState, SyncStatus
+from felixpy.sources import Source, SyncState
+from felixpy.sources.once import read_once
 
 
 class SurveyError(Exception):
     """The node or the stream cannot be surveyed: one sentence for people."""
-
-
-class _Waiter:
-    """A sink that hands on to an agent and knows when the snapshot has ended, well or not."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self.ended = asyncio.Event()
-        self.last = SyncStatus(SyncState.CONNECTING)
-
-    def update(self, update: Update) -> None:
-        self._sink.update(update)
-
-    def ignored(self, what: str) -> None:
-        self._sink.ignored(what)
-
-    def sync_status(self, status: SyncStatus) -> None:
-        self.last = status
-        self._sink.sync_status(status)
-        if status.state in (SyncState.IN_SYNC, SyncState.DEGRADED):
-            self.ended.set()
 
 
 @contextlib.asynccontextmanager
@@ -55,24 +33,19 @@ async def survey(settings: Settings, resolve: SettingsResolver, source: Source, 
         SurveyError: the snapshot did not become complete in ``timeout`` seconds.
         OSError, FilterError: the kernel refused.
     """
+    collected = await read_once(source, timeout)
+    if collected.status.state is not SyncState.IN_SYNC:
+        reason = collected.status.reason or "no answer"
+        raise SurveyError(f"the stream gave no complete snapshot within {timeout:g} s: {reason}")
     agent = Agent(settings, resolve)
-    waiter = _Waiter(agent)
-    task = asyncio.create_task(source.run(waiter))
     try:
         await agent.open()
-        ended = asyncio.create_task(waiter.ended.wait())
-        await asyncio.wait({ended, task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
-        if task.done():
-            task.result()
-        if waiter.last.state is not SyncState.IN_SYNC:
-            reason = waiter.last.reason or "no answer"
-            raise SurveyError(f"the stream gave no complete snapshot within {timeout:g} s: {reason}")
+        for update in collected.updates.values():
+            agent.update(update)
+        agent.sync_status(collected.status)
         await agent.absorb()
         yield agent
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
         agent.close()
 
 

@@ -1,4 +1,4 @@
 """Resources as typed, frozen values, and the one place where untrusted text becomes such a value.
 
-Nothing here does I/O, knows a kernel or an event loop.
+Nothing here knows a kernel or an event loop; only ``documents`` reads files.
 """

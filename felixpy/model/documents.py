@@ -68,8 +68,10 @@ def load_directory(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocumen
         yield BadDocument(str(path), 0, None, "", f"the directory cannot be read: {error.strerror}")
         return
     for file in files:
-        if not file.is_dir():
+        if file.is_file() or not file.exists():
             yield from load_file(file, ignored)
+        elif not file.is_dir():  # opening a pipe would wait for its writer
+            yield BadDocument(str(file), 0, None, "", "is not a regular file")
 
 
 def load_file(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocument]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +27,11 @@ RECEIVE_MAXIMUM = 65535
 SESSION_TAKEN_OVER = 142
 _BAD_CREDENTIALS = frozenset({4, 134})
 _NOT_AUTHORISED = frozenset({5, 135})
-_CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 10.0
+
+# paho prints failures that reach people as a StreamError anyway.
+_QUIET = logging.getLogger("felixpy.sources.paho")
+_QUIET.setLevel(logging.CRITICAL)
 
 Receive = Callable[[aiomqtt.Message], None]
 
@@ -153,6 +158,7 @@ async def open_connection(
         username=settings.mqtt_username or None,
         password=_password(settings),
         identifier=client_id,
+        logger=_QUIET,
         queue_type=inbox,
         protocol=aiomqtt.ProtocolVersion.V5,
         clean_start=True,
@@ -160,7 +166,7 @@ async def open_connection(
         properties=properties,
         keepalive=max(1, int(settings.mqtt_keepalive)),
         tls_context=_tls_context(settings),
-        timeout=_CONNECT_SECONDS,
+        timeout=_ANSWER_SECONDS,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )
     client.pending_calls_threshold = RECEIVE_MAXIMUM
@@ -218,4 +224,6 @@ def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
         return f"does not answer; check FELIX_MQTTHOST, FELIX_MQTTPORT and firewalls{hint}"
     if isinstance(origin, OSError):
         return f"cannot be reached: {origin.strerror or origin}"
-    return f"closed the connection: {error.__cause__ or error}"
+    code = _reason_code(error)
+    # paho gives 128 to a connection that ended without an MQTT packet.
+    return "closed the connection" if code in (None, 128) else f"closed the connection: {error.__cause__ or error}"

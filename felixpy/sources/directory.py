@@ -25,7 +25,7 @@ from felixpy.sources import Sink, SyncState, SyncStatus
 log = structlog.get_logger(__name__)
 
 SCAN_SECONDS = 3.0
-"""The kernel's notifications are the fast way; looking at the files is the sure one (network file systems have none)."""
+"""The kernel's notifications are the fast way, looking at the files the sure one (network file systems notify none)."""
 
 SETTLE_MILLISECONDS = 100
 STEP_MILLISECONDS = 10
@@ -65,7 +65,7 @@ class DirectorySource:
         """Deliver for ever."""
         signature: Signature | None = None
         changed = asyncio.Event()
-        watcher = asyncio.create_task(self._watch(changed))
+        watcher: asyncio.Task[None] | None = None
         try:
             while True:
                 changed.clear()
@@ -73,16 +73,19 @@ class DirectorySource:
                 if latest is None:
                     self._tell(sink, self._missing())
                 elif latest != signature:
+                    if signature is None:
+                        # A watch follows the directory it was made for, not a new one of the same name.
+                        await _end(watcher)
+                        watcher = asyncio.create_task(self._watch(changed))
                     self._take(await asyncio.to_thread(read, self._path), sink)
                 signature = latest
                 try:
-                    async with asyncio.timeout(SCAN_SECONDS):
+                    async with asyncio.timeout(SCAN_SECONDS if latest is not None else SCAN_SECONDS / 3):
                         await changed.wait()
                 except TimeoutError:
                     pass
         finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
+            await _end(watcher)
 
     async def _watch(self, changed: asyncio.Event) -> None:
         while True:
@@ -91,8 +94,7 @@ class DirectorySource:
                     changed.set()
             except (OSError, RuntimeError) as error:
                 log.debug("cannot watch the resource directory; scanning it", path=str(self._path), reason=str(error))
-            changed.set()
-            await asyncio.sleep(SCAN_SECONDS / 3)
+            await asyncio.sleep(SCAN_SECONDS)
 
     def _missing(self) -> SyncStatus:
         if self._held:
@@ -135,6 +137,12 @@ class DirectorySource:
         if status != self._status:
             self._status = status
             sink.sync_status(status)
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _changes(path: Path) -> AsyncIterator[None]:

@@ -35,6 +35,9 @@ BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LAST_SECONDS = 30.0
 TAKEN_OVER_SECONDS = (15.0, 45.0)
 STABLE_SECONDS = 10.0
+SHORT_CONNECTIONS = 3
+"""After so many in a row another client has our id, most likely: Mosquitto 2.0.11 just closes the older connection."""
+
 TICK_SECONDS = 0.05
 IDLE_TICK_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
@@ -60,22 +63,36 @@ class MqttSource:
         self._snapshot = Snapshot(node, timeout=settings.snapshot_timeout, quiet_time=settings.snapshot_quiet_time)
         self._outbox = Outbox()
         self._commands: asyncio.Queue[Read | Stop] = asyncio.Queue()
+        self._connected_at: float | None = None
+        self._short_connections = 0
 
     async def run(self, sink: Sink) -> None:
         """Deliver for ever. On cancellation flush the status and disconnect cleanly."""
         attempt = 0
         while True:
-            started = time.monotonic()
+            self._connected_at = None
             try:
                 await self._session(sink)
             except StreamError as error:
-                if time.monotonic() - started >= STABLE_SECONDS:
-                    attempt = 0
-                delay = random.uniform(*TAKEN_OVER_SECONDS) if error.taken_over else backoff_seconds(attempt)
-                attempt += 1
-                log.warning("stream lost", reason=str(error), retry_seconds=round(delay, 1))
-                self._perform(self._snapshot.on_disconnected(str(error)), sink)
+                delay, reason = self._judge(error, attempt)
+                attempt = 0 if self._was_stable() else attempt + 1
+                log.warning("stream lost", reason=reason, retry_seconds=round(delay, 1))
+                self._perform(self._snapshot.on_disconnected(reason), sink)
                 await asyncio.sleep(delay)
+
+    def _was_stable(self) -> bool:
+        return self._connected_at is not None and time.monotonic() - self._connected_at >= STABLE_SECONDS
+
+    def _judge(self, error: StreamError, attempt: int) -> tuple[float, str]:
+        """How long to wait, and why the connection ended."""
+        is_short = self._connected_at is not None and not self._was_stable()
+        self._short_connections = self._short_connections + 1 if is_short else 0
+        if error.taken_over:
+            return random.uniform(*TAKEN_OVER_SECONDS), str(error)
+        if self._short_connections >= SHORT_CONNECTIONS:
+            reason = f"{error} soon after it was made; is there another client with the client id {self._client_id}?"
+            return random.uniform(*TAKEN_OVER_SECONDS), reason
+        return backoff_seconds(0 if self._was_stable() else attempt), str(error)
 
     def publish_status(self, payload: Mapping[str, Any]) -> None:
         """Set the agent's retained status; returns at once. Kept and written again after a reconnect."""
@@ -97,6 +114,7 @@ class MqttSource:
         self._commands = asyncio.Queue()
         async with open_connection(self._settings, self._client_id, receive, self._will()) as connection:
             log.info("stream connected", broker=broker_name(self._settings), client_id=self._client_id)
+            self._connected_at = time.monotonic()
             self._perform(self._snapshot.on_connected(time.monotonic()), sink)
             self._outbox.resend()
             try:
@@ -125,7 +143,7 @@ class MqttSource:
         )
         tasks = [asyncio.create_task(part) for part in parts]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()

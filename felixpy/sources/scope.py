@@ -104,8 +104,11 @@ class Scope:
         manifest = self.manifest
         return manifest is None or all(group.matches(manifest) for group in self.groups.values())
 
-    def complete(self, *, quiet: bool) -> bool:
-        """Proved by the manifest, or believed because nothing more comes and nothing speaks against it."""
+    def judge(self, *, quiet: bool) -> bool:
+        """Complete: proved by the manifest, or believed because nothing more comes and nothing speaks against it.
+
+        Takes note of a loss, so it must be asked for each scope whatever the others say.
+        """
         if self.manifest_error:
             return False
         if self.manifest is not None:

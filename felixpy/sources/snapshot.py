@@ -153,7 +153,8 @@ class Snapshot:
 
     def _settle(self, now: float) -> Sequence[Action]:
         quiet = not self._reading and now - self._last_message >= self._quiet_time
-        if not all([scope.complete(quiet=quiet) for scope in self._scopes]) or self._empty_broker():
+        verdicts = [scope.judge(quiet=quiet) for scope in self._scopes]
+        if not all(verdicts) or self._empty_broker():
             return NOTHING
         swept = [Remove(topic) for group in self._groups.values() for topic in group.sweep()]
         stops = self._stop_reading()
@@ -236,7 +237,7 @@ class Snapshot:
     def _why(self) -> str:
         reasons = [reason for scope in self._scopes if (reason := scope.why())]
         if not reasons and self._empty_broker():
-            return "the broker holds no objects and no manifest; publish them with 'felixpy apply'"
+            return "the broker shows no objects and no manifest; publish with 'felixpy apply' or check its access rules"
         return "; ".join(reasons) or "waiting for the stream to become quiet"
 
     def _report(self, reason: str) -> Sequence[Action]:

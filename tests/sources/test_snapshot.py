@@ -242,6 +242,33 @@ def test_broker_that_lost_hand_published_topics_is_in_sync_when_all_are_back() -
     assert stream.state is SyncState.IN_SYNC and stream.removed == []
 
 
+def test_part_of_a_proved_scope_without_its_manifest_is_not_believed() -> None:
+    stream = Stream()
+    content = some_content()
+    stream.messages(content)
+    stream.manifests(content)
+    stream.reconnect()
+    stream.retained = dict(list(content.items())[:4])
+    stream.messages(stream.retained)
+    stream.wait(120)
+    assert stream.state is SyncState.DEGRADED
+    assert stream.held == content
+
+
+def test_right_number_of_wrong_objects_is_not_in_sync() -> None:
+    stream = Stream()
+    content = some_content()
+    old = {**content, "ippool/a": b"an older pool"}
+    stream.retained = old
+    stream.manifests(content)
+    stream.messages(old)
+    stream.wait(20)
+    assert stream.state is SyncState.DEGRADED
+    assert "ippool 1/1 with other content" in stream.reason
+    stream.message("ippool/a", content["ippool/a"])
+    assert stream.state is SyncState.IN_SYNC
+
+
 def test_explicit_deletion_ends_the_doubt() -> None:
     stream = Stream()
     stream.messages({"ippool/a": b"a", "ippool/b": b"b"})

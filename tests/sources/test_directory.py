@@ -1,0 +1,158 @@
+"""The directory source on real files."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from stream_lab import endpoint, following, pool, wep_key
+
+from felixpy.model.resources import Kind, ResourceKey
+from felixpy.sources import SyncState, directory
+from felixpy.sources.directory import DirectorySource
+from felixpy.sources.once import read_once
+
+POOL = ResourceKey(Kind.IP_POOL, "a")
+
+
+def write(path: Path, *objects: Any) -> None:
+    path.write_bytes(b"\n---\n".join(msgspec.json.encode(item) for item in objects))
+
+
+def test_directory_is_delivered_and_followed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write(tmp_path / "a.json", pool("a"), endpoint("w"))
+        async with following(DirectorySource(tmp_path)) as sink:
+            status = await sink.state(SyncState.IN_SYNC)
+            assert (status.got, status.want) == (2, 2)
+            await asyncio.sleep(0.3)
+            write(tmp_path / "b.yaml", endpoint("x", address="10.0.0.2"))
+            await sink.until(lambda: wep_key("x") in sink.held, 2)
+            (tmp_path / "a.json").unlink()
+            await sink.until(lambda: set(sink.held) == {wep_key("x")}, 2)
+            assert sink.status.state is SyncState.IN_SYNC
+
+    asyncio.run(scenario())
+
+
+def test_change_without_notifications_is_found_by_scanning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_notifications(path: Path) -> Any:
+        raise OSError("no inotify here")
+        yield
+
+    monkeypatch.setattr(directory, "_changes", no_notifications)
+    monkeypatch.setattr(directory, "SCAN_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        write(tmp_path / "a.json", pool("a"))
+        async with following(DirectorySource(tmp_path)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            write(tmp_path / "b.json", endpoint("w"))
+            await sink.until(lambda: wep_key("w") in sink.held, 3)
+
+    asyncio.run(scenario())
+
+
+def test_unchanged_objects_are_not_delivered_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write(tmp_path / "a.json", pool("a"), endpoint("w"))
+        async with following(DirectorySource(tmp_path)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            await asyncio.sleep(0.3)
+            write(tmp_path / "a.json", pool("a"), endpoint("w", address="10.0.0.9"))
+            await sink.until(lambda: len(sink.updates) > 2, 3)
+            assert [update.key for update in sink.updates[2:]] == [wep_key("w")]
+
+    asyncio.run(scenario())
+
+
+def test_bad_document_is_absent_and_reported_others_are_fine(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write(tmp_path / "a.json", pool("a", "10.0.0.1/16"), endpoint("w"))
+        async with following(DirectorySource(tmp_path)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            assert set(sink.held) == {wep_key("w")}
+            assert POOL in sink.errors
+            await asyncio.sleep(0.3)
+            write(tmp_path / "a.json", pool("a"), endpoint("w"))
+            await sink.until(lambda: POOL in sink.held, 3)
+            assert not sink.errors
+
+    asyncio.run(scenario())
+
+
+def test_file_being_written_takes_nothing_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write(tmp_path / "a.json", pool("a"), endpoint("w"))
+        whole = (tmp_path / "a.json").read_bytes()
+        async with following(DirectorySource(tmp_path)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            before = dict(sink.held)
+            await asyncio.sleep(0.3)
+            (tmp_path / "a.json").write_bytes(whole[:-40])
+            status = await sink.state(SyncState.DEGRADED)
+            assert "a.json" in status.reason
+            assert sink.held == before
+            (tmp_path / "a.json").write_bytes(whole)
+            await sink.state(SyncState.IN_SYNC)
+            assert sink.held == before and len(sink.updates) == 2
+
+    asyncio.run(scenario())
+
+
+def test_missing_directory_is_degraded_until_it_appears(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "later"
+        async with following(DirectorySource(path)) as sink:
+            status = await sink.state(SyncState.DEGRADED)
+            assert "does not exist" in status.reason
+            path.mkdir()
+            write(path / "a.json", pool("a"))
+            await sink.state(SyncState.IN_SYNC)
+            await sink.until(lambda: POOL in sink.held)
+
+    asyncio.run(scenario())
+
+
+def test_directory_that_vanishes_deletes_nothing_and_is_followed_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "resources"
+        path.mkdir()
+        write(path / "a.json", pool("a"), endpoint("w"))
+        async with following(DirectorySource(path)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            path.rename(tmp_path / "away")
+            status = await sink.state(SyncState.DEGRADED)
+            assert "kept as they were" in status.reason and len(sink.held) == 2
+            path.mkdir()
+            write(path / "a.json", pool("a"))
+            await sink.until(lambda: set(sink.held) == {POOL})
+            await asyncio.sleep(0.5)
+            write(path / "b.json", endpoint("x"))
+            await sink.until(lambda: wep_key("x") in sink.held, 2)
+            shutil.rmtree(path)
+            await sink.state(SyncState.DEGRADED)
+
+    asyncio.run(scenario())
+
+
+def test_first_file_by_name_wins_and_the_second_is_reported(tmp_path: Path) -> None:
+    write(tmp_path / "b.json", pool("a", "10.2.0.0/16"))
+    write(tmp_path / "a.json", pool("a", "10.1.0.0/16"))
+    reading = directory.read(tmp_path)
+    assert "10.1.0.0/16" in str(getattr(reading.content[POOL].resource, "cidr", ""))
+    assert reading.problems == [
+        f"{tmp_path}/b.json, document 1: IPPool a is already defined in {tmp_path}/a.json and left out"
+    ]
+
+
+def test_read_once_returns_the_snapshot(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", pool("a"), endpoint("w"), {"apiVersion": "v1", "kind": "Pod"})
+    seen = asyncio.run(read_once(DirectorySource(tmp_path), 5))
+    assert set(seen.updates) == {POOL, wep_key("w")}
+    assert seen.status.state is SyncState.IN_SYNC
+    assert seen.unknown == ["kind Pod"]
