@@ -65,6 +65,20 @@ async def test_a_restart_on_an_unchanged_state_writes_nothing(world: World) -> N
     assert [line for line in await writes(world.node1, restart) if line.strip()] == []
 
 
+async def test_plan_beside_a_running_agent_finds_nothing_to_change(world: World) -> None:
+    """Also in a back-end whose writes the kernel does not announce."""
+    agent = world.lab.agents["node1"]
+    settings = world.lab.agent_environment("node1", world.settings())
+    assert (await agent.command(world.node1, settings, "plan")).strip() == "nothing to change"
+    family = world.families[0]
+    await agent.kill()
+    await world.node1.ip([f"route del {P1A.addresses[family]}/{family.bits} dev {P1A.interface}"])
+    said = await agent.command(world.node1, settings, "plan", check=False)
+    assert "1 changes" in said and P1A.addresses[family] in said
+    await world.restart_agent()
+    await hold(checks.connectivity(world.lab))
+
+
 async def test_flows_survive_a_killed_agent_and_its_successor(world: World) -> None:
     p1a = world.lab.pod("p1a")
     flows = []
