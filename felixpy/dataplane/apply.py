@@ -27,6 +27,7 @@ from felixpy.calc.entries import (
     SetType,
 )
 from felixpy.calc.graph import Absent, Changes
+from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
 from felixpy.config import Settings
 from felixpy.dataplane.interface_settings import InterfaceSettingTable
@@ -300,13 +301,10 @@ class Dataplane:
         delta = tables.table.delta(now)
         if not delta:
             return
-        requests = tables.requests(delta.put)
-        refusals = await self._send([request for _, request in requests])
-        refused = {key: words for index, words in refusals.items() for key in requests[index][0]}
         advertised: set[int] = set()
-        if any(key.family is Family.V6 and key.name == "forwarding" for key in delta.put):
+        if SettingKey(ALL_INTERFACES, Family.V6, "forwarding") in delta.put:
             advertised = await read_advertised_default_interfaces()
-        refused |= tables.write_proc(delta.put, advertised)
+        refused = tables.write(delta.put, advertised, self.socket)
         report.written += len(delta.put) - len(refused)
         tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
 

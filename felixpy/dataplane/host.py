@@ -26,8 +26,8 @@ async def read_host(links: Links, settings: Settings) -> Host:
         for address in await read_addresses(own)
         if is_usable(address) and (name := links.name_of(address.interface)) is not None
     ]
-    rp_filter = read_proc(PROC_SYS_NET / "ipv4/conf/default/rp_filter")
-    return Host(tuple(addresses), Path("/proc/sys/net/ipv6").exists(), STRICT if rp_filter is None else rp_filter)
+    rp_filter = read_proc(f"{PROC_SYS_NET}/ipv4/conf/default/rp_filter")
+    return Host(tuple(addresses), Path(f"{PROC_SYS_NET}/ipv6").exists(), STRICT if rp_filter is None else rp_filter)
 
 
 def is_host_interface(name: str, settings: Settings) -> bool:

@@ -7,23 +7,20 @@ even by loading a module or bringing a table into being. Must never choose silen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from errno import EINVAL, EOPNOTSUPP
 from typing import NamedTuple
 
 from felixpy.config import IptablesBackend, NFTablesMode, Settings
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.legacy import legacy_in_use
+from felixpy.dataplane.iptables.nft_variant import IPTABLES_TABLES, table_names
 from felixpy.dataplane.iptables.tools import Tools, find_tool, tool_name
 from felixpy.model.net import FAMILIES, Family
-from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Request, attributes
 
 HINT_CHAINS = frozenset({"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"})
 """Chains that the kubelet puts into the mangle table of the variant that the node uses (KEP-3178)."""
 
-IPTABLES_TABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
-_NFT_MSG_GETTABLE = 10 << 8 | 1  # NFNL_SUBSYS_NFTABLES
-_NFTA_TABLE_NAME = 1
+NFT_FAMILIES = (("ip", Family.V4), ("ip6", Family.V6))
 
 
 class RuleSurvey(NamedTuple):
@@ -119,11 +116,9 @@ async def gather(tools: Tools | None = None) -> Facts:
         FilterError: an iptables tool did not end.
     """
     tools = tools or Tools()
-    nft_tables = _nft_tables()
+    nft_tables = frozenset((prefix, name) for prefix, family in NFT_FAMILIES for name in table_names(family))
     nft_families = [
-        family
-        for family, prefix in ((Family.V4, "ip"), (Family.V6, "ip6"))
-        if any((prefix, table) in nft_tables for table in IPTABLES_TABLES)
+        family for prefix, family in NFT_FAMILIES if any((prefix, name) in nft_tables for name in IPTABLES_TABLES)
     ]
     return Facts(
         default_variant=await _default_variant(tools),
@@ -171,21 +166,3 @@ async def _default_variant(tools: Tools) -> Backend | None:
         return None
     finished = await tools.run("iptables", "--version")
     return Backend.NFT_VARIANT if "nf_tables" in finished.output else Backend.LEGACY
-
-
-def _nft_tables() -> frozenset[tuple[str, str]]:
-    netlink = NetlinkSocket(NETLINK_NETFILTER)
-    try:
-        return frozenset(
-            (prefix, value.rstrip(b"\0").decode(errors="replace"))
-            for family, prefix in ((Family.V4, "ip"), (Family.V6, "ip6"))
-            for message in netlink.dump_all(Request(_NFT_MSG_GETTABLE, 0, bytes((family, 0, 0, 0))))
-            for kind, value in attributes(message.payload, 4)
-            if kind == _NFTA_TABLE_NAME
-        )
-    except NetlinkError as error:
-        if error.errno not in (EINVAL, EOPNOTSUPP):  # nfnetlink's answers for a kernel without nf_tables
-            raise
-        return frozenset()
-    finally:
-        netlink.close()

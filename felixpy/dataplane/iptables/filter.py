@@ -106,10 +106,19 @@ class IptablesFilter(ABC):
     async def remove_all(self) -> None:
         """Remove our jumps, chains and sets of this family and nothing else. Idempotent.
 
+        The variants share the sets, so the rules of the other one go too: they would keep the sets in use.
+
         Raises:
             NetlinkError, FilterError
         """
         await self.remove_rules()
+        for variant in IptablesFilter.__subclasses__():
+            if variant is not type(self):
+                other = variant(self.family, tools=self.tools)
+                try:
+                    await other.remove_rules()
+                finally:
+                    other.close()
         await self.sets.destroy_all()
 
     def close(self) -> None:
@@ -133,7 +142,7 @@ class IptablesFilter(ABC):
 
     @abstractmethod
     def _in_use(self) -> bool:
-        """Whether the kernel can hold rules of this variant now; reading must not bring tables into being."""
+        """Whether the kernel has tables of this variant; without any, nothing can be ours and no tool is needed."""
 
     @abstractmethod
     async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:

@@ -22,6 +22,7 @@ import errno
 import os
 import shlex
 import sysconfig
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -37,8 +38,13 @@ from felixpy.dataplane.iptables.render import PROTOCOL_NUMBERS
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family
 
-_COMMIT_ATTEMPTS = 5
+_COMMIT_ATTEMPTS = 20
+_COMMIT_WAIT_SECONDS = 0.001
+# A program that does not share our lock wrote the table after it was read, or after our rules went in and before
+# libiptc's second step, which adds the old counters (kernel: do_replace and do_add_counters).
+_WRITTEN_MEANWHILE = (errno.EAGAIN, errno.EINVAL)
 _INTERFACE_BYTES = 16
+_BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
 def apply(family: Family, plans: Sequence[TablePlan]) -> dict[str, str]:
@@ -114,12 +120,12 @@ def _apply_table(library: _Library, family: Family, plan: TablePlan) -> None:
     try:
         for attempt in range(_COMMIT_ATTEMPTS):
             if attempt:
+                time.sleep(attempt * _COMMIT_WAIT_SECONDS)
                 table.refresh()
             _change(library, family, table, plan)
             if table._iptc.iptc_commit(table._handle):
                 return
-            # A program that does not take the lock wrote the table since it was read.
-            if library.errno()[0] != errno.EAGAIN:
+            if library.errno()[0] not in _WRITTEN_MEANWHILE:
                 break
         raise library.iptc.IPTCError(f"the kernel refused the table {plan.table}: {_words(table.strerror())}")
     finally:
@@ -139,6 +145,7 @@ def _open(library: _Library, family: Family, name: str) -> Any:
 
 
 def _change(library: _Library, family: Family, table: Any, plan: TablePlan) -> None:
+    _keep_policy_counters(table)
     for chain in [*plan.rewrite, *plan.delete]:
         if table.is_chain(chain):
             table.flush_entries(chain)
@@ -158,6 +165,14 @@ def _change(library: _Library, family: Family, table: Any, plan: TablePlan) -> N
     for chain in plan.delete:
         if table.is_chain(chain):
             table.delete_chain(chain)
+
+
+def _keep_policy_counters(table: Any) -> None:
+    """Carry over the counters of built-in chains, which libiptc 1.8.9 zeroes at every commit."""
+    for chain in _BUILT_IN_CHAINS:
+        if table.builtin_chain(chain):
+            policy, counters = table.get_policy(chain)
+            table.set_policy(chain, policy, counters)
 
 
 def _remove_jumps(table: Any, chain: str) -> None:

@@ -20,7 +20,7 @@ _PROBE_SECONDS = 0.02
 
 
 @contextlib.contextmanager
-def xtables_lock(timeout: float = TIMEOUT_SECONDS) -> Iterator[None]:
+def xtables_lock(timeout: float | None = None) -> Iterator[None]:
     """Hold the xtables lock. The file is ``XTABLES_LOCKFILE`` (iptables' own variable) or ``/run/xtables.lock``.
 
     Raises:
@@ -34,7 +34,7 @@ def xtables_lock(timeout: float = TIMEOUT_SECONDS) -> Iterator[None]:
             f"the iptables lock {path} cannot be opened ({error.strerror}); make its folder writable (mount the host's)"
         ) from None
     try:
-        _acquire(descriptor, path, timeout)
+        _acquire(descriptor, path, TIMEOUT_SECONDS if timeout is None else timeout)
         yield
     finally:
         os.close(descriptor)

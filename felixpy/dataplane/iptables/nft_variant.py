@@ -7,11 +7,17 @@ that is refused does not hold up the others. Must never use the ``xtables`` lock
 from __future__ import annotations
 
 from collections.abc import Sequence
+from errno import EINVAL, EOPNOTSUPP
 from typing import ClassVar
 
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.plan import TablePlan, restore_text
 from felixpy.dataplane.iptables.tools import tool_name
+from felixpy.model.net import Family
+from felixpy.netlink import nftables as nft
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
+
+IPTABLES_TABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 
 
 class NftVariantFilter(IptablesFilter):
@@ -20,7 +26,7 @@ class NftVariantFilter(IptablesFilter):
     variant: ClassVar[str] = "nft"
 
     def _in_use(self) -> bool:
-        return True  # iptables-nft-save creates nothing
+        return not IPTABLES_TABLES.isdisjoint(table_names(self.family))
 
     async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
         if not plans or not await self._restore(plans):
@@ -38,3 +44,21 @@ class NftVariantFilter(IptablesFilter):
         if not finished.code:
             return ""
         return finished.error or f"{name} ended with code {finished.code}"
+
+
+def table_names(family: Family) -> set[str]:
+    """Names of all nftables tables of a family; the nft variant's own are those of ``IPTABLES_TABLES``.
+
+    Raises:
+        OSError: the kernel cannot be asked.
+    """
+    netlink = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        messages = netlink.dump_all(nft.dump(nft.GETTABLE, family))
+    except NetlinkError as error:
+        if error.errno not in (EINVAL, EOPNOTSUPP):  # nfnetlink's answers for a kernel without nf_tables
+            raise
+        return set()
+    finally:
+        netlink.close()
+    return {nft.message_attributes(message)[1].rstrip(b"\0").decode(errors="replace") for message in messages}

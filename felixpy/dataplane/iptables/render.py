@@ -82,12 +82,12 @@ def canonical(text: str) -> str:
     """
     try:
         tokens = shlex.split(text)
-    except ValueError:  # unbalanced quotes: nothing that we wrote
+        for index, token in enumerate(tokens[:-1]):
+            if token == "-p":
+                tokens[index + 1] = _protocol_name(tokens[index + 1])
+        return join(tokens)
+    except ValueError:  # unbalanced or escaped quotes: nothing that we wrote
         return text
-    for index, token in enumerate(tokens[:-1]):
-        if token == "-p":
-            tokens[index + 1] = _protocol_name(tokens[index + 1])
-    return join(tokens)
 
 
 def join(tokens: list[str]) -> str:
