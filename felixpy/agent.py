@@ -10,6 +10,7 @@ is a resync.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -205,10 +206,9 @@ class Agent:
     async def _resync_forever(self) -> None:
         """Compare everything now and then, in slices beside the updates: the net below the notifications."""
         while True:
-            try:
-                await asyncio.wait_for(self._resync_now.wait(), self._resync_interval())
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._resync_interval()):
+                    await self._resync_now.wait()
             self._resync_now.clear()
             try:
                 await self._read_kernel()
@@ -232,10 +232,9 @@ class Agent:
         """Until something is to do, or 10 s."""
         wake_at = self.dataplane.next_wake()
         delay = LONGEST_SLEEP_SECONDS if wake_at is None else wake_at - time.monotonic()
-        try:
-            await asyncio.wait_for(self._wake.wait(), min(max(delay, 0.0), LONGEST_SLEEP_SECONDS))
-        except TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(max(delay, 0.0), LONGEST_SLEEP_SECONDS)):
+                await self._wake.wait()
 
     async def absorb(self, limit: int | None = None) -> None:
         """Take pending updates into the store and the calculation, without touching the kernel."""

@@ -74,7 +74,9 @@ def surroundings() -> list[Update]:
 
 def sh(command: str) -> str:
     """Run a command in this namespace, as another program would."""
-    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True, executable="/bin/bash").stdout
+    return subprocess.run(
+        command, shell=True, check=True, capture_output=True, text=True, executable="/bin/bash"
+    ).stdout
 
 
 class World:

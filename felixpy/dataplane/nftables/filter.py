@@ -215,14 +215,14 @@ class NftablesFilter:
     def _chain_steps(self, change: FilterChange) -> list[_Step]:
         """New chains, then the old rules out and the new rules in: within one transaction nobody sees the gap."""
         steps = []
-        for key in change.chains:
+        for key in sorted(change.chains):
             if key not in self._seen_chains and change.chains[key] is not None:
                 request = nft.new_chain(self.family, TABLE, render.chain_name(key), render.HOOKS.get(key))
                 steps.append(_Step(request, (key,)))
         for key in change.chains:
             if key in self._seen_chains:
                 steps.append(_Step(nft.flush_chain(self.family, TABLE, render.chain_name(key)), (key,), gone=True))
-        for key, rules in change.chains.items():
+        for key, rules in sorted(change.chains.items()):
             for rule in rules or ():
                 steps.append(_Step(nft.new_rule(self.family, TABLE, render.chain_name(key), rule), (key,)))
         return steps
