@@ -5,8 +5,8 @@ would carry the old decisions. Invariant: an address is being released from ``re
 existed then is gone, also while the kernel refuses, and only that address waits.
 
 One pass serves all addresses that are queued when it starts. It runs in a thread, because the kernel walks its whole
-table inside one call; between two datagrams it looks whether it shall stop. Must never hold up the event loop, and never
-delete an entry that has none of the addresses.
+table inside one call; between two datagrams it looks whether it shall stop. Must never hold up the event loop, and
+never delete an entry that has none of the addresses.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ConntrackCleaner:
         loop = asyncio.get_running_loop()
         self._waiting.update((address, _Waiting(loop.time())) for address in addresses)
         self._wake.set()
-        if self._waiting and self._task is None:
+        if self._waiting and (self._task is None or self._task.done()):
             self._task = loop.create_task(self._work())
             self._task.add_done_callback(self._ended)
 
@@ -84,6 +84,8 @@ class ConntrackCleaner:
 
     def close(self) -> None:
         """Stop at the next datagram; nothing is called back any more, entries that are left stay in the kernel."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         if self._task is not None:
             self._task.cancel()
@@ -102,7 +104,11 @@ class ConntrackCleaner:
             for address in self._passing:
                 del self._waiting[address]
             self.passes += 1
-            refused = await loop.run_in_executor(self._thread, self._pass, frozenset(self._passing))
+            refused: dict[bytes, str] = {}
+            try:
+                refused = await loop.run_in_executor(self._thread, self._pass, frozenset(self._passing))
+            except CtnetlinkMissing as missing:
+                self._say_missing(missing)
             self._settle(refused, loop.time())
 
     async def _sleep(self, seconds: float) -> None:
@@ -126,20 +132,29 @@ class ConntrackCleaner:
         if done:
             self._released(done)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._task = None
+    def _say_missing(self, missing: CtnetlinkMissing) -> None:
+        if not self._missing_said:
+            self._missing_said = True
+            self._warn(
+                f"This kernel cannot delete conntrack entries ({missing}), so flows of removed workloads live until "
+                "they time out; load nf_conntrack_netlink (CONFIG_NF_CT_NETLINK)."
+            )
+
+    @staticmethod
+    def _ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             task.result()  # a bug goes to the event loop's exception handler; its addresses stay unused
 
     # --- in the thread -------------------------------------------------------------------------------------------
 
     def _pass(self, addresses: frozenset[bytes]) -> dict[bytes, str]:
-        """Delete all entries of these addresses. Returns the kernel's words by address that still has some."""
+        """Delete all entries of these addresses. Returns the kernel's words by address that still has some.
+
+        Raises:
+            CtnetlinkMissing
+        """
         try:
             return self._delete(self._find(addresses))
-        except CtnetlinkMissing as missing:
-            self._say_missing(missing)
-            return {}
         except DumpInterrupted:
             return dict.fromkeys(addresses, "the table kept changing while it was read")
         except OSError as error:
@@ -162,14 +177,6 @@ class ConntrackCleaner:
             for index, refusal in self._table.delete(chunk).items():
                 refused.update(dict.fromkeys(chunk[index].addresses, str(refusal)))
         return refused
-
-    def _say_missing(self, missing: CtnetlinkMissing) -> None:
-        if not self._missing_said:
-            self._missing_said = True
-            self._warn(
-                f"This kernel cannot delete conntrack entries ({missing}), so flows of removed workloads live until "
-                "they time out; load nf_conntrack_netlink (CONFIG_NF_CT_NETLINK)."
-            )
 
 
 def _sentence(addresses: list[bytes], reason: str, pause: float) -> str:
