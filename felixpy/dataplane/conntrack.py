@@ -161,19 +161,19 @@ class ConntrackCleaner:
             return dict.fromkeys(addresses, error.strerror or str(error))
 
     def _find(self, addresses: frozenset[bytes]) -> list[Entry]:
-        found: dict[Entry, None] = {}
+        found: list[Entry] = []
         for entries in self._table.entries_of(addresses):
-            found.update(dict.fromkeys(entries))
+            found += entries
             if self._stop.is_set():
                 raise InterruptedError(errno.EINTR, "the agent stops")
-        return list(found)
+        return found
 
     def _delete(self, entries: list[Entry]) -> dict[bytes, str]:
         refused: dict[bytes, str] = {}
-        for start in range(0, len(entries), DELETES_PER_SEND):
+        while chunk := entries[-DELETES_PER_SEND:]:
+            del entries[-DELETES_PER_SEND:]  # piece by piece: to free very many at once would hold up the event loop
             if self._stop.is_set():
                 raise InterruptedError(errno.EINTR, "the agent stops")
-            chunk = entries[start : start + DELETES_PER_SEND]
             for index, refusal in self._table.delete(chunk).items():
                 refused.update(dict.fromkeys(chunk[index].addresses, str(refusal)))
         return refused

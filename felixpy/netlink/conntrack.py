@@ -54,10 +54,13 @@ class CtnetlinkMissing(Exception):
 
 
 class Entry(NamedTuple):
-    """An entry to delete: the addresses asked for that it is of, and the request that deletes it and no other."""
+    """An entry to delete: the addresses asked for that it has, and the payload that deletes it and no other.
 
-    addresses: frozenset[bytes]
-    delete: Request
+    Kept plain: there may be 100,000, and each object that the garbage collector follows holds up the event loop.
+    """
+
+    addresses: tuple[bytes, ...]
+    delete: bytes
 
 
 class ConntrackTable:
@@ -101,7 +104,7 @@ class ConntrackTable:
         Raises:
             OSError: the socket broke.
         """
-        refusals = self.netlink.transact([entry.delete for entry in entries])
+        refusals = self.netlink.transact([Request(_DELETE, 0, entry.delete) for entry in entries])
         return {index: refusal for index, refusal in refusals.items() if refusal.errno != errno.ENOENT}
 
     def _dump(self, request: Request) -> Iterator[list[Message]]:
@@ -125,7 +128,7 @@ def matching(messages: Iterable[Message], addresses: frozenset[bytes]) -> Iterat
     for message in messages:
         places = addresses_of(message.payload)
         if not addresses.isdisjoint(places):
-            yield Entry(addresses.intersection(places), delete_request(message.payload))
+            yield Entry(tuple(place for place in places if place in addresses), delete_payload(message.payload))
 
 
 def addresses_of(payload: bytes) -> tuple[bytes, ...]:
@@ -153,8 +156,8 @@ def _addresses_in_any_order(payload: bytes) -> Iterator[bytes]:
                     yield from (address for _, address in attributes(content))
 
 
-def delete_request(payload: bytes) -> Request:
-    """Delete the very entry that this message of a dump describes.
+def delete_payload(payload: bytes) -> bytes:
+    """What deletes the very entry that this message of a dump describes.
 
     Raises:
         ValueError: the message has no original tuple.
@@ -164,4 +167,4 @@ def delete_request(payload: bytes) -> Request:
         raise ValueError("a conntrack entry without an original tuple must not be deleted: that deletes all entries")
     parts = [attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, found[CTA_TUPLE_ORIG])]
     parts += [attribute(kind, found[kind]) for kind in (CTA_ZONE, CTA_ID) if kind in found]
-    return Request(_DELETE, 0, payload[:1] + b"\0\0\0" + b"".join(parts))
+    return payload[:1] + b"\0\0\0" + b"".join(parts)

@@ -44,7 +44,7 @@ def netlink(network: None) -> Iterator[CountingSocket]:
     socket.close()
 
 
-def found(table: ConntrackTable, *addresses: str) -> dict[Request, Entry]:
+def found(table: ConntrackTable, *addresses: str) -> dict[bytes, Entry]:
     wanted = frozenset(map(parse_address, addresses))
     return {entry.delete: entry for entries in table.entries_of(wanted) for entry in entries}
 
@@ -70,7 +70,7 @@ def test_an_address_in_any_place_is_found_and_only_its_entries_go(netlink: Count
     before, address = listed(), numbered(family, 1)
     table = ConntrackTable(netlink)
     entries = list(found(table, address).values())
-    assert [entry.addresses for entry in entries] == [frozenset((parse_address(address),))] * 5
+    assert [set(entry.addresses) for entry in entries] == [{parse_address(address)}] * 5
     assert table.delete(entries) == {}
     assert listed() == without(before, address) != before
     assert (netlink.dumps(), netlink.deletes()) == (1, [5])
@@ -110,7 +110,7 @@ def test_the_same_tuple_in_another_zone_is_another_entry(netlink: CountingSocket
     table = ConntrackTable(netlink)
     entries = found(table, "10.1.0.1")
     assert len(entries) == 3
-    in_five = [entry for entry in entries.values() if attribute(18, struct.pack(">H", 5)) in entry.delete.payload]
+    in_five = [entry for entry in entries.values() if attribute(18, struct.pack(">H", 5)) in entry.delete]
     assert table.delete(in_five) == {}
     assert {entry.zone for entry in listed()} == {"", "6"}
     assert table.delete(list(entries.values())) == {}  # what is gone already is a success
@@ -184,7 +184,7 @@ def test_a_refused_delete_is_named(netlink: CountingSocket) -> None:
     create_all([create("10.1.0.1", "10.1.0.2"), create("10.1.0.1", "10.1.0.3")])
     table = ConntrackTable(netlink)
     good, bad = found(table, "10.1.0.1").values()
-    bad = bad._replace(delete=bad.delete._replace(payload=bad.delete.payload[:4] + nested(1, b"")))
+    bad = bad._replace(delete=bad.delete[:4] + nested(1, b""))
     refusals = table.delete([bad, good])
     assert {index: refusal.errno for index, refusal in refusals.items()} == {0: errno.EINVAL}
     assert len(listed()) == 1
@@ -195,4 +195,4 @@ def test_without_a_tuple_nothing_is_deleted(netlink: CountingSocket) -> None:
     (message,) = netlink.dump_all(conntrack.dump_request([parse_address("10.1.0.1")]))
     rest = b"".join(attribute(kind, value) for kind, value in attributes(message.payload, 4) if kind != 1)
     with pytest.raises(ValueError, match="deletes all entries"):
-        conntrack.delete_request(message.payload[:4] + rest)
+        conntrack.delete_payload(message.payload[:4] + rest)
