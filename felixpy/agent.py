@@ -173,7 +173,7 @@ class Agent:
     async def _apply_forever(self) -> None:
         while True:
             await self._sleep()
-            self._last_progress = time.monotonic()
+            started = self._last_progress = time.monotonic()
             self._wake.clear()
             try:
                 await self._settle_doubts()
@@ -187,6 +187,9 @@ class Agent:
             if self._pending:
                 self._wake.set()
             self._publish()
+            if not self.complete:
+                # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
+                await asyncio.sleep(min(time.monotonic() - started, 1.0))
 
     async def _settle_doubts(self) -> None:
         """Read again what notifications put in doubt: little at once, everything in the background."""
