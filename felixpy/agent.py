@@ -35,6 +35,7 @@ from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, Updat
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.problems import Problems
 from felixpy.sources import SyncState, SyncStatus
+from felixpy.sources.limit import ObjectLimit
 from felixpy.store import Store
 
 log = structlog.get_logger("felixpy")
@@ -88,6 +89,8 @@ class Agent:
         self.ready: dict[Family, bool] = {}
         self._resolve = resolve
         self._status = status
+        self._limit = ObjectLimit(settings.max_objects)
+        self._adopted = 0
         self._pending: dict[ResourceKey, Update] = {}
         self._wake = asyncio.Event()
         self._invalid: dict[ResourceKey, str] = {}
@@ -105,10 +108,17 @@ class Agent:
     # --- Sink ------------------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
-        """Take an update; the latest of a key wins, and memory is bounded by the number of keys."""
-        self._pending.pop(update.key, None)
-        self._pending[update.key] = update
-        self._wake.set()
+        """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
+        had_room = not self._limit.left_out
+        if self._limit.takes(update):
+            self._pending.pop(update.key, None)
+            self._pending[update.key] = update
+            self._wake.set()
+        self.metrics.left_out.set(len(self._limit.left_out))
+        if had_room is bool(self._limit.left_out):
+            log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
+            self._status_due = True
+            self._wake.set()
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
@@ -147,6 +157,7 @@ class Agent:
         """Follow the stream and the kernel until cancelled; leave the kernel as it is."""
         await self.open()
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
+        self._adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
@@ -396,6 +407,10 @@ class Agent:
             state = "starting"
         elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
             state, reason = SyncState.RESYNC.value, "the snapshot is complete; the kernel is being programmed"
+        elif self.stream.state is SyncState.IN_SYNC and self._limit.left_out:
+            state, reason = SyncState.DEGRADED.value, self._limit.reason()
+        if self._adopted and not self.complete:
+            reason += f"; {self._adopted} entries that the kernel had at the start stay until the stream is complete"
         return {
             "state": state,
             "reason": reason,
