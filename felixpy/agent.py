@@ -36,6 +36,7 @@ from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, Updat
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.problems import Problems
 from felixpy.sources import SyncState, SyncStatus
+from felixpy.sources.limit import ObjectLimit
 from felixpy.store import Store
 
 log = structlog.get_logger("felixpy")
@@ -89,6 +90,8 @@ class Agent:
         self.ready: dict[Family, bool] = {}
         self._resolve = resolve
         self._status = status
+        self._limit = ObjectLimit(settings.max_objects)
+        self._adopted = 0
         self._pending: dict[ResourceKey, Update] = {}
         self._wake = asyncio.Event()
         self._invalid: dict[ResourceKey, str] = {}
@@ -106,10 +109,17 @@ class Agent:
     # --- Sink ------------------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
-        """Take an update; the latest of a key wins, and memory is bounded by the number of keys."""
-        self._pending.pop(update.key, None)
-        self._pending[update.key] = update
-        self._wake.set()
+        """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
+        had_room = not self._limit.left_out
+        if self._limit.takes(update):
+            self._pending.pop(update.key, None)
+            self._pending[update.key] = update
+            self._wake.set()
+        self.metrics.left_out.set(len(self._limit.left_out))
+        if had_room is bool(self._limit.left_out):
+            log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
+            self._status_due = True
+            self._wake.set()
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
@@ -148,6 +158,7 @@ class Agent:
         """Follow the stream and the kernel until cancelled; leave the kernel as it is."""
         await self.open()
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
+        self._adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
@@ -174,7 +185,7 @@ class Agent:
     async def _apply_forever(self) -> None:
         while True:
             await self._sleep()
-            self._last_progress = time.monotonic()
+            started = self._last_progress = time.monotonic()
             self._wake.clear()
             try:
                 await self._settle_doubts()
@@ -188,6 +199,9 @@ class Agent:
             if self._pending:
                 self._wake.set()
             self._publish()
+            if not self.complete:
+                # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
+                await asyncio.sleep(min(time.monotonic() - started, 1.0))
 
     async def _settle_doubts(self) -> None:
         """Read again what notifications put in doubt: little at once, everything in the background."""
@@ -392,6 +406,10 @@ class Agent:
             state = "starting"
         elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
             state, reason = SyncState.RESYNC.value, "the snapshot is complete; the kernel is being programmed"
+        elif self.stream.state is SyncState.IN_SYNC and self._limit.left_out:
+            state, reason = SyncState.DEGRADED.value, self._limit.reason()
+        if self._adopted and not self.complete:
+            reason += f"; {self._adopted} entries that the kernel had at the start stay until the stream is complete"
         return {
             "state": state,
             "reason": reason,

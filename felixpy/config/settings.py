@@ -247,6 +247,9 @@ class Settings:
         PATH,
         "Directory of manifests: the source without a broker.",
     )
+    max_objects: int = _local(
+        250_000, "MaxObjects", integer(1, 1 << 30), "Most objects that are taken from the stream; others are left out."
+    )
     mqtt_host: str = _local("", "MQTTHost", TEXT, "Broker. If set, MQTT is the source.")
     mqtt_port: int = _local(0, "MQTTPort", PORT, "Port of the broker. 0: 8883 with TLS, else 1883.")
     mqtt_topic_root: str = _local("felixpy/v1", "MQTTTopicRoot", TOPIC, "Root of all topics.")
