@@ -11,7 +11,21 @@ from collections import Counter
 
 import pytest
 
+from tests.netns import enter_new_network, enter_private_namespaces
+
 COMPLETE = "FELIXPY_TEST_COMPLETE"
+
+
+@pytest.fixture(scope="session")
+def private_namespaces() -> None:
+    """Network and mounts of this test process's own."""
+    enter_private_namespaces()
+
+
+@pytest.fixture
+def network(private_namespaces: None) -> None:
+    """An empty network for one test, with the loopback up."""
+    enter_new_network()
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
