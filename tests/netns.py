@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import subprocess
 
@@ -16,8 +17,9 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+@functools.cache
 def enter_private_namespaces() -> None:
-    """Leave the machine's network and mounts: empty network, own /run (with /run/netns), own /sys.
+    """Leave the machine's network and mounts: empty network, own /run (with /run/netns), own /sys. Once a process.
 
     Raises:
         OSError: not root, or the container forbids it.
