@@ -259,7 +259,7 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change:
+        if not change and (tables.containers or not complete):
             return
         refused = await self._write_filter(family, tables, change, report)
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)

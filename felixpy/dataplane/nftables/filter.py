@@ -131,14 +131,14 @@ class NftablesFilter:
             messages = self.socket.dump_all(nft.get_elements(self.family, TABLE, name))
             try:
                 found |= elements.decode(name, self.family, (e for m in messages for e in nft.decode_elements(m)))
-            except elements.NotAPrefixError:
+            except elements.NotOursError:
                 self._tainted.add(name)
         return found
 
     # --- writing -----------------------------------------------------------------------------------------------
 
     def _steps(self, change: FilterChange, per_message: int = ELEMENTS_PER_MESSAGE) -> list[_Step]:
-        if not change:
+        if not change and not self._tainted:
             return []
         return [
             *self._container_steps(),
