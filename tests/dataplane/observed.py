@@ -157,7 +157,7 @@ class InProcess:
     async def idle(self) -> None:
         """Wait until the stream is taken in and nothing is left to write."""
         async with asyncio.timeout(SEARCHED_SECONDS):
-            while self.agent._pending or not self._settled():
+            while self.agent._pending or not self._settled():  # noqa: ASYNC110  nothing signals it
                 await asyncio.sleep(0.002)
 
     def _settled(self) -> bool:

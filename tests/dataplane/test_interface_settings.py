@@ -20,7 +20,7 @@ from felixpy.dataplane.table import Delta
 from felixpy.model.net import Family
 from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
-from tests.kernel import Clock, ip_json, pairs, read_links, run, sysctl
+from tests.kernel import Clock, ip_json, pairs, reread_links, run, sysctl
 
 WORKLOAD: dict[SettingKey, int] = {
     SettingKey("cali1", Family.V4, "forwarding"): 1,
@@ -40,8 +40,9 @@ class InterfaceSettings:
     socket: NetlinkSocket
 
     def read(self) -> None:
-        read_links(self.table.links)
-        self.table.table.adopt(self.table.read())
+        reread_links(self.table.links, self.table.table)
+        found = asyncio.run(self.table.read(self.socket))
+        asyncio.run(self.table.table.adopt(found, set(), 0))
 
     def want(self, values: dict[SettingKey, int]) -> None:
         for key, value in values.items():
@@ -58,7 +59,7 @@ class InterfaceSettings:
 
 @pytest.fixture
 def interface_settings(network: None) -> Iterator[InterfaceSettings]:
-    one = InterfaceSettings(InterfaceSettingTable(Links(Clock())), NetlinkSocket(NETLINK_ROUTE))
+    one = InterfaceSettings(InterfaceSettingTable(Links(Clock()), Clock()), NetlinkSocket(NETLINK_ROUTE))
     yield one
     one.socket.close()
 
@@ -130,8 +131,7 @@ def test_settings_wait_for_their_interface_and_return_with_a_new_one(interface_s
     run("ip", "link", "del", "cali1")
     pairs("cali1")
     assert held(WORKLOAD) != WORKLOAD
-    read_links(interface_settings.table.links)
-    interface_settings.table.table.interface_changed("cali1", lost=True)
+    reread_links(interface_settings.table.links, interface_settings.table.table)
     interface_settings.write()
     assert held(WORKLOAD) == WORKLOAD
 

@@ -10,7 +10,7 @@ import pytest
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink as rt
-from felixpy.netlink.monitor import Monitor
+from felixpy.netlink.monitor import Monitor, monitor_routing
 from felixpy.netlink.transport import Message, attribute
 from tests.kernel import Clock, ip, ip_json, pairs, read_links
 
@@ -29,7 +29,9 @@ class Watched:
         return self.links.notify(messages)
 
     def fresh(self) -> dict[str, tuple[int, bool, bytes]]:
-        return state(read_links(Links(self.clock)))
+        links = Links(self.clock)
+        read_links(links)
+        return state(links)
 
 
 def state(links: Links) -> dict[str, tuple[int, bool, bytes]]:
@@ -41,8 +43,9 @@ def state(links: Links) -> dict[str, tuple[int, bool, bytes]]:
 @pytest.fixture
 def watched(network: None) -> Iterator[Watched]:
     clock = Clock()
-    monitor = Monitor()
-    one = Watched(read_links(Links(clock)), monitor, clock)
+    monitor = monitor_routing(())
+    one = Watched(Links(clock), monitor, clock)
+    read_links(one.links)
     yield one
     monitor.close()
 
@@ -150,6 +153,19 @@ def test_first_seen_survives_a_dump(watched: Watched) -> None:
     read_links(watched.links)
     assert watched.links.first_seen[index] == 1000
     assert watched.links.first_seen[index_of("cali2")] == 2000
+
+
+def test_a_dump_means_the_same_events_as_the_notifications_that_were_lost(watched: Watched) -> None:
+    pairs("cali1", "cali2", "cali3", "cali4")
+    watched.take()
+    ip("link del cali1", "link set cali2 down", "link set cali3 down", "link set cali3 name cali9")
+    pairs("cali5")
+    events = read_links(watched.links)
+    assert {"cali1", "cali2", "cali3"} <= events.lost
+    assert {"cali5", "cali9"} <= events.changed
+    assert "cali4" not in events.changed | events.lost
+    assert state(watched.links) == watched.fresh()
+    assert not read_links(watched.links)
 
 
 def notification(index: int, name: str, *, up: bool, kind: int = rt.RTM_NEWLINK, spec: bytes = b"") -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.table import Delta
 from felixpy.netlink.rtnetlink import KernelNeighbour
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
-from tests.kernel import PROTOCOL, Clock, ip, ip_json, packed, pairs, read_links
+from tests.kernel import PROTOCOL, Clock, ip, ip_json, packed, pairs, reread_links
 
 MAC1, MAC2 = (bytes.fromhex(f"eeeeeeeeee{number:02x}") for number in (1, 2))
 V4, V6 = NeighbourKey("cali1", packed("10.65.0.2")), NeighbourKey("cali1", packed("fd00:65::2"))
@@ -26,8 +27,9 @@ class Neighbours:
     socket: NetlinkSocket
 
     def read(self) -> None:
-        read_links(self.table.links)
-        self.table.table.adopt(self.table.read(self.socket))
+        reread_links(self.table.links, self.table.table)
+        found = asyncio.run(self.table.read(self.socket))
+        asyncio.run(self.table.table.adopt(found, set(), 0))
 
     def write(self) -> Delta[NeighbourKey, KernelNeighbour]:
         table = self.table.table
@@ -41,7 +43,7 @@ class Neighbours:
 
 @pytest.fixture
 def neighbours(network: None) -> Iterator[Neighbours]:
-    one = Neighbours(NeighbourTable(Links(Clock()), Settings()), NetlinkSocket(NETLINK_ROUTE))
+    one = Neighbours(NeighbourTable(Links(Clock()), Settings(), Clock()), NetlinkSocket(NETLINK_ROUTE))
     yield one
     one.socket.close()
 

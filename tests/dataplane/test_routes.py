@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from felixpy.dataplane.table import Delta
 from felixpy.model.net import Family, Net
 from felixpy.netlink.rtnetlink import KernelRoute
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
-from tests.kernel import PROTOCOL, Clock, ip, ip_json, pairs, read_links, sysctl
+from tests.kernel import PROTOCOL, Clock, ip, ip_json, pairs, reread_links, sysctl
 
 SETTINGS = Settings()
 
@@ -29,8 +30,9 @@ class Routes:
     clock: Clock
 
     def read(self) -> None:
-        read_links(self.table.links)
-        self.table.table.adopt(self.table.read(self.socket))
+        reread_links(self.table.links, self.table.table)
+        found = asyncio.run(self.table.read(self.socket))
+        asyncio.run(self.table.table.adopt(found, set(), self.clock.now))
 
     def write(self) -> Delta[RouteKey, KernelRoute]:
         """Write every difference, as the apply loop does; nothing may be refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 import pytest
@@ -38,6 +39,11 @@ class Plain:
 @pytest.fixture
 def plain() -> Plain:
     return Plain()
+
+
+def adopt(plain: Plain, found: Values, now: float = 0.0) -> None:
+    """Take a dump during which nothing was written."""
+    asyncio.run(plain.table.adopt(found, set(), now))
 
 
 def write(plain: Plain, now: float = 0.0, refused: dict[str, str] | None = None) -> Delta[str, int]:
@@ -87,9 +93,9 @@ def test_a_dump_shows_every_difference(plain: Plain) -> None:
     plain.table.want("a1", 1)
     plain.table.want("a2", 2)
     write(plain)
-    plain.table.adopt({"a2": 99, "a3": 30})
+    adopt(plain, {"a2": 99, "a3": 30})
     assert write(plain) == Delta(put={"a1": 10, "a2": 20}, remove={"a3": 30})
-    plain.table.adopt({"a1": 10, "a2": 20})
+    adopt(plain, {"a1": 10, "a2": 20})
     assert not write(plain)
 
 
@@ -142,7 +148,7 @@ def test_an_entry_that_moves_follows_its_new_interface() -> None:
 
 
 def test_what_must_not_go_yet_stays_dirty(plain: Plain) -> None:
-    plain.table.adopt({"a1": 10})
+    adopt(plain, {"a1": 10})
     plain.held = {"a1"}
     assert not write(plain)
     assert plain.table.dirty == {"a1"}
@@ -192,7 +198,7 @@ def test_a_quarantine_holds_nobody_else_up(plain: Plain) -> None:
 
 @pytest.mark.parametrize("event", ["want", "drop", "mark", "interface"])
 def test_an_event_ends_a_quarantine(plain: Plain, event: str) -> None:
-    plain.table.adopt({"a1": 5})
+    adopt(plain, {"a1": 5})
     plain.table.want("a1", 1)
     write(plain, 0.0, {"a1": "busy"})
     assert not write(plain, 0.01)
@@ -214,7 +220,7 @@ def test_an_event_ends_a_quarantine(plain: Plain, event: str) -> None:
 
 
 def test_a_refused_removal_keeps_what_the_kernel_holds(plain: Plain) -> None:
-    plain.table.adopt({"a1": 10})
+    adopt(plain, {"a1": 10})
     write(plain, 0.0, {"a1": "in use"})
     assert plain.table.committed == {"a1": 10}
     assert not write(plain, 0.05)
@@ -225,7 +231,7 @@ def test_a_refused_removal_keeps_what_the_kernel_holds(plain: Plain) -> None:
 def test_a_dump_that_shows_a_refused_key_as_wanted_solves_it(plain: Plain) -> None:
     plain.table.want("a1", 1)
     write(plain, 0.0, {"a1": "busy"})
-    plain.table.adopt({"a1": 10})
+    adopt(plain, {"a1": 10})
     write(plain, 100.0)
     assert (plain.table.refused, plain.table.state_of("a1")) == ({}, "")
 
@@ -258,7 +264,7 @@ class Histories(RuleBasedStateMachine):
     @initialize(found=st.dictionaries(KEYS, st.integers(0, 30)))
     def start(self, found: Values) -> None:
         self.kernel.entries = dict(found)
-        self.plain.table.adopt(dict(found))
+        adopt(self.plain, dict(found))
 
     @rule(key=KEYS, value=st.integers(0, 3))
     def want(self, key: str, value: int) -> None:
@@ -283,7 +289,7 @@ class Histories(RuleBasedStateMachine):
     @rule(drift=st.dictionaries(KEYS, st.integers(0, 30), max_size=3))
     def resync(self, drift: Values) -> None:
         self.kernel.entries.update(drift)
-        self.plain.table.adopt(dict(self.kernel.entries))
+        adopt(self.plain, dict(self.kernel.entries))
 
     @rule(refuse=st.sets(KEYS, max_size=3), pause=st.floats(0, 40))
     def apply(self, refuse: set[str], pause: float) -> None:
@@ -314,7 +320,7 @@ def test_the_delta_on_dirty_keys_equals_a_full_comparison() -> None:
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_one_apply_makes_any_kernel_equal_to_what_is_wanted(wanted: Values, found: Values) -> None:
     plain = Plain()
-    plain.table.adopt(dict(found))
+    adopt(plain, dict(found))
     for key, value in wanted.items():
         plain.table.want(key, value)
     write(plain)
