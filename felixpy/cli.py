@@ -214,7 +214,7 @@ async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: AS
     from felixpy.survey import survey
 
     async with survey(local.settings, local.with_stream, _observer(local.settings), timeout) as agent:
-        operations = agent.dataplane.plan()
+        operations = sorted(agent.dataplane.plan(), key=lambda operation: operation[1:])
         if as_json:
             typer.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
         else:
@@ -309,7 +309,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
     from felixpy import survey
 
     found = await survey.cleanup(settings, dry_run=dry_run)
-    for entry in found:
+    for entry in sorted(found):
         typer.echo(f"{'would remove' if dry_run else 'removed'} {entry}")
     if not found:
         typer.echo("nothing of felixpy is in the kernel")
@@ -488,7 +488,12 @@ def demo(
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    Examples:
+
+        felixpy version
+    """
     typer.echo(f"felixpy {__version__}")
 
 

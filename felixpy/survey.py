@@ -44,6 +44,7 @@ async def survey(settings: Settings, resolve: SettingsResolver, source: Source, 
             agent.update(update)
         agent.sync_status(collected.status)
         await agent.absorb()
+        agent.dataplane.plan()  # compares everything, so that state_of tells what the kernel holds from what it lacks
         yield agent
     finally:
         agent.close()
