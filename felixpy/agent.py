@@ -81,6 +81,7 @@ class Agent:
         self.store = Store(settings.nodename)
         self.links = Links(time.monotonic)
         self.backend = Backend.NFTABLES
+        self._filters_made_of: tuple[object, ...] = ()
         self.stream = SyncStatus(SyncState.CONNECTING, "no answer from the source yet")
         self.calculation = Calculation(self.store, settings, Host())
         self.dataplane = Dataplane(settings, self.links, {})
@@ -190,9 +191,11 @@ class Agent:
     def _next_read(self) -> float:
         """When everything is read again, at the shortest refresh interval that is not off."""
         s = self.settings
-        intervals = (s.interface_refresh_interval, s.route_refresh_interval, s.nftables_refresh_interval)
-        if self.backend is not Backend.NFTABLES:
-            intervals = (*intervals[:2], s.iptables_refresh_interval)
+        intervals = [s.interface_refresh_interval, s.route_refresh_interval]
+        if self.backend is Backend.NFTABLES:
+            intervals.append(s.nftables_refresh_interval)
+        else:
+            intervals += [s.iptables_refresh_interval, s.ipsets_refresh_interval]
         on = [interval for interval in intervals if interval > 0]
         return time.monotonic() + min(on) if on else float("inf")
 
@@ -285,8 +288,9 @@ class Agent:
     async def _use_backend(self) -> None:
         """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
         (backend, evidence), families = await detect(self.settings), self._families()
-        if backend is not self.backend or set(self.dataplane.filters) != set(families):
-            self.backend = backend
+        made_of = (backend, families, self.settings.chain_insert_mode, self.settings.max_ipset_size)
+        if made_of != self._filters_made_of:
+            self.backend, self._filters_made_of = backend, made_of
             log.info("back-end", backend=backend.value, reason=evidence)
             filters = {family: make_filter(backend, family, self.settings) for family in families}
             await self.dataplane.use_filters(filters, self.calculation.entries())

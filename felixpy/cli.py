@@ -169,7 +169,13 @@ async def _run(local: Local) -> int:
     settings = local.settings
     mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
     source = mqtt or DirectorySource(settings.resource_directory)
-    agent = Agent(settings, local.with_stream, status=mqtt)
+
+    def resolve_live(configurations: Iterable[FelixConfiguration], labels: Mapping[str, str]) -> Settings:
+        resolved = local.with_stream(configurations, labels)
+        configure_logging(resolved.log_severity_screen)
+        return resolved
+
+    agent = Agent(settings, resolve_live, status=mqtt)
     async with serve(settings, agent.live, agent.is_ready, agent.metrics.text):
         tasks = [asyncio.create_task(agent.run()), asyncio.create_task(source.run(agent))]
         for number in (signal.SIGTERM, signal.SIGINT):
