@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -118,11 +119,11 @@ def _plain_errors() -> Iterator[None]:
 
     try:
         yield
-    except PermissionError as error:
-        _fail(f"{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
     except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError) as error:
         _fail(str(error))
     except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError
+            _fail(f"{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
         _fail(f"{error}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from felixpy.demo.agent import Agent
+from felixpy.demo.agent import FELIXPY, Agent
+from felixpy.demo.agent import environment as settings_only
 from felixpy.demo.resources import felix_configuration
 from felixpy.demo.topology import P1A, P1B
 
@@ -45,15 +47,27 @@ async def test_plan_names_what_is_missing_and_show_says_pending(world: World) ->
 
 @pytest.mark.modes("dual")
 async def test_chain_insert_mode_of_the_stream_takes_effect_at_once(world: World) -> None:
-    if world.backend == "nftables":
-        return  # has no order among tables to choose
+    ours, foreign = ("ours", "foreign") if world.backend != "nftables" else ("no", "no")  # iptables only
 
     async def last_rule() -> str:
+        if world.backend == "nftables":
+            return "ours" if "fpy-" in await world.node1.run("iptables-nft-save") else "no"
         rules = await world.node1.run(f"iptables-{world.backend}", "-S", "FORWARD")
         return "ours" if rules.splitlines()[-1].endswith("-j fpy-FORWARD") else "foreign"
 
-    assert await last_rule() == "foreign"
+    assert await last_rule() == foreign
     await world.put(felix_configuration(defaultEndpointToHostAction="Accept", chainInsertMode="append"))
-    await becomes("ours", last_rule)
+    await becomes(ours, last_rule)
     await world.put(felix_configuration(defaultEndpointToHostAction="Accept"))
-    await becomes("foreign", last_rule)
+    await becomes(foreign, last_rule)
+
+
+async def test_without_rights_a_command_says_what_it_needs(world: World) -> None:
+    environment = world.lab.agent_environment("node1", world.settings())
+    process = await world.node1.spawn(
+        "setpriv", "--bounding-set=-all", "--inh-caps=-all", *FELIXPY, "plan",
+        env=settings_only(environment), output=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    assert process.returncode == 1
+    assert said.decode() == "felixpy: Operation not permitted: felixpy needs root or CAP_NET_ADMIN; run it with sudo\n"
