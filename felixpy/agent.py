@@ -25,15 +25,13 @@ from felixpy.config import Settings
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
-from felixpy.dataplane.host import is_host_interface, read_host
+from felixpy.dataplane.host import read_host
 from felixpy.dataplane.iptables.detect import detect
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
+from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family
 from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, Update
-from felixpy.netlink.monitor import Monitor
-from felixpy.netlink.rtnetlink import RTM_DELADDR, RTM_NEWADDR, address_interface
-from felixpy.netlink.transport import Message
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.problems import Problems
 from felixpy.sources import SyncState, SyncStatus
@@ -51,6 +49,7 @@ SettingsResolver = Callable[[Iterable[FelixConfiguration], Mapping[str, str]], S
 
 
 MAX_PROBLEMS_IN_STATUS = 20
+LONGEST_SLEEP_SECONDS = 10.0
 
 
 class StatusPublisher(Protocol):
@@ -85,6 +84,7 @@ class Agent:
         self.stream = SyncStatus(SyncState.CONNECTING, "no answer from the source yet")
         self.calculation = Calculation(self.store, settings, Host())
         self.dataplane = Dataplane(settings, self.links, {})
+        self.watch = Watch(self.dataplane, self._wake_up)
         self.complete = False
         self.ready: dict[Family, bool] = {}
         self._resolve = resolve
@@ -97,7 +97,7 @@ class Agent:
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
-        self._read_due = False
+        self._resync_now = asyncio.Event()
         self._leftovers_due = True
         self._status_due = True
         self._status_at = 0.0
@@ -124,6 +124,9 @@ class Agent:
     def ignored(self, what: str) -> None:
         self.problems.ignored(what)
 
+    def _wake_up(self) -> None:
+        self._wake.set()
+
     # --- life cycle --------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -146,14 +149,14 @@ class Agent:
         await self.open()
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
-        monitor = Monitor()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(monitor.fileno(), self._notified, monitor)
+        self.watch.open()
+        resync = asyncio.create_task(self._resync_forever())
         try:
             await self._apply_forever()
         finally:
-            loop.remove_reader(monitor.fileno())
-            monitor.close()
+            resync.cancel()
+            await asyncio.gather(resync, return_exceptions=True)
+            self.watch.close()
             self.close()
 
     def live(self) -> tuple[bool, str]:
@@ -169,44 +172,69 @@ class Agent:
     # --- the loop ----------------------------------------------------------------------------------------------
 
     async def _apply_forever(self) -> None:
-        next_read = self._next_read()
         while True:
-            await self._sleep(next_read)
+            await self._sleep()
             self._last_progress = time.monotonic()
             self._wake.clear()
             try:
-                if self._read_due or time.monotonic() >= next_read:
-                    await self._read_kernel()
-                    self._read_due, next_read = False, self._next_read()
+                await self._settle_doubts()
                 await self.absorb(UPDATES_PER_APPLY)
                 await self._apply()
             except (OSError, FilterError) as error:
-                log.error("the kernel refused; will be tried again in a second", reason=str(error))
-                self._read_due = True
+                log.error("the kernel refused; everything is read and written again in a second", reason=str(error))
                 await asyncio.sleep(1)
-            if self._pending or self._read_due:
+                self.dataplane.doubt()
+                self._resync_now.set()
+            if self._pending:
                 self._wake.set()
             self._publish()
 
-    def _next_read(self) -> float:
-        """When everything is read again, at the shortest refresh interval that is not off."""
+    async def _settle_doubts(self) -> None:
+        """Read again what notifications put in doubt: little at once, everything in the background."""
+        doubts = self.watch.take()
+        self._host_due = self._host_due or doubts.host or doubts.everything
+        for interface in doubts.interfaces:
+            await self.dataplane.read_routes(interface)
+        for family in doubts.filters:
+            if reason := await self.dataplane.read_filter(family):
+                log.error("packet filter cannot be read", family=str(family), reason=reason)
+        if doubts.everything:
+            log.warning("notifications were lost; everything is read again")
+            self.dataplane.doubt()
+            self._resync_now.set()
+
+    async def _resync_forever(self) -> None:
+        """Compare everything now and then, in slices beside the updates: the net below the notifications."""
+        while True:
+            try:
+                await asyncio.wait_for(self._resync_now.wait(), self._resync_interval())
+            except TimeoutError:
+                pass
+            self._resync_now.clear()
+            try:
+                await self._read_kernel()
+            except OSError as error:
+                log.error("the kernel cannot be read; will be tried again in a second", reason=str(error))
+                await asyncio.sleep(1)
+                self._resync_now.set()
+            self._wake.set()
+
+    def _resync_interval(self) -> float | None:
+        """The shortest refresh interval that is not off, in seconds."""
         s = self.settings
         intervals = [s.interface_refresh_interval, s.route_refresh_interval]
         if self.backend is Backend.NFTABLES:
             intervals.append(s.nftables_refresh_interval)
         else:
             intervals += [s.iptables_refresh_interval, s.ipsets_refresh_interval]
-        on = [interval for interval in intervals if interval > 0]
-        return time.monotonic() + min(on) if on else float("inf")
+        return min((interval for interval in intervals if interval > 0), default=None)
 
-    async def _sleep(self, next_read: float) -> None:
-        due = [next_read, time.monotonic() + 30]
+    async def _sleep(self) -> None:
+        """Until something is to do, or 10 s."""
         wake_at = self.dataplane.next_wake()
-        if wake_at is not None:
-            due.append(wake_at)
-        delay = max(0.0, min(due) - time.monotonic())
+        delay = LONGEST_SLEEP_SECONDS if wake_at is None else wake_at - time.monotonic()
         try:
-            await asyncio.wait_for(self._wake.wait(), delay)
+            await asyncio.wait_for(self._wake.wait(), min(max(delay, 0.0), LONGEST_SLEEP_SECONDS))
         except TimeoutError:
             pass
 
@@ -294,6 +322,8 @@ class Agent:
             log.info("back-end", backend=backend.value, reason=evidence)
             filters = {family: make_filter(backend, family, self.settings) for family in families}
             await self.dataplane.use_filters(filters, self.calculation.entries())
+            if self.watch.is_open:
+                self.watch.open()
             self._leftovers_due = True
             self.ready = dict.fromkeys(families, False)
         self.dataplane.want_rules(nftables=backend is Backend.NFTABLES)
@@ -303,26 +333,6 @@ class Agent:
         for family, reason in (await self.dataplane.read()).items():
             log.error("packet filter cannot be read", family=str(family), reason=reason)
         self._host_due = True
-
-    def _notified(self, monitor: Monitor) -> None:
-        """Links or host addresses changed."""
-        messages = monitor.read()
-        if messages is None:
-            loop = asyncio.get_running_loop()
-            log.warning("notifications were lost; everything is read again")
-            loop.add_reader(monitor.fileno(), self._notified, monitor)
-            self._read_due = True
-        else:
-            self.dataplane.link_events(self.links.notify(messages))
-            if any(self._is_host_address(message) for message in messages):
-                self._host_due = True
-        self._wake.set()
-
-    def _is_host_address(self, message: Message) -> bool:
-        if message.type not in (RTM_NEWADDR, RTM_DELADDR):
-            return False
-        name = self.links.name_of(address_interface(message))
-        return name is not None and is_host_interface(name, self.settings)
 
     # --- outcome -----------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from felixpy.calc.entries import (
     SET_TYPES,
@@ -46,6 +46,9 @@ GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
 """Removing what is not there any more is a success."""
 
 AnyTable = KeyedTable[Any, Any, Any]
+K = TypeVar("K")
+D = TypeVar("D")
+C = TypeVar("C")
 
 
 class Operation(tuple[str, str, str]):
@@ -85,16 +88,19 @@ class FilterTables:
             if self.chains.desired.get(key) != rules:
                 self.chains.want(key, rules)
 
-    async def read(self) -> None:
-        """Read the kernel.
+    async def read(self, now: float) -> None:
+        """Read the kernel, in slices; updates may be written meanwhile.
 
         Raises:
             OSError, FilterError
         """
-        state = await self.filter.read()
-        self.containers = state.containers
-        self.chains.adopt(dict(state.chains))
-        self.elements.adopt(dict.fromkeys(state.elements))
+        with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
+            state = await self.filter.read()
+            self.containers = state.containers
+            await self.chains.adopt(state.chains, newer_chains, now)
+            await self.elements.adopt(dict.fromkeys(state.elements), newer_elements, now)
+        if not state.containers:
+            self.elements.mark([*self.elements.refused])
 
     @property
     def in_place(self) -> bool:
@@ -117,8 +123,8 @@ class Dataplane:
         self.clock = clock
         self.socket = NetlinkSocket(NETLINK_ROUTE)
         self.routes = RouteTable(links, settings, clock)
-        self.neighbours = NeighbourTable(links, settings)
-        self.interface_settings = InterfaceSettingTable(links)
+        self.neighbours = NeighbourTable(links, settings, clock)
+        self.interface_settings = InterfaceSettingTable(links, clock)
         self.filters: dict[Family, FilterTables] = {family: FilterTables(one) for family, one in filters.items()}
 
     def configure(self, settings: Settings) -> None:
@@ -136,7 +142,7 @@ class Dataplane:
         self.filters = {family: FilterTables(one) for family, one in filters.items()}
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
         for tables in self.filters.values():
-            await tables.read()
+            await tables.read(self.clock())
 
     def tables(self) -> list[AnyTable]:
         """All tables, for counting and looking."""
@@ -185,7 +191,7 @@ class Dataplane:
                 table.interface_changed(interface, lost=lost)
 
     async def read(self) -> dict[Family, str]:
-        """Read everything of ours from the kernel; from then on every key is looked at again.
+        """Read everything of ours from the kernel, in slices; what differs from what was believed is looked at again.
 
         Returns:
             Families whose packet filter could not be read, with the reason; the others are unaffected.
@@ -193,20 +199,49 @@ class Dataplane:
         Raises:
             OSError: routing tables or links could not be read.
         """
-        messages = self.socket.dump_all(rtnetlink.link_dump_request())
-        self.links.replace(rtnetlink.decode_link(message) for message in messages)
-        await asyncio.sleep(0)
-        self.routes.table.adopt(self.routes.read(self.socket))
-        await asyncio.sleep(0)
-        self.neighbours.table.adopt(self.neighbours.read(self.socket))
-        self.interface_settings.table.adopt(self.interface_settings.read())
+        messages = await self.socket.dump_sliced(rtnetlink.link_dump_request())
+        self.link_events(self.links.replace(rtnetlink.decode_link(message) for message in messages))
+        await self._read_table(self.routes.table, self.routes.read)
+        await self._read_table(self.neighbours.table, self.neighbours.read)
+        await self._read_table(self.interface_settings.table, self.interface_settings.read)
         failures = {}
-        for family, tables in self.filters.items():
-            try:
-                await tables.read()
-            except (OSError, FilterError) as error:
-                failures[family] = str(error)
+        for family in list(self.filters):
+            if reason := await self.read_filter(family):
+                failures[family] = reason
         return failures
+
+    async def _read_table(
+        self, table: KeyedTable[K, D, C], read: Callable[[NetlinkSocket], Awaitable[Mapping[K, C]]]
+    ) -> None:
+        with table.reading() as newer:
+            await table.adopt(await read(self.socket), newer, self.clock())
+
+    async def read_filter(self, family: Family) -> str:
+        """Read one packet filter. Returns why it could not be read, or nothing."""
+        tables = self.filters.get(family)
+        if tables is None:
+            return ""
+        try:
+            await tables.read(self.clock())
+        except (OSError, FilterError) as error:
+            return str(error)
+        return ""
+
+    async def read_routes(self, interface: str) -> None:
+        """Read the routes of one interface, where the kernel may have removed some without a word.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        link = self.links.by_name.get(interface)
+        with self.routes.table.reading() as newer:
+            found = await self.routes.read(self.socket, link.ifindex) if link else {}
+            self.routes.table.adopt_interface(interface, found, newer, self.clock())
+
+    def doubt(self) -> None:
+        """Look at everything again."""
+        for table in self.tables():
+            table.doubt()
 
     async def apply(self, *, complete: bool) -> ApplyReport:
         """Write all differences.

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
 from felixpy.config import Settings
 from felixpy.dataplane.links import Links
-from felixpy.dataplane.table import KeyedTable, Waiting
+from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import NetlinkSocket, Request
+from felixpy.netlink.transport import Message, NetlinkSocket, Request
 
 GRACE_SECONDS = 10.0
 """Felix's grace period for routes on new workload interfaces (reference/felix.md §3.6)."""
@@ -48,20 +48,38 @@ class RouteTable:
         ]
         return min(waits) if waits else None
 
-    def read(self, socket: NetlinkSocket) -> dict[RouteKey, KernelRoute]:
-        """Our routes of both families.
+    async def read(self, socket: NetlinkSocket, interface: int = 0) -> dict[RouteKey, KernelRoute]:
+        """Our routes of both families, or those through one interface (by index), in slices.
 
         Raises:
             NetlinkError: the kernel refused, or the table kept changing.
         """
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
-            for message in socket.dump_all(rtnetlink.route_dump_request(family, MAIN_TABLE)):
-                decoded = rtnetlink.decode_route(message)
-                if decoded is not None and self._ours(*decoded):
-                    key, route = decoded
-                    found[RouteKey(*key)] = route
+            for message in await socket.dump_sliced(rtnetlink.route_dump_request(family, MAIN_TABLE, interface)):
+                decoded = self.decode(message)
+                if decoded is not None:
+                    found[decoded[0]] = decoded[1]
         return found
+
+    def decode(self, message: Message) -> tuple[RouteKey, KernelRoute] | None:
+        """A route of the main table that is ours, None for any other."""
+        decoded = rtnetlink.decode_route(message)
+        if decoded is None or decoded[0].table != MAIN_TABLE or not self._ours(*decoded):
+            return None
+        return RouteKey(*decoded[0]), decoded[1]
+
+    def notify(self, message: Message) -> None:
+        """Take a route notification. A foreign route that takes the place of a wanted one counts too."""
+        decoded = rtnetlink.decode_route(message)
+        if decoded is None or decoded[0].table != MAIN_TABLE:
+            return
+        key, route = RouteKey(*decoded[0]), decoded[1]
+        if message.type == rtnetlink.RTM_DELROUTE:
+            if self.table.committed.get(key) == route:
+                self.table.observe(key, MISSING, self._clock())
+        elif key in self.table.desired or self._ours(*decoded):
+            self.table.observe(key, route, self._clock())
 
     @staticmethod
     def request(key: RouteKey, route: KernelRoute, *, delete: bool) -> Request:
