@@ -81,6 +81,7 @@ class Agent:
         self.complete = False
         self.ready: dict[Family, bool] = {}
         self._filters_of: object = None
+        self._failures: dict[Family, str] = {}
         self._status = status
         self._limit = ObjectLimit(settings.max_objects)
         self._adopted = 0
@@ -277,21 +278,30 @@ class Agent:
         if report.written:
             self.metrics.writes.inc(report.written)
             self.metrics.apply_seconds.observe(time.perf_counter() - started)
-        for family, reason in report.failures.items():
-            log.error("packet filter failed", family=str(family), backend=self.backend.value, reason=reason)
-            self.metrics.failures.inc()
-        if self.complete and not self._pending and not report.failures:
+        self._note_failures(report.failures)
+        if self.complete and not self._pending:
             await self._settled()
 
+    def _note_failures(self, failures: dict[Family, str]) -> None:
+        """Say of each family that does not work as a whole why, once."""
+        for family, reason in failures.items():
+            self.metrics.failures.inc()
+            if self._failures.get(family) != reason:
+                log.error("family is not programmed", family=str(family), backend=self.backend.value, reason=reason)
+        for family in self._failures.keys() - failures.keys():
+            log.info("family is programmed again", family=str(family), was=self._failures[family])
+        self._status_due = self._status_due or failures != self._failures
+        self._failures = failures
+
     async def _settled(self) -> None:
-        """A complete apply succeeded: say so once, and remove what other back-ends and families left."""
+        """A complete apply is over: say so once, and remove what other back-ends and families left."""
         for family in self._families():
-            if not self.ready.get(family):
+            if not self.ready.get(family) and family not in self._failures:
                 self.ready[family] = True
                 self._status_due = True
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
-        if self._leftovers_due:
+        if self._leftovers_due and not self._failures:
             self._leftovers_due = False
             for problem in await remove_leftovers(self.backend, self._families(), self.settings):
                 log.warning("leftovers of another back-end or family remain", reason=problem)
@@ -375,11 +385,15 @@ class Agent:
         if self.stream.state is SyncState.CONNECTING and not self.complete:
             state = "starting"
         elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
-            state, reason = SyncState.RESYNC.value, "the snapshot is complete; the kernel is being programmed"
+            families = [f"{family} is not programmed: {why}" for family, why in self._failures.items()]
+            reason = "; ".join(families) or "the snapshot is complete; the kernel is being programmed"
+            state = SyncState.RESYNC.value
         elif self.stream.state is SyncState.IN_SYNC and self._limit.left_out:
             state, reason = SyncState.DEGRADED.value, self._limit.reason()
         if self._adopted and not self.complete:
             reason += f"; {self._adopted} entries that the kernel had at the start stay until the stream is complete"
+        problems = [f"{family}: {why}" for family, why in self._failures.items()]
+        problems += [f"{key}: {why}" for key, why in self.outcome.problems.items()]
         return {
             "state": state,
             "reason": reason,
@@ -388,8 +402,8 @@ class Agent:
             "families": {str(f.version): {"ready": self.ready.get(f, False)} for f in self._families()},
             "backend": self.backend.value,
             "endpoints": len(self.outcome.reported),
-            "problems": [f"{key}: {reason}" for key, reason in self.outcome.problems.items()[:MAX_PROBLEMS_IN_STATUS]],
-            "problem_count": len(self.outcome.problems),
+            "problems": problems[:MAX_PROBLEMS_IN_STATUS],
+            "problem_count": len(problems),
             "version": __version__,
             "hostname": self.settings.nodename,
             "ts": time.time(),

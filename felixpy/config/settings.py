@@ -163,7 +163,7 @@ class Settings:
     )
     device_route_protocol: int = _setting(
         222, "DeviceRouteProtocol", ROUTE_PROTOCOL, "`proto` of our routes: how we know them after a restart. "
-        "Felix's 3 is shared with others.", live=False,
+        "Felix's 3 is shared with others. Set another one on the node, not in the stream: `cleanup` must know it.",
     )  # fmt: skip
     device_route_source_address: bytes | None = _setting(
         None, "DeviceRouteSourceAddress", address(Family.V4), "`src` of IPv4 routes to workloads."
@@ -229,11 +229,6 @@ class Settings:
     reporting_interval_secs: float = _setting(
         30.0, "ReportingIntervalSecs", duration(), "How often the agent's status is published. 0: at changes only.",
         "ReportingInterval",
-    )  # fmt: skip
-    endpoint_status_path_prefix: str = _setting(
-        "", "EndpointStatusPathPrefix", pattern(r"/[^\x00-\x1f\x7f]*", "an absolute path"),
-        "Directory under which `endpoint-status/` gets a file per ready endpoint, for the CNI plugin. Felix: "
-        "`/var/run/calico`.", live=False,
     )  # fmt: skip
     # The stream. All our own, environment and file only.
     resource_directory: Path = _local(

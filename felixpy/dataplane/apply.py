@@ -59,7 +59,7 @@ class Operation(tuple[str, str, str]):
 
 @dataclass(slots=True)
 class ApplyReport:
-    """What one apply did: entries written by table, keys looked at, and families whose filter failed as a whole."""
+    """What one apply did: entries written, keys looked at, and why a family as a whole does not work."""
 
     written: int = 0
     looked_at: set[Key] = field(default_factory=set)
@@ -258,7 +258,21 @@ class Dataplane:
             await self._apply_routing(report, removals=True)
             for family, tables in self.filters.items():
                 await self._remove_elements(family, tables, report)
+        for family, reason in self._standing_failures().items():
+            report.failures.setdefault(family, reason)
         return report
+
+    def _standing_failures(self) -> dict[Family, str]:
+        """What no object is to blame for and what keeps a whole family from working, also between two tries."""
+        failures = {}
+        for family, tables in self.filters.items():
+            if chains := tables.chains.refused:
+                chain = min(chains)
+                failures[family] = f"{len(chains)} chains of rules, first {chain}: {chains[chain].reason}"
+        for setting, refused in self.interface_settings.table.refused.items():
+            if setting.interface == ALL_INTERFACES:
+                failures[setting.family] = f"{setting}: {refused.reason}"
+        return failures
 
     def plan(self) -> list[Operation]:
         """What ``apply(complete=True)`` would do now, without doing it."""
