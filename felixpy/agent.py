@@ -76,6 +76,7 @@ class Agent:
         self.stream = SyncStatus(SyncState.CONNECTING, "no answer from the source yet")
         self.calculation = Calculation(self.store, settings, Host())
         self.dataplane = Dataplane(settings, self.links, {})
+        self.dataplane.release.changed = self._wake_up
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.outcome = Outcome(self.calculation, self.dataplane, self.live_settings, self.metrics, status)
         self.complete = False
