@@ -23,7 +23,6 @@ from felixpy.dataplane.packet_filter import FilterChange, FilterError, FilterSta
 from felixpy.model.net import Family
 from felixpy.netlink.transport import Message
 
-
 FRESH_SECONDS = 0.1
 
 
