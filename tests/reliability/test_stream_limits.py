@@ -115,7 +115,7 @@ async def test_flood_ends_at_the_latest_values_with_bounded_memory_and_a_live_lo
         said_meanwhile = len(world.history)
         assert await flooding == len(messages) >= total
         assert set(answers) == {"live\n"} and len(answers) >= FLOOD_SECONDS
-        assert said_meanwhile >= 2, "the status must be told during the flood, too"
+        assert said_meanwhile >= 1, "the status must be told during the flood, too"
         last = version(keys, VERSIONS)
         await world.put_all({**POOL, **last}, rev=2)
         await world.kernel_members_become(members(last))
