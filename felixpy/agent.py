@@ -135,6 +135,11 @@ class Agent:
         self._failure = error
         self._wake.set()
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+
     # --- life cycle --------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -160,6 +165,7 @@ class Agent:
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
+        resync.add_done_callback(self._ended)
         try:
             await self._apply_forever()
         finally:
@@ -314,26 +320,24 @@ class Agent:
 
     async def _reconfigure(self) -> None:
         """Take the stream's settings and the host's facts; what follows from them is calculated again."""
-        settings, host = self._resolve(), self.calculation.host
-        if self._host_due or settings != self.settings:
-            host = await read_host(self.links, settings)
-        if self._configuration_due or (settings, host) != (self.settings, self.calculation.host):
-            await self._use_settings(settings)
-            self.dataplane.want(self.calculation.reconfigure(settings, host))
-            await self._use_backend()
-            self.outcome.judge(
-                {
-                    *self.outcome.reported,
-                    *self.outcome.problems,
-                    *self.live_settings.problems,
-                    *self.calculation.problems,
-                }
-            )
-        self._configuration_due = self._host_due = False
+        configuration_due, host_due = self._configuration_due, self._host_due
+        self._configuration_due = self._host_due = False  # what changes from here on is due again
+        try:
+            settings, host = self._resolve(configuration_due), self.calculation.host
+            if host_due or settings != self.settings:
+                host = await read_host(self.links, settings)
+            if configuration_due or (settings, host) != (self.settings, self.calculation.host):
+                await self._use_settings(settings)
+                self.dataplane.want(self.calculation.reconfigure(settings, host))
+                await self._use_backend()
+                self.outcome.judge_again(self.calculation.problems)
+        except (OSError, FilterError):
+            self._configuration_due, self._host_due = configuration_due, host_due
+            raise
 
-    def _resolve(self) -> Settings:
+    def _resolve(self, configuration_due: bool) -> Settings:
         """The settings that the stream asks for now; before its snapshot is complete, this machine's."""
-        if not self.complete or not self._configuration_due:
+        if not self.complete or not configuration_due:
             return self.settings
         live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
         known, waited = live.passed_over, live.waiting_for_restart
