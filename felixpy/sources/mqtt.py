@@ -22,7 +22,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from felixpy.config import Settings
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.parse import parse_payload
-from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update
+from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, topics
 from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
 from felixpy.sources.manifest import parse_manifest
@@ -256,6 +256,8 @@ def _parse(action: Deliver, sink: Sink) -> Update:
         if key.kind is Kind.BLOCK_AFFINITY:
             return Update(key, _parse_affinity(action, key, sink))
         resource = parse_payload(action.payload, key, sink.ignored)
+        if isinstance(resource, WorkloadEndpoint):
+            _check_node(action.topic.split("/")[1], resource.node, key)
     except InvalidResource as error:
         return Update(key, None, str(error))
     return Update(key, None if isinstance(resource, Absent) else resource)
@@ -271,11 +273,15 @@ def _parse_affinity(action: Deliver, key: ResourceKey, sink: Sink) -> BlockAffin
         raise
     if not isinstance(affinity, BlockAffinity):
         return None
-    if affinity.host != node:
-        raise InvalidResource(
-            f"the topic is for node {node}, the object for {affinity.host}", field="spec.node", key=key
-        )
+    _check_node(node, affinity.host, key)
     return replace(affinity, key=key)
+
+
+def _check_node(topic_level: str, node: str, key: ResourceKey) -> None:
+    """An object that moved but stayed at the topic of its old node would vanish without a word."""
+    if topics.unescape(topic_level) != node:
+        reason = f"the topic is for node {topics.unescape(topic_level)}, the object for {node}"
+        raise InvalidResource(reason, field="spec.node", key=key)
 
 
 def _published_ns(message: aiomqtt.Message) -> int:

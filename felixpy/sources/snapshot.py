@@ -156,6 +156,8 @@ class Snapshot:
         return self._report("reading the retained topics")
 
     def _settle(self, now: float) -> Sequence[Action]:
+        if self._reading and now - self._last_message < DRAIN_SECONDS:
+            return NOTHING  # a topic that no manifest counts may come last: what matches so far would sweep it
         quiet = not self._reading and now - self._last_message >= self._quiet_time
         verdicts = [scope.judge(quiet=quiet) for scope in self._scopes]
         if not all(verdicts) or self._empty_broker():
