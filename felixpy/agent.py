@@ -197,7 +197,9 @@ class Agent:
             due.append(wake_at)
         delay = max(0.0, min(due) - time.monotonic())
         try:
-            await asyncio.wait_for(self._wake.wait(), delay)
+            # Not wait_for: Python 3.11's loses a cancellation that meets the event.
+            async with asyncio.timeout(delay):
+                await self._wake.wait()
         except TimeoutError:
             pass
 
@@ -353,6 +355,7 @@ class Agent:
         state, reason = self.stream.state.value, self.stream.reason
         if self.stream.state is SyncState.CONNECTING and not self.complete:
             state = "starting"
+            reason = f"{reason}; the kernel keeps what an earlier run left"
         elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
             state, reason = SyncState.RESYNC.value, "the snapshot is complete; the kernel is being programmed"
         return {
