@@ -10,6 +10,7 @@ is a resync.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -25,18 +26,18 @@ from felixpy.config import LiveSettings, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
-from felixpy.dataplane.host import is_host_interface, read_host
+from felixpy.dataplane.host import read_host
 from felixpy.dataplane.iptables.detect import detect
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
+from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family
 from felixpy.model.resources import Kind, ResourceKey, Update
-from felixpy.netlink.monitor import Monitor
-from felixpy.netlink.rtnetlink import RTM_DELADDR, RTM_NEWADDR, address_interface
-from felixpy.netlink.transport import Message
 from felixpy.observe.metrics import Metrics
 from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.sources import SyncState, SyncStatus
+from felixpy.sources.ending import end
+from felixpy.sources.limit import ObjectLimit
 from felixpy.store import Store
 
 log = structlog.get_logger("felixpy")
@@ -47,6 +48,8 @@ UPDATES_PER_APPLY = 500
 RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADED: 2, SyncState.IN_SYNC: 3}
 
 MAX_PROBLEMS_IN_STATUS = 20
+LONGEST_SLEEP_SECONDS = 10.0
+RESYNC_END_SECONDS = 1.0
 PROBLEMS_SECONDS = 1.0
 """News of problems alone are published no more often than this: a thousand bad objects are one message."""
 
@@ -75,19 +78,24 @@ class Agent:
         self.stream = SyncStatus(SyncState.CONNECTING, "no answer from the source yet")
         self.calculation = Calculation(self.store, settings, Host())
         self.dataplane = Dataplane(settings, self.links, {})
+        self.dataplane.release.changed = self._wake_up
+        self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.outcome = Outcome(self.calculation, self.dataplane, self.live_settings, self.metrics, status)
         self.complete = False
         self.ready: dict[Family, bool] = {}
         self._filters_of: object = None
+        self._failures: dict[Family, str] = {}
         self._status = status
+        self._limit = ObjectLimit(settings.max_objects)
+        self._adopted = 0
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._wake = asyncio.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
-        self._read_due = False
+        self._resync_now = asyncio.Event()
         self._leftovers_due = True
         self._status_due = True
         self._status_at = 0.0
@@ -96,10 +104,17 @@ class Agent:
     # --- Sink ------------------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
-        """Take an update; the latest of a key wins, and memory is bounded by the number of keys."""
-        self._pending.pop(update.key, None)
-        self._pending[update.key] = update
-        self._wake.set()
+        """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
+        had_room = not self._limit.left_out
+        if self._limit.takes(update):
+            self._pending.pop(update.key, None)
+            self._pending[update.key] = update
+            self._wake.set()
+        self.metrics.left_out.set(len(self._limit.left_out))
+        if had_room is bool(self._limit.left_out):
+            log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
+            self._status_due = True
+            self._wake.set()
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
@@ -113,6 +128,14 @@ class Agent:
 
     def ignored(self, what: str) -> None:
         self.outcome.problems.ignored(what)
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep an error of a callback for the loop: the event loop would log it and go on."""
+        self._failure = error
+        self._wake.set()
 
     # --- life cycle --------------------------------------------------------------------------------------------
 
@@ -135,16 +158,21 @@ class Agent:
         """Follow the stream and the kernel until cancelled; leave the kernel as it is."""
         await self.open()
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
+        self._adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
-        monitor = Monitor()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(monitor.fileno(), self._readable, monitor)
+        self.watch.open()
+        resync = asyncio.create_task(self._resync_forever())
+        resync.add_done_callback(self._resync_ended)
         try:
             await self._apply_forever()
         finally:
-            loop.remove_reader(monitor.fileno())
-            monitor.close()
+            await end((resync,), RESYNC_END_SECONDS)
+            self.watch.close()
             self.close()
+
+    def _resync_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self._fail(error)
 
     def live(self) -> tuple[bool, str]:
         """Whether the loop makes progress, for ``/liveness``."""
@@ -159,49 +187,74 @@ class Agent:
     # --- the loop ----------------------------------------------------------------------------------------------
 
     async def _apply_forever(self) -> None:
-        next_read = self._next_read()
         while True:
-            await self._sleep(next_read)
-            self._last_progress = time.monotonic()
+            await self._sleep()
+            started = self._last_progress = time.monotonic()
             self._wake.clear()
             if self._failure:
                 raise self._failure
             try:
-                if self._read_due or time.monotonic() >= next_read:
-                    await self._read_kernel()
-                    self._read_due, next_read = False, self._next_read()
+                await self._settle_doubts()
                 await self.absorb(UPDATES_PER_APPLY)
                 await self._apply()
             except (OSError, FilterError) as error:
-                log.error("the kernel refused; will be tried again in a second", reason=str(error))
-                self._read_due = True
+                log.error("the kernel refused; everything is read and written again in a second", reason=str(error))
                 await asyncio.sleep(1)
-            if self._pending or self._read_due:
+                self.dataplane.doubt()
+                self._resync_now.set()
+            if self._pending:
                 self._wake.set()
             self._publish()
+            if not self.complete:
+                # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
+                await asyncio.sleep(min(time.monotonic() - started, 1.0))
 
-    def _next_read(self) -> float:
-        """When everything is read again, at the shortest refresh interval that is not off."""
+    async def _settle_doubts(self) -> None:
+        """Read again what notifications put in doubt: little at once, everything in the background."""
+        doubts = self.watch.take()
+        self._host_due = self._host_due or doubts.host or doubts.everything
+        for interface in doubts.interfaces:
+            await self.dataplane.read_routes(interface)
+        for family in doubts.filters:
+            if reason := await self.dataplane.read_filter(family):
+                log.error("packet filter cannot be read", family=str(family), reason=reason)
+        if doubts.everything:
+            log.warning("notifications were lost; everything is read again")
+            self.dataplane.doubt()
+            self._resync_now.set()
+
+    async def _resync_forever(self) -> None:
+        """Compare everything now and then, in slices beside the updates: the net below the notifications."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._resync_interval()):
+                    await self._resync_now.wait()
+            self._resync_now.clear()
+            try:
+                await self._read_kernel()
+            except OSError as error:
+                log.error("the kernel cannot be read; will be tried again in a second", reason=str(error))
+                await asyncio.sleep(1)
+                self._resync_now.set()
+            self._wake.set()
+
+    def _resync_interval(self) -> float | None:
+        """The shortest refresh interval that is not off, in seconds."""
         s = self.settings
+        intervals = [s.interface_refresh_interval, s.route_refresh_interval]
         if self.backend is Backend.NFTABLES:
-            filters: tuple[float, ...] = (s.nftables_refresh_interval,)
+            intervals.append(s.nftables_refresh_interval)
         else:
-            filters = (s.iptables_refresh_interval, s.ipsets_refresh_interval)
-        on = [each for each in (s.interface_refresh_interval, s.route_refresh_interval, *filters) if each > 0]
-        return time.monotonic() + min(on) if on else float("inf")
+            intervals += [s.iptables_refresh_interval, s.ipsets_refresh_interval]
+        return min((interval for interval in intervals if interval > 0), default=None)
 
-    async def _sleep(self, next_read: float) -> None:
-        due = [next_read, self._next_status(), time.monotonic() + 30]
-        wake_at = self.dataplane.next_wake()
-        if wake_at is not None:
-            due.append(wake_at)
-        delay = max(0.0, min(due) - time.monotonic())
-        try:
-            # Not wait_for: Python 3.11's loses a cancellation that meets the event.
-            async with asyncio.timeout(delay):
+    async def _sleep(self) -> None:
+        """Until something is to do, or 10 s."""
+        now = time.monotonic()
+        due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(due - now, 0.0)):
                 await self._wake.wait()
-        except TimeoutError:
-            pass
 
     async def absorb(self, limit: int | None = None) -> None:
         """Take pending updates into the store and the calculation, without touching the kernel."""
@@ -232,21 +285,30 @@ class Agent:
         if report.written:
             self.metrics.writes.inc(report.written)
             self.metrics.apply_seconds.observe(time.perf_counter() - started)
-        for family, reason in report.failures.items():
-            log.error("packet filter failed", family=str(family), backend=self.backend.value, reason=reason)
-            self.metrics.failures.inc()
-        if self.complete and not self._pending and not report.failures:
+        self._note_failures(report.failures)
+        if self.complete and not self._pending:
             await self._settled()
 
+    def _note_failures(self, failures: dict[Family, str]) -> None:
+        """Say of each family that does not work as a whole why, once."""
+        for family, reason in failures.items():
+            self.metrics.failures.inc()
+            if self._failures.get(family) != reason:
+                log.error("family is not programmed", family=str(family), backend=self.backend.value, reason=reason)
+        for family in self._failures.keys() - failures.keys():
+            log.info("family is programmed again", family=str(family), was=self._failures[family])
+        self._status_due = self._status_due or failures != self._failures
+        self._failures = failures
+
     async def _settled(self) -> None:
-        """A complete apply succeeded: say so once, and remove what other back-ends and families left."""
+        """A complete apply is over: say so once, and remove what other back-ends and families left."""
         for family in self._families():
-            if not self.ready.get(family):
+            if not self.ready.get(family) and family not in self._failures:
                 self.ready[family] = True
                 self._status_due = True
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
-        if self._leftovers_due:
+        if self._leftovers_due and not self._failures:
             self._leftovers_due = False
             for problem in await remove_leftovers(self.backend, self._families(), self.settings):
                 log.warning("leftovers of another back-end or family remain", reason=problem)
@@ -308,6 +370,8 @@ class Agent:
             filters = {family: make_filter(backend, family, settings) for family in families}
             await self.dataplane.use_filters(filters, self.calculation.entries())
             self.backend, self._filters_of = backend, made_of
+            if self.watch.is_open:
+                self.watch.open()
             self._leftovers_due = True
             self.ready = dict.fromkeys(families, False)
             for family in Family:
@@ -320,34 +384,6 @@ class Agent:
             log.error("packet filter cannot be read", family=str(family), reason=reason)
         self._host_due = True
 
-    def _readable(self, monitor: Monitor) -> None:
-        """Keep an error for the loop: from here the event loop would log it and go on."""
-        try:
-            self._notified(monitor)
-        except Exception as error:  # noqa: BLE001
-            self._failure = error
-            asyncio.get_running_loop().remove_reader(monitor.fileno())
-        self._wake.set()
-
-    def _notified(self, monitor: Monitor) -> None:
-        """Links or host addresses changed."""
-        messages = monitor.read()
-        if messages is None:
-            loop = asyncio.get_running_loop()
-            log.warning("notifications were lost; everything is read again")
-            loop.add_reader(monitor.fileno(), self._readable, monitor)
-            self._read_due = True
-        else:
-            self.dataplane.link_events(self.links.notify(messages))
-            if any(self._is_host_address(message) for message in messages):
-                self._host_due = True
-
-    def _is_host_address(self, message: Message) -> bool:
-        if message.type not in (RTM_NEWADDR, RTM_DELADDR):
-            return False
-        name = self.links.name_of(address_interface(message))
-        return name is not None and is_host_interface(name, self.settings)
-
     # --- outcome -----------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -355,9 +391,16 @@ class Agent:
         state, reason = self.stream.state.value, self.stream.reason
         if self.stream.state is SyncState.CONNECTING and not self.complete:
             state = "starting"
-            reason = f"{reason}; the kernel keeps what an earlier run left"
         elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
-            state, reason = SyncState.RESYNC.value, "the snapshot is complete; the kernel is being programmed"
+            families = [f"{family} is not programmed: {why}" for family, why in self._failures.items()]
+            reason = "; ".join(families) or "the snapshot is complete; the kernel is being programmed"
+            state = SyncState.RESYNC.value
+        elif self.stream.state is SyncState.IN_SYNC and self._limit.left_out:
+            state, reason = SyncState.DEGRADED.value, self._limit.reason()
+        if self._adopted and not self.complete:
+            reason += f"; {self._adopted} entries that the kernel had at the start stay until the stream is complete"
+        problems = [f"{family}: {why}" for family, why in self._failures.items()]
+        problems += [f"{key}: {why}" for key, why in self.outcome.problems.items()]
         return {
             "state": state,
             "reason": reason,
@@ -366,8 +409,8 @@ class Agent:
             "families": {str(f.version): {"ready": self.ready.get(f, False)} for f in self._families()},
             "backend": self.backend.value,
             "endpoints": len(self.outcome.reported),
-            "problems": [f"{key}: {reason}" for key, reason in self.outcome.problems.items()[:MAX_PROBLEMS_IN_STATUS]],
-            "problem_count": len(self.outcome.problems),
+            "problems": problems[:MAX_PROBLEMS_IN_STATUS],
+            "problem_count": len(problems),
             "version": __version__,
             "hostname": self.settings.nodename,
             "ts": time.time(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -103,11 +104,11 @@ def _plain_errors() -> Iterator[None]:
 
     try:
         yield
-    except PermissionError as error:
-        _fail(f"{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
     except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError) as error:
         _fail(str(error))
     except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError
+            _fail(f"{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
         _fail(f"{error}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -204,7 +205,7 @@ async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: AS
     from felixpy.survey import survey
 
     async with survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
-        operations = agent.dataplane.plan()
+        operations = sorted(agent.dataplane.plan(), key=lambda operation: operation[1:])
         if as_json:
             typer.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
         else:
@@ -299,7 +300,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
     from felixpy import survey
 
     found = await survey.cleanup(settings, dry_run=dry_run)
-    for entry in found:
+    for entry in sorted(found):
         typer.echo(f"{'would remove' if dry_run else 'removed'} {entry}")
     if not found:
         typer.echo("nothing of felixpy is in the kernel")
@@ -478,7 +479,12 @@ def demo(
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    Examples:
+
+        felixpy version
+    """
     typer.echo(f"felixpy {__version__}")
 
 

@@ -49,6 +49,7 @@ async def survey(
             agent.update(update)
         agent.sync_status(collected.status)
         await agent.absorb()
+        agent.dataplane.plan()  # compares everything, so that state_of tells what the kernel holds from what it lacks
         yield agent
     finally:
         agent.close()

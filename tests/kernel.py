@@ -11,7 +11,8 @@ from typing import Any
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
 from felixpy.config import Settings
 from felixpy.dataplane.interface_settings import PROC_SYS_NET
-from felixpy.dataplane.links import Links
+from felixpy.dataplane.links import LinkEvents, Links
+from felixpy.dataplane.table import KeyedTable
 from felixpy.model.net import Family, Net, parse_address
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.transport import NETLINK_ROUTE, Message, NetlinkSocket
@@ -73,14 +74,21 @@ def sysctl(path: str, value: int | None = None) -> int:
     return int(file.read_text())
 
 
-def read_links(links: Links) -> Links:
+def read_links(links: Links) -> LinkEvents:
     """Take a dump of the kernel's links."""
     socket = NetlinkSocket(NETLINK_ROUTE)
     try:
-        links.replace(rtnetlink.decode_link(message) for message in socket.dump_all(rtnetlink.link_dump_request()))
+        messages = socket.dump_all(rtnetlink.link_dump_request())
     finally:
         socket.close()
-    return links
+    return links.replace(rtnetlink.decode_link(message) for message in messages)
+
+
+def reread_links(links: Links, table: KeyedTable[Any, Any, Any]) -> None:
+    """Take a dump of the kernel's links and tell a table what it means, as the apply loop does."""
+    events = read_links(links)
+    for interface in events.changed | events.lost:
+        table.interface_changed(interface, lost=interface in events.lost)
 
 
 def packed(text: str) -> bytes:

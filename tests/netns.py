@@ -38,6 +38,17 @@ def enter_new_network() -> None:
     _loopback_up()
 
 
+def current_network() -> int:
+    """A descriptor of the calling thread's network, to come back to by ``return_to_network``. The caller closes it."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def return_to_network(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, f"setns: {os.strerror(error)}")
+
+
 def _unshare(flags: int) -> None:
     if _libc.unshare(flags):
         error = ctypes.get_errno()

@@ -163,7 +163,7 @@ class Settings:
     )
     device_route_protocol: int = _setting(
         222, "DeviceRouteProtocol", ROUTE_PROTOCOL, "`proto` of our routes: how we know them after a restart. "
-        "Felix's 3 is shared with others.", live=False,
+        "Felix's 3 is shared with others. Set another one on the node, not in the stream: `cleanup` must know it.",
     )  # fmt: skip
     device_route_source_address: bytes | None = _setting(
         None, "DeviceRouteSourceAddress", address(Family.V4), "`src` of IPv4 routes to workloads."
@@ -230,17 +230,15 @@ class Settings:
         30.0, "ReportingIntervalSecs", duration(), "How often the agent's status is published. 0: at changes only.",
         "ReportingInterval",
     )  # fmt: skip
-    endpoint_status_path_prefix: str = _setting(
-        "", "EndpointStatusPathPrefix", pattern(r"/[^\x00-\x1f\x7f]*", "an absolute path"),
-        "Directory under which `endpoint-status/` gets a file per ready endpoint, for the CNI plugin. Felix: "
-        "`/var/run/calico`.", live=False,
-    )  # fmt: skip
     # The stream. All our own, environment and file only.
     resource_directory: Path = _local(
         Path("/etc/felixpy/resources"),
         "ResourceDirectory",
         PATH,
         "Directory of manifests: the source without a broker.",
+    )
+    max_objects: int = _local(
+        250_000, "MaxObjects", integer(1, 1 << 30), "Most objects that are taken from the stream; others are left out."
     )
     mqtt_host: str = _local("", "MQTTHost", TEXT, "Broker. If set, MQTT is the source.")
     mqtt_port: int = _local(0, "MQTTPort", PORT, "Port of the broker. 0: 8883 with TLS, else 1883.")

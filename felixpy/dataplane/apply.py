@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from felixpy.calc.entries import (
     SET_TYPES,
@@ -34,6 +34,7 @@ from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
+from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.routes import RouteTable
 from felixpy.dataplane.table import Delta, KeyedTable
 from felixpy.model.net import Family
@@ -46,6 +47,9 @@ GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
 """Removing what is not there any more is a success."""
 
 AnyTable = KeyedTable[Any, Any, Any]
+K = TypeVar("K")
+D = TypeVar("D")
+C = TypeVar("C")
 
 
 class Operation(tuple[str, str, str]):
@@ -56,7 +60,7 @@ class Operation(tuple[str, str, str]):
 
 @dataclass(slots=True)
 class ApplyReport:
-    """What one apply did: entries written by table, keys looked at, and families whose filter failed as a whole."""
+    """What one apply did: entries written, keys looked at, and why a family as a whole does not work."""
 
     written: int = 0
     looked_at: set[Key] = field(default_factory=set)
@@ -66,15 +70,20 @@ class ApplyReport:
 class FilterTables:
     """A packet-filter back-end of one family with its two keyed tables."""
 
-    def __init__(self, packet_filter: PacketFilter) -> None:
+    def __init__(self, packet_filter: PacketFilter, release: AddressRelease) -> None:
         self.filter = packet_filter
+        self._release = release
         self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
             f"ipv{packet_filter.family.version}-rules", lambda key, value: value
         )
         self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
-            f"ipv{packet_filter.family.version}-sets", lambda key, value: None
+            f"ipv{packet_filter.family.version}-sets", self._resolve_element
         )
         self.containers = False
+
+    def _resolve_element(self, key: ElementKey, _: None) -> None:
+        if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
+            self._release.hold(self.elements, key, key.net.packed)
 
     def want_rules(self, settings: RuleSettings) -> None:
         """Take the rules that these settings mean."""
@@ -85,16 +94,19 @@ class FilterTables:
             if self.chains.desired.get(key) != rules:
                 self.chains.want(key, rules)
 
-    async def read(self) -> None:
-        """Read the kernel.
+    async def read(self, now: float) -> None:
+        """Read the kernel, in slices; updates may be written meanwhile.
 
         Raises:
             OSError, FilterError
         """
-        state = await self.filter.read()
-        self.containers = state.containers
-        self.chains.adopt(dict(state.chains))
-        self.elements.adopt(dict.fromkeys(state.elements))
+        with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
+            state = await self.filter.read()
+            self.containers = state.containers
+            await self.chains.adopt(state.chains, newer_chains, now)
+            await self.elements.adopt(dict.fromkeys(state.elements), newer_elements, now)
+        if not state.containers:
+            self.elements.mark([*self.elements.refused])
 
     @property
     def in_place(self) -> bool:
@@ -116,10 +128,13 @@ class Dataplane:
         self.links = links
         self.clock = clock
         self.socket = NetlinkSocket(NETLINK_ROUTE)
-        self.routes = RouteTable(links, settings, clock)
-        self.neighbours = NeighbourTable(links, settings)
-        self.interface_settings = InterfaceSettingTable(links)
-        self.filters: dict[Family, FilterTables] = {family: FilterTables(one) for family, one in filters.items()}
+        self.release = AddressRelease()
+        self.routes = RouteTable(links, settings, clock, self.release)
+        self.neighbours = NeighbourTable(links, settings, clock)
+        self.interface_settings = InterfaceSettingTable(links, clock)
+        self.filters: dict[Family, FilterTables] = {
+            family: FilterTables(one, self.release) for family, one in filters.items()
+        }
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; what is ours in the kernel may now be something else."""
@@ -133,10 +148,10 @@ class Dataplane:
         """
         for old in self.filters.values():
             old.filter.close()
-        self.filters = {family: FilterTables(one) for family, one in filters.items()}
+        self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
         for tables in self.filters.values():
-            await tables.read()
+            await tables.read(self.clock())
 
     def tables(self) -> list[AnyTable]:
         """All tables, for counting and looking."""
@@ -147,6 +162,7 @@ class Dataplane:
 
     def close(self) -> None:
         self.socket.close()
+        self.release.close()
         for tables in self.filters.values():
             tables.filter.close()
 
@@ -157,8 +173,12 @@ class Dataplane:
             if table is None:
                 continue
             if isinstance(value, Absent):
+                if isinstance(key, ElementKey) and key in table.committed:
+                    self.release.unwanted(key)
                 table.drop(key)
             else:
+                if isinstance(key, ElementKey) and key in table.committed:
+                    self.release.wanted_again(key)
                 table.want(key, value)
 
     def table_of(self, key: Key) -> AnyTable | None:
@@ -185,7 +205,7 @@ class Dataplane:
                 table.interface_changed(interface, lost=lost)
 
     async def read(self) -> dict[Family, str]:
-        """Read everything of ours from the kernel; from then on every key is looked at again.
+        """Read everything of ours from the kernel, in slices; what differs from what was believed is looked at again.
 
         Returns:
             Families whose packet filter could not be read, with the reason; the others are unaffected.
@@ -193,20 +213,49 @@ class Dataplane:
         Raises:
             OSError: routing tables or links could not be read.
         """
-        messages = self.socket.dump_all(rtnetlink.link_dump_request())
-        self.links.replace(rtnetlink.decode_link(message) for message in messages)
-        await asyncio.sleep(0)
-        self.routes.table.adopt(self.routes.read(self.socket))
-        await asyncio.sleep(0)
-        self.neighbours.table.adopt(self.neighbours.read(self.socket))
-        self.interface_settings.table.adopt(self.interface_settings.read())
+        messages = await self.socket.dump_sliced(rtnetlink.link_dump_request())
+        self.link_events(self.links.replace(rtnetlink.decode_link(message) for message in messages))
+        await self._read_table(self.routes.table, self.routes.read)
+        await self._read_table(self.neighbours.table, self.neighbours.read)
+        await self._read_table(self.interface_settings.table, self.interface_settings.read)
         failures = {}
-        for family, tables in self.filters.items():
-            try:
-                await tables.read()
-            except (OSError, FilterError) as error:
-                failures[family] = str(error)
+        for family in list(self.filters):
+            if reason := await self.read_filter(family):
+                failures[family] = reason
         return failures
+
+    async def _read_table(
+        self, table: KeyedTable[K, D, C], read: Callable[[NetlinkSocket], Awaitable[Mapping[K, C]]]
+    ) -> None:
+        with table.reading() as newer:
+            await table.adopt(await read(self.socket), newer, self.clock())
+
+    async def read_filter(self, family: Family) -> str:
+        """Read one packet filter. Returns why it could not be read, or nothing."""
+        tables = self.filters.get(family)
+        if tables is None:
+            return ""
+        try:
+            await tables.read(self.clock())
+        except (OSError, FilterError) as error:
+            return str(error)
+        return ""
+
+    async def read_routes(self, interface: str) -> None:
+        """Read the routes of one interface, where the kernel may have removed some without a word.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        link = self.links.by_name.get(interface)
+        with self.routes.table.reading() as newer:
+            found = await self.routes.read(self.socket, link.ifindex) if link else {}
+            self.routes.table.adopt_interface(interface, found, newer, self.clock())
+
+    def doubt(self) -> None:
+        """Look at everything again."""
+        for table in self.tables():
+            table.doubt()
 
     async def apply(self, *, complete: bool) -> ApplyReport:
         """Write all differences.
@@ -223,7 +272,21 @@ class Dataplane:
             await self._apply_routing(report, removals=True)
             for family, tables in self.filters.items():
                 await self._remove_elements(family, tables, report)
+        for family, reason in self._standing_failures().items():
+            report.failures.setdefault(family, reason)
         return report
+
+    def _standing_failures(self) -> dict[Family, str]:
+        """What no object is to blame for and what keeps a whole family from working, also between two tries."""
+        failures = {}
+        for family, tables in self.filters.items():
+            if chains := tables.chains.refused:
+                chain = min(chains)
+                failures[family] = f"{len(chains)} chains of rules, first {chain}: {chains[chain].reason}"
+        for setting, refused in self.interface_settings.table.refused.items():
+            if setting.interface == ALL_INTERFACES:
+                failures[setting.family] = f"{setting}: {refused.reason}"
+        return failures
 
     def plan(self) -> list[Operation]:
         """What ``apply(complete=True)`` would do now, without doing it."""
@@ -248,7 +311,7 @@ class Dataplane:
     # --- packet filter -----------------------------------------------------------------------------------------
 
     async def _apply_filter(self, family: Family, tables: FilterTables, complete: bool, report: ApplyReport) -> None:
-        if not tables.elements.dirty and not tables.chains.dirty:
+        if tables.containers and not tables.elements.dirty and not tables.chains.dirty:
             return
         if not complete and not tables.in_place:
             return
@@ -259,7 +322,7 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change:
+        if not change and (tables.containers or not complete):
             return
         refused = await self._write_filter(family, tables, change, report)
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
@@ -274,6 +337,7 @@ class Dataplane:
         if delta:
             refused = await self._write_filter(family, tables, FilterChange(remove=list(delta.remove)), report)
             tables.elements.record(delta, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+            self.release.removed(key for key in delta.remove if key not in refused)
 
     @staticmethod
     async def _write_filter(

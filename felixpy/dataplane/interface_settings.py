@@ -12,17 +12,18 @@ wants them any more: we do not know what stood there. Forwarding of the whole no
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from felixpy.calc.entries import SettingKey
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.dataplane.links import Links
-from felixpy.dataplane.table import KeyedTable, Waiting
+from felixpy.dataplane.table import KEYS_PER_SLICE, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
-from felixpy.netlink.transport import NetlinkSocket
+from felixpy.netlink.transport import Message, NetlinkSocket
 
 PROC_SYS_NET = "/proc/sys/net"
 
@@ -36,8 +37,9 @@ def proc_path(key: SettingKey) -> str:
 class InterfaceSettingTable:
     """Keyed table of settings with its way to read and write."""
 
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: Links, clock: Callable[[], float]) -> None:
         self.links = links
+        self._clock = clock
         self.table: KeyedTable[SettingKey, int, int] = KeyedTable(
             "settings", self._resolve, interface_of=lambda key, value: key.interface
         )
@@ -51,14 +53,30 @@ class InterfaceSettingTable:
                 self.table.committed[key] = present
         return value
 
-    def read(self) -> dict[SettingKey, int]:
-        """Present values of what is wanted (the kernel has no owner for settings, so nothing else can be ours)."""
+    async def read(self, _: NetlinkSocket) -> dict[SettingKey, int]:
+        """Present values of what is wanted (the kernel has no owner for settings, so nothing else can be ours).
+
+        Read in slices, from the last link dump where it has them.
+        """
         found = {}
-        for key in self.table.desired:
+        for number, key in enumerate(list(self.table.desired), start=1):
             value = self._read_one(key)
             if value is not None:
                 found[key] = value
+            if number % KEYS_PER_SLICE == 0:
+                await asyncio.sleep(0)
         return found
+
+    def notify(self, message: Message) -> None:
+        """Take a RTM_NEWNETCONF."""
+        number, index, settings = rtnetlink.decode_netconf(message)
+        interface = ALL_INTERFACES if index == rtnetlink.NETCONFA_IFINDEX_ALL else self.links.name_of(index)
+        if interface is None or number not in set(Family):
+            return
+        for name, value in settings.items():
+            key = SettingKey(interface, Family(number), name)
+            if key in self.table.desired:
+                self.table.observe(key, value, self._clock())
 
     def _read_one(self, key: SettingKey) -> int | None:
         link = self.links.by_name.get(key.interface)

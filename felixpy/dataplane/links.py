@@ -37,12 +37,15 @@ class Links:
         link = self.by_index.get(index)
         return link.name if link else None
 
-    def replace(self, links: Iterable[Link]) -> None:
-        """Take a dump."""
-        now = self._clock()
-        self.by_index = {link.ifindex: link for link in links}
-        self.by_name = {link.name: link for link in self.by_index.values()}
-        self.first_seen = {index: self.first_seen.get(index, now) for index in self.by_index}
+    def replace(self, links: Iterable[Link]) -> LinkEvents:
+        """Take a dump; the difference to what was known counts as events."""
+        events = LinkEvents()
+        found = {link.ifindex: link for link in links}
+        for index in self.by_index.keys() - found.keys():
+            self._remove(index, events)
+        for link in found.values():
+            self._add(link, events)
+        return events
 
     def notify(self, messages: Iterable[Message]) -> LinkEvents:
         """Take notifications, in order."""

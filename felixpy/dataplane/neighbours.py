@@ -5,35 +5,38 @@ Ours are the permanent entries signed with our route protocol number (NDA_PROTOC
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from felixpy.calc.entries import NeighbourKey
 from felixpy.config import Settings
 from felixpy.dataplane.links import Links
-from felixpy.dataplane.table import KeyedTable, Waiting
+from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelNeighbour
-from felixpy.netlink.transport import NetlinkSocket, Request
+from felixpy.netlink.transport import Message, NetlinkSocket, Request
 
 
 class NeighbourTable:
     """Keyed table of neighbours with its way to read and write."""
 
-    def __init__(self, links: Links, settings: Settings) -> None:
+    def __init__(self, links: Links, settings: Settings, clock: Callable[[], float]) -> None:
         self.links = links
+        self._clock = clock
         self.settings = settings
         self.table: KeyedTable[NeighbourKey, bytes, KernelNeighbour] = KeyedTable(
             "neighbours", self._resolve, interface_of=lambda key, mac: key.interface
         )
 
-    def read(self, socket: NetlinkSocket) -> dict[NeighbourKey, KernelNeighbour]:
-        """Our neighbour entries of both families.
+    async def read(self, socket: NetlinkSocket) -> dict[NeighbourKey, KernelNeighbour]:
+        """Our neighbour entries of both families, in slices.
 
         Raises:
             NetlinkError: the kernel refused, or the table kept changing.
         """
         found = {}
         for family in Family:
-            for message in socket.dump_all(rtnetlink.neighbour_dump_request(family)):
+            for message in await socket.dump_sliced(rtnetlink.neighbour_dump_request(family)):
                 neighbour = rtnetlink.decode_neighbour(message)
                 if neighbour is None or neighbour.protocol != self.settings.device_route_protocol:
                     continue
@@ -41,6 +44,21 @@ class NeighbourTable:
                 if interface is not None:
                     found[NeighbourKey(interface, neighbour.address)] = neighbour
         return found
+
+    def notify(self, message: Message) -> None:
+        """Take a neighbour notification; only entries that are wanted, or signed by us, matter."""
+        place = rtnetlink.decode_neighbour_key(message)
+        interface = self.links.name_of(place[0]) if place else None
+        if place is None or interface is None:
+            return
+        key = NeighbourKey(interface, place[1])
+        neighbour = rtnetlink.decode_neighbour(message) if message.type == rtnetlink.RTM_NEWNEIGH else None
+        if neighbour is not None and (
+            key in self.table.desired or neighbour.protocol == self.settings.device_route_protocol
+        ):
+            self.table.observe(key, neighbour, self._clock())
+        elif neighbour is None and key in self.table.committed:
+            self.table.observe(key, MISSING, self._clock())
 
     @staticmethod
     def request(key: NeighbourKey, neighbour: KernelNeighbour, *, delete: bool) -> Request:

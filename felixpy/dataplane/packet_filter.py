@@ -6,13 +6,14 @@ once (``render``); the same form comes back from the kernel (``read``), so that 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.rules import ChainKey, Chains
 from felixpy.model.net import Family
+from felixpy.netlink.transport import Message
 
 RenderedChain = tuple[Any, ...]
 """One comparable value per rule, in the back-end's own canonical form. A hook chain holds our rules only."""
@@ -66,6 +67,16 @@ class PacketFilter(Protocol):
         Raises:
             NetlinkError, FilterError: the kernel or a tool refused to tell.
         """
+
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
+        """Judge a nf_tables notification that is not of our own making.
+
+        Returns:
+            Members that came (True) or went (False); None: rules or sets of ours changed and must be read again.
+        """
+
+    def ports(self) -> tuple[int, ...]:
+        """Netlink ports of our own writes, whose notifications are of no interest."""
 
     async def create_containers(self) -> None:
         """Make the (empty) sets that members need, replacing those of a wrong type. Idempotent.

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
 from felixpy.config import Settings
 from felixpy.dataplane.links import Links
-from felixpy.dataplane.table import KeyedTable, Waiting
+from felixpy.dataplane.release import AddressRelease
+from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import NetlinkSocket, Request
+from felixpy.netlink.transport import Message, NetlinkSocket, Request
 
 GRACE_SECONDS = 10.0
 """Felix's grace period for routes on new workload interfaces (reference/felix.md §3.6)."""
@@ -28,10 +29,13 @@ MULTICAST = b"\xff"
 class RouteTable:
     """Keyed table of routes, both families, with its way to read and write."""
 
-    def __init__(self, links: Links, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, links: Links, settings: Settings, clock: Callable[[], float], release: AddressRelease | None = None
+    ) -> None:
         self.links = links
         self.settings = settings
         self._clock = clock
+        self._release = release
         self.table: KeyedTable[RouteKey, Route, KernelRoute] = KeyedTable(
             "routes",
             self._resolve,
@@ -48,26 +52,46 @@ class RouteTable:
         ]
         return min(waits) if waits else None
 
-    def read(self, socket: NetlinkSocket) -> dict[RouteKey, KernelRoute]:
-        """Our routes of both families.
+    async def read(self, socket: NetlinkSocket, interface: int = 0) -> dict[RouteKey, KernelRoute]:
+        """Our routes of both families, or those through one interface (by index), in slices.
 
         Raises:
             NetlinkError: the kernel refused, or the table kept changing.
         """
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
-            for message in socket.dump_all(rtnetlink.route_dump_request(family, MAIN_TABLE)):
-                decoded = rtnetlink.decode_route(message)
-                if decoded is not None and self._ours(*decoded):
-                    key, route = decoded
-                    found[RouteKey(*key)] = route
+            for message in await socket.dump_sliced(rtnetlink.route_dump_request(family, MAIN_TABLE, interface)):
+                decoded = self.decode(message)
+                if decoded is not None:
+                    found[decoded[0]] = decoded[1]
         return found
+
+    def decode(self, message: Message) -> tuple[RouteKey, KernelRoute] | None:
+        """A route of the main table that is ours, None for any other."""
+        decoded = rtnetlink.decode_route(message)
+        if decoded is None or decoded[0].table != MAIN_TABLE or not self._ours(*decoded):
+            return None
+        return RouteKey(*decoded[0]), decoded[1]
+
+    def notify(self, message: Message) -> None:
+        """Take a route notification. A foreign route that takes the place of a wanted one counts too."""
+        decoded = rtnetlink.decode_route(message)
+        if decoded is None or decoded[0].table != MAIN_TABLE:
+            return
+        key, route = RouteKey(*decoded[0]), decoded[1]
+        if message.type == rtnetlink.RTM_DELROUTE:
+            if self.table.committed.get(key) == route:
+                self.table.observe(key, MISSING, self._clock())
+        elif key in self.table.desired or self._ours(*decoded):
+            self.table.observe(key, route, self._clock())
 
     @staticmethod
     def request(key: RouteKey, route: KernelRoute, *, delete: bool) -> Request:
         return rtnetlink.route_request(KernelRouteKey(*key), route, delete=delete)
 
     def _resolve(self, key: RouteKey, route: Route) -> KernelRoute:
+        if self._release is not None and key.destination.is_host:
+            self._release.hold(self.table, key, key.destination.packed)
         index = 0
         if route.interface is not None:
             link = self.links.by_name.get(route.interface)

@@ -1,14 +1,16 @@
 """A keyed table: what is wanted, what the kernel is believed to hold, and which keys may differ.
 
-The only shape the dataplane knows. A difference is computed on dirty keys only; start, resync, link events and retries
-differ only in how keys become dirty. Never does I/O.
+The only shape the dataplane knows. A difference is computed on dirty keys only; start, resync, drift, link events and
+retries differ only in how keys become dirty. Never does I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 K = TypeVar("K")
 D = TypeVar("D")
@@ -27,7 +29,25 @@ class Refused(NamedTuple):
     retry_at: float
 
 
+class Contest(NamedTuple):
+    """How often another program changed a key that was right: first and last time, and count, within a window."""
+
+    first: float
+    last: float
+    times: int
+
+
+class Missing:
+    """The kernel has no entry under a key; elements have the value None."""
+
+
+MISSING: Final = Missing()
+
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.1, 30.0
+KEYS_PER_SLICE = 500
+CONTEST_WINDOW_SECONDS = 60.0
+CONTEST_TOLERATED = 10
+MAX_CONTESTS = 10_000
 
 
 @dataclass(slots=True)
@@ -66,6 +86,10 @@ class KeyedTable(Generic[K, D, C]):
         self._removable = removable
         self._interface_of = interface_of
         self._by_interface: dict[str, set[K]] = {}
+        self._readers: list[set[K]] = []
+        self._adopted = False
+        self.contests: dict[K, Contest] = {}
+        self.drifted = 0
 
     def want(self, key: K, value: D) -> None:
         self._unindex(key)
@@ -86,6 +110,8 @@ class KeyedTable(Generic[K, D, C]):
     def interface_changed(self, interface: str, *, lost: bool) -> None:
         """Look again at what hangs on an interface; ``lost``: the kernel has dropped it all."""
         keys = self._by_interface.get(interface, set())
+        for key in keys:
+            self.contests.pop(key, None)
         if lost:
             self.forget(keys)
         self.mark(keys)
@@ -96,16 +122,93 @@ class KeyedTable(Generic[K, D, C]):
             self.refused.pop(key, None)
             self.dirty.add(key)
 
-    def adopt(self, committed: dict[K, C]) -> None:
-        """Replace the belief about the kernel by a fresh dump; everything is looked at again."""
-        self.committed = committed
-        self.dirty = {*committed, *self.desired}
+    @contextmanager
+    def reading(self) -> Iterator[set[K]]:
+        """The kernel is being read: collects keys written or observed meanwhile, of which the read knows less."""
+        newer: set[K] = set()
+        self._readers.append(newer)
+        try:
+            yield newer
+        finally:
+            self._readers = [one for one in self._readers if one is not newer]
+
+    async def adopt(self, found: Mapping[K, C], newer: set[K], now: float) -> None:
+        """Take a fresh dump, in slices. Keys whose kernel value is not what was believed are looked at again."""
+        gone = [key for key in self.committed if key not in found]
+        for number, key in enumerate([*found, *gone], start=1):
+            if key not in newer:
+                self._believe(key, found.get(key, MISSING), now)
+            if number % KEYS_PER_SLICE == 0:
+                await asyncio.sleep(0)
+        self._adopted = True
+
+    def adopt_interface(self, interface: str, found: Mapping[K, C], newer: set[K], now: float) -> None:
+        """Take a fresh dump of what hangs on one interface: wanted entries that it lacks are gone."""
+        for key in {*found, *self._by_interface.get(interface, ())} - newer:
+            self._believe(key, found.get(key, MISSING), now)
+
+    def observe(self, key: K, value: C | Missing, now: float) -> None:
+        """Take a notification: the kernel now has this value, or nothing, for a key that is ours."""
+        self._believe(key, value, now)
+
+    def _touch(self, key: K) -> None:
+        for newer in self._readers:
+            newer.add(key)
+
+    def _believe(self, key: K, value: C | Missing, now: float) -> None:
+        self._touch(key)
+        old = self.committed.get(key, MISSING)
+        if old == value:
+            return
+        if isinstance(value, Missing):
+            del self.committed[key]
+        else:
+            self.committed[key] = value
+        was_right = key not in self.dirty and self._adopted
+        self.dirty.add(key)
+        if was_right and not self._waits(key):
+            self._contest(key, value, now)
+
+    def _waits(self, key: K) -> bool:
+        """Whether a wanted entry cannot be there now anyway (its interface is down or gone)."""
+        if key not in self.desired:
+            return False
+        try:
+            self._resolve(key, self.desired[key])
+        except Waiting:
+            return True
+        return False
+
+    def _contest(self, key: K, value: C | Missing, now: float) -> None:
+        """Somebody changed what was right. Repaired at once, unless it happens again and again."""
+        contest = self.contests.get(key)
+        if contest is None or now - contest.last > CONTEST_WINDOW_SECONDS:
+            if len(self.contests) >= MAX_CONTESTS:
+                self.contests.clear()
+            contest = Contest(now, now, 0)
+        contest = Contest(contest.first, now, contest.times + 1)
+        self.contests[key] = contest
+        self.drifted += 1
+        if contest.times > CONTEST_TOLERATED:
+            pause = min(2.0 ** (contest.times - CONTEST_TOLERATED - 1), LAST_RETRY_SECONDS)
+            has = "removed it" if isinstance(value, Missing) else f"made it {value}"
+            rate = contest.times / max(now - contest.first, 1.0)
+            reason = (
+                f"another program keeps changing this: {contest.times} times, {rate:.1f} a second, and last {has}; "
+                f"repaired again in {pause:.0f} s; find that program and stop it"
+            )
+            self.refused[key] = Refused(reason, 1, now + pause)
 
     def forget(self, keys: Iterable[K]) -> None:
         """The kernel has lost these entries by itself (a link went down)."""
         for key in keys:
             self.committed.pop(key, None)
+            self._touch(key)
             self.dirty.add(key)
+
+    def doubt(self) -> None:
+        """Look at everything again (notifications were lost)."""
+        self.dirty.update(self.committed, self.desired)
 
     def delta(self, now: float) -> Delta[K, C]:
         """Differences on dirty keys. Keys without a difference, or that wait for an event, become clean."""
@@ -144,12 +247,14 @@ class KeyedTable(Generic[K, D, C]):
                 self._quarantine(key, refused[key], now)
             else:
                 self.committed[key] = delta.put[key]
+                self._touch(key)
                 self._settle(key)
         for key in delta.remove:
             if key in refused:
                 self._quarantine(key, refused[key], now)
             else:
                 self.committed.pop(key, None)
+                self._touch(key)
                 self._settle(key)
 
     def state_of(self, key: K) -> str:

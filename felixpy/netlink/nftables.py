@@ -21,6 +21,7 @@ NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
 NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+NEWGEN = 15
 
 # linux/netfilter.h: NFPROTO_* and hooks
 NFPROTO = {Family.V4: 2, Family.V6: 10}
@@ -367,6 +368,22 @@ def decode_set(message: Message) -> tuple[str, KernelSet]:
         _text(found[SET_NAME]), _number(found.get(SET_KEY_TYPE, b"\0")), _number(found.get(SET_KEY_LEN, b"\0")), flags
     )
     return _text(found[SET_TABLE]), shape
+
+
+def table_of(message: Message, command: int) -> str:
+    """The table that a notification speaks of; every object has it as its first attribute."""
+    return _text(message_attributes(message).get(1, b"")) if command != NEWGEN else ""
+
+
+def chain_of(message: Message, command: int) -> str:
+    """The chain of a chain or rule message."""
+    number = RULE_CHAIN if command in (NEWRULE, DELRULE) else CHAIN_NAME
+    return _text(message_attributes(message).get(number, b""))
+
+
+def set_of(message: Message) -> str:
+    """The set of an element message."""
+    return _text(message_attributes(message).get(2, b""))
 
 
 def decode_elements(message: Message) -> list[KernelElement]:

@@ -7,6 +7,7 @@ linux/neighbour.h, linux/if_link.h and linux/ip.h. pyroute2 serves as the oracle
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+RTM_NEWNETCONF = 80
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RTNH_F_ONLINK = 4
@@ -46,6 +47,11 @@ IFF_UP = 1
 
 IPV4_DEVCONF: Mapping[str, int] = {"forwarding": 1, "proxy_arp": 3, "rp_filter": 8, "route_localnet": 26}
 IPV6_DEVCONF: Mapping[str, int] = {"forwarding": 0, "accept_ra": 3}
+
+NETCONFA_IFINDEX = 1
+NETCONF: Mapping[str, int] = {"forwarding": 2, "rp_filter": 3, "proxy_arp": 5}
+"""Settings of which the kernel sends notifications (linux/netconf.h); in IPv6 only ``forwarding``."""
+NETCONFA_IFINDEX_ALL = -1
 
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BBHiHBB")
@@ -134,10 +140,16 @@ def route_request(key: KernelRouteKey, route: KernelRoute, *, delete: bool = Fal
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, b"".join(parts))
 
 
-def route_dump_request(family: Family, table: int) -> Request:
-    """Dump one table; the kernel filters because the socket asks for strict checking (Linux 4.20)."""
-    header = _ROUTE.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0)
-    return Request(RTM_GETROUTE, 0, header + attribute(RTA_TABLE, _U32.pack(table)))
+def route_dump_request(family: Family, table: int, interface: int = 0) -> Request:
+    """Dump one table, or its routes through one interface (by index).
+
+    The kernel filters because the socket asks for strict checking (Linux 4.20).
+    """
+    parts = [_ROUTE.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0)]
+    parts.append(attribute(RTA_TABLE, _U32.pack(table)))
+    if interface:
+        parts.append(attribute(RTA_OIF, _U32.pack(interface)))
+    return Request(RTM_GETROUTE, 0, b"".join(parts))
 
 
 def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
@@ -240,3 +252,20 @@ def link_settings_request(index: int, settings: Mapping[str, int]) -> Request:
 def address_interface(message: Message) -> int:
     """Interface index of an address message (``struct ifaddrmsg``)."""
     return int(_U32.unpack_from(message.payload, 4)[0])
+
+
+def decode_netconf(message: Message) -> tuple[int, int, dict[str, int]]:
+    """(family, interface index or ``NETCONFA_IFINDEX_ALL``, settings that changed) of a RTM_NEWNETCONF."""
+    found = dict(attributes(message.payload, 4))
+    index = int.from_bytes(found.get(NETCONFA_IFINDEX, b"\0"), sys.byteorder, signed=True)
+    settings = {
+        name: int.from_bytes(found[number], sys.byteorder) for name, number in NETCONF.items() if number in found
+    }
+    return message.payload[0], index, settings
+
+
+def decode_neighbour_key(message: Message) -> tuple[int, bytes] | None:
+    """(interface index, address) of a neighbour message in any state."""
+    _, _, _, interface, _, _, _ = _NEIGHBOUR.unpack_from(message.payload)
+    address = dict(attributes(message.payload, _NEIGHBOUR.size)).get(NDA_DST)
+    return None if address is None else (interface, address)

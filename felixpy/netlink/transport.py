@@ -7,11 +7,14 @@ has lost messages. Must never be shared between threads.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ctypes
+import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 NETLINK_ROUTE = 0
@@ -30,7 +33,7 @@ NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS = 1, 2
 
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 1, 10, 11, 12
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_ATTACH_FILTER = 32, 33, 26
 
 SEND_BUFFER_BYTES = 16 << 20
 RECEIVE_BUFFER_BYTES = 16 << 20
@@ -99,7 +102,7 @@ class Request(NamedTuple):
 class NetlinkSocket:
     """One netlink socket of one protocol, replaced when it breaks.
 
-    ``messages_sent``, ``sends`` and ``bytes_sent`` count everything ever sent: tests assert on them.
+    ``messages_sent``, ``sends`` and ``bytes_sent`` count all requests but dumps, ``dumps`` those: tests assert on them.
     """
 
     def __init__(self, protocol: int) -> None:
@@ -109,6 +112,12 @@ class NetlinkSocket:
         self.messages_sent = 0
         self.sends = 0
         self.bytes_sent = 0
+        self.dumps = 0
+
+    @property
+    def port(self) -> int:
+        """The port number by which the kernel marks what came of our requests in its notifications."""
+        return int(self._open().getsockname()[0])
 
     def close(self) -> None:
         if self._socket is not None:
@@ -140,10 +149,20 @@ class NetlinkSocket:
     def dump(self, request: Request) -> Iterator[list[Message]]:
         """Send a dump request and yield its messages, one list per datagram.
 
+        A dump has a socket of its own, so that requests may go out while a long dump is read in slices.
+
         Raises:
             NetlinkError: the kernel refused the dump.
             DumpInterrupted: objects changed meanwhile and the answer may be inconsistent.
         """
+        reader = NetlinkSocket(self._protocol)
+        try:
+            yield from reader._dump(request)
+        finally:
+            self.dumps += 1
+            reader.close()
+
+    def _dump(self, request: Request) -> Iterator[list[Message]]:
         self._send([request._replace(flags=request.flags | NLM_F_DUMP)], -1)
         sequence = self._sequence
         interrupted = False
@@ -173,7 +192,22 @@ class NetlinkSocket:
         for _ in range(MAX_DUMP_ATTEMPTS):
             with contextlib.suppress(DumpInterrupted):
                 return [message for batch in self.dump(request) for message in batch]
-        raise NetlinkError(4, "the kernel's table kept changing while it was read; will be tried again")
+        raise NetlinkError(errno.EINTR, "the kernel's table kept changing while it was read; will be tried again")
+
+    async def dump_sliced(self, request: Request) -> list[Message]:
+        """Like ``dump_all``, letting other tasks run after every datagram.
+
+        Raises:
+            NetlinkError: refused, or interrupted more than ``MAX_DUMP_ATTEMPTS`` times in a row.
+        """
+        for _ in range(MAX_DUMP_ATTEMPTS):
+            messages: list[Message] = []
+            with contextlib.suppress(DumpInterrupted):
+                for batch in self.dump(request):
+                    messages += batch
+                    await asyncio.sleep(0)
+                return messages
+        raise NetlinkError(errno.EINTR, "the kernel's table kept changing while it was read; will be tried again")
 
     def _send(self, requests: Sequence[Request], ack_at: int) -> None:
         if self._sequence + len(requests) > 0xFFFFFFFF:
@@ -239,7 +273,38 @@ class DumpInterrupted(Exception):
     """A dump carried NLM_F_DUMP_INTR: what it said may be inconsistent and must be read again."""
 
 
-def open_socket(protocol: int, groups: int = 0) -> socket.socket:
+def open_monitor(protocol: int, groups: Iterable[int], ignored_ports: Iterable[int]) -> socket.socket:
+    """A non-blocking socket that gets the notifications of multicast groups, but not those of our own requests.
+
+    The kernel drops what came of ``ignored_ports`` (a classic BPF filter on ``nlmsg_pid``), so that our own bulk writes
+    cannot overflow the buffer.
+
+    Raises:
+        OSError: no permission, or the kernel has no such protocol or group.
+    """
+    sock = open_socket(protocol)
+    program = _port_filter(list(ignored_ports))
+    buffer = ctypes.create_string_buffer(program)
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+    for group in groups:
+        with contextlib.suppress(OSError):  # a family that this kernel does not have
+            sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    sock.setblocking(False)
+    return sock
+
+
+def _port_filter(ports: list[int]) -> bytes:
+    """Classic BPF (linux/filter.h): drop messages whose ``nlmsg_pid``, at offset 12, is one of the ports."""
+    load, jump_if_equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    code = [struct.pack("=HBBI", load, 0, 0, 12)]
+    for index, port in enumerate(ports):
+        # BPF loads words in network order, while nlmsg_pid is in the host's.
+        code.append(struct.pack("=HBBI", jump_if_equal, len(ports) - index, 0, socket.htonl(port)))
+    return b"".join((*code, struct.pack("=HBBI", give, 0, 0, 0xFFFFFFFF), struct.pack("=HBBI", give, 0, 0, 0)))
+
+
+def open_socket(protocol: int) -> socket.socket:
     """A bound netlink socket with large buffers, extended acknowledgements and capped echoes.
 
     Raises:
@@ -253,7 +318,7 @@ def open_socket(protocol: int, groups: int = 0) -> socket.socket:
         with contextlib.suppress(OSError):  # strict checking is unknown to some protocols
             sock.setsockopt(SOL_NETLINK, option, 1)
     sock.settimeout(TIMEOUT_SECONDS)
-    sock.bind((0, groups))
+    sock.bind((0, 0))
     return sock
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from felixpy.netlink import rtnetlink as rt
-from felixpy.netlink.monitor import Monitor
+from felixpy.netlink.monitor import Monitor, monitor_routing
 from felixpy.netlink.transport import Message
 from tests.kernel import ip, ip_json, pairs
 
@@ -18,7 +18,7 @@ SO_RCVBUF = 8
 
 @pytest.fixture
 def monitor(network: None) -> Iterator[Monitor]:
-    one = Monitor()
+    one = monitor_routing(())
     yield one
     one.close()
 

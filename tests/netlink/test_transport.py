@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink as rt
+from felixpy.netlink import transport
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
 from felixpy.netlink.transport import (
     MAX_DUMP_ATTEMPTS,
@@ -34,6 +36,7 @@ from tests.kernel import PROTOCOL, RecordingSocket, ip_json, packed, pairs, run
 MAIN = 254
 NLM_F_DUMP_INTR, NLMSG_DONE = 0x10, 3
 SO_RCVBUF = 8
+_HEADER = struct.Struct("=IHHII")
 
 
 @pytest.fixture
@@ -173,85 +176,111 @@ def test_a_refused_dump_raises_the_kernels_words(netlink: RecordingSocket) -> No
 
 
 class Kernel:
-    """The other end of a socket, where a test writes what the kernel rarely says."""
+    """What the kernel rarely says, said by hand: every socket that is opened finds the next answer waiting."""
 
-    def __init__(self) -> None:
-        self.netlink = NetlinkSocket(NETLINK_ROUTE)
-        self.netlink._socket, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for one in (self.netlink._socket, self.end):
-            one.settimeout(5)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers: list[list[list[Message]]] = []
+        self.ends: list[socket.socket] = []
+        monkeypatch.setattr(transport, "open_socket", self._open)
 
-    def say(self, *messages: Message) -> None:
-        """One datagram."""
-        parts = [
-            struct.pack("=IHHII", 16 + len(m.payload), m.type, m.flags, m.sequence, 0) + m.payload for m in messages
-        ]
-        self.end.send(b"".join(parts))
+    def answer(self, *datagrams: list[Message]) -> None:
+        """What the next socket will receive."""
+        self.answers.append(list(datagrams))
 
     def heard(self) -> list[Message]:
         """All requests so far."""
-        self.end.setblocking(False)
         found: list[Message] = []
-        try:
-            while data := self.end.recv(1 << 16):
+        for end in self.ends:
+            while data := end.recv(1 << 16):
                 found += parse_messages(data)
-        except BlockingIOError:
-            return found
         return found
 
-    def close(self) -> None:
-        self.netlink.close()
-        self.end.close()
+    def _open(self, protocol: int) -> socket.socket:
+        ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(5)
+        for datagram in self.answers.pop(0):
+            parts = [_HEADER.pack(16 + len(m.payload), m.type, m.flags, m.sequence, 0) + m.payload for m in datagram]
+            end.send(b"".join(parts))
+        self.ends.append(end)
+        return ours
 
 
 @pytest.fixture
-def kernel() -> Iterator[Kernel]:
-    one = Kernel()
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    one = Kernel(monkeypatch)
     yield one
-    one.close()
+    for end in one.ends:
+        end.close()
 
 
-def item(sequence: int, text: bytes, flags: int = 2) -> Message:
+def item(text: bytes, flags: int = 2, sequence: int = 1) -> Message:
     return Message(rt.RTM_NEWROUTE, flags, sequence, text)
 
 
-def done(sequence: int, flags: int = 2) -> Message:
+def done(flags: int = 2, sequence: int = 1) -> Message:
     return Message(NLMSG_DONE, flags, sequence, bytes(4))
 
 
 ANY = Request(rt.RTM_GETROUTE, 0, bytes(12))
+Dump = Callable[[NetlinkSocket, Request], list[Message]]
 
 
+def sliced(netlink: NetlinkSocket, request: Request) -> list[Message]:
+    return asyncio.run(netlink.dump_sliced(request))
+
+
+@pytest.mark.parametrize("dump", [NetlinkSocket.dump_all, sliced])
 @pytest.mark.parametrize("place", ["first", "last"])
-def test_an_interrupted_dump_is_read_again(kernel: Kernel, place: str) -> None:
+def test_an_interrupted_dump_is_read_again(kernel: Kernel, place: str, dump: Dump) -> None:
     first, last = (2 | NLM_F_DUMP_INTR, 2) if place == "first" else (2, 2 | NLM_F_DUMP_INTR)
-    kernel.say(item(1, b"old0", first), item(1, b"old1"))
-    kernel.say(done(1, last))
-    kernel.say(item(2, b"new0"), item(2, b"new1"), done(2))
-    assert [message.payload for message in kernel.netlink.dump_all(ANY)] == [b"new0", b"new1"]
+    kernel.answer([item(b"old0", first), item(b"old1")], [done(last)])
+    kernel.answer([item(b"new0"), item(b"new1"), done()])
+    assert [message.payload for message in dump(NetlinkSocket(NETLINK_ROUTE), ANY)] == [b"new0", b"new1"]
     assert [message.flags & 0x300 for message in kernel.heard()] == [0x300, 0x300]  # NLM_F_DUMP, twice
 
 
-def test_a_table_that_never_keeps_still_is_said_so(kernel: Kernel) -> None:
-    for attempt in range(1, MAX_DUMP_ATTEMPTS + 1):
-        kernel.say(item(attempt, b"torn", 2 | NLM_F_DUMP_INTR), done(attempt))
+@pytest.mark.parametrize("dump", [NetlinkSocket.dump_all, sliced])
+def test_a_table_that_never_keeps_still_is_said_so(kernel: Kernel, dump: Dump) -> None:
+    for _ in range(MAX_DUMP_ATTEMPTS):
+        kernel.answer([item(b"torn", 2 | NLM_F_DUMP_INTR), done()])
     with pytest.raises(NetlinkError, match="kept changing") as caught:
-        kernel.netlink.dump_all(ANY)
+        dump(NetlinkSocket(NETLINK_ROUTE), ANY)
     assert caught.value.errno == errno.EINTR
     assert len(kernel.heard()) == MAX_DUMP_ATTEMPTS
 
 
 def test_messages_of_other_dumps_are_left_out(kernel: Kernel) -> None:
-    kernel.say(item(99, b"late"), item(1, b"mine"), done(99), done(1))
-    assert [message.payload for message in kernel.netlink.dump_all(ANY)] == [b"mine"]
+    kernel.answer([item(b"late", sequence=99), item(b"mine"), done(sequence=99), done()])
+    assert [message.payload for message in NetlinkSocket(NETLINK_ROUTE).dump_all(ANY)] == [b"mine"]
 
 
 def test_words_behind_a_whole_echo_are_found(kernel: Kernel) -> None:
     """A kernel without NETLINK_CAP_ACK repeats the whole message before its words."""
-    echo = struct.pack("=IHHII", 16 + 12, rt.RTM_NEWROUTE, 5, 1, 0) + bytes(12)
+    echo = _HEADER.pack(16 + 12, rt.RTM_NEWROUTE, 5, 1, 0) + bytes(12)
     words = attribute(1, b"too many\0")
-    kernel.say(Message(NLMSG_ERROR, 0x200, 1, struct.pack("=i", -errno.ENOSPC) + echo + words))
-    assert kernel.netlink.transact([ANY]) == {0: Refusal(errno.ENOSPC, "too many")}
+    kernel.answer([Message(NLMSG_ERROR, 0x200, 1, struct.pack("=i", -errno.ENOSPC) + echo + words)])
+    netlink = NetlinkSocket(NETLINK_ROUTE)
+    assert netlink.transact([ANY]) == {0: Refusal(errno.ENOSPC, "too many")}
+    netlink.close()
+
+
+def test_others_run_between_the_datagrams_of_a_sliced_dump(netlink: RecordingSocket) -> None:
+    netlink.transact([blackhole(f"10.{n >> 8}.{n & 255}.0/24") for n in range(2000)])
+    order: list[str] = []
+
+    async def read() -> None:
+        assert len(await netlink.dump_sliced(rt.route_dump_request(Family.V4, MAIN))) == 2001
+        order.append("read")
+
+    async def update() -> None:
+        assert netlink.transact([blackhole("10.200.0.0/24")]) == {}
+        order.append("written")
+
+    async def both() -> None:
+        await asyncio.gather(read(), update())
+
+    asyncio.run(both())
+    assert order == ["written", "read"]
 
 
 # --- broken sockets ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ plan is committed. Must never write a table in which nothing of ours changes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from felixpy.calc.entries import ElementKey
@@ -20,6 +20,7 @@ from felixpy.dataplane.iptables.sets import IpSets
 from felixpy.dataplane.iptables.tools import Tools, tool_name
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, FilterState, RenderedChain
 from felixpy.model.net import Family
+from felixpy.netlink.transport import Message
 
 
 class IptablesFilter(ABC):
@@ -63,6 +64,14 @@ class IptablesFilter(ABC):
             containers=self.sets.usable(headers),
             foreign=self._foreign_chains + self._foreign_sets,
         )
+
+    def ports(self) -> tuple[int, ...]:
+        """None: rules are written by a process or by libiptc, and IP sets send no notifications."""
+        return ()
+
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
+        """Nothing: the kernel tells nothing of legacy tables and IP sets; the NFT variant knows better."""
+        return ()
 
     async def create_containers(self) -> None:
         """Make the sets.

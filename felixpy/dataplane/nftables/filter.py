@@ -6,9 +6,11 @@ the back-end, because closing one after a delete waits for a kernel grace period
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,7 +20,15 @@ from felixpy.dataplane.nftables import elements, render
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Refusal, Request, attribute
+from felixpy.netlink.transport import (
+    NETLINK_NETFILTER,
+    Message,
+    NetlinkError,
+    NetlinkSocket,
+    Refusal,
+    Request,
+    attribute,
+)
 
 TABLE = "felixpy"
 ELEMENTS_PER_MESSAGE = 400  # an attribute holds 64 KiB; an IPv6 interval takes up to 120 bytes
@@ -32,17 +42,46 @@ class _Step(NamedTuple):
     gone: bool = False
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What the kernel was last seen to hold. ``replace``: it is not our layout. ``tainted``: sets with odd ranges."""
+
+    table: bool = False
+    sets: set[SetName] = field(default_factory=set)
+    chains: dict[ChainKey, list[nft.NftRule]] = field(default_factory=dict)
+    elements: set[ElementKey] = field(default_factory=set)
+    tainted: set[SetName] = field(default_factory=set)
+    replace: bool = False
+
+    def add_set(self, shape: nft.KernelSet, family: Family) -> None:
+        if shape.name in set(SetName) and shape == elements.set_shape(SetName(shape.name), family):
+            self.sets.add(SetName(shape.name))
+        else:
+            self.replace = True
+
+    def add_chain(self, table: str, name: str, hook: nft.Hook | None, policy: int) -> None:
+        if table != TABLE:
+            return
+        key = _chain_key(name)
+        if key is None or hook != render.HOOKS.get(key) or policy != nft.NF_ACCEPT:
+            self.replace = True
+        else:
+            self.chains[key] = []
+
+    def add_rule(self, table: str, chain: str, rule: nft.NftRule) -> None:
+        key = _chain_key(chain)
+        if table == TABLE and key is not None:
+            self.chains.setdefault(key, []).append(rule)
+
+
 class NftablesFilter:
     """``PacketFilter`` over nfnetlink."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
         self.socket = NetlinkSocket(NETLINK_NETFILTER)
-        self._table_exists = False
-        self._replace_table = False
-        self._sets: set[SetName] = set()
-        self._chains: set[ChainKey] = set()
-        self._tainted: set[SetName] = set()
+        self._seen = _Seen()
+        self._generation = 0
 
     def close(self) -> None:
         self.socket.close()
@@ -51,21 +90,23 @@ class NftablesFilter:
         return dict(render.render_chains(chains, self.family))
 
     async def read(self) -> FilterState:
-        """Read the table. A layout that is not ours (a set of another type, a hook elsewhere) reads as empty and
-        is replaced by the next write, in the same transaction."""
-        self._sets, self._chains, self._tainted = set(), set(), set()
-        self._table_exists = self._read_table()
-        self._replace_table = False
-        if not self._table_exists:
-            return FilterState()
-        self._replace_table = not (self._read_sets() and self._read_chains())
-        if self._replace_table:
-            self._sets, self._chains = set(), set()
+        """Read the table in slices, again if rules or sets were written meanwhile.
+
+        A layout that is not ours (a set of another type, a hook elsewhere) reads as empty and is replaced by the next
+        write, in the same transaction.
+        """
+        while True:
+            generation = self._generation
+            seen = await self._look()
+            if generation == self._generation:
+                break
+        self._seen = seen
+        if seen.replace:
             return FilterState()
         return FilterState(
-            chains=self._read_rules(),
-            elements=self._read_elements(),
-            containers=self._sets == set(SetName) and not self._tainted,
+            chains={key: tuple(rules) for key, rules in seen.chains.items()},
+            elements=seen.elements,
+            containers=seen.table and seen.sets == set(SetName) and not seen.tainted,
         )
 
     async def create_containers(self) -> None:
@@ -77,68 +118,81 @@ class NftablesFilter:
         return self._commit_singly(change)
 
     async def remove_all(self) -> None:
-        if not self._read_table():
+        if not self._table_stands():
             return
         refusals = self.socket.transact(nft.batch([nft.delete_table(self.family, TABLE)]), batch=True)
         for refusal in refusals.values():
             if refusal.errno != errno.ENOENT:
                 raise NetlinkError(refusal.errno, f"cannot delete nft table {TABLE}: {refusal}")
-        self._table_exists = False
-        self._sets, self._chains = set(), set()
+        self._seen = _Seen()
+        self._generation += 1
+
+    def ports(self) -> tuple[int, ...]:
+        return (self.socket.port,)
+
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
+        """Members that a notification says came (True) or went (False); None: rules or sets changed, read again."""
+        command = message.type & 0xFF
+        if message.type >> 8 != nft.NFNL_SUBSYS_NFTABLES or message.payload[0] != nft.NFPROTO[self.family]:
+            return ()
+        if command == nft.NEWGEN or nft.table_of(message, command) != TABLE:
+            return ()
+        if command not in (nft.NEWSETELEM, nft.DELSETELEM):
+            return None
+        name = nft.set_of(message)
+        if name not in set(SetName) or SET_TYPES[SetName(name)] is not SetType.HOST_INTERFACE:
+            return None  # of an interval the kernel tells each end by itself
+        try:
+            found = elements.decode(SetName(name), self.family, nft.decode_elements(message))
+        except elements.NotOursError:
+            return None
+        return [(key, command == nft.NEWSETELEM) for key in found]
 
     # --- reading -----------------------------------------------------------------------------------------------
+
+    async def _look(self) -> _Seen:
+        seen = _Seen(table=self._table_stands())
+        if not seen.table:
+            return seen
+        for message in await self.socket.dump_sliced(self._in_table(nft.GETSET)):
+            table, shape = nft.decode_set(message)
+            if table == TABLE and not shape.flags & nft.NFT_SET_ANONYMOUS:
+                seen.add_set(shape, self.family)
+        for message in await self.socket.dump_sliced(nft.dump(nft.GETCHAIN, self.family)):
+            seen.add_chain(*nft.decode_chain(message))
+        if seen.replace:
+            return seen
+        for message in await self.socket.dump_sliced(self._in_table(nft.GETRULE)):
+            seen.add_rule(*nft.decode_rule(message))
+        for name in seen.sets:
+            await self._look_into(name, seen)
+        return seen
+
+    async def _look_into(self, name: SetName, seen: _Seen) -> None:
+        found: list[nft.KernelElement] = []
+        for message in await self.socket.dump_sliced(nft.get_elements(self.family, TABLE, name)):
+            found += nft.decode_elements(message)
+            await asyncio.sleep(0)
+        try:
+            seen.elements |= elements.decode(name, self.family, found)
+        except elements.NotOursError:
+            seen.tainted.add(name)
 
     def _in_table(self, command: int) -> Request:
         return nft.dump(command, self.family, attribute(1, nft.name(TABLE)))
 
-    def _read_table(self) -> bool:
+    def _table_stands(self) -> bool:
         tables = self.socket.dump_all(nft.dump(nft.GETTABLE, self.family))
         return any(nft.message_attributes(message)[1] == nft.name(TABLE) for message in tables)
 
-    def _read_sets(self) -> bool:
-        for message in self.socket.dump_all(self._in_table(nft.GETSET)):
-            table, shape = nft.decode_set(message)
-            if table != TABLE or shape.flags & nft.NFT_SET_ANONYMOUS:
-                continue
-            if shape.name not in set(SetName) or shape != elements.set_shape(SetName(shape.name), self.family):
-                return False
-            self._sets.add(SetName(shape.name))
-        return True
-
-    def _read_chains(self) -> bool:
-        for message in self.socket.dump_all(nft.dump(nft.GETCHAIN, self.family)):
-            table, name, hook, policy = nft.decode_chain(message)
-            if table != TABLE:
-                continue
-            key = _chain_key(name)
-            if key is None or hook != render.HOOKS.get(key) or policy != nft.NF_ACCEPT:
-                return False
-            self._chains.add(key)
-        return True
-
-    def _read_rules(self) -> dict[ChainKey, RenderedChain]:
-        rules: dict[ChainKey, list[nft.NftRule]] = {key: [] for key in self._chains}
-        for message in self.socket.dump_all(self._in_table(nft.GETRULE)):
-            table, chain, rule = nft.decode_rule(message)
-            key = _chain_key(chain)
-            if table == TABLE and key in rules:
-                rules[key].append(rule)
-        return {key: tuple(listed) for key, listed in rules.items()}
-
-    def _read_elements(self) -> set[ElementKey]:
-        found: set[ElementKey] = set()
-        for name in self._sets:
-            messages = self.socket.dump_all(nft.get_elements(self.family, TABLE, name))
-            try:
-                found |= elements.decode(name, self.family, (e for m in messages for e in nft.decode_elements(m)))
-            except elements.NotAPrefixError:
-                self._tainted.add(name)
-        return found
+    @property
+    def _seen_chains(self) -> Container[ChainKey]:
+        return () if self._seen.replace else self._seen.chains
 
     # --- writing -----------------------------------------------------------------------------------------------
 
     def _steps(self, change: FilterChange, per_message: int = ELEMENTS_PER_MESSAGE) -> list[_Step]:
-        if not change:
+        if not change and not self._seen.tainted:
             return []
         return [
             *self._container_steps(),
@@ -149,28 +203,29 @@ class NftablesFilter:
 
     def _container_steps(self) -> list[_Step]:
         steps = []
-        if self._replace_table:
+        seen = self._seen
+        if seen.table and seen.replace:
             steps.append(_Step(nft.delete_table(self.family, TABLE), ()))
-        if not self._table_exists or self._replace_table:
+        if not seen.table or seen.replace:
             steps.append(_Step(nft.new_table(self.family, TABLE), ()))
         for number, name in enumerate(SetName, start=1):
-            if name not in self._sets:
+            if name not in seen.sets or seen.replace:
                 shape, fields = elements.set_shape(name, self.family), elements.set_fields(name, self.family)
                 steps.append(_Step(nft.new_set(self.family, TABLE, shape, number, fields), ()))
-        steps += [_Step(nft.flush_set(self.family, TABLE, name), ()) for name in self._tainted]
+        steps += [_Step(nft.flush_set(self.family, TABLE, name), ()) for name in seen.tainted if not seen.replace]
         return steps
 
     def _chain_steps(self, change: FilterChange) -> list[_Step]:
         """New chains, then the old rules out and the new rules in: within one transaction nobody sees the gap."""
         steps = []
-        for key in change.chains:
-            if key not in self._chains and change.chains[key] is not None:
+        for key in sorted(change.chains):
+            if key not in self._seen_chains and change.chains[key] is not None:
                 request = nft.new_chain(self.family, TABLE, render.chain_name(key), render.HOOKS.get(key))
                 steps.append(_Step(request, (key,)))
         for key in change.chains:
-            if key in self._chains:
+            if key in self._seen_chains:
                 steps.append(_Step(nft.flush_chain(self.family, TABLE, render.chain_name(key)), (key,), gone=True))
-        for key, rules in change.chains.items():
+        for key, rules in sorted(change.chains.items()):
             for rule in rules or ():
                 steps.append(_Step(nft.new_rule(self.family, TABLE, render.chain_name(key), rule), (key,)))
         return steps
@@ -179,7 +234,7 @@ class NftablesFilter:
         return [
             _Step(nft.delete_chain(self.family, TABLE, render.chain_name(key)), (key,))
             for key, rules in change.chains.items()
-            if rules is None and key in self._chains
+            if rules is None and key in self._seen_chains
         ]
 
     def _element_steps(self, change: FilterChange, per_message: int) -> list[_Step]:
@@ -207,17 +262,18 @@ class NftablesFilter:
             self._remember(steps)
         return {index - 1: refusal for index, refusal in refusals.items()}
 
-    def _remember(self, steps: Iterable[_Step]) -> None:
-        self._table_exists, self._replace_table = True, False
-        self._sets = set(SetName)
-        self._tainted = set()
+    def _remember(self, steps: list[_Step]) -> None:
+        """Note what stands now; a read that was under way starts again if it was more than members."""
+        chains = set() if self._seen.replace else set(self._seen.chains)
         for step in steps:
             command = step.request.type & 0xFF
-            chains = {key for key in step.keys if isinstance(key, ChainKey)}
+            if command not in (nft.NEWSETELEM, nft.DELSETELEM):
+                self._generation += 1
             if command == nft.NEWCHAIN:
-                self._chains |= chains
+                chains |= {key for key in step.keys if isinstance(key, ChainKey)}
             elif command == nft.DELCHAIN:
-                self._chains -= chains
+                chains -= {key for key in step.keys if isinstance(key, ChainKey)}
+        self._seen = _Seen(True, set(SetName), {key: [] for key in chains})
 
     def _commit_singly(self, change: FilterChange) -> dict[ChainKey | ElementKey, str]:
         """The kernel refused the transaction: repeat it with a message per element, without the culprits."""

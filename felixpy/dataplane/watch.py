@@ -1,0 +1,139 @@
+"""Kernel notifications -> keys to look at again, so that drift is repaired when the kernel says so.
+
+What the kernel tells of single entries marks those; what it tells of rules and sets as a whole, and what it cannot tell
+(a full buffer), is read again. Never writes to the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from felixpy.config import Settings
+from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.host import is_host_interface
+from felixpy.dataplane.table import MISSING
+from felixpy.model.net import Family
+from felixpy.netlink import rtnetlink
+from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
+from felixpy.netlink.transport import Message
+
+OVERFLOW_PAUSE_SECONDS = 0.2
+"""After an overflow reading begins a little later: what overflowed the buffer is probably still going on."""
+
+
+@dataclass(slots=True)
+class Doubts:
+    """What has to be read again: host addresses, one interface's routes, one family's packet filter, or everything."""
+
+    host: bool = False
+    interfaces: set[str] = field(default_factory=set)
+    filters: set[Family] = field(default_factory=set)
+    everything: bool = False
+
+    def __bool__(self) -> bool:
+        return self.host or self.everything or bool(self.interfaces or self.filters)
+
+
+class Watch:
+    """Two notification sockets on the event loop; ``changed`` is called after each batch, ``take`` empties doubts."""
+
+    def __init__(self, dataplane: Dataplane, changed: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+        self._dataplane = dataplane
+        self._changed = changed
+        self._failed = failed
+        self._doubts = Doubts()
+        self._monitors: dict[Monitor, int] = {}
+        self.overflows = 0
+
+    def open(self) -> None:
+        """Start to listen; call again after a change of back-end.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        self.close()
+        ports = [port for tables in self._dataplane.filters.values() for port in tables.filter.ports()]
+        self._add(monitor_routing([self._dataplane.socket.port]), self._routing)
+        self._add(monitor_nftables(ports), self._nftables)
+
+    def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for monitor, descriptor in self._monitors.items():
+            loop.remove_reader(descriptor)
+            monitor.close()
+        self._monitors = {}
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._monitors)
+
+    def take(self) -> Doubts:
+        """What has to be read again since the last call."""
+        doubts, self._doubts = self._doubts, Doubts()
+        return doubts
+
+    def _add(self, monitor: Monitor, take: Callable[[list[Message]], None]) -> None:
+        self._monitors[monitor] = monitor.fileno()
+        asyncio.get_running_loop().add_reader(monitor.fileno(), self._read, monitor, take)
+
+    def _read(self, monitor: Monitor, take: Callable[[list[Message]], None]) -> None:
+        loop, descriptor = asyncio.get_running_loop(), self._monitors[monitor]
+        messages = monitor.read()
+        if messages is None:
+            self.overflows += 1
+            loop.remove_reader(descriptor)
+            del self._monitors[monitor]
+            loop.call_later(OVERFLOW_PAUSE_SECONDS, self._resume, monitor, take)
+            return
+        try:
+            take(messages)
+        except Exception as error:  # noqa: BLE001 - a bug must end the agent, and the event loop would only log it
+            self._failed(error)
+        self._changed()
+
+    def _resume(self, monitor: Monitor, take: Callable[[list[Message]], None]) -> None:
+        self._add(monitor, take)
+        self._doubts.everything = True
+        self._changed()
+
+    def _routing(self, messages: list[Message]) -> None:
+        """Links come first: an entry that went with its interface is no drift."""
+        dataplane = self._dataplane
+        events = dataplane.links.notify(messages)
+        dataplane.link_events(events)
+        host = {name for name in events.changed | events.lost if is_host_interface(name, self._settings)}
+        self._doubts.interfaces |= host
+        self._doubts.host = self._doubts.host or bool(host)
+        for message in messages:
+            match message.type:
+                case rtnetlink.RTM_NEWROUTE | rtnetlink.RTM_DELROUTE:
+                    dataplane.routes.notify(message)
+                case rtnetlink.RTM_NEWNEIGH | rtnetlink.RTM_DELNEIGH:
+                    dataplane.neighbours.notify(message)
+                case rtnetlink.RTM_NEWNETCONF:
+                    dataplane.interface_settings.notify(message)
+                case rtnetlink.RTM_NEWADDR | rtnetlink.RTM_DELADDR:
+                    self._address(message)
+
+    def _address(self, message: Message) -> None:
+        name = self._dataplane.links.name_of(rtnetlink.address_interface(message))
+        if name is not None and is_host_interface(name, self._settings):
+            self._doubts.host = True
+            self._doubts.interfaces.add(name)
+
+    def _nftables(self, messages: list[Message]) -> None:
+        now = self._dataplane.clock()
+        for message in messages:
+            for family, tables in self._dataplane.filters.items():
+                members = tables.filter.notify(message)
+                if members is None:
+                    self._doubts.filters.add(family)
+                    continue
+                for key, came in members:
+                    tables.elements.observe(key, None if came else MISSING, now)
+
+    @property
+    def _settings(self) -> Settings:
+        return self._dataplane.settings
