@@ -22,7 +22,7 @@ demo: .venv/ready ## show felixpy working on real packets; make demo ARGS="--bac
 	@$(AS_ROOT) .venv/bin/felixpy demo $(ARGS)
 
 test: .venv/ready ## all tests, on the real kernel in private namespaces; make test ARGS="-k nat"
-	@$(AS_ROOT) FELIXPY_TEST_COMPLETE=1 $(PYTHON) -m pytest -p no:cacheprovider -n $(WORKERS) --dist loadgroup -q $(ARGS)
+	@$(AS_ROOT) FELIXPY_TEST_COMPLETE=1 $(PYTHON) -m pytest -p no:cacheprovider -n $(WORKERS) -q $(ARGS)
 
 lint: .venv/ready ## formatting, lint, types and import directions
 	@.venv/bin/ruff check .

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from itertools import chain
@@ -28,18 +28,16 @@ from rich.table import Table
 
 from felixpy import __version__
 from felixpy.config import (
-    SettingProblem,
     Settings,
     SettingsFileError,
     SettingsSource,
     load_environment,
     load_toml,
     resolve,
-    resolve_stream,
 )
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.documents import BadDocument, Document, load_directory, load_file
-from felixpy.model.resources import FelixConfiguration, Kind
+from felixpy.model.resources import Kind
 from felixpy.observe.log import configure_logging
 
 DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
@@ -75,22 +73,6 @@ class Local(NamedTuple):
     settings: Settings
     sources: tuple[SettingsSource, ...]
 
-    def with_stream(self, configurations: Iterable[FelixConfiguration], labels: Mapping[str, str]) -> Settings:
-        """Settings with the stream's FelixConfigurations below them; problems are logged once."""
-        settings, problems = resolve_stream(self.sources, configurations, self.settings.nodename, labels)
-        _log_once(problem for problem in problems if not problem.local)
-        return replace(settings, nodename=self.settings.nodename)
-
-
-_logged: set[SettingProblem] = set()
-
-
-def _log_once(problems: Iterable[SettingProblem]) -> None:
-    for problem in problems:
-        if problem not in _logged:
-            _logged.add(problem)
-            structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
-
 
 def _local_settings(path: Path | None, *, log: bool = False) -> Local:
     """Settings from environment and file.
@@ -106,8 +88,8 @@ def _local_settings(path: Path | None, *, log: bool = False) -> Local:
         raise CommandError("; ".join(fatal))
     settings = replace(settings, nodename=settings.nodename or socket.gethostname())
     configure_logging(settings.log_severity_screen if log else "ERROR")
-    if log:
-        _log_once(problems)
+    for problem in problems if log else ():
+        structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
     return Local(settings, tuple(sources))
 
 
@@ -163,29 +145,33 @@ def run(config: SettingsFile = None) -> None:
 
 async def _run(local: Local) -> int:
     from felixpy.agent import Agent
-    from felixpy.observe.server import serve
+    from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
     from felixpy.sources.mqtt import MqttSource
 
     settings = local.settings
     mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
     source = mqtt or DirectorySource(settings.resource_directory)
+    changes: asyncio.Queue[Settings] = asyncio.Queue()
 
-    def resolve_live(configurations: Iterable[FelixConfiguration], labels: Mapping[str, str]) -> Settings:
-        resolved = local.with_stream(configurations, labels)
-        configure_logging(resolved.log_severity_screen)
-        return resolved
+    def follow(newer: Settings) -> None:
+        configure_logging(newer.log_severity_screen)
+        changes.put_nowait(newer)
 
-    agent = Agent(settings, resolve_live, status=mqtt)
-    async with serve(settings, agent.live, agent.is_ready, agent.metrics.text):
-        tasks = [asyncio.create_task(agent.run()), asyncio.create_task(source.run(agent))]
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, _cancel, tasks)
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            _cancel(tasks)
-            await asyncio.gather(*tasks, return_exceptions=True)
+    agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
+    parts = (
+        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text),
+        agent.run(),
+        source.run(agent),
+    )
+    tasks = [asyncio.create_task(part) for part in parts]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _cancel, tasks)
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        _cancel(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         if not task.cancelled():
             task.result()
@@ -220,7 +206,7 @@ def plan(config: SettingsFile = None, as_json: AsJson = False, timeout: Timeout 
 async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
     from felixpy.survey import survey
 
-    async with survey(local.settings, local.with_stream, _observer(local.settings), timeout) as agent:
+    async with survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
         operations = sorted(agent.dataplane.plan(), key=lambda operation: operation[1:])
         if as_json:
             typer.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
@@ -275,7 +261,7 @@ def show(
 async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None:  # noqa: ASYNC109
     from felixpy import survey
 
-    async with survey.survey(local.settings, local.with_stream, _observer(local.settings), timeout) as agent:
+    async with survey.survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
         if what is What.ENDPOINTS:
             lines = survey.endpoints(agent)
         elif what is What.POOLS:

@@ -1,4 +1,7 @@
-"""What every test run ends with: one list of what was skipped and why, and no skip that this machine could have run.
+"""How tests are spread over workers, and what every run ends with: what was skipped, and why.
+
+A behaviour test names its combination of back-end and mode in its id, ``[nftables-dual]``; a combination stays in one
+worker, because its lab is shared. (``--dist loadgroup`` of xdist 3.8 does not group with pytest 9.2.)
 
 ``FELIXPY_TEST_COMPLETE=1`` (set by ``make test``) turns each skip into a failure of the whole run: the set-up has
 installed everything that the tests ask for.
@@ -7,11 +10,43 @@ installed everything that the tests ask for.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+from tests.netns import enter_new_network, enter_private_namespaces
 
 COMPLETE = "FELIXPY_TEST_COMPLETE"
+
+
+COMBINATION = re.compile(r"\[((?:nftables|legacy|nft)-(?:dual|v4|v6))\b")
+
+
+class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests of one combination to one worker; every other test by itself."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        match = COMBINATION.search(nodeid)
+        return match[1] if match else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> CombinationScheduling:
+    return CombinationScheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def private_namespaces() -> None:
+    """Network and mounts of this test process's own."""
+    enter_private_namespaces()
+
+
+@pytest.fixture
+def network(private_namespaces: None) -> None:
+    """An empty network for one test, with the loopback up."""
+    enter_new_network()
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -163,7 +163,7 @@ class Settings:
     )
     device_route_protocol: int = _setting(
         222, "DeviceRouteProtocol", ROUTE_PROTOCOL, "`proto` of our routes: how we know them after a restart. "
-        "Felix's 3 is shared with others. Set another one on the node, not in the stream: `cleanup` must know it.",
+        "Felix's 3 is shared with others.", live=False,
     )  # fmt: skip
     device_route_source_address: bytes | None = _setting(
         None, "DeviceRouteSourceAddress", address(Family.V4), "`src` of IPv4 routes to workloads."
@@ -212,14 +212,14 @@ class Settings:
     nftables_refresh_interval: float = _setting(
         180.0, "NftablesRefreshInterval", duration(), "How often our nftables are read again. 0: never."
     )
-    health_enabled: bool = _local(False, "HealthEnabled", BOOLEAN, "Serve /liveness and /readiness.", ours=False)
-    health_host: str = _local("localhost", "HealthHost", TEXT, "Where to serve them.", ours=False)
-    health_port: int = _local(9099, "HealthPort", PORT, "Port of them.", ours=False)
-    prometheus_metrics_enabled: bool = _local(False, "PrometheusMetricsEnabled", BOOLEAN, "Serve /metrics.", ours=False)
-    prometheus_metrics_host: str = _local(
-        "", "PrometheusMetricsHost", TEXT, "Where to serve them; empty: on every address.", ours=False
+    health_enabled: bool = _setting(False, "HealthEnabled", BOOLEAN, "Serve /liveness and /readiness.")
+    health_host: str = _setting("localhost", "HealthHost", TEXT, "Where to serve them.")
+    health_port: int = _setting(9099, "HealthPort", PORT, "Port of them.")
+    prometheus_metrics_enabled: bool = _setting(False, "PrometheusMetricsEnabled", BOOLEAN, "Serve /metrics.")
+    prometheus_metrics_host: str = _setting(
+        "", "PrometheusMetricsHost", TEXT, "Where to serve them; empty: on every address."
     )
-    prometheus_metrics_port: int = _local(9091, "PrometheusMetricsPort", PORT, "Port of them.", ours=False)
+    prometheus_metrics_port: int = _setting(9091, "PrometheusMetricsPort", PORT, "Port of them.")
     log_severity_screen: str = _setting(
         "INFO",
         "LogSeverityScreen",
@@ -236,6 +236,9 @@ class Settings:
         "ResourceDirectory",
         PATH,
         "Directory of manifests: the source without a broker.",
+    )
+    max_objects: int = _local(
+        250_000, "MaxObjects", integer(1, 1 << 30), "Most objects that are taken from the stream; others are left out."
     )
     mqtt_host: str = _local("", "MQTTHost", TEXT, "Broker. If set, MQTT is the source.")
     mqtt_port: int = _local(0, "MQTTPort", PORT, "Port of the broker. 0: 8883 with TLS, else 1883.")

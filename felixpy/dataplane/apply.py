@@ -297,7 +297,7 @@ class Dataplane:
     # --- packet filter -----------------------------------------------------------------------------------------
 
     async def _apply_filter(self, family: Family, tables: FilterTables, complete: bool, report: ApplyReport) -> None:
-        if not tables.elements.dirty and not tables.chains.dirty:
+        if tables.containers and not tables.elements.dirty and not tables.chains.dirty:
             return
         if not complete and not tables.in_place:
             return
@@ -308,7 +308,7 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change:
+        if not change and (tables.containers or not complete):
             return
         refused = await self._write_filter(family, tables, change, report)
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from felixpy.demo.host import Host, LabError, stop_process
 
 IN_SYNC = "in-sync"
-FELIXPY = (sys.executable, "-c", "from felixpy.cli import main; main()")
+FELIXPY = (sys.executable, "-m", "felixpy")
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -45,10 +45,10 @@ class Agent:
         self.log = log
         self._lab = lab
         self._process = process
+        self._started = time.time()
 
     @classmethod
     async def start(cls, lab: Surroundings, node: str, settings: Mapping[str, str], log: Path) -> Agent:
-        lab.status.pop(node, None)  # the word of an earlier agent on this node
         with log.open("ab") as output:
             process = await lab.node(node).spawn(*FELIXPY, "run", env=environment(settings), output=output)
         return cls(lab, node, process, log)
@@ -69,7 +69,7 @@ class Agent:
             LabError: it ended, or did not get there in time; with the end of its log.
         """
         deadline = time.monotonic() + timeout
-        while self._lab.status.get(self.node, {}).get("state") != IN_SYNC:
+        while not self._ready():
             if not self.running:
                 raise LabError(f"the agent on {self.node} ended with code {self._process.returncode}: {self.tail()}")
             if time.monotonic() > deadline:
@@ -80,6 +80,17 @@ class Agent:
                 await asyncio.wait_for(self._lab.status_changed.wait(), 0.2)
             except TimeoutError:
                 continue
+
+    def _ready(self) -> bool:
+        """In sync, each family programmed; the word of an earlier agent, still on its way, does not count."""
+        said = self._lab.status.get(self.node, {})
+        families = said.get("families", {}).values()
+        return (
+            said.get("state") == IN_SYNC
+            and said.get("ts", 0.0) >= self._started
+            and bool(families)
+            and all(family["ready"] for family in families)
+        )
 
     def tail(self, lines: int = 15) -> str:
         """The end of the log."""

@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import aiomqtt
+from aiomqtt import ProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from felixpy.demo import topology
 from felixpy.demo.agent import Agent
@@ -155,7 +159,9 @@ class Lab:
         config.write_text("\n".join(options) + "\n")
         with log.open("wb") as output:
             self._mosquitto = await self.fabric.spawn("mosquitto", "-c", str(config), output=output)
-        self._mqtt = aiomqtt.Client(str(self._broker_socket), transport="unix", identifier="felixpy-lab")
+        self._mqtt = aiomqtt.Client(
+            str(self._broker_socket), transport="unix", identifier="felixpy-lab", protocol=ProtocolVersion.V5
+        )
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._follower = asyncio.create_task(self._follow(self._mqtt, connected))
         try:
@@ -183,7 +189,9 @@ class Lab:
         """Publish one retained message under the topic root; an empty payload deletes."""
         if self._mqtt is None:
             raise LabError("the lab has no broker yet; call start_broker first")
-        await self._mqtt.publish(f"{TOPIC_ROOT}/{topic}", payload, qos=1, retain=True)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.UserProperty = ("ts", str(time.time_ns()))
+        await self._mqtt.publish(f"{TOPIC_ROOT}/{topic}", payload, qos=1, retain=True, properties=properties)
 
     # --- agents --------------------------------------------------------------------------------------------------
 

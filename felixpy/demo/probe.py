@@ -9,6 +9,7 @@ in a few milliseconds. Must never run without the unshare: everything it changes
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import socket
@@ -83,12 +84,24 @@ def peer_as_bytes(peer: tuple[Any, ...]) -> bytes:
 
 def listen(address: str, port: int) -> Answer:
     """Answer on TCP and UDP. UDP is bound to the address: a wildcard socket may answer from another one."""
-    tcp = new_socket(address, socket.SOCK_STREAM, address, port)
+    tcp = _bound_soon(address, socket.SOCK_STREAM, port)
     tcp.listen(64)
-    udp = new_socket(address, socket.SOCK_DGRAM, address, port)
+    udp = _bound_soon(address, socket.SOCK_DGRAM, port)
     threading.Thread(target=_accept, args=(tcp,), daemon=True).start()
     threading.Thread(target=_answer_datagrams, args=(udp,), daemon=True).start()
     return {}
+
+
+def _bound_soon(address: str, kind: int, port: int) -> socket.socket:
+    """A new IPv6 address is tentative for a moment even without duplicate address detection."""
+    deadline = time.monotonic() + 1
+    while True:
+        try:
+            return new_socket(address, kind, address, port)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 def _accept(listener: socket.socket) -> None:

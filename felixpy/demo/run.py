@@ -173,7 +173,8 @@ async def _start(lab: Lab, backend: str, show: Narrator) -> None:
     started = time.monotonic()
     agents = [await lab.start_agent(name, BACKENDS[backend]) for name in ("node1", "node2")]
     await asyncio.gather(*(agent.wait_ready() for agent in agents))
-    show.step(f"an agent on each node, in sync after {time.monotonic() - started:.2f} s", f"back-end {backend}")
+    used = lab.status["node1"].get("backend", backend)
+    show.step(f"an agent on each node, in sync after {time.monotonic() - started:.2f} s", f"back-end {used}")
 
 
 async def _remove(lab: Lab, show: Narrator) -> None:

@@ -22,7 +22,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from felixpy.config import Settings
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.parse import parse_payload
-from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update
+from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, topics
 from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
 from felixpy.sources.manifest import parse_manifest
@@ -41,6 +41,8 @@ SHORT_CONNECTIONS = 3
 TICK_SECONDS = 0.05
 IDLE_TICK_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
+PAST_STATUS_SECONDS = 5.0
+"""For so long the retained status of endpoints is listened to, once the resources are known."""
 
 _OPTIONS = SubscribeOptions(qos=1)
 
@@ -63,6 +65,7 @@ class MqttSource:
         self._snapshot = Snapshot(node, timeout=settings.snapshot_timeout, quiet_time=settings.snapshot_quiet_time)
         self._outbox = Outbox()
         self._commands: asyncio.Queue[Read | Stop] = asyncio.Queue()
+        self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
         self._short_connections = 0
 
@@ -111,7 +114,7 @@ class MqttSource:
         def receive(message: aiomqtt.Message) -> None:
             self._receive(message, sink)
 
-        self._commands = asyncio.Queue()
+        self._commands, self._in_sync = asyncio.Queue(), asyncio.Event()
         async with open_connection(self._settings, self._client_id, receive, self._will()) as connection:
             log.info("stream connected", broker=broker_name(self._settings), client_id=self._client_id)
             self._connected_at = time.monotonic()
@@ -140,6 +143,7 @@ class MqttSource:
             self._subscribe(connection),
             self._tick(sink),
             self._outbox.run(publish),
+            self._read_past_status(connection),
         )
         tasks = [asyncio.create_task(part) for part in parts]
         try:
@@ -165,6 +169,25 @@ class MqttSource:
             else:
                 await connection.subscribe((name,), options=_OPTIONS)
                 self._snapshot.on_subscribed(time.monotonic())
+
+    async def _read_past_status(self, connection: Connection) -> None:
+        """Once in sync, see what earlier agents said of endpoints; ``_judge_past_status`` deletes what is untrue."""
+        await self._in_sync.wait()
+        if not self._observer:
+            name = self._prefix + topics.endpoint_status_filter(self._node)
+            try:
+                await connection.subscribe((name,), options=_OPTIONS)
+            except StreamError as error:
+                log.warning("the status of endpoints that are gone stays on the broker", reason=str(error))
+            else:
+                await asyncio.sleep(PAST_STATUS_SECONDS)
+                await connection.client.unsubscribe(name)
+        await asyncio.Event().wait()
+
+    def _judge_past_status(self, topic: str, about: str, payload: bytes) -> None:
+        """Delete the status of an endpoint that was deleted while no agent of this node was there to say so."""
+        if payload and not self._snapshot.knows(about) and not self._outbox.holds(self._prefix + topic):
+            self._put(topic, b"")
 
     async def _tick(self, sink: Sink) -> None:
         while True:
@@ -193,6 +216,8 @@ class MqttSource:
         scope = topics.scope_of_manifest(topic)
         if scope is not None:
             self._perform(self._manifest(scope, payload, now), sink)
+        elif about := topics.topic_of_status(topic):
+            self._judge_past_status(topic, about, payload)
         elif topics.key_of(topic) is None:
             sink.ignored(f"topic {topic}")
         else:
@@ -217,6 +242,8 @@ class MqttSource:
                 assert key is not None, action
                 sink.update(Update(key, None, "", received_ns or time.monotonic_ns(), published_ns))
             elif isinstance(action, Report):
+                if action.status.state is SyncState.IN_SYNC:
+                    self._in_sync.set()
                 sink.sync_status(action.status)
             else:
                 self._commands.put_nowait(action)
@@ -229,6 +256,8 @@ def _parse(action: Deliver, sink: Sink) -> Update:
         if key.kind is Kind.BLOCK_AFFINITY:
             return Update(key, _parse_affinity(action, key, sink))
         resource = parse_payload(action.payload, key, sink.ignored)
+        if isinstance(resource, WorkloadEndpoint):
+            _check_node(action.topic.split("/")[1], resource.node, key)
     except InvalidResource as error:
         return Update(key, None, str(error))
     return Update(key, None if isinstance(resource, Absent) else resource)
@@ -244,11 +273,15 @@ def _parse_affinity(action: Deliver, key: ResourceKey, sink: Sink) -> BlockAffin
         raise
     if not isinstance(affinity, BlockAffinity):
         return None
-    if affinity.host != node:
-        raise InvalidResource(
-            f"the topic is for node {node}, the object for {affinity.host}", field="spec.node", key=key
-        )
+    _check_node(node, affinity.host, key)
     return replace(affinity, key=key)
+
+
+def _check_node(topic_level: str, node: str, key: ResourceKey) -> None:
+    """An object that moved but stayed at the topic of its old node would vanish without a word."""
+    if topics.unescape(topic_level) != node:
+        reason = f"the topic is for node {topics.unescape(topic_level)}, the object for {node}"
+        raise InvalidResource(reason, field="spec.node", key=key)
 
 
 def _published_ns(message: aiomqtt.Message) -> int:

@@ -25,6 +25,10 @@ class Outbox:
         self._waiting[topic] = None
         self._wake.set()
 
+    def holds(self, topic: str) -> bool:
+        """Whether this process has something to say at a topic."""
+        return bool(self._latest.get(topic))
+
     def resend(self) -> None:
         """A new connection: write everything again, in the order of first use."""
         self._waiting = dict.fromkeys((*self._latest, *self._waiting))

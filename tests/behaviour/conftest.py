@@ -1,7 +1,7 @@
 """Runs ``async def`` tests on one event loop per worker, which also holds the labs.
 
 ``world`` is one lab per combination of back-end and mode, shared by all tests; a combination stays in one worker
-(``--dist loadgroup``). A test puts back what it changes. ``@pytest.mark.modes("dual")`` limits a test to modes in
+(``tests/conftest.py``). A test puts back what it changes. ``@pytest.mark.modes("dual")`` limits a test to modes in
 which it has a meaning: the others are not collected, so they are no skips.
 """
 
@@ -24,7 +24,8 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(each, id=str(each), marks=pytest.mark.xdist_group(str(each))) for each in COMBINATIONS],
+    params=COMBINATIONS,
+    ids=str,
 )
 def world(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[World]:
     made = runner.run(World.start(request.param))

@@ -65,6 +65,20 @@ async def test_a_restart_on_an_unchanged_state_writes_nothing(world: World) -> N
     assert [line for line in await writes(world.node1, restart) if line.strip()] == []
 
 
+async def test_plan_beside_a_running_agent_finds_nothing_to_change(world: World) -> None:
+    """Also in a back-end whose writes the kernel does not announce."""
+    agent = world.lab.agents["node1"]
+    settings = world.lab.agent_environment("node1", world.settings())
+    assert (await agent.command(world.node1, settings, "plan")).strip() == "nothing to change"
+    family = world.families[0]
+    await agent.kill()
+    await world.node1.ip([f"route del {P1A.addresses[family]}/{family.bits} dev {P1A.interface}"])
+    said = await agent.command(world.node1, settings, "plan", check=False)
+    assert "1 changes" in said and P1A.addresses[family] in said
+    await world.restart_agent()
+    await hold(checks.connectivity(world.lab))
+
+
 async def test_flows_survive_a_killed_agent_and_its_successor(world: World) -> None:
     p1a = world.lab.pod("p1a")
     flows = []
@@ -89,13 +103,15 @@ async def test_what_others_own_is_untouched(world: World) -> None:
 async def test_cleanup_removes_everything_ours_and_nothing_else(world: World) -> None:
     agent = world.lab.agents["node1"]
     await agent.stop()
-    for family in world.families:
-        assert await ours(world.node1, family) != []
-    settings = world.lab.agent_environment("node1", world.settings())
-    await agent.command(world.node1, settings, "cleanup")
-    for family in Family:
-        assert await ours(world.node1, family) == []
-    assert await foreign_state(world.node1, world.backend) == world.foreign_before
-    assert await world.lab.pod("p1a").ping(P2A.addresses[world.families[0]], timeout=0.3) is False
-    await world.restart_agent()
+    try:
+        for family in world.families:
+            assert await ours(world.node1, family) != []
+        settings = world.lab.agent_environment("node1", world.settings())
+        await agent.command(world.node1, settings, "cleanup")
+        for family in Family:
+            assert await ours(world.node1, family) == []
+        assert await foreign_state(world.node1, world.backend) == world.foreign_before
+        assert await world.lab.pod("p1a").ping(P2A.addresses[world.families[0]], timeout=0.3) is False
+    finally:
+        await world.restart_agent()
     await hold(checks.connectivity(world.lab))

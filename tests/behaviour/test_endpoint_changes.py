@@ -103,12 +103,14 @@ async def test_the_fabric_interface_that_went_down_and_up_gets_its_block_routes_
         await becomes(NODE1.addresses[family], world.tcp_source, p1a, EXT[family])
 
 
-async def test_a_deleted_route_comes_back(world: World) -> None:
+async def test_a_deleted_route_comes_back_at_the_latest_with_the_next_refresh(world: World) -> None:
     p1a = world.lab.pod("p1a")
+    await world.restart_agent(FELIX_ROUTEREFRESHINTERVAL="1")
     for family in world.families:
         address = P1C.addresses[family]
         await world.node1.ip([f"route del {address}/{family.bits} dev {P1C.interface}"])
         await becomes(REACHED, world.reaches, p1a, address)
+    await world.restart_agent()
 
 
 async def test_bad_input_leaves_its_neighbours_alone(world: World) -> None:

@@ -26,6 +26,7 @@ ELSEWHERE_POOL = {Family.V4: "10.60.0.0/16", Family.V6: "fd00:60::/64"}
 ELSEWHERE = {Family.V4: "10.60.0.1", Family.V6: "fd00:60::1"}
 """An address that only the default route leads to, so the outside host sees what is sent there."""
 
+FOREIGN_ROUTE = {Family.V4: "198.18.1.0/24", Family.V6: "2001:db8:18::/48"}
 ROUTE_PROTOCOL = "222"  # DeviceRouteProtocol
 SETTLE_S = 5.0
 SHORT = 0.25
@@ -60,7 +61,7 @@ async def becomes(
     deadline = time.monotonic() + patience
     while (seen := await look(*arguments)) != expected and time.monotonic() < deadline:  # noqa: ASYNC110 - no event
         await asyncio.sleep(0.02)
-    assert seen == expected
+    assert seen == expected, f"{arguments[1:]}: expected {expected}, saw {seen} for {patience} s"
 
 
 class World:
@@ -92,7 +93,7 @@ class World:
         await self.lab.start_broker()
         for document in self.baseline():
             await self.put(document)
-        await add_foreign_state(self.node1, self.backend)
+        await add_foreign_state(self.node1, self.backend, self.families)
         self.foreign_before = await foreign_state(self.node1, self.backend)
         for node in ("node1", "node2"):
             await self.lab.start_agent(node, self.settings())
@@ -194,7 +195,8 @@ async def hold(wanted: Iterable[Check]) -> None:
         return result
 
     results = await asyncio.gather(*map(settled, wanted))
-    assert [result for result in results if not result.ok] == []
+    failed = [result for result in results if not result.ok]
+    assert not failed, failed
 
 
 # --- the kernel --------------------------------------------------------------------------------------------------
@@ -219,11 +221,10 @@ def variant(backend: str) -> str:
     return "legacy" if backend == "legacy" else "nft"
 
 
-async def add_foreign_state(host: Host, backend: str) -> None:
+async def add_foreign_state(host: Host, backend: str, families: Iterable[Family]) -> None:
     """Objects of other programs: tables, chains, sets and routes, some of them beside ours."""
-    await host.run(
-        "nft", "-f", "-", stdin="table inet foreign { chain c { type filter hook input priority 5; accept; } }"
-    )
+    table = "table inet foreign {\nchain c {\ntype filter hook input priority 5\naccept\n}\n}\n"
+    await host.run("nft", "-f", "-", stdin=table)
     for iptables in (f"iptables-{variant(backend)}", f"ip6tables-{variant(backend)}"):
         await host.run(iptables, "-t", "filter", "-N", "FOREIGN")
         await host.run(iptables, "-t", "filter", "-A", "FORWARD", "-j", "FOREIGN")
@@ -231,7 +232,7 @@ async def add_foreign_state(host: Host, backend: str) -> None:
         await host.run(iptables, "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x4000", "-j", "MASQUERADE")
     await host.run("ipset", "create", "foreign", "hash:net")
     await host.run("ipset", "add", "foreign", "198.18.0.0/15")
-    await host.ip(["route add unreachable 198.18.1.0/24 proto 80", "route add unreachable 2001:db8:18::/48 proto 80"])
+    await host.ip([f"route add unreachable {FOREIGN_ROUTE[family]} proto 80" for family in families])
 
 
 async def foreign_state(host: Host, backend: str) -> dict[str, str]:

@@ -1,0 +1,117 @@
+"""Released addresses lose their conntrack entries: real flows through a router."""
+
+from __future__ import annotations
+
+import pytest
+
+from felixpy.demo.host import Host
+from felixpy.model.net import FAMILIES, Family
+from tests.dataplane.conntrack_router import (
+    ADDRESSES,
+    HOSTS,
+    ROUTER_OUT,
+    V4,
+    V6,
+    masquerade,
+    nft,
+    packed,
+    router,
+    run,
+    watched,
+)
+from tests.netlink.conntrack_lab import CountingSocket, listed, without
+from tests.netns import enter_new_network, enter_private_namespaces
+
+
+@pytest.fixture(scope="module")
+def private_namespaces() -> None:
+    enter_private_namespaces()
+
+
+@pytest.fixture
+def network(private_namespaces: None) -> None:
+    enter_new_network()
+
+
+async def talk(hosts: dict[str, Host], family: Family) -> None:
+    """TCP, UDP and ping: a and b to the outside (masqueraded) and to each other, and the outside to a by DNAT."""
+    a, b, out = (hosts[name] for name in HOSTS)
+    for one, other in ((a, out), (b, out), (a, b), (b, a)):
+        address = other.address(family)
+        for protocol in ("tcp", "udp"):
+            await one.open_flow(protocol, address)
+        assert await one.ping(address)
+    seen = await out.tcp(ROUTER_OUT[family], 8080)
+    assert seen is not None
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_only_the_released_workload_loses_its_flows(network: None, name: str) -> None:
+    async def scenario() -> None:
+        async with router() as hosts, watched() as one:
+            for family in FAMILIES:
+                await talk(hosts, family)
+            before, addresses = listed(), (V4[name], V6[name])
+            assert {entry.protocol for entry in before} == {"tcp", "udp", "icmp", "icmpv6"}
+            one.release(*addresses)
+            await one.freed(*addresses)
+            assert listed() == without(before, *addresses)
+            lost = len(before - listed())
+            assert lost == 2 * (9 + (name == "a"))  # three protocols to out, to the other and from it, and the DNAT
+            assert isinstance(one.socket, CountingSocket)
+            assert (one.socket.dumps(), one.socket.deletes()) == (1, [lost])
+            assert (one.released, one.warnings) == ([packed(*addresses)], [])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_one_family_may_go_alone(network: None, family: Family) -> None:
+    async def scenario() -> None:
+        async with router() as hosts, watched() as one:
+            for version in FAMILIES:
+                await talk(hosts, version)
+            before = listed()
+            one.release(ADDRESSES["a"][family])
+            await one.freed(ADDRESSES["a"][family])
+            assert listed() == without(before, ADDRESSES["a"][family]) != before
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_a_flow_of_a_removed_workload_stops(network: None, family: Family) -> None:
+    async def scenario() -> None:
+        async with router() as hosts, watched() as one:
+            flows = [await hosts["a"].open_flow(kind, hosts["out"].address(family)) for kind in ("tcp", "udp")]
+            other = await hosts["b"].open_flow("tcp", hosts["out"].address(family))
+            address = ADDRESSES["a"][family]
+            nft(f"add element inet t gone{family.version} {{ {address} }}")
+            assert all([await flow.ask() for flow in flows])  # rules alone do not stop what is established
+            one.release(address)
+            await one.freed(address)
+            assert [await flow.ask(timeout=0.4) for flow in flows] == [None, None]
+            assert await other.ask() == other.first
+            nft(f"delete element inet t gone{family.version} {{ {address} }}")
+            assert await hosts["a"].tcp(hosts["out"].address(family), timeout=5.0)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_nat_is_decided_anew(network: None, family: Family) -> None:
+    async def scenario() -> None:
+        async with router() as hosts, watched() as one:
+            mine = await hosts["a"].open_flow("udp", hosts["out"].address(family))
+            other = await hosts["b"].open_flow("udp", hosts["out"].address(family))
+            masquerade(False)
+            for flow in (mine, other):
+                seen = await flow.ask()
+                assert seen and seen.address == ROUTER_OUT[family]
+            one.release(ADDRESSES["a"][family])
+            await one.freed(ADDRESSES["a"][family])
+            seen = await mine.ask(timeout=5.0)
+            assert seen and seen.address == ADDRESSES["a"][family]
+            assert await other.ask() == other.first
+
+    run(scenario())

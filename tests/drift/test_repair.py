@@ -1,0 +1,141 @@
+"""Somebody else changes the kernel: it is put right as soon as the kernel tells, or at the next full comparison."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.drift.world import build_links, running, sh
+from tests.netns import enter_new_network, enter_private_namespaces
+
+ROUTING = {
+    "v4 route deleted": "ip route del 10.48.0.1/32",
+    "v6 route deleted": "ip -6 route del fd00:48::1/128",
+    "v4 route replaced": "ip route replace 10.48.0.1/32 dev cali2 proto static",
+    "v6 route replaced": "ip -6 route replace fd00:48::1/128 dev cali2 proto static metric 1024",
+    "block route deleted": "ip route del 10.48.1.0/26",
+    "blackhole deleted": "ip -6 route del blackhole fd00:48::/122",
+    "stray route of ours": "ip route add 10.99.0.0/24 via 172.31.0.9 proto 222",
+    "neighbour deleted": "ip neigh del 10.48.0.1 dev cali1",
+    "neighbour changed": "ip neigh replace 10.48.0.2 dev cali2 lladdr 02:00:00:00:00:99 nud permanent",
+    "neighbour v6 deleted": "ip -6 neigh del fd00:48::1 dev cali1",
+    "forwarding off": "echo 0 > /proc/sys/net/ipv4/conf/cali1/forwarding",
+    "proxy_arp off": "echo 0 > /proc/sys/net/ipv4/conf/cali1/proxy_arp",
+    "rp_filter changed": "echo 2 > /proc/sys/net/ipv4/conf/cali1/rp_filter",
+    "v6 forwarding off": "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
+    "ip_forward off": "echo 0 > /proc/sys/net/ipv4/ip_forward",
+}
+UNTOLD_SETTINGS = {
+    "route_localnet off": "echo 0 > /proc/sys/net/ipv4/conf/cali1/route_localnet",
+    "accept_ra on": "echo 1 > /proc/sys/net/ipv6/conf/cali1/accept_ra",
+    "proxy_delay back": "echo 80 > /proc/sys/net/ipv4/neigh/cali1/proxy_delay",
+}
+NFTABLES = {
+    "element deleted": "nft delete element ip felixpy from-workload '{ 10.48.0.1 . \"cali1\" }'",
+    "v6 element deleted": "nft delete element ip6 felixpy to-workload '{ fd00:48::1 . \"cali1\" }'",
+    "foreign element": "nft add element ip felixpy to-workload '{ 10.9.9.9 . \"cali1\" }'",
+    "pool deleted": "nft delete element ip felixpy pools '{ 10.48.0.0/21 }'",
+    "rule added": "nft insert rule ip felixpy filter-FORWARD accept",
+    "chain flushed": "nft flush chain ip6 felixpy raw-from-workload",
+    "rule body changed": (
+        "nft replace rule ip felixpy raw-from-workload handle "
+        "$(nft -a list chain ip felixpy raw-from-workload | sed -n 's/.*drop.*handle //p')"
+        " accept comment '\"spoofed source or unknown workload interface\"'"
+    ),
+    "table deleted": "nft delete table ip felixpy",
+    "everything flushed": "nft flush ruleset",
+}
+IPTABLES_NFT = {
+    "jump deleted": "iptables-nft -t raw -D PREROUTING -m comment --comment felixpy -j fpy-PREROUTING",
+    "chain flushed": "ip6tables-nft -F fpy-forward-to",
+    "rule body changed": "iptables-nft -t nat -R fpy-nat-outgoing 1 -j RETURN",
+    "everything flushed": "nft flush ruleset",
+}
+UNTOLD = {
+    "nft": {
+        "member deleted": "ipset del fpy4-from-workload 10.48.0.1,cali1",
+        "foreign member": "ipset add fpy6-to-workload fd00:9::9,cali1",
+        "set flushed": "ipset flush fpy4-pools",
+    },
+    "legacy": {
+        "member deleted": "ipset del fpy6-from-workload fd00:48::1,cali1",
+        "jump deleted": "iptables-legacy -D FORWARD -m comment --comment felixpy -j fpy-FORWARD",
+        "chain flushed": "ip6tables-legacy -t raw -F fpy-from-workload",
+        "rule body changed": "iptables-legacy -t nat -R fpy-nat-outgoing 1 -j RETURN",
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def network() -> None:
+    enter_private_namespaces()
+    enter_new_network()
+    build_links(3)
+
+
+def kernel(backend: str) -> str:
+    """Everything that matters, as the tools print it; counters and volatile fields left out."""
+    parts = [
+        sh("ip -N route show table main; ip -N -6 route show table main | grep -v 'proto 2 \\|fe80'"),
+        sh("ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort"),
+        sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding"),
+        sh("grep -H . /proc/sys/net/ipv4/conf/cali1/{forwarding,proxy_arp,rp_filter,route_localnet} || true"),
+        sh("cat /proc/sys/net/ipv6/conf/cali1/accept_ra /proc/sys/net/ipv4/neigh/cali1/proxy_delay"),
+    ]
+    if backend == "nftables":
+        parts.append(sh("nft -s list table ip felixpy; nft -s list table ip6 felixpy"))
+    else:
+        save = f"iptables-{backend}-save; ip6tables-{backend}-save"
+        parts.append(sh(f"({save}) | grep -v '^#' | sed 's/\\[.*\\]//'; ipset save | sort"))
+    return "\n".join(parts)
+
+
+async def told(backend: str, commands: dict[str, str]) -> dict[str, float]:
+    """Tamper by one command after the other; each is mended without a full comparison. Milliseconds by command."""
+    took = {}
+    off = {"route_refresh_interval": 0, "interface_refresh_interval": 0, "nftables_refresh_interval": 0}
+    off |= {"iptables_refresh_interval": 0, "ipsets_refresh_interval": 0}
+    async with running(backend, **off) as world:
+        before = kernel(backend)
+        for what, command in commands.items():
+            drifted = sum(table.drifted for table in world.agent.dataplane.tables())
+            sh(command)
+            started = time.perf_counter()
+            await world.until(
+                lambda seen=drifted: sum(table.drifted for table in world.agent.dataplane.tables()) > seen, 2
+            )
+            await world.quiet()
+            took[what] = round((time.perf_counter() - started) * 1000, 1)
+            after = kernel(backend)
+            assert after == before, what
+    return took
+
+
+def test_routes_neighbours_and_settings_are_mended_when_the_kernel_tells() -> None:
+    print(asyncio.run(told("nftables", ROUTING)))
+
+
+def test_nftables_is_mended_when_the_kernel_tells() -> None:
+    print(asyncio.run(told("nftables", NFTABLES)))
+
+
+def test_rules_of_iptables_nft_are_mended_when_the_kernel_tells() -> None:
+    print(asyncio.run(told("nft", IPTABLES_NFT)))
+
+
+async def untold(backend: str, commands: dict[str, str]) -> None:
+    """Tamper where the kernel tells nothing; a full comparison must find it."""
+    async with running(backend) as world:
+        before = kernel(backend)
+        for what, command in commands.items():
+            sh(command)
+            assert kernel(backend) != before, what
+            world.agent._resync_now.set()
+            await world.until(lambda: kernel(backend) == before)
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_what_the_kernel_does_not_tell_is_found_by_the_full_comparison(backend: str) -> None:
+    asyncio.run(untold(backend, {**UNTOLD[backend], **UNTOLD_SETTINGS}))
