@@ -76,12 +76,13 @@ class Agent:
         self.stream = SyncStatus(SyncState.CONNECTING, "no answer from the source yet")
         self.calculation = Calculation(self.store, settings, Host())
         self.dataplane = Dataplane(settings, self.links, {})
+        self.dataplane.release.changed = self._wake_up
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.outcome = Outcome(self.calculation, self.dataplane, self.live_settings, self.metrics, status)
         self.complete = False
         self.ready: dict[Family, bool] = {}
-        self._failures: dict[Family, str] = {}
         self._filters_of: object = None
+        self._failures: dict[Family, str] = {}
         self._status = status
         self._limit = ObjectLimit(settings.max_objects)
         self._adopted = 0
@@ -134,6 +135,11 @@ class Agent:
         self._failure = error
         self._wake.set()
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+
     # --- life cycle --------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -159,6 +165,7 @@ class Agent:
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
+        resync.add_done_callback(self._ended)
         try:
             await self._apply_forever()
         finally:
@@ -313,26 +320,24 @@ class Agent:
 
     async def _reconfigure(self) -> None:
         """Take the stream's settings and the host's facts; what follows from them is calculated again."""
-        settings, host = self._resolve(), self.calculation.host
-        if self._host_due or settings != self.settings:
-            host = await read_host(self.links, settings)
-        if self._configuration_due or (settings, host) != (self.settings, self.calculation.host):
-            await self._use_settings(settings)
-            self.dataplane.want(self.calculation.reconfigure(settings, host))
-            await self._use_backend()
-            self.outcome.judge(
-                {
-                    *self.outcome.reported,
-                    *self.outcome.problems,
-                    *self.live_settings.problems,
-                    *self.calculation.problems,
-                }
-            )
-        self._configuration_due = self._host_due = False
+        configuration_due, host_due = self._configuration_due, self._host_due
+        self._configuration_due = self._host_due = False  # what changes from here on is due again
+        try:
+            settings, host = self._resolve(configuration_due), self.calculation.host
+            if host_due or settings != self.settings:
+                host = await read_host(self.links, settings)
+            if configuration_due or (settings, host) != (self.settings, self.calculation.host):
+                await self._use_settings(settings)
+                self.dataplane.want(self.calculation.reconfigure(settings, host))
+                await self._use_backend()
+                self.outcome.judge_again(self.calculation.problems)
+        except (OSError, FilterError):
+            self._configuration_due, self._host_due = configuration_due, host_due
+            raise
 
-    def _resolve(self) -> Settings:
+    def _resolve(self, configuration_due: bool) -> Settings:
         """The settings that the stream asks for now; before its snapshot is complete, this machine's."""
-        if not self.complete or not self._configuration_due:
+        if not self.complete or not configuration_due:
             return self.settings
         live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
         known, waited = live.passed_over, live.waiting_for_restart
@@ -382,17 +387,18 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """The agent's state as it is published on ``status/<node>``."""
         state, reason = self.stream.state.value, self.stream.reason
-        failing = [f"{family} is not programmed: {why}" for family, why in self._failures.items()]
-        problems = failing + [f"{key}: {why}" for key, why in self.outcome.problems.items()]
         if self.stream.state is SyncState.CONNECTING and not self.complete:
             state = "starting"
         elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
+            families = [f"{family} is not programmed: {why}" for family, why in self._failures.items()]
+            reason = "; ".join(families) or "the snapshot is complete; the kernel is being programmed"
             state = SyncState.RESYNC.value
-            reason = "; ".join(failing) or "the snapshot is complete; the kernel is being programmed"
         elif self.stream.state is SyncState.IN_SYNC and self._limit.left_out:
             state, reason = SyncState.DEGRADED.value, self._limit.reason()
         if self._adopted and not self.complete:
             reason += f"; {self._adopted} entries that the kernel had at the start stay until the stream is complete"
+        problems = [f"{family}: {why}" for family, why in self._failures.items()]
+        problems += [f"{key}: {why}" for key, why in self.outcome.problems.items()]
         return {
             "state": state,
             "reason": reason,

@@ -34,6 +34,7 @@ from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
+from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.routes import RouteTable
 from felixpy.dataplane.table import Delta, KeyedTable
 from felixpy.model.net import Family
@@ -69,15 +70,20 @@ class ApplyReport:
 class FilterTables:
     """A packet-filter back-end of one family with its two keyed tables."""
 
-    def __init__(self, packet_filter: PacketFilter) -> None:
+    def __init__(self, packet_filter: PacketFilter, release: AddressRelease) -> None:
         self.filter = packet_filter
+        self._release = release
         self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
             f"ipv{packet_filter.family.version}-rules", lambda key, value: value
         )
         self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
-            f"ipv{packet_filter.family.version}-sets", lambda key, value: None
+            f"ipv{packet_filter.family.version}-sets", self._resolve_element
         )
         self.containers = False
+
+    def _resolve_element(self, key: ElementKey, _: None) -> None:
+        if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
+            self._release.hold(self.elements, key, key.net.packed)
 
     def want_rules(self, settings: RuleSettings) -> None:
         """Take the rules that these settings mean."""
@@ -122,10 +128,13 @@ class Dataplane:
         self.links = links
         self.clock = clock
         self.socket = NetlinkSocket(NETLINK_ROUTE)
-        self.routes = RouteTable(links, settings, clock)
+        self.release = AddressRelease()
+        self.routes = RouteTable(links, settings, clock, self.release)
         self.neighbours = NeighbourTable(links, settings, clock)
         self.interface_settings = InterfaceSettingTable(links, clock)
-        self.filters: dict[Family, FilterTables] = {family: FilterTables(one) for family, one in filters.items()}
+        self.filters: dict[Family, FilterTables] = {
+            family: FilterTables(one, self.release) for family, one in filters.items()
+        }
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; what is ours in the kernel may now be something else."""
@@ -139,7 +148,7 @@ class Dataplane:
         """
         for old in self.filters.values():
             old.filter.close()
-        self.filters = {family: FilterTables(one) for family, one in filters.items()}
+        self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
         for tables in self.filters.values():
             await tables.read(self.clock())
@@ -153,6 +162,7 @@ class Dataplane:
 
     def close(self) -> None:
         self.socket.close()
+        self.release.close()
         for tables in self.filters.values():
             tables.filter.close()
 
@@ -163,8 +173,12 @@ class Dataplane:
             if table is None:
                 continue
             if isinstance(value, Absent):
+                if isinstance(key, ElementKey) and key in table.committed:
+                    self.release.unwanted(key)
                 table.drop(key)
             else:
+                if isinstance(key, ElementKey) and key in table.committed:
+                    self.release.wanted_again(key)
                 table.want(key, value)
 
     def table_of(self, key: Key) -> AnyTable | None:
@@ -323,6 +337,7 @@ class Dataplane:
         if delta:
             refused = await self._write_filter(family, tables, FilterChange(remove=list(delta.remove)), report)
             tables.elements.record(delta, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+            self.release.removed(key for key in delta.remove if key not in refused)
 
     @staticmethod
     async def _write_filter(
