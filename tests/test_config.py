@@ -213,7 +213,7 @@ def test_a_broken_toml_file_is_one_sentence(tmp_path: Path, text: bytes) -> None
 
 @pytest.mark.parametrize("value", [{"a": 1}, [[1]], [None], ["a", 1.5]])
 def test_a_value_of_a_type_that_no_setting_has_is_a_bad_value(value: object) -> None:
-    settings, (problem,) = resolve([SettingsSource("FelixConfiguration default", {"healthHost": value}, local=False)])
+    settings, (problem,) = resolve([SettingsSource("FelixConfiguration default", {"nftablesMode": value}, local=False)])
     assert settings == Settings()
     assert problem.kind is ProblemKind.BAD_VALUE
     assert not problem.fatal
@@ -243,13 +243,13 @@ def test_precedence_from_environment_to_default() -> None:
 
 
 def test_a_bad_value_in_the_stream_falls_through_to_the_next_source() -> None:
-    objects = [configuration("node.n1", healthPort="x", ipv6Support=None, logSeverityScreen=""),
-               configuration("default", healthPort=1234, ipv6Support=False, logSeverityScreen="Debug")]  # fmt: skip
+    objects = [configuration("node.n1", maxIpsetSize="x", ipv6Support=None, logSeverityScreen=""),
+               configuration("default", maxIpsetSize=1234, ipv6Support=False, logSeverityScreen="Debug")]  # fmt: skip
     settings, (problem,) = resolve_stream([], objects, "n1", {})
-    assert settings == Settings(health_port=1234, ipv6_support=False, log_severity_screen="DEBUG")
+    assert settings == Settings(max_ipset_size=1234, ipv6_support=False, log_severity_screen="DEBUG")
     assert not problem.fatal
     assert str(problem).startswith(
-        "setting HealthPort (FelixConfiguration node.n1): 'x' is not a whole number; expected"
+        "setting MaxIpsetSize (FelixConfiguration node.n1): 'x' is not a whole number; expected"
     )
 
 
