@@ -164,6 +164,7 @@ class Settings:
     device_route_protocol: int = _setting(
         222, "DeviceRouteProtocol", ROUTE_PROTOCOL, "`proto` of our routes: how we know them after a restart. "
         "Felix's 3 is shared with others. Set another one on the node, not in the stream: `cleanup` must know it.",
+        live=False,
     )  # fmt: skip
     device_route_source_address: bytes | None = _setting(
         None, "DeviceRouteSourceAddress", address(Family.V4), "`src` of IPv4 routes to workloads."
