@@ -102,7 +102,12 @@ class Injector:
         return answer
 
     def _send_without(
-        self, real: Callable[..., Any], socket: NetlinkSocket, requests: Sequence[Request], culprits: list[int], how: Any
+        self,
+        real: Callable[..., Any],
+        socket: NetlinkSocket,
+        requests: Sequence[Request],
+        culprits: list[int],
+        how: Any,
     ) -> dict[int, Refusal]:
         """The kernel refuses the culprits: a transaction as a whole, single messages each for itself."""
         if not culprits or self.fault is None:
@@ -128,7 +133,9 @@ class Injector:
 
     # --- everything else -----------------------------------------------------------------------------------------
 
-    async def run(self, real: Callable[..., Any], tools: Tools, name: str, *arguments: str, stdin: str = "") -> Finished:
+    async def run(
+        self, real: Callable[..., Any], tools: Tools, name: str, *arguments: str, stdin: str = ""
+    ) -> Finished:
         if self.strikes("tool", name):
             return Finished(4, "", "injected: Another app is currently holding the xtables lock.")
         if self.strikes("missing", name):

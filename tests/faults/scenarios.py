@@ -24,9 +24,7 @@ RULES_GONE = {
 
 
 def configuration(action: str) -> FelixConfiguration:
-    return FelixConfiguration(
-        ResourceKey(Kind.FELIX_CONFIGURATION, "default"), {"defaultEndpointToHostAction": action}
-    )
+    return FelixConfiguration(ResourceKey(Kind.FELIX_CONFIGURATION, "default"), {"defaultEndpointToHostAction": action})
 
 
 async def add_endpoint(node: Node) -> None:
