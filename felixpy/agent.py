@@ -144,7 +144,7 @@ class Agent:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, Exception):
+        if error is not None:
             self._fail(error)
 
     # --- life cycle --------------------------------------------------------------------------------------------

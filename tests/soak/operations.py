@@ -24,7 +24,9 @@ from tests.behaviour.world import topic
 
 WORKLOADS = 6
 ADDRESSES = 8
-FAULTS = frozenset({"kill agent", "stop agent", "restart broker", "drift", "foreign change", "flap", "replace interface"})
+FAULTS = frozenset(
+    {"kill agent", "stop agent", "restart broker", "drift", "foreign change", "flap", "replace interface"}
+)
 STRAY_ROUTES = ("10.99.{n}.0/24", "fd00:99:{n}::/64")
 
 
@@ -83,7 +85,9 @@ class Operations:
             **BACKENDS[self.backend],
             "FELIX_SNAPSHOTQUIETTIME": "0.3",
             # Drift that the kernel does not tell of is found soon enough for a check every few seconds.
-            **{f"FELIX_{name}REFRESHINTERVAL": "2" for name in ("ROUTE", "INTERFACE", "NFTABLES", "IPTABLES", "IPSETS")},
+            **{
+                f"FELIX_{name}REFRESHINTERVAL": "2" for name in ("ROUTE", "INTERFACE", "NFTABLES", "IPTABLES", "IPSETS")
+            },
         }
 
     async def begin(self) -> None:
@@ -105,8 +109,8 @@ class Operations:
         )
 
     async def _add_foreign(self) -> None:
-        table = "table inet foreign {\nchain c {\ntype filter hook input priority 5\naccept\n}\nset s {type ipv4_addr\n}\n}\n"
-        await self.node1.run("nft", "-f", "-", stdin=table)
+        chain, members = "chain c {\ntype filter hook input priority 5\naccept\n}", "set s {\ntype ipv4_addr\n}"
+        await self.node1.run("nft", "-f", "-", stdin=f"table inet foreign {{\n{chain}\n{members}\n}}\n")
         await self.node1.run("ipset", "create", "foreign", "hash:net")
 
     # --- stream --------------------------------------------------------------------------------------------------
@@ -175,7 +179,6 @@ class Operations:
             f"ip -6 route replace {STRAY_ROUTES[1].format(n=number)} dev eth0 proto 222",
             f"ip neigh flush dev {interface} nud permanent",
             f"echo 0 > /proc/sys/net/ipv4/conf/{interface}/proxy_arp",
-            "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv4/ip_forward",
         ]
         if self.backend == "nftables":
             return [
