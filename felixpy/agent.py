@@ -137,6 +137,11 @@ class Agent:
         self._failure = error
         self._wake.set()
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+
     # --- life cycle --------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -162,17 +167,13 @@ class Agent:
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
-        resync.add_done_callback(self._resync_ended)
+        resync.add_done_callback(self._ended)
         try:
             await self._apply_forever()
         finally:
             await end((resync,), RESYNC_END_SECONDS)
             self.watch.close()
             self.close()
-
-    def _resync_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()):
-            self._fail(error)
 
     def live(self) -> tuple[bool, str]:
         """Whether the loop makes progress, for ``/liveness``."""
@@ -320,35 +321,30 @@ class Agent:
 
     async def _reconfigure(self) -> None:
         """Take the stream's settings and the host's facts; what follows from them is calculated again."""
-        settings, host = self._resolve(), self.calculation.host
-        if self._host_due or settings != self.settings:
-            host = await read_host(self.links, settings)
-        if self._configuration_due or (settings, host) != (self.settings, self.calculation.host):
-            await self._use_settings(settings)
-            self.dataplane.want(self.calculation.reconfigure(settings, host))
-            await self._use_backend()
-            self.outcome.judge(
-                {
-                    *self.outcome.reported,
-                    *self.outcome.problems,
-                    *self.live_settings.problems,
-                    *self.calculation.problems,
-                }
-            )
-        self._configuration_due = self._host_due = False
+        configuration_due, host_due = self._configuration_due, self._host_due
+        self._configuration_due = self._host_due = False  # what changes from here on is due again
+        try:
+            settings, host = self._resolve(configuration_due), self.calculation.host
+            if host_due or settings != self.settings:
+                host = await read_host(self.links, settings)
+            if configuration_due or (settings, host) != (self.settings, self.calculation.host):
+                await self._use_settings(settings)
+                self.dataplane.want(self.calculation.reconfigure(settings, host))
+                await self._use_backend()
+                self.outcome.judge_again(self.calculation.problems)
+        except (OSError, FilterError):
+            self._configuration_due, self._host_due = configuration_due, host_due
+            raise
 
-    def _resolve(self) -> Settings:
+    def _resolve(self, configuration_due: bool) -> Settings:
         """The settings that the stream asks for now; before its snapshot is complete, this machine's."""
-        if not self.complete or not self._configuration_due:
+        if not self.complete or not configuration_due:
             return self.settings
         live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
-        known, waited = live.passed_over, live.waiting_for_restart
+        known = live.passed_over
         settings = live.take(self.store.configurations.values(), node.labels if node else {})
         for what in sorted(live.passed_over - known):
             self.outcome.problems.ignored(what)
-        if live.waiting_for_restart and live.waiting_for_restart != waited:
-            names = ", ".join(live.waiting_for_restart)
-            log.warning("restart needed", settings=names, next="the old values stay until the agent is restarted")
         return settings
 
     async def _use_settings(self, settings: Settings) -> None:
