@@ -36,6 +36,7 @@ from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.metrics import Metrics
 from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.sources import SyncState, SyncStatus
+from felixpy.sources.ending import end
 from felixpy.sources.limit import ObjectLimit
 from felixpy.store import Store
 
@@ -48,6 +49,7 @@ RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADE
 
 MAX_PROBLEMS_IN_STATUS = 20
 LONGEST_SLEEP_SECONDS = 10.0
+RESYNC_END_SECONDS = 1.0
 PROBLEMS_SECONDS = 1.0
 """News of problems alone are published no more often than this: a thousand bad objects are one message."""
 
@@ -89,7 +91,7 @@ class Agent:
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._wake = asyncio.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
@@ -132,7 +134,7 @@ class Agent:
     def _wake_up(self) -> None:
         self._wake.set()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Keep an error of a callback for the loop: the event loop would log it and go on."""
         self._failure = error
         self._wake.set()
@@ -171,8 +173,7 @@ class Agent:
         try:
             await self._apply_forever()
         finally:
-            resync.cancel()
-            await asyncio.gather(resync, return_exceptions=True)
+            await end((resync,), RESYNC_END_SECONDS)
             self.watch.close()
             self.close()
 

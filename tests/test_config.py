@@ -277,7 +277,7 @@ def test_a_felix_configuration_that_selects_nothing_is_a_problem(selector: objec
 
 
 def test_what_takes_effect_after_a_restart_only_is_named() -> None:
-    assert needs_restart(Settings(), Settings(device_route_protocol=3, health_port=1)) == ("DeviceRouteProtocol",)
+    assert needs_restart(Settings(), Settings(device_route_protocol=99, mqtt_host="b", health_port=1)) == ("MQTTHost",)
 
 
 def test_the_table_has_a_row_per_setting() -> None:

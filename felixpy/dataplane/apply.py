@@ -149,6 +149,7 @@ class Dataplane:
         for old in self.filters.values():
             old.filter.close()
         self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
+        self.release.filters_changed()
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
         for tables in self.filters.values():
             await tables.read(self.clock())
