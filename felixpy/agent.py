@@ -36,6 +36,7 @@ from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.metrics import Metrics
 from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.sources import SyncState, SyncStatus
+from felixpy.sources.ending import end
 from felixpy.sources.limit import ObjectLimit
 from felixpy.store import Store
 
@@ -48,6 +49,7 @@ RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADE
 
 MAX_PROBLEMS_IN_STATUS = 20
 LONGEST_SLEEP_SECONDS = 10.0
+RESYNC_END_SECONDS = 1.0
 PROBLEMS_SECONDS = 1.0
 """News of problems alone are published no more often than this: a thousand bad objects are one message."""
 
@@ -89,7 +91,7 @@ class Agent:
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._wake = asyncio.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
@@ -103,16 +105,18 @@ class Agent:
 
     def update(self, update: Update) -> None:
         """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
-        had_room = not self._limit.left_out
+        before = len(self._limit.left_out)
         if self._limit.takes(update):
             self._pending.pop(update.key, None)
             self._pending[update.key] = update
             self._wake.set()
-        self.metrics.left_out.set(len(self._limit.left_out))
-        if had_room is bool(self._limit.left_out):
-            log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
+        left_out = len(self._limit.left_out)
+        if left_out != before:
+            self.metrics.left_out.set(left_out)
             self._status_due = True
             self._wake.set()
+            if not (before and left_out):
+                log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
@@ -130,7 +134,7 @@ class Agent:
     def _wake_up(self) -> None:
         self._wake.set()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Keep an error of a callback for the loop: the event loop would log it and go on."""
         self._failure = error
         self._wake.set()
@@ -169,8 +173,7 @@ class Agent:
         try:
             await self._apply_forever()
         finally:
-            resync.cancel()
-            await asyncio.gather(resync, return_exceptions=True)
+            await end((resync,), RESYNC_END_SECONDS)
             self.watch.close()
             self.close()
 
@@ -340,13 +343,10 @@ class Agent:
         if not self.complete or not configuration_due:
             return self.settings
         live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
-        known, waited = live.passed_over, live.waiting_for_restart
+        known = live.passed_over
         settings = live.take(self.store.configurations.values(), node.labels if node else {})
         for what in sorted(live.passed_over - known):
             self.outcome.problems.ignored(what)
-        if live.waiting_for_restart and live.waiting_for_restart != waited:
-            names = ", ".join(live.waiting_for_restart)
-            log.warning("restart needed", settings=names, next="the old values stay until the agent is restarted")
         return settings
 
     async def _use_settings(self, settings: Settings) -> None:

@@ -40,6 +40,9 @@ from felixpy.model.documents import BadDocument, Document, load_directory, load_
 from felixpy.model.resources import Kind
 from felixpy.observe.log import configure_logging
 
+LEAVE_SECONDS = 3.0
+"""How long the parts of the agent may take to say goodbye before they are told again."""
+
 DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
 
 app = typer.Typer(
@@ -147,6 +150,7 @@ async def _run(local: Local) -> int:
     from felixpy.agent import Agent
     from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
+    from felixpy.sources.ending import end
     from felixpy.sources.mqtt import MqttSource
 
     settings = local.settings
@@ -164,23 +168,17 @@ async def _run(local: Local) -> int:
         agent.run(),
         source.run(agent),
     )
-    tasks = [asyncio.create_task(part) for part in parts]
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, _cancel, tasks)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = [asyncio.create_task(part) for part in (stop.wait(), *parts)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        _cancel(tasks)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks, LEAVE_SECONDS)
     for task in done:
-        if not task.cancelled():
-            task.result()
+        task.result()  # raises what a part failed with
     return 0
-
-
-def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
 
 
 # --- plan, show, cleanup ---------------------------------------------------------------------------------------------
