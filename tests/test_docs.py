@@ -245,12 +245,6 @@ def check_node(name: str, documents: list[Document], families: tuple[Family, ...
 # --- the other files ---------------------------------------------------------------------------------------------
 
 
-def test_documents_hold_no_path_of_a_developer_and_no_host_of_a_registry() -> None:
-    texts = {name_of(page): page.read_text() for page in (*PAGES, *(ROOT / "config").rglob("*.*"))}
-    word = re.compile(r"/root/|/home/|/work/|pypi|files\.pythonhosted|TODO|FIXME")
-    assert {name: found for name, text in texts.items() if (found := word.findall(text))} == {}
-
-
 def test_version_of_the_changelog_is_the_package_s() -> None:
     import felixpy
 
