@@ -10,18 +10,19 @@ is a resync.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from felixpy import __version__
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
-from felixpy.config import Settings
+from felixpy.config import LiveSettings, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
@@ -31,10 +32,12 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family
-from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, Update
+from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.metrics import Metrics
-from felixpy.observe.problems import Problems
+from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.sources import SyncState, SyncStatus
+from felixpy.sources.ending import end
+from felixpy.sources.limit import ObjectLimit
 from felixpy.store import Store
 
 log = structlog.get_logger("felixpy")
@@ -44,20 +47,11 @@ UPDATES_PER_APPLY = 500
 
 RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADED: 2, SyncState.IN_SYNC: 3}
 
-SettingsResolver = Callable[[Iterable[FelixConfiguration], Mapping[str, str]], Settings]
-"""Settings from environment, file and the stream's FelixConfigurations, given the node's labels."""
-
-
 MAX_PROBLEMS_IN_STATUS = 20
 LONGEST_SLEEP_SECONDS = 10.0
-
-
-class StatusPublisher(Protocol):
-    """Where the agent reports to; both calls queue and return."""
-
-    def publish_status(self, payload: Mapping[str, Any]) -> None: ...
-
-    def publish_endpoint_status(self, namespace: str, name: str, payload: Mapping[str, Any] | None) -> None: ...
+RESYNC_END_SECONDS = 1.0
+PROBLEMS_SECONDS = 1.0
+"""News of problems alone are published no more often than this: a thousand bad objects are one message."""
 
 
 class Agent:
@@ -69,30 +63,35 @@ class Agent:
     def __init__(
         self,
         settings: Settings,
-        resolve: SettingsResolver,
+        sources: Sequence[SettingsSource] = (),
         *,
         status: StatusPublisher | None = None,
         metrics: Metrics | None = None,
+        on_settings: Callable[[Settings], None] | None = None,
     ) -> None:
+        self.live_settings = LiveSettings(settings, sources)
         self.settings = settings
         self.metrics = metrics or Metrics(settings.nodename)
-        self.problems = Problems(self.metrics)
         self.store = Store(settings.nodename)
         self.links = Links(time.monotonic)
         self.backend = Backend.NFTABLES
         self.stream = SyncStatus(SyncState.CONNECTING, "no answer from the source yet")
         self.calculation = Calculation(self.store, settings, Host())
         self.dataplane = Dataplane(settings, self.links, {})
-        self.watch = Watch(self.dataplane, self._wake_up)
+        self.dataplane.release.changed = self._wake_up
+        self.watch = Watch(self.dataplane, self._wake_up, self._fail)
+        self.outcome = Outcome(self.calculation, self.dataplane, self.live_settings, self.metrics, status)
         self.complete = False
         self.ready: dict[Family, bool] = {}
-        self._resolve = resolve
+        self._filters_of: object = None
+        self._failures: dict[Family, str] = {}
         self._status = status
+        self._limit = ObjectLimit(settings.max_objects)
+        self._adopted = 0
+        self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._wake = asyncio.Event()
-        self._invalid: dict[ResourceKey, str] = {}
-        self._arrivals: dict[ResourceKey, Update] = {}
-        self._reported: dict[ResourceKey, tuple[str, str]] = {}
+        self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
@@ -105,10 +104,19 @@ class Agent:
     # --- Sink ------------------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
-        """Take an update; the latest of a key wins, and memory is bounded by the number of keys."""
-        self._pending.pop(update.key, None)
-        self._pending[update.key] = update
-        self._wake.set()
+        """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
+        before = len(self._limit.left_out)
+        if self._limit.takes(update):
+            self._pending.pop(update.key, None)
+            self._pending[update.key] = update
+            self._wake.set()
+        left_out = len(self._limit.left_out)
+        if left_out != before:
+            self.metrics.left_out.set(left_out)
+            self._status_due = True
+            self._wake.set()
+            if not (before and left_out):
+                log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
@@ -121,10 +129,20 @@ class Agent:
         self._wake.set()
 
     def ignored(self, what: str) -> None:
-        self.problems.ignored(what)
+        self.outcome.problems.ignored(what)
 
     def _wake_up(self) -> None:
         self._wake.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep an error of a callback for the loop: the event loop would log it and go on."""
+        self._failure = error
+        self._wake.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
 
     # --- life cycle --------------------------------------------------------------------------------------------
 
@@ -147,14 +165,15 @@ class Agent:
         """Follow the stream and the kernel until cancelled; leave the kernel as it is."""
         await self.open()
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
+        self._adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
+        resync.add_done_callback(self._ended)
         try:
             await self._apply_forever()
         finally:
-            resync.cancel()
-            await asyncio.gather(resync, return_exceptions=True)
+            await end((resync,), RESYNC_END_SECONDS)
             self.watch.close()
             self.close()
 
@@ -173,8 +192,10 @@ class Agent:
     async def _apply_forever(self) -> None:
         while True:
             await self._sleep()
-            self._last_progress = time.monotonic()
+            started = self._last_progress = time.monotonic()
             self._wake.clear()
+            if self._failure:
+                raise self._failure
             try:
                 await self._settle_doubts()
                 await self.absorb(UPDATES_PER_APPLY)
@@ -187,6 +208,9 @@ class Agent:
             if self._pending:
                 self._wake.set()
             self._publish()
+            if not self.complete:
+                # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
+                await asyncio.sleep(min(time.monotonic() - started, 1.0))
 
     async def _settle_doubts(self) -> None:
         """Read again what notifications put in doubt: little at once, everything in the background."""
@@ -205,10 +229,9 @@ class Agent:
     async def _resync_forever(self) -> None:
         """Compare everything now and then, in slices beside the updates: the net below the notifications."""
         while True:
-            try:
-                await asyncio.wait_for(self._resync_now.wait(), self._resync_interval())
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._resync_interval()):
+                    await self._resync_now.wait()
             self._resync_now.clear()
             try:
                 await self._read_kernel()
@@ -230,12 +253,11 @@ class Agent:
 
     async def _sleep(self) -> None:
         """Until something is to do, or 10 s."""
-        wake_at = self.dataplane.next_wake()
-        delay = LONGEST_SLEEP_SECONDS if wake_at is None else wake_at - time.monotonic()
-        try:
-            await asyncio.wait_for(self._wake.wait(), min(max(delay, 0.0), LONGEST_SLEEP_SECONDS))
-        except TimeoutError:
-            pass
+        now = time.monotonic()
+        due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(due - now, 0.0)):
+                await self._wake.wait()
 
     async def absorb(self, limit: int | None = None) -> None:
         """Take pending updates into the store and the calculation, without touching the kernel."""
@@ -248,18 +270,13 @@ class Agent:
         if self._configuration_due or self._host_due:
             await self._reconfigure()
         self.dataplane.want(self.calculation.calculate(dirty))
-        self._judge(dirty)
+        self.outcome.judge(dirty)
 
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
         self.metrics.updates.labels(key.kind).inc()
-        if update.error:
-            self._invalid[key] = update.error
-        else:
-            self._invalid.pop(key, None)
-        if key.kind is Kind.WORKLOAD_ENDPOINT:
-            self._arrivals[key] = update
-        elif key.kind is Kind.FELIX_CONFIGURATION or key == self._own_node:
+        self.outcome.arrived(update)
+        if key.kind is Kind.FELIX_CONFIGURATION or key == self._own_node:
             self._configuration_due = True
         return self.store.apply(update) | {key}
 
@@ -267,25 +284,34 @@ class Agent:
         started = time.perf_counter()
         report = await self.dataplane.apply(complete=self.complete)
         owners = {self.calculation.owner_of(key) for key in report.looked_at}
-        self._judge(owner for owner in owners if owner is not None)
+        self.outcome.judge(owner for owner in owners if owner is not None)
         if report.written:
             self.metrics.writes.inc(report.written)
             self.metrics.apply_seconds.observe(time.perf_counter() - started)
-        for family, reason in report.failures.items():
-            log.error("packet filter failed", family=str(family), backend=self.backend.value, reason=reason)
-            self.metrics.failures.inc()
-        if self.complete and not self._pending and not report.failures:
+        self._note_failures(report.failures)
+        if self.complete and not self._pending:
             await self._settled()
 
+    def _note_failures(self, failures: dict[Family, str]) -> None:
+        """Say of each family that does not work as a whole why, once."""
+        for family, reason in failures.items():
+            self.metrics.failures.inc()
+            if self._failures.get(family) != reason:
+                log.error("family is not programmed", family=str(family), backend=self.backend.value, reason=reason)
+        for family in self._failures.keys() - failures.keys():
+            log.info("family is programmed again", family=str(family), was=self._failures[family])
+        self._status_due = self._status_due or failures != self._failures
+        self._failures = failures
+
     async def _settled(self) -> None:
-        """A complete apply succeeded: say so once, and remove what other back-ends and families left."""
+        """A complete apply is over: say so once, and remove what other back-ends and families left."""
         for family in self._families():
-            if not self.ready.get(family):
+            if not self.ready.get(family) and family not in self._failures:
                 self.ready[family] = True
                 self._status_due = True
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
-        if self._leftovers_due:
+        if self._leftovers_due and not self._failures:
             self._leftovers_due = False
             for problem in await remove_leftovers(self.backend, self._families(), self.settings):
                 log.warning("leftovers of another back-end or family remain", reason=problem)
@@ -297,33 +323,60 @@ class Agent:
 
     async def _reconfigure(self) -> None:
         """Take the stream's settings and the host's facts; what follows from them is calculated again."""
-        settings, host = self.settings, self.calculation.host
-        if self.complete:
-            node = self.store.nodes.get(self.store.node_name)
-            settings = self._resolve(self.store.configurations.values(), node.labels if node else {})
-        if self._host_due:
-            host = await read_host(self.links, settings)
-        if settings != self.settings:
-            log.info("settings changed", **_differences(self.settings, settings))
-        if self._configuration_due or (settings, host) != (self.settings, self.calculation.host):
-            self.settings = settings
-            self.dataplane.configure(settings)
-            self.dataplane.want(self.calculation.reconfigure(settings, host))
-            await self._use_backend()
-        self._configuration_due = self._host_due = False
+        configuration_due, host_due = self._configuration_due, self._host_due
+        self._configuration_due = self._host_due = False  # what changes from here on is due again
+        try:
+            settings, host = self._resolve(configuration_due), self.calculation.host
+            if host_due or settings != self.settings:
+                host = await read_host(self.links, settings)
+            if configuration_due or (settings, host) != (self.settings, self.calculation.host):
+                await self._use_settings(settings)
+                self.dataplane.want(self.calculation.reconfigure(settings, host))
+                await self._use_backend()
+                self.outcome.judge_again(self.calculation.problems)
+        except (OSError, FilterError):
+            self._configuration_due, self._host_due = configuration_due, host_due
+            raise
+
+    def _resolve(self, configuration_due: bool) -> Settings:
+        """The settings that the stream asks for now; before its snapshot is complete, this machine's."""
+        if not self.complete or not configuration_due:
+            return self.settings
+        live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
+        known, waited = live.passed_over, live.waiting_for_restart
+        settings = live.take(self.store.configurations.values(), node.labels if node else {})
+        for what in sorted(live.passed_over - known):
+            self.outcome.problems.ignored(what)
+        if live.waiting_for_restart and live.waiting_for_restart != waited:
+            names = ", ".join(live.waiting_for_restart)
+            log.warning("restart needed", settings=names, next="the old values stay until the agent is restarted")
+        return settings
+
+    async def _use_settings(self, settings: Settings) -> None:
+        if settings == self.settings:
+            return
+        log.info("settings changed", **_differences(self.settings, settings))
+        self.settings = settings
+        self._on_settings(settings)
+        self.dataplane.configure(settings)
+        await self._read_kernel()  # what of it is ours depends on the settings
 
     async def _use_backend(self) -> None:
         """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
-        (backend, evidence), families = await detect(self.settings), self._families()
-        if backend is not self.backend or set(self.dataplane.filters) != set(families):
-            self.backend = backend
+        settings, families = self.settings, self._families()
+        backend, evidence = await detect(settings)
+        made_of = backend, families, settings.chain_insert_mode, settings.max_ipset_size
+        if made_of != self._filters_of:
             log.info("back-end", backend=backend.value, reason=evidence)
-            filters = {family: make_filter(backend, family, self.settings) for family in families}
+            filters = {family: make_filter(backend, family, settings) for family in families}
             await self.dataplane.use_filters(filters, self.calculation.entries())
+            self.backend, self._filters_of = backend, made_of
             if self.watch.is_open:
                 self.watch.open()
             self._leftovers_due = True
             self.ready = dict.fromkeys(families, False)
+            for family in Family:
+                self.metrics.ready.labels(str(family)).set(0)
         self.dataplane.want_rules(nftables=backend is Backend.NFTABLES)
 
     async def _read_kernel(self) -> None:
@@ -334,65 +387,21 @@ class Agent:
 
     # --- outcome -----------------------------------------------------------------------------------------------
 
-    def _judge(self, things: Iterable[ResourceKey]) -> None:
-        """Say of each object whether it is as wanted: once per change, in log, metric and status."""
-        for thing in things:
-            if thing == HOST:
-                continue
-            state, reason = self.state_of(thing)
-            self.problems.set(thing, reason)
-            if thing.kind is Kind.WORKLOAD_ENDPOINT and (state, reason) != self._reported.get(thing, ("", "")):
-                self._report_endpoint(thing, state, reason)
-
-    def state_of(self, thing: ResourceKey) -> tuple[str, str]:
-        """``up``, ``pending`` (not written yet), ``waiting`` (for an event), ``error``, or empty if absent."""
-        if thing in self._invalid:
-            return "error", self._invalid[thing]
-        if problem := self.calculation.problems.get(thing):
-            return "error", problem
-        pending = False
-        for key in self.calculation.keys_of(thing):
-            table = self.dataplane.table_of(key)
-            if table is None or self.calculation.owner_of(key) != thing:
-                continue
-            if key in table.refused:
-                return "error", f"{key}: {table.refused[key].reason}"
-            if key in table.waiting:
-                return "waiting", table.waiting[key]
-            pending = pending or key in table.dirty
-        if thing not in self.store.endpoints or self.store.endpoints[thing].node != self.store.node_name:
-            return "", ""
-        return ("pending" if pending else "up"), ""
-
-    def _report_endpoint(self, thing: ResourceKey, state: str, reason: str) -> None:
-        arrival = self._arrivals.get(thing)
-        if state == "pending":
-            return
-        if not state:
-            self._reported.pop(thing, None)
-            self._arrivals.pop(thing, None)
-            if self._status:
-                self._status.publish_endpoint_status(thing.namespace, thing.name, None)
-            return
-        self._reported[thing] = state, reason
-        payload: dict[str, Any] = {"state": state, "reason": reason, "ts": time.time()}
-        if state == "up" and arrival is not None:
-            self._arrivals.pop(thing)
-            agent_seconds = (time.monotonic_ns() - arrival.received_ns) / 1e9
-            self.metrics.programmed_seconds.observe(agent_seconds)
-            payload["agent_ms"] = round(agent_seconds * 1000, 3)
-            if arrival.published_ns:
-                payload["latency_ms"] = round((time.time_ns() - arrival.published_ns) / 1e6, 3)
-        if self._status:
-            self._status.publish_endpoint_status(thing.namespace, thing.name, payload)
-
     def status(self) -> dict[str, Any]:
         """The agent's state as it is published on ``status/<node>``."""
         state, reason = self.stream.state.value, self.stream.reason
         if self.stream.state is SyncState.CONNECTING and not self.complete:
             state = "starting"
         elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
-            state, reason = SyncState.RESYNC.value, "the snapshot is complete; the kernel is being programmed"
+            families = [f"{family} is not programmed: {why}" for family, why in self._failures.items()]
+            reason = "; ".join(families) or "the snapshot is complete; the kernel is being programmed"
+            state = SyncState.RESYNC.value
+        elif self.stream.state is SyncState.IN_SYNC and self._limit.left_out:
+            state, reason = SyncState.DEGRADED.value, self._limit.reason()
+        if self._adopted and not self.complete:
+            reason += f"; {self._adopted} entries that the kernel had at the start stay until the stream is complete"
+        problems = [f"{family}: {why}" for family, why in self._failures.items()]
+        problems += [f"{key}: {why}" for key, why in self.outcome.problems.items()]
         return {
             "state": state,
             "reason": reason,
@@ -400,21 +409,24 @@ class Agent:
             "want": self.stream.want,
             "families": {str(f.version): {"ready": self.ready.get(f, False)} for f in self._families()},
             "backend": self.backend.value,
-            "endpoints": len(self._reported),
-            "problems": [f"{key}: {reason}" for key, reason in self.problems.items()[:MAX_PROBLEMS_IN_STATUS]],
-            "problem_count": len(self.problems),
+            "endpoints": len(self.outcome.reported),
+            "problems": problems[:MAX_PROBLEMS_IN_STATUS],
+            "problem_count": len(problems),
             "version": __version__,
             "hostname": self.settings.nodename,
             "ts": time.time(),
         }
 
-    def _publish(self) -> None:
-        now = time.monotonic()
+    def _next_status(self) -> float:
+        """When the status is published again if nothing else happens."""
         interval = self.settings.reporting_interval_secs or float("inf")
-        if not self._status_due and now - self._status_at < interval:
+        return self._status_at + (PROBLEMS_SECONDS if self.outcome.problems.has_news else interval)
+
+    def _publish(self) -> None:
+        if not self._status_due and time.monotonic() < self._next_status():
             return
-        self._status_due, self._status_at = False, now
-        self.metrics.local_endpoints.set(len(self._reported))
+        self._status_due, self._status_at, self.outcome.problems.has_news = False, time.monotonic(), False
+        self.metrics.local_endpoints.set(len(self.outcome.reported))
         self.metrics.hosts.set(len(self.store.nodes))
         for table in self.dataplane.tables():
             self.metrics.entries.labels(table.name).set(len(table.desired))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from itertools import chain
@@ -27,19 +28,20 @@ from rich.table import Table
 
 from felixpy import __version__
 from felixpy.config import (
-    SettingProblem,
     Settings,
     SettingsFileError,
     SettingsSource,
     load_environment,
     load_toml,
     resolve,
-    resolve_stream,
 )
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.documents import BadDocument, Document, load_directory, load_file
-from felixpy.model.resources import FelixConfiguration, Kind
+from felixpy.model.resources import Kind
 from felixpy.observe.log import configure_logging
+
+LEAVE_SECONDS = 3.0
+"""How long the parts of the agent may take to say goodbye before they are told again."""
 
 DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
 
@@ -74,22 +76,6 @@ class Local(NamedTuple):
     settings: Settings
     sources: tuple[SettingsSource, ...]
 
-    def with_stream(self, configurations: Iterable[FelixConfiguration], labels: Mapping[str, str]) -> Settings:
-        """Settings with the stream's FelixConfigurations below them; problems are logged once."""
-        settings, problems = resolve_stream(self.sources, configurations, self.settings.nodename, labels)
-        _log_once(problem for problem in problems if not problem.local)
-        return replace(settings, nodename=self.settings.nodename)
-
-
-_logged: set[SettingProblem] = set()
-
-
-def _log_once(problems: Iterable[SettingProblem]) -> None:
-    for problem in problems:
-        if problem not in _logged:
-            _logged.add(problem)
-            structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
-
 
 def _local_settings(path: Path | None, *, log: bool = False) -> Local:
     """Settings from environment and file.
@@ -105,8 +91,8 @@ def _local_settings(path: Path | None, *, log: bool = False) -> Local:
         raise CommandError("; ".join(fatal))
     settings = replace(settings, nodename=settings.nodename or socket.gethostname())
     configure_logging(settings.log_severity_screen if log else "ERROR")
-    if log:
-        _log_once(problems)
+    for problem in problems if log else ():
+        structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
     return Local(settings, tuple(sources))
 
 
@@ -118,11 +104,11 @@ def _plain_errors() -> Iterator[None]:
 
     try:
         yield
-    except PermissionError as error:
-        _fail(f"{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
     except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError) as error:
         _fail(str(error))
     except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError
+            _fail(f"{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
         _fail(f"{error}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -162,32 +148,37 @@ def run(config: SettingsFile = None) -> None:
 
 async def _run(local: Local) -> int:
     from felixpy.agent import Agent
-    from felixpy.observe.server import serve
+    from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
+    from felixpy.sources.ending import end
     from felixpy.sources.mqtt import MqttSource
 
     settings = local.settings
     mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
     source = mqtt or DirectorySource(settings.resource_directory)
-    agent = Agent(settings, local.with_stream, status=mqtt)
-    async with serve(settings, agent.live, agent.is_ready, agent.metrics.text):
-        tasks = [asyncio.create_task(agent.run()), asyncio.create_task(source.run(agent))]
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, _cancel, tasks)
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            _cancel(tasks)
-            await asyncio.gather(*tasks, return_exceptions=True)
+    changes: asyncio.Queue[Settings] = asyncio.Queue()
+
+    def follow(newer: Settings) -> None:
+        configure_logging(newer.log_severity_screen)
+        changes.put_nowait(newer)
+
+    agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
+    parts = (
+        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text),
+        agent.run(),
+        source.run(agent),
+    )
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = [asyncio.create_task(part) for part in (stop.wait(), *parts)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(tasks, LEAVE_SECONDS)
     for task in done:
-        if not task.cancelled():
-            task.result()
+        task.result()  # raises what a part failed with
     return 0
-
-
-def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
 
 
 # --- plan, show, cleanup ---------------------------------------------------------------------------------------------
@@ -213,8 +204,8 @@ def plan(config: SettingsFile = None, as_json: AsJson = False, timeout: Timeout 
 async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
     from felixpy.survey import survey
 
-    async with survey(local.settings, local.with_stream, _observer(local.settings), timeout) as agent:
-        operations = agent.dataplane.plan()
+    async with survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
+        operations = sorted(agent.dataplane.plan(), key=lambda operation: operation[1:])
         if as_json:
             typer.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
         else:
@@ -268,7 +259,7 @@ def show(
 async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None:  # noqa: ASYNC109
     from felixpy import survey
 
-    async with survey.survey(local.settings, local.with_stream, _observer(local.settings), timeout) as agent:
+    async with survey.survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
         if what is What.ENDPOINTS:
             lines = survey.endpoints(agent)
         elif what is What.POOLS:
@@ -309,7 +300,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
     from felixpy import survey
 
     found = await survey.cleanup(settings, dry_run=dry_run)
-    for entry in found:
+    for entry in sorted(found):
         typer.echo(f"{'would remove' if dry_run else 'removed'} {entry}")
     if not found:
         typer.echo("nothing of felixpy is in the kernel")
@@ -488,7 +479,12 @@ def demo(
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    Examples:
+
+        felixpy version
+    """
     typer.echo(f"felixpy {__version__}")
 
 

@@ -116,7 +116,8 @@ class Publisher:
     async def apply(self, batch: Batch, *, recount: bool = False) -> Outcome:
         """Publish what is not there yet, and remove endpoints from the node that they have left.
 
-        ``recount``: do not trust the manifests; count the scopes anew, as after writes by other tools.
+        ``recount``: do not trust the manifests; count the scopes anew, as after writes by other tools, and declare
+        what is there now a fresh start (a new epoch).
         """
         held = await self._read_held(batch)
         wanted = {entry.topic: entry.payload for entry in batch.entries}
@@ -182,7 +183,8 @@ class Publisher:
             scopes = sorted(every)
         await self._wait_for_writers(scopes)
         self._retained.foreign.clear()
-        counts = {scope: await self._ledger(scope, anew=True) for scope in scopes if recount or self._untrusted(scope)}
+        distrusted = [scope for scope in scopes if recount or self._untrusted(scope)]
+        counts = {scope: await self._ledger(scope, anew=True, fresh=recount) for scope in distrusted}
         content = self._retained.content
         before = {topic: content.get(topic, b"") for topic in wanted}
         changes = {topic: after for topic, after in wanted.items() if before[topic] != after}
@@ -202,12 +204,12 @@ class Publisher:
         manifest = self._retained.manifest(scope)
         return manifest is None or bool(manifest.writer) or not manifest.exact(tuple(manifest.counts))
 
-    async def _ledger(self, scope: str, *, anew: bool = False) -> Ledger:
+    async def _ledger(self, scope: str, *, anew: bool = False, fresh: bool = False) -> Ledger:
         manifest = self._retained.manifest(scope)
         if manifest is not None and not anew and not self._untrusted(scope):
             return Ledger(manifest)
         content = await self._retained.read_scope(self._connection, scope)
-        return counted(content, manifest, self._epoch())
+        return counted(content, None, self._new_epoch) if fresh else counted(content, manifest, self._epoch())
 
     def _epoch(self) -> str:
         shared = self._retained.manifest(topics.SHARED)

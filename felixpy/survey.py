@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from felixpy.agent import Agent, SettingsResolver
+from felixpy.agent import Agent
 from felixpy.calc.entries import ElementKey, Key
 from felixpy.calc.rules import ChainKey
-from felixpy.config import Settings
+from felixpy.config import Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
@@ -26,24 +26,30 @@ class SurveyError(Exception):
 
 
 @contextlib.asynccontextmanager
-async def survey(settings: Settings, resolve: SettingsResolver, source: Source, timeout: float) -> AsyncIterator[Agent]:  # noqa: ASYNC109
+async def survey(
+    settings: Settings,
+    sources: Sequence[SettingsSource],
+    stream: Source,
+    timeout: float,  # noqa: ASYNC109
+) -> AsyncIterator[Agent]:
     """An agent that has taken one whole snapshot of the stream and has read the kernel, and that writes nothing.
 
     Raises:
         SurveyError: the snapshot did not become complete in ``timeout`` seconds.
         OSError, FilterError: the kernel refused.
     """
-    collected = await read_once(source, timeout)
+    collected = await read_once(stream, timeout)
     if collected.status.state is not SyncState.IN_SYNC:
         reason = collected.status.reason or "no answer"
         raise SurveyError(f"the stream gave no complete snapshot within {timeout:g} s: {reason}")
-    agent = Agent(settings, resolve)
+    agent = Agent(settings, sources)
     try:
         await agent.open()
         for update in collected.updates.values():
             agent.update(update)
         agent.sync_status(collected.status)
         await agent.absorb()
+        agent.dataplane.plan()  # compares everything, so that state_of tells what the kernel holds from what it lacks
         yield agent
     finally:
         agent.close()
@@ -81,7 +87,7 @@ def endpoints(agent: Agent) -> list[Line]:
     for key, endpoint in sorted(agent.store.endpoints.items()):
         if not agent.store.local(endpoint):
             continue
-        state, reason = agent.state_of(key)
+        state, reason = agent.outcome.state_of(key)
         addresses = ", ".join(str(address) for address in endpoint.addresses)
         lines.append(
             Line("endpoints", f"{key.namespace}/{key.name}", f"{endpoint.interface} {addresses}", state, reason)
@@ -93,7 +99,7 @@ def pools(agent: Agent) -> list[Line]:
     """Pools with what the kernel makes of them."""
     lines = []
     for key, pool in sorted(agent.store.pools.items()):
-        state, reason = agent.state_of(key)
+        state, reason = agent.outcome.state_of(key)
         wanted = f"{pool.cidr} natOutgoing={str(pool.nat_outgoing).lower()} encapsulation={pool.encapsulation}"
         lines.append(Line("pools", key.name, wanted + (" disabled" if pool.disabled else ""), state or "up", reason))
     return lines

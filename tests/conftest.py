@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from tests.netns import enter_new_network, enter_private_namespaces
+
 COMPLETE = "FELIXPY_TEST_COMPLETE"
 
 
@@ -33,6 +35,18 @@ class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> CombinationScheduling:
     return CombinationScheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def private_namespaces() -> None:
+    """Network and mounts of this test process's own."""
+    enter_private_namespaces()
+
+
+@pytest.fixture
+def network(private_namespaces: None) -> None:
+    """An empty network for one test, with the loopback up."""
+    enter_new_network()
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:

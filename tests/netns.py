@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import subprocess
 
@@ -16,8 +17,9 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+@functools.cache
 def enter_private_namespaces() -> None:
-    """Leave the machine's network and mounts: empty network, own /run (with /run/netns), own /sys.
+    """Leave the machine's network and mounts: empty network, own /run (with /run/netns), own /sys. Once a process.
 
     Raises:
         OSError: not root, or the container forbids it.
@@ -34,6 +36,17 @@ def enter_new_network() -> None:
     """An empty network for the calling thread; the old one is gone once nothing in it is open."""
     _unshare(CLONE_NEWNET)
     _loopback_up()
+
+
+def current_network() -> int:
+    """A descriptor of the calling thread's network, to come back to by ``return_to_network``. The caller closes it."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def return_to_network(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, f"setns: {os.strerror(error)}")
 
 
 def _unshare(flags: int) -> None:

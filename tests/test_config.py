@@ -87,7 +87,6 @@ def configuration(name: str, created: str = "", **spec: Any) -> FelixConfigurati
         ("FELIX_ROUTEREFRESHINTERVAL", "0", "route_refresh_interval", 0.0),
         ("FELIX_REPORTINGINTERVALSECS", "5", "reporting_interval_secs", 5.0),
         ("FELIX_LOGSEVERITYSCREEN", "Debug", "log_severity_screen", "DEBUG"),
-        ("FELIX_ENDPOINTSTATUSPATHPREFIX", "/var/run/calico", "endpoint_status_path_prefix", "/var/run/calico"),
         ("FELIX_RESOURCEDIRECTORY", "/tmp/x", "resource_directory", Path("/tmp/x")),
         ("FELIX_MQTTTOPICROOT", "a/b", "mqtt_topic_root", "a/b"),
         ("FELIX_MQTTPASSWORD", " none ", "mqtt_password", " none "),
@@ -214,7 +213,7 @@ def test_a_broken_toml_file_is_one_sentence(tmp_path: Path, text: bytes) -> None
 
 @pytest.mark.parametrize("value", [{"a": 1}, [[1]], [None], ["a", 1.5]])
 def test_a_value_of_a_type_that_no_setting_has_is_a_bad_value(value: object) -> None:
-    settings, (problem,) = resolve([SettingsSource("FelixConfiguration default", {"healthHost": value}, local=False)])
+    settings, (problem,) = resolve([SettingsSource("FelixConfiguration default", {"nftablesMode": value}, local=False)])
     assert settings == Settings()
     assert problem.kind is ProblemKind.BAD_VALUE
     assert not problem.fatal
@@ -244,13 +243,13 @@ def test_precedence_from_environment_to_default() -> None:
 
 
 def test_a_bad_value_in_the_stream_falls_through_to_the_next_source() -> None:
-    objects = [configuration("node.n1", healthPort="x", ipv6Support=None, logSeverityScreen=""),
-               configuration("default", healthPort=1234, ipv6Support=False, logSeverityScreen="Debug")]  # fmt: skip
+    objects = [configuration("node.n1", maxIpsetSize="x", ipv6Support=None, logSeverityScreen=""),
+               configuration("default", maxIpsetSize=1234, ipv6Support=False, logSeverityScreen="Debug")]  # fmt: skip
     settings, (problem,) = resolve_stream([], objects, "n1", {})
-    assert settings == Settings(health_port=1234, ipv6_support=False, log_severity_screen="DEBUG")
+    assert settings == Settings(max_ipset_size=1234, ipv6_support=False, log_severity_screen="DEBUG")
     assert not problem.fatal
     assert str(problem).startswith(
-        "setting HealthPort (FelixConfiguration node.n1): 'x' is not a whole number; expected"
+        "setting MaxIpsetSize (FelixConfiguration node.n1): 'x' is not a whole number; expected"
     )
 
 
@@ -278,7 +277,7 @@ def test_a_felix_configuration_that_selects_nothing_is_a_problem(selector: objec
 
 
 def test_what_takes_effect_after_a_restart_only_is_named() -> None:
-    assert needs_restart(Settings(), Settings(health_port=1, route_refresh_interval=1.0)) == ("HealthPort",)
+    assert needs_restart(Settings(), Settings(device_route_protocol=99, mqtt_host="b", health_port=1)) == ("MQTTHost",)
 
 
 def test_the_table_has_a_row_per_setting() -> None:

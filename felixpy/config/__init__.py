@@ -5,6 +5,7 @@ matching ``nodeSelector``, FelixConfiguration ``default``, built-in default. Not
 settings after a change resolves all sources again.
 """
 
+from felixpy.config.live import LiveSettings
 from felixpy.config.resolve import ProblemKind, SettingProblem, resolve, resolve_stream
 from felixpy.config.settings import DECLARATIONS, Declaration, Settings, needs_restart
 from felixpy.config.sources import SettingsFileError, SettingsSource, load_environment, load_toml
@@ -29,6 +30,7 @@ __all__ = [
     "DenyAction",
     "EndpointToHostAction",
     "IptablesBackend",
+    "LiveSettings",
     "NATOutgoingExclusions",
     "NFTablesMode",
     "PortRange",

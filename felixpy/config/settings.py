@@ -163,7 +163,7 @@ class Settings:
     )
     device_route_protocol: int = _setting(
         222, "DeviceRouteProtocol", ROUTE_PROTOCOL, "`proto` of our routes: how we know them after a restart. "
-        "Felix's 3 is shared with others.", live=False,
+        "Felix's 3 is shared with others. Set another one on the node, not in the stream: `cleanup` must know it.",
     )  # fmt: skip
     device_route_source_address: bytes | None = _setting(
         None, "DeviceRouteSourceAddress", address(Family.V4), "`src` of IPv4 routes to workloads."
@@ -187,19 +187,16 @@ class Settings:
         True, "RemoveExternalRoutes", BOOLEAN, "Remove routes over workload interfaces that are not ours."
     )
     nftables_mode: NFTablesMode = _setting(
-        NFTablesMode.AUTO, "NFTablesMode", choice(NFTablesMode), "Use nftables. `Auto`: as the host does.", live=False
+        NFTablesMode.AUTO, "NFTablesMode", choice(NFTablesMode), "Use nftables. `Auto`: as the host does."
     )
     iptables_backend: IptablesBackend = _setting(
         IptablesBackend.AUTO, "IptablesBackend", choice(IptablesBackend), "Which iptables. `Auto`: as the host does.",
-        live=False,
     )  # fmt: skip
     chain_insert_mode: ChainInsertMode = _setting(
         ChainInsertMode.INSERT, "ChainInsertMode", choice(ChainInsertMode),
         "Our jumps go before or after other rules (iptables only).",
     )  # fmt: skip
-    max_ipset_size: int = _setting(
-        1048576, "MaxIpsetSize", integer(1, 1 << 30), "Most members of an ipset.", live=False
-    )
+    max_ipset_size: int = _setting(1048576, "MaxIpsetSize", integer(1, 1 << 30), "Most members of an ipset.")
     interface_refresh_interval: float = _setting(
         90.0, "InterfaceRefreshInterval", duration(), "How often interfaces are read again. 0: never."
     )
@@ -215,16 +212,14 @@ class Settings:
     nftables_refresh_interval: float = _setting(
         180.0, "NftablesRefreshInterval", duration(), "How often our nftables are read again. 0: never."
     )
-    health_enabled: bool = _setting(False, "HealthEnabled", BOOLEAN, "Serve /liveness and /readiness.", live=False)
-    health_host: str = _setting("localhost", "HealthHost", TEXT, "Where to serve them.", live=False)
-    health_port: int = _setting(9099, "HealthPort", PORT, "Port of them.", live=False)
-    prometheus_metrics_enabled: bool = _setting(
-        False, "PrometheusMetricsEnabled", BOOLEAN, "Serve /metrics.", live=False
-    )
+    health_enabled: bool = _setting(False, "HealthEnabled", BOOLEAN, "Serve /liveness and /readiness.")
+    health_host: str = _setting("localhost", "HealthHost", TEXT, "Where to serve them.")
+    health_port: int = _setting(9099, "HealthPort", PORT, "Port of them.")
+    prometheus_metrics_enabled: bool = _setting(False, "PrometheusMetricsEnabled", BOOLEAN, "Serve /metrics.")
     prometheus_metrics_host: str = _setting(
-        "", "PrometheusMetricsHost", TEXT, "Where to serve them; empty: on every address.", live=False
+        "", "PrometheusMetricsHost", TEXT, "Where to serve them; empty: on every address."
     )
-    prometheus_metrics_port: int = _setting(9091, "PrometheusMetricsPort", PORT, "Port of them.", live=False)
+    prometheus_metrics_port: int = _setting(9091, "PrometheusMetricsPort", PORT, "Port of them.")
     log_severity_screen: str = _setting(
         "INFO",
         "LogSeverityScreen",
@@ -235,17 +230,15 @@ class Settings:
         30.0, "ReportingIntervalSecs", duration(), "How often the agent's status is published. 0: at changes only.",
         "ReportingInterval",
     )  # fmt: skip
-    endpoint_status_path_prefix: str = _setting(
-        "", "EndpointStatusPathPrefix", pattern(r"/[^\x00-\x1f\x7f]*", "an absolute path"),
-        "Directory under which `endpoint-status/` gets a file per ready endpoint, for the CNI plugin. Felix: "
-        "`/var/run/calico`.", live=False,
-    )  # fmt: skip
     # The stream. All our own, environment and file only.
     resource_directory: Path = _local(
         Path("/etc/felixpy/resources"),
         "ResourceDirectory",
         PATH,
         "Directory of manifests: the source without a broker.",
+    )
+    max_objects: int = _local(
+        250_000, "MaxObjects", integer(1, 1 << 30), "Most objects that are taken from the stream; others are left out."
     )
     mqtt_host: str = _local("", "MQTTHost", TEXT, "Broker. If set, MQTT is the source.")
     mqtt_port: int = _local(0, "MQTTPort", PORT, "Port of the broker. 0: 8883 with TLS, else 1883.")

@@ -9,6 +9,7 @@ _PREFIXES = (
     "bpf",
     "debug",
     "endpointreporting",
+    "endpointstatuspathprefix",
     "etcd",
     "failsafe",
     "flowlogs",

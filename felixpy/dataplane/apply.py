@@ -34,6 +34,7 @@ from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
+from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.routes import RouteTable
 from felixpy.dataplane.table import Delta, KeyedTable
 from felixpy.model.net import Family
@@ -59,7 +60,7 @@ class Operation(tuple[str, str, str]):
 
 @dataclass(slots=True)
 class ApplyReport:
-    """What one apply did: entries written by table, keys looked at, and families whose filter failed as a whole."""
+    """What one apply did: entries written, keys looked at, and why a family as a whole does not work."""
 
     written: int = 0
     looked_at: set[Key] = field(default_factory=set)
@@ -69,15 +70,20 @@ class ApplyReport:
 class FilterTables:
     """A packet-filter back-end of one family with its two keyed tables."""
 
-    def __init__(self, packet_filter: PacketFilter) -> None:
+    def __init__(self, packet_filter: PacketFilter, release: AddressRelease) -> None:
         self.filter = packet_filter
+        self._release = release
         self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
             f"ipv{packet_filter.family.version}-rules", lambda key, value: value
         )
         self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
-            f"ipv{packet_filter.family.version}-sets", lambda key, value: None
+            f"ipv{packet_filter.family.version}-sets", self._resolve_element
         )
         self.containers = False
+
+    def _resolve_element(self, key: ElementKey, _: None) -> None:
+        if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
+            self._release.hold(self.elements, key, key.net.packed)
 
     def want_rules(self, settings: RuleSettings) -> None:
         """Take the rules that these settings mean."""
@@ -122,10 +128,13 @@ class Dataplane:
         self.links = links
         self.clock = clock
         self.socket = NetlinkSocket(NETLINK_ROUTE)
-        self.routes = RouteTable(links, settings, clock)
+        self.release = AddressRelease()
+        self.routes = RouteTable(links, settings, clock, self.release)
         self.neighbours = NeighbourTable(links, settings, clock)
         self.interface_settings = InterfaceSettingTable(links, clock)
-        self.filters: dict[Family, FilterTables] = {family: FilterTables(one) for family, one in filters.items()}
+        self.filters: dict[Family, FilterTables] = {
+            family: FilterTables(one, self.release) for family, one in filters.items()
+        }
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; what is ours in the kernel may now be something else."""
@@ -139,7 +148,7 @@ class Dataplane:
         """
         for old in self.filters.values():
             old.filter.close()
-        self.filters = {family: FilterTables(one) for family, one in filters.items()}
+        self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
         for tables in self.filters.values():
             await tables.read(self.clock())
@@ -153,6 +162,7 @@ class Dataplane:
 
     def close(self) -> None:
         self.socket.close()
+        self.release.close()
         for tables in self.filters.values():
             tables.filter.close()
 
@@ -163,8 +173,12 @@ class Dataplane:
             if table is None:
                 continue
             if isinstance(value, Absent):
+                if isinstance(key, ElementKey) and key in table.committed:
+                    self.release.unwanted(key)
                 table.drop(key)
             else:
+                if isinstance(key, ElementKey) and key in table.committed:
+                    self.release.wanted_again(key)
                 table.want(key, value)
 
     def table_of(self, key: Key) -> AnyTable | None:
@@ -258,7 +272,21 @@ class Dataplane:
             await self._apply_routing(report, removals=True)
             for family, tables in self.filters.items():
                 await self._remove_elements(family, tables, report)
+        for family, reason in self._standing_failures().items():
+            report.failures.setdefault(family, reason)
         return report
+
+    def _standing_failures(self) -> dict[Family, str]:
+        """What no object is to blame for and what keeps a whole family from working, also between two tries."""
+        failures = {}
+        for family, tables in self.filters.items():
+            if chains := tables.chains.refused:
+                chain = min(chains)
+                failures[family] = f"{len(chains)} chains of rules, first {chain}: {chains[chain].reason}"
+        for setting, refused in self.interface_settings.table.refused.items():
+            if setting.interface == ALL_INTERFACES:
+                failures[setting.family] = f"{setting}: {refused.reason}"
+        return failures
 
     def plan(self) -> list[Operation]:
         """What ``apply(complete=True)`` would do now, without doing it."""
@@ -283,7 +311,7 @@ class Dataplane:
     # --- packet filter -----------------------------------------------------------------------------------------
 
     async def _apply_filter(self, family: Family, tables: FilterTables, complete: bool, report: ApplyReport) -> None:
-        if not tables.elements.dirty and not tables.chains.dirty:
+        if tables.containers and not tables.elements.dirty and not tables.chains.dirty:
             return
         if not complete and not tables.in_place:
             return
@@ -294,7 +322,7 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change:
+        if not change and (tables.containers or not complete):
             return
         refused = await self._write_filter(family, tables, change, report)
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
@@ -309,6 +337,7 @@ class Dataplane:
         if delta:
             refused = await self._write_filter(family, tables, FilterChange(remove=list(delta.remove)), report)
             tables.elements.record(delta, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+            self.release.removed(key for key in delta.remove if key not in refused)
 
     @staticmethod
     async def _write_filter(

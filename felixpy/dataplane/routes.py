@@ -12,6 +12,7 @@ from collections.abc import Callable
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
 from felixpy.config import Settings
 from felixpy.dataplane.links import Links
+from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
@@ -28,10 +29,13 @@ MULTICAST = b"\xff"
 class RouteTable:
     """Keyed table of routes, both families, with its way to read and write."""
 
-    def __init__(self, links: Links, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, links: Links, settings: Settings, clock: Callable[[], float], release: AddressRelease | None = None
+    ) -> None:
         self.links = links
         self.settings = settings
         self._clock = clock
+        self._release = release
         self.table: KeyedTable[RouteKey, Route, KernelRoute] = KeyedTable(
             "routes",
             self._resolve,
@@ -86,6 +90,8 @@ class RouteTable:
         return rtnetlink.route_request(KernelRouteKey(*key), route, delete=delete)
 
     def _resolve(self, key: RouteKey, route: Route) -> KernelRoute:
+        if self._release is not None and key.destination.is_host:
+            self._release.hold(self.table, key, key.destination.packed)
         index = 0
         if route.interface is not None:
             link = self.links.by_name.get(route.interface)

@@ -39,9 +39,10 @@ class Doubts:
 class Watch:
     """Two notification sockets on the event loop; ``changed`` is called after each batch, ``take`` empties doubts."""
 
-    def __init__(self, dataplane: Dataplane, changed: Callable[[], None]) -> None:
+    def __init__(self, dataplane: Dataplane, changed: Callable[[], None], failed: Callable[[Exception], None]) -> None:
         self._dataplane = dataplane
         self._changed = changed
+        self._failed = failed
         self._doubts = Doubts()
         self._monitors: dict[Monitor, int] = {}
         self.overflows = 0
@@ -86,7 +87,10 @@ class Watch:
             del self._monitors[monitor]
             loop.call_later(OVERFLOW_PAUSE_SECONDS, self._resume, monitor, take)
             return
-        take(messages)
+        try:
+            take(messages)
+        except Exception as error:  # noqa: BLE001 - a bug must end the agent, and the event loop would only log it
+            self._failed(error)
         self._changed()
 
     def _resume(self, monitor: Monitor, take: Callable[[list[Message]], None]) -> None:

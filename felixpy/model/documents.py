@@ -68,9 +68,14 @@ def load_directory(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocumen
         yield BadDocument(str(path), 0, None, "", f"the directory cannot be read: {error.strerror}")
         return
     for file in files:
-        if file.is_file() or not file.exists():
+        try:
+            is_regular, is_folder = file.is_file() or not file.exists(), file.is_dir()
+        except OSError as error:  # a directory that may be listed but not entered
+            yield BadDocument(str(file), 0, None, "", f"the file cannot be read: {error.strerror}")
+            continue
+        if is_regular:
             yield from load_file(file, ignored)
-        elif not file.is_dir():  # opening a pipe would wait for its writer
+        elif not is_folder:  # opening a pipe would wait for its writer
             yield BadDocument(str(file), 0, None, "", "is not a regular file")
 
 

@@ -42,6 +42,7 @@ class Metrics:
         self.ignored = Counter(
             "felixpy_ignored", "Unknown kinds, topics and fields in the stream.", ["what"], registry=registry
         )
+        self.left_out = Gauge("felixpy_objects_left_out", "Objects beyond MaxObjects.", registry=registry)
         self.ready = Gauge("felixpy_ready", "1 once the first complete apply succeeded.", ["family"], registry=registry)
 
     def text(self) -> bytes:

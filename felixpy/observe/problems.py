@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import structlog
 
@@ -17,6 +18,8 @@ class Problems:
     """Reasons by object; the newest word counts."""
 
     def __init__(self, metrics: Metrics) -> None:
+        self.has_news = False
+        """Something was told since whoever publishes the whole list last said that he has it."""
         self._log = structlog.get_logger("felixpy")
         self._metrics = metrics
         self._reasons: dict[ResourceKey, str] = {}
@@ -31,6 +34,7 @@ class Problems:
         old = self._reasons.get(key, "")
         if reason == old:
             return
+        self.has_news = True
         if reason:
             self._reasons[key] = reason
             self._log.warning("problem", object=str(key), reason=reason)
@@ -39,6 +43,9 @@ class Problems:
             self._log.info("problem solved", object=str(key), was=old)
         self._kinds[key.kind] += bool(reason) - bool(old)
         self._metrics.problems.labels(key.kind).set(self._kinds[key.kind])
+
+    def __iter__(self) -> Iterator[ResourceKey]:
+        return iter(self._reasons)
 
     def get(self, key: ResourceKey) -> str:
         return self._reasons.get(key, "")

@@ -1,16 +1,62 @@
-"""HTTP: ``/liveness`` and ``/readiness`` for the kubelet, ``/metrics`` for Prometheus. Off unless switched on."""
+"""HTTP: ``/liveness`` and ``/readiness`` for the kubelet, ``/metrics`` for Prometheus. Off unless switched on.
+
+The stream may switch them on and off: a port that is taken then is an error in the log, at the start it is the end.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import structlog
 from aiohttp import web
 
 from felixpy.config import Settings
 
+log = structlog.get_logger("felixpy")
+
 Probe = Callable[[], tuple[bool, str]]
 """Answers whether all is well, and says why not."""
+
+
+class ListenError(OSError):
+    """An address cannot be had: one sentence with address, reason and setting."""
+
+
+async def serve_latest(
+    settings: Settings, changes: asyncio.Queue[Settings], live: Probe, ready: Probe, metrics: Callable[[], bytes]
+) -> None:
+    """Serve for ever what the latest settings switch on.
+
+    Raises:
+        ListenError: an address of the first settings cannot be had.
+    """
+    is_first = True
+    while True:
+        try:
+            async with serve(settings, live, ready, metrics):
+                settings, is_first = await _change(settings, changes), False
+        except ListenError as error:
+            if is_first:
+                raise
+            log.error("not served", reason=str(error))
+            settings = await _change(settings, changes)
+
+
+async def _change(settings: Settings, changes: asyncio.Queue[Settings]) -> Settings:
+    """The next settings by which something else is served."""
+    while True:
+        newer = await changes.get()
+        if _served(newer) != _served(settings):
+            return newer
+
+
+def _served(settings: Settings) -> tuple[object, ...]:
+    health = (settings.health_host, settings.health_port) if settings.health_enabled else ()
+    metrics = (settings.prometheus_metrics_host, settings.prometheus_metrics_port)
+    return health, metrics if settings.prometheus_metrics_enabled else ()
 
 
 @asynccontextmanager
@@ -18,16 +64,17 @@ async def serve(settings: Settings, live: Probe, ready: Probe, metrics: Callable
     """Serve what the settings switch on, for the duration of the context.
 
     Raises:
-        OSError: an address is taken; the message names it.
+        ListenError: an address cannot be had.
     """
     runners = []
     try:
         if settings.health_enabled:
             routes = [web.get("/liveness", _probe(live)), web.get("/readiness", _probe(ready))]
-            runners.append(await _listen(routes, settings.health_host, settings.health_port))
+            runners.append(await _listen(routes, "Health", settings.health_host, settings.health_port))
         if settings.prometheus_metrics_enabled:
             routes = [web.get("/metrics", _text(metrics))]
-            runners.append(await _listen(routes, settings.prometheus_metrics_host, settings.prometheus_metrics_port))
+            host, port = settings.prometheus_metrics_host, settings.prometheus_metrics_port
+            runners.append(await _listen(routes, "PrometheusMetrics", host, port))
         yield
     finally:
         for runner in runners:
@@ -52,14 +99,17 @@ def _text(text: Callable[[], bytes]) -> Handler:
     return answer
 
 
-async def _listen(routes: list[web.RouteDef], host: str, port: int) -> web.AppRunner:
+async def _listen(routes: list[web.RouteDef], setting: str, host: str, port: int) -> web.AppRunner:
     app = web.Application()
     app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, host or None, port).start()
-    except OSError:
+    except OSError as error:
         await runner.cleanup()
-        raise
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ListenError(
+            f"cannot listen on {host or '*'} port {port}: {reason}; set {setting}Port or {setting}Host to what is free"
+        ) from None
     return runner

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiomqtt
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -23,6 +26,9 @@ from felixpy.config import Settings
 
 RECEIVE_MAXIMUM = 65535
 """Mosquitto drops what exceeds this plus its queue; with MQTT's older default it drops all but 1,020 messages."""
+
+READ_SECONDS = 0.002
+"""For so long packets are read in one turn of the event loop, if there are more: a burst is taken as a burst."""
 
 SESSION_TAKEN_OVER = 142
 _BAD_CREDENTIALS = frozenset({4, 134})
@@ -170,6 +176,7 @@ async def open_connection(
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )
     client.pending_calls_threshold = RECEIVE_MAXIMUM
+    _read_bursts(client)
     try:
         async with client:
             yield Connection(client, failed)
@@ -178,6 +185,33 @@ async def open_connection(
     finally:
         if not failed.done():
             failed.cancel()
+
+
+def _read_bursts(client: aiomqtt.Client) -> None:
+    """Read what has arrived, not one packet, whenever the socket is readable.
+
+    aiomqtt reads one packet per turn of the event loop, so that whatever else the loop does each turn would be done
+    once per message: a large snapshot or a flood would outrun the agent, and not even a SUBACK would be seen in time.
+    """
+    paho = client._client
+    read_one = paho.loop_read
+
+    def read(max_packets: int = 1) -> MQTTErrorCode:
+        end = time.monotonic() + READ_SECONDS
+        while True:
+            code = read_one(max_packets)
+            if code or time.monotonic() >= end or not _readable(paho.socket()):
+                return code
+
+    paho.loop_read = read  # type: ignore[method-assign]
+
+
+def _readable(sock: Any) -> bool:
+    if sock is None:
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def explain(error: aiomqtt.MqttError, settings: Settings) -> StreamError:

@@ -70,17 +70,17 @@ class DirectorySource:
             while True:
                 changed.clear()
                 latest = await asyncio.to_thread(_signature, self._path)
-                if latest is None:
-                    self._tell(sink, self._missing())
+                if isinstance(latest, OSError):
+                    self._tell(sink, self._missing(latest))
                 elif latest != signature:
                     if signature is None:
                         # A watch follows the directory it was made for, not a new one of the same name.
                         await _end(watcher)
                         watcher = asyncio.create_task(self._watch(changed))
                     self._take(await asyncio.to_thread(read, self._path), sink)
-                signature = latest
+                signature = None if isinstance(latest, OSError) else latest
                 try:
-                    async with asyncio.timeout(SCAN_SECONDS if latest is not None else SCAN_SECONDS / 3):
+                    async with asyncio.timeout(SCAN_SECONDS if signature is not None else SCAN_SECONDS / 3):
                         await changed.wait()
                 except TimeoutError:
                     pass
@@ -96,9 +96,13 @@ class DirectorySource:
                 log.debug("cannot watch the resource directory; scanning it", path=str(self._path), reason=str(error))
             await asyncio.sleep(SCAN_SECONDS)
 
-    def _missing(self) -> SyncStatus:
-        if self._held:
-            reason = f"the resource directory {self._path} is gone; its {len(self._held)} objects are kept as they were"
+    def _missing(self, error: OSError) -> SyncStatus:
+        kept = f"its {len(self._held)} objects are kept as they were"
+        if not isinstance(error, FileNotFoundError):
+            reason = f"the resource directory {self._path} cannot be read: {error.strerror}; "
+            reason += kept if self._held else "check FELIX_RESOURCEDIRECTORY and its permissions"
+        elif self._held:
+            reason = f"the resource directory {self._path} is gone; {kept}"
         else:
             reason = f"the resource directory {self._path} does not exist; create it and put manifests into it"
         return SyncStatus(SyncState.DEGRADED, reason)
@@ -109,8 +113,11 @@ class DirectorySource:
             sink.ignored(what)
         self._log_once(reading.problems)
         now = time.monotonic_ns()
+        silent = set(reading.unreadable)
+        if str(self._path) in silent:  # lost since its files were listed
+            silent.update(held.file for held in self._held.values())
         for key, held in list(self._held.items()):
-            if key not in reading.content and held.file not in reading.unreadable:
+            if key not in reading.content and held.file not in silent:
                 del self._held[key]
                 sink.update(Update(key, None, received_ns=now))
         for key, content in reading.content.items():
@@ -152,12 +159,12 @@ async def _changes(path: Path) -> AsyncIterator[None]:
         yield
 
 
-def _signature(path: Path) -> Signature | None:
-    """Names, sizes, inodes and change times of the manifests; None if there is no such directory."""
+def _signature(path: Path) -> Signature | OSError:
+    """Names, sizes, inodes and change times of the manifests, or why the directory cannot be read."""
     try:
         files = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
-    except OSError:
-        return None
+    except OSError as error:
+        return error
     found = []
     for file in files:
         try:

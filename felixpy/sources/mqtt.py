@@ -22,9 +22,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from felixpy.config import Settings
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.parse import parse_payload
-from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update
+from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, topics
 from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.sources.ending import end
 from felixpy.sources.manifest import parse_manifest
 from felixpy.sources.outbox import Outbox
 from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Report, Snapshot, Stop
@@ -41,6 +42,9 @@ SHORT_CONNECTIONS = 3
 TICK_SECONDS = 0.05
 IDLE_TICK_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
+PART_SECONDS = 0.2
+PAST_STATUS_SECONDS = 5.0
+"""For so long the retained status of endpoints is listened to, once the resources are known."""
 
 _OPTIONS = SubscribeOptions(qos=1)
 
@@ -63,6 +67,7 @@ class MqttSource:
         self._snapshot = Snapshot(node, timeout=settings.snapshot_timeout, quiet_time=settings.snapshot_quiet_time)
         self._outbox = Outbox()
         self._commands: asyncio.Queue[Read | Stop] = asyncio.Queue()
+        self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
         self._short_connections = 0
 
@@ -96,22 +101,22 @@ class MqttSource:
 
     def publish_status(self, payload: Mapping[str, Any]) -> None:
         """Set the agent's retained status; returns at once. Kept and written again after a reconnect."""
-        self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)))
+        self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)), first=True)
 
     def publish_endpoint_status(self, namespace: str, name: str, payload: Mapping[str, Any] | None) -> None:
         """Set or (None) delete one endpoint's retained status; returns at once."""
         topic = topics.endpoint_status_topic(self._node, namespace, name)
         self._put(topic, b"" if payload is None else msgspec.json.encode(dict(payload)))
 
-    def _put(self, topic: str, payload: bytes) -> None:
+    def _put(self, topic: str, payload: bytes, *, first: bool = False) -> None:
         if not self._observer:
-            self._outbox.put(self._prefix + topic, payload)
+            self._outbox.put(self._prefix + topic, payload, first=first)
 
     async def _session(self, sink: Sink) -> None:
         def receive(message: aiomqtt.Message) -> None:
             self._receive(message, sink)
 
-        self._commands = asyncio.Queue()
+        self._commands, self._in_sync = asyncio.Queue(), asyncio.Event()
         async with open_connection(self._settings, self._client_id, receive, self._will()) as connection:
             log.info("stream connected", broker=broker_name(self._settings), client_id=self._client_id)
             self._connected_at = time.monotonic()
@@ -119,8 +124,13 @@ class MqttSource:
             self._outbox.resend()
             try:
                 await self._serve(connection, sink)
+            except (StreamError, aiomqtt.MqttError):
+                raise
             except asyncio.CancelledError:
-                await self._leave(connection)
+                await self._leave(connection, "stopped")
+                raise
+            except Exception:
+                await self._leave(connection, "failed; its log says why")
                 raise
 
     def _will(self) -> aiomqtt.Will | None:
@@ -140,15 +150,14 @@ class MqttSource:
             self._subscribe(connection),
             self._tick(sink),
             self._outbox.run(publish),
+            self._read_past_status(connection),
         )
         tasks = [asyncio.create_task(part) for part in parts]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        errors = [result for result in results if isinstance(result, Exception)]
+            await end(tasks, PART_SECONDS)
+        errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
         # A lost connection makes several parts fail; the watch of the connection (first) knows why.
         raise errors[0] if errors else StreamError("the stream ended")
 
@@ -166,19 +175,38 @@ class MqttSource:
                 await connection.subscribe((name,), options=_OPTIONS)
                 self._snapshot.on_subscribed(time.monotonic())
 
+    async def _read_past_status(self, connection: Connection) -> None:
+        """Once in sync, see what earlier agents said of endpoints; ``_judge_past_status`` deletes what is untrue."""
+        await self._in_sync.wait()
+        if not self._observer:
+            name = self._prefix + topics.endpoint_status_filter(self._node)
+            try:
+                await connection.subscribe((name,), options=_OPTIONS)
+            except StreamError as error:
+                log.warning("the status of endpoints that are gone stays on the broker", reason=str(error))
+            else:
+                await asyncio.sleep(PAST_STATUS_SECONDS)
+                await connection.client.unsubscribe(name)
+        await asyncio.Event().wait()
+
+    def _judge_past_status(self, topic: str, about: str, payload: bytes) -> None:
+        """Delete the status of an endpoint that was deleted while no agent of this node was there to say so."""
+        if payload and not self._snapshot.knows(about) and not self._outbox.holds(self._prefix + topic):
+            self._put(topic, b"")
+
     async def _tick(self, sink: Sink) -> None:
         while True:
             in_sync = self._snapshot.state is SyncState.IN_SYNC
             await asyncio.sleep(IDLE_TICK_SECONDS if in_sync else TICK_SECONDS)
             self._perform(self._snapshot.on_tick(time.monotonic()), sink)
 
-    async def _leave(self, connection: Connection) -> None:
+    async def _leave(self, connection: Connection, reason: str) -> None:
         """Say that this is no accident, and write it out: a connection that just breaks makes the will fire."""
 
         async def publish(topic: str, payload: bytes) -> None:
             await connection.client.publish(topic, payload, qos=1, retain=True)
 
-        self.publish_status({"state": "offline", "reason": "stopped"})
+        self.publish_status({"state": "offline", "reason": reason})
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await self._outbox.write_all(publish)
@@ -193,6 +221,8 @@ class MqttSource:
         scope = topics.scope_of_manifest(topic)
         if scope is not None:
             self._perform(self._manifest(scope, payload, now), sink)
+        elif about := topics.topic_of_status(topic):
+            self._judge_past_status(topic, about, payload)
         elif topics.key_of(topic) is None:
             sink.ignored(f"topic {topic}")
         else:
@@ -217,6 +247,8 @@ class MqttSource:
                 assert key is not None, action
                 sink.update(Update(key, None, "", received_ns or time.monotonic_ns(), published_ns))
             elif isinstance(action, Report):
+                if action.status.state is SyncState.IN_SYNC:
+                    self._in_sync.set()
                 sink.sync_status(action.status)
             else:
                 self._commands.put_nowait(action)
@@ -229,6 +261,8 @@ def _parse(action: Deliver, sink: Sink) -> Update:
         if key.kind is Kind.BLOCK_AFFINITY:
             return Update(key, _parse_affinity(action, key, sink))
         resource = parse_payload(action.payload, key, sink.ignored)
+        if isinstance(resource, WorkloadEndpoint):
+            _check_node(action.topic.split("/")[1], resource.node, key)
     except InvalidResource as error:
         return Update(key, None, str(error))
     return Update(key, None if isinstance(resource, Absent) else resource)
@@ -244,11 +278,15 @@ def _parse_affinity(action: Deliver, key: ResourceKey, sink: Sink) -> BlockAffin
         raise
     if not isinstance(affinity, BlockAffinity):
         return None
-    if affinity.host != node:
-        raise InvalidResource(
-            f"the topic is for node {node}, the object for {affinity.host}", field="spec.node", key=key
-        )
+    _check_node(node, affinity.host, key)
     return replace(affinity, key=key)
+
+
+def _check_node(topic_level: str, node: str, key: ResourceKey) -> None:
+    """An object that moved but stayed at the topic of its old node would vanish without a word."""
+    if topics.unescape(topic_level) != node:
+        reason = f"the topic is for node {topics.unescape(topic_level)}, the object for {node}"
+        raise InvalidResource(reason, field="spec.node", key=key)
 
 
 def _published_ns(message: aiomqtt.Message) -> int:

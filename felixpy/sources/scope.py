@@ -78,6 +78,8 @@ class Scope:
         self.manifest_error = ""
         self._had_manifest = False
         self._lost = False
+        self._newest: Manifest | None = None
+        self._went_back = False
 
     @property
     def got(self) -> int:
@@ -90,14 +92,31 @@ class Scope:
         return sum(len(group.known) for group in self.groups.values())
 
     def restart(self) -> None:
+        if self.manifest is not None and not self._went_back:
+            self._newest = self.manifest
         self.manifest, self.manifest_error = None, ""
         for group in self.groups.values():
             group.restart()
 
+    def take_manifest(self, manifest: Manifest | None, error: str) -> None:
+        """The scope's manifest: None if there is none (any more), with ``error`` if it cannot be used.
+
+        The first one of a connection tells whether the broker is one that went back to an older state: same epoch,
+        lower revision. A new epoch is a fresh start, whatever was before.
+        """
+        is_first = self.manifest is None
+        self.manifest, self.manifest_error = manifest, error
+        if manifest is None or self._newest is None:
+            return
+        if manifest.epoch != self._newest.epoch:
+            self._went_back = False
+        elif is_first and manifest.rev < self._newest.rev:
+            self._went_back = True
+
     def settled(self) -> None:
         """The whole snapshot is in sync."""
         self._had_manifest = self._had_manifest or self.manifest is not None
-        self._lost = False
+        self._lost = self._went_back = False
 
     def matches(self) -> bool:
         """Equal to the manifest, or there is none to be equal to."""
@@ -112,10 +131,19 @@ class Scope:
         if self.manifest_error:
             return False
         if self.manifest is not None:
-            return self.matches() and (quiet or self.manifest.exact(self.segments))
+            return self._proved(self.manifest, quiet) and not (self._went_back and self._stale)
         if quiet:
             self._lost = self._lost or (self._stale and self.got == 0)
         return quiet and not self._doubted
+
+    def _proved(self, manifest: Manifest, quiet: bool) -> bool:
+        """Equal to the manifest, which says nothing of the state that an unfinished write will lead to.
+
+        Whoever fills a broker that lost everything begins with a manifest of nothing.
+        """
+        if manifest.writer:
+            return quiet and self.got > 0 and self.matches()
+        return self.matches() and (quiet or manifest.exact(self.segments))
 
     @property
     def _stale(self) -> bool:
@@ -145,9 +173,22 @@ class Scope:
             return self._why_without_manifest(topic)
         gaps = [self._gap(group, self.manifest) for group in self.groups.values() if not group.matches(self.manifest)]
         if not gaps:
-            return ""
-        writer = f" (a write by {self.manifest.writer} is not finished)" if self.manifest.writer else ""
-        return f"snapshot incomplete: {', '.join(gaps)}{writer}"
+            return self._why_not_believed(topic, self.manifest)
+        return f"snapshot incomplete: {', '.join(gaps)}{self._writing(self.manifest)}"
+
+    def _why_not_believed(self, topic: str, manifest: Manifest) -> str:
+        if not (self._went_back and self._newest and self._stale):
+            return f"snapshot incomplete{self._writing(manifest)}" if manifest.writer else ""
+        missing = sum(len(group.known) - len(group.seen) for group in self.groups.values())
+        return (
+            f"the broker went back to an older state ({topic} has rev {manifest.rev} after {self._newest.rev}) without "
+            f"{missing} objects that are kept; publish them again with 'felixpy apply', or give them up with "
+            "'felixpy apply --recount'"
+        )
+
+    @staticmethod
+    def _writing(manifest: Manifest) -> str:
+        return f" (a write by {manifest.writer} is not finished)" if manifest.writer else ""
 
     def _why_without_manifest(self, topic: str) -> str:
         if not self._doubted:

@@ -87,6 +87,10 @@ class Snapshot:
     def state(self) -> SyncState:
         return self._state
 
+    def knows(self, topic: str) -> bool:
+        """Whether a resource's topic was delivered and not removed since."""
+        return topic in self._groups[topics.segment_of(topic)].known
+
     def on_connected(self, now: float) -> Sequence[Action]:
         """A new connection is about to subscribe: everything known is stale until it is seen again."""
         for scope in self._scopes:
@@ -126,7 +130,7 @@ class Snapshot:
         self._last_message = now
         for scope in self._scopes:
             if scope.name == scope_name:
-                scope.manifest, scope.manifest_error = manifest, error
+                scope.take_manifest(manifest, error)
         if self._state is SyncState.IN_SYNC:
             self._note_match(now)
             return NOTHING
@@ -152,6 +156,8 @@ class Snapshot:
         return self._report("reading the retained topics")
 
     def _settle(self, now: float) -> Sequence[Action]:
+        if self._reading and now - self._last_message < DRAIN_SECONDS:
+            return NOTHING  # a topic that no manifest counts may come last: what matches so far would sweep it
         quiet = not self._reading and now - self._last_message >= self._quiet_time
         verdicts = [scope.judge(quiet=quiet) for scope in self._scopes]
         if not all(verdicts) or self._empty_broker():

@@ -137,6 +137,19 @@ def endpoint_status_topic(node: str, namespace: str, name: str) -> str:
     return f"status/{escape(node)}/wep/{escape(namespace)}/{escape(name)}"
 
 
+def endpoint_status_filter(node: str) -> str:
+    """Subscription for the status of every endpoint of a node."""
+    return f"{status_topic(node)}/wep/#"
+
+
+def topic_of_status(topic: str) -> str | None:
+    """Topic of the endpoint that an endpoint's status speaks of; None for any other topic."""
+    levels = topic.split("/")
+    if len(levels) != 5 or levels[0] != "status" or levels[2] != "wep" or not all(levels):
+        return None
+    return f"wep/{levels[1]}/{levels[3]}/{levels[4]}"
+
+
 def command_topic(node: str, verb: str) -> str:
     """Never retained."""
     return f"cmd/{escape(node)}/{escape(verb)}"

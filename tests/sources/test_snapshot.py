@@ -11,7 +11,7 @@ from paho.mqtt.client import topic_matches_sub
 
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.manifest import MODULUS, Manifest, content_hash
-from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Report, Snapshot, Stop
+from felixpy.sources.snapshot import DRAIN_SECONDS, Action, Deliver, Read, Remove, Report, Snapshot, Stop
 from felixpy.sources.topics import SHARED, key_of, scope_of, segment_of
 
 NODE = "n1"
@@ -309,7 +309,25 @@ def test_part_that_brings_the_missing_topic_is_in_sync() -> None:
     while not stream.reads or not stream.reads[-1].startswith("wep"):
         stream.wait(0.05)
     stream.messages(content)
+    stream.wait(DRAIN_SECONDS + 0.1)
     assert stream.state is SyncState.IN_SYNC
+
+
+def test_uncounted_topic_that_comes_last_in_a_part_is_kept_and_the_stream_degraded() -> None:
+    stream = Stream()
+    content = some_content()
+    stream.manifests(content)
+    stream.messages(content)
+    assert stream.state is SyncState.IN_SYNC
+    by_hand = {"ippool/by-hand": b"pool"}
+    stream.retained = content | by_hand
+    stream.messages(by_hand)
+    stream.wait(60)
+    assert stream.removed == []
+    assert stream.held == content | by_hand
+    assert [status.state for status in stream.statuses].count(SyncState.IN_SYNC) == 1
+    assert stream.state is SyncState.DEGRADED
+    assert "ippool 2/1" in stream.reason
 
 
 def test_degraded_reads_again_with_growing_pauses() -> None:

@@ -64,7 +64,8 @@ class Tools:
         )
         try:
             data = stdin.encode(errors="surrogateescape")
-            output, error = await asyncio.wait_for(process.communicate(data), TIMEOUT_SECONDS)
+            async with asyncio.timeout(TIMEOUT_SECONDS):  # wait_for of Python 3.11 can swallow a cancellation
+                output, error = await process.communicate(data)
         except TimeoutError:
             raise FilterError(
                 f"{name} did not end within {TIMEOUT_SECONDS:.0f} s; look for a program that holds the iptables lock"

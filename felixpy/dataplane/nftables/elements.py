@@ -12,8 +12,8 @@ from felixpy.netlink.nftables import KernelElement, KernelSet
 ADDRESS_TYPES = {Family.V4: nft.TYPE_IPV4_ADDR, Family.V6: nft.TYPE_IPV6_ADDR}
 
 
-class NotAPrefixError(ValueError):
-    """A set holds a range that is no prefix, so it is not ours."""
+class NotOursError(ValueError):
+    """A set holds what we never write: a range that is no prefix, a range of interfaces, a catch-all."""
 
 
 def set_shape(name: SetName, family: Family) -> KernelSet:
@@ -57,27 +57,31 @@ def decode(name: SetName, family: Family, elements: Iterable[KernelElement]) -> 
     """Members of a whole set.
 
     Raises:
-        NotAPrefixError: somebody put a range into the set that is no prefix.
+        NotOursError: somebody put something into the set that is no member in our form.
     """
     length = family.bits // 8
     match SET_TYPES[name]:
-        case SetType.HOST_INTERFACE:
-            return {ElementKey(name, Net.host(one.key[:length]), _interface(one.key[length:])) for one in elements}
-        case SetType.NET_INTERFACE:
-            return {
-                ElementKey(
-                    name, _net(one.key[:length], (one.key_end or one.key)[:length]), _interface(one.key[length:])
-                )
-                for one in elements
-            }
+        case SetType.HOST_INTERFACE | SetType.NET_INTERFACE:
+            return {_pair(name, one, length) for one in elements}
         case SetType.NET:
             return _intervals(name, family, elements)
+
+
+def _pair(name: SetName, one: KernelElement, length: int) -> ElementKey:
+    key, end = one.key, one.key_end
+    if not key or (end is not None and key[length:] != end[length:]):
+        raise NotOursError("a catch-all, or a range of interfaces")
+    address = key[:length]
+    net = Net.host(address) if end is None else _net(address, end[:length])
+    return ElementKey(name, net, _interface(key[length:]))
 
 
 def _intervals(name: SetName, family: Family, elements: Iterable[KernelElement]) -> set[ElementKey]:
     members: set[ElementKey] = set()
     start: bytes | None = None
     for one in sorted(elements, key=lambda element: (element.key, not element.interval_end)):
+        if not one.key:
+            raise NotOursError("a catch-all")
         if start is not None:
             last = int.from_bytes(one.key, "big") - 1
             members.add(ElementKey(name, _net(start, last.to_bytes(len(one.key), "big"))))
@@ -100,5 +104,5 @@ def _net(first: bytes, last: bytes) -> Net:
     low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
     size = high - low + 1
     if size <= 0 or size & (size - 1) or low & (size - 1):
-        raise NotAPrefixError(f"{first.hex()}-{last.hex()}")
+        raise NotOursError(f"{first.hex()}-{last.hex()}")
     return Net(first, len(first) * 8 - (size.bit_length() - 1))

@@ -142,7 +142,10 @@ class NftablesFilter:
         name = nft.set_of(message)
         if name not in set(SetName) or SET_TYPES[SetName(name)] is not SetType.HOST_INTERFACE:
             return None  # of an interval the kernel tells each end by itself
-        found = elements.decode(SetName(name), self.family, nft.decode_elements(message))
+        try:
+            found = elements.decode(SetName(name), self.family, nft.decode_elements(message))
+        except elements.NotOursError:
+            return None
         return [(key, command == nft.NEWSETELEM) for key in found]
 
     # --- reading -----------------------------------------------------------------------------------------------
@@ -172,7 +175,7 @@ class NftablesFilter:
             await asyncio.sleep(0)
         try:
             seen.elements |= elements.decode(name, self.family, found)
-        except elements.NotAPrefixError:
+        except elements.NotOursError:
             seen.tainted.add(name)
 
     def _in_table(self, command: int) -> Request:
@@ -189,7 +192,7 @@ class NftablesFilter:
     # --- writing -----------------------------------------------------------------------------------------------
 
     def _steps(self, change: FilterChange, per_message: int = ELEMENTS_PER_MESSAGE) -> list[_Step]:
-        if not change:
+        if not change and not self._seen.tainted:
             return []
         return [
             *self._container_steps(),
@@ -215,14 +218,14 @@ class NftablesFilter:
     def _chain_steps(self, change: FilterChange) -> list[_Step]:
         """New chains, then the old rules out and the new rules in: within one transaction nobody sees the gap."""
         steps = []
-        for key in change.chains:
+        for key in sorted(change.chains):
             if key not in self._seen_chains and change.chains[key] is not None:
                 request = nft.new_chain(self.family, TABLE, render.chain_name(key), render.HOOKS.get(key))
                 steps.append(_Step(request, (key,)))
         for key in change.chains:
             if key in self._seen_chains:
                 steps.append(_Step(nft.flush_chain(self.family, TABLE, render.chain_name(key)), (key,), gone=True))
-        for key, rules in change.chains.items():
+        for key, rules in sorted(change.chains.items()):
             for rule in rules or ():
                 steps.append(_Step(nft.new_rule(self.family, TABLE, render.chain_name(key), rule), (key,)))
         return steps

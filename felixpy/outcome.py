@@ -1,0 +1,122 @@
+"""What became of each object, for people: one state and one reason, in log, metric and status topic, said once.
+
+    invalid in the stream → error · wrong beside others → error · refused by the kernel → error · waits for an event →
+    waiting · not written yet → pending (never told) · everything in the kernel → up
+
+Invariant: an object's problem is told when it begins, when it changes and when it ends. It must never decide anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from felixpy.calc.graph import HOST, Calculation
+from felixpy.config import LiveSettings
+from felixpy.dataplane.apply import Dataplane
+from felixpy.model.resources import Kind, ResourceKey, Update
+from felixpy.observe.metrics import Metrics
+from felixpy.observe.problems import Problems
+
+
+class StatusPublisher(Protocol):
+    """Where the agent reports to; both calls queue and return."""
+
+    def publish_status(self, payload: Mapping[str, Any]) -> None: ...
+
+    def publish_endpoint_status(self, namespace: str, name: str, payload: Mapping[str, Any] | None) -> None: ...
+
+
+class Outcome:
+    """State of every object, derived from the stream's word, the calculation and the kernel's answers."""
+
+    def __init__(
+        self,
+        calculation: Calculation,
+        dataplane: Dataplane,
+        settings: LiveSettings,
+        metrics: Metrics,
+        status: StatusPublisher | None,
+    ) -> None:
+        self.problems = Problems(metrics)
+        self.reported: dict[ResourceKey, tuple[str, str]] = {}
+        """State and reason of this node's endpoints, as told last."""
+        self._calculation = calculation
+        self._dataplane = dataplane
+        self._settings = settings
+        self._metrics = metrics
+        self._status = status
+        self._invalid: dict[ResourceKey, str] = {}
+        self._arrivals: dict[ResourceKey, Update] = {}
+
+    def arrived(self, update: Update) -> None:
+        """Take note of what the stream says of an object."""
+        key = update.key
+        if update.error:
+            self._invalid[key] = update.error
+        else:
+            self._invalid.pop(key, None)
+        if key.kind is Kind.WORKLOAD_ENDPOINT and update.resource is not None:
+            self._arrivals[key] = update
+        else:
+            self._arrivals.pop(key, None)
+
+    def judge(self, things: Iterable[ResourceKey]) -> None:
+        """Tell what has changed of objects."""
+        for thing in things:
+            state, reason = self.state_of(thing)
+            if thing == HOST or state == "pending":
+                continue
+            self.problems.set(thing, reason)
+            if thing.kind is Kind.WORKLOAD_ENDPOINT:
+                self._tell(thing, state, reason)
+
+    def judge_again(self, things: Iterable[ResourceKey]) -> None:
+        """Tell what has changed of the given objects and of all that were told of or have a problem."""
+        self.judge({*things, *self.reported, *self.problems, *self._settings.problems})
+
+    def state_of(self, thing: ResourceKey) -> tuple[str, str]:
+        """State and reason; the state is empty for what is absent, of another node, or well without being up."""
+        for problems in (self._invalid, self._calculation.problems, self._settings.problems):
+            if thing in problems:
+                return "error", problems[thing]
+        pending = False
+        for key in self._calculation.keys_of(thing):
+            table = self._dataplane.table_of(key)
+            if table is None or self._calculation.owner_of(key) != thing:
+                continue
+            if key in table.refused:
+                return "error", f"{key}: {table.refused[key].reason}"
+            if key in table.waiting:
+                return "waiting", table.waiting[key]
+            pending = pending or key in table.dirty
+        endpoint = self._calculation.store.endpoints.get(thing)
+        if endpoint is None or not self._calculation.store.local(endpoint):
+            return "", ""
+        return ("pending" if pending else "up"), ""
+
+    def _tell(self, thing: ResourceKey, state: str, reason: str) -> None:
+        """Report an endpoint, if there is news; an endpoint that was up and was written anew is news."""
+        is_written = state == "up" and thing in self._arrivals
+        if (state, reason) == self.reported.get(thing, ("", "")) and not is_written:
+            return
+        payload: dict[str, Any] | None = None
+        if state:
+            self.reported[thing] = state, reason
+            payload = {"state": state, "reason": reason, "ts": time.time()}
+            if is_written:
+                payload |= self._latencies(self._arrivals.pop(thing))
+        else:
+            self.reported.pop(thing, None)
+            self._arrivals.pop(thing, None)
+        if self._status:
+            self._status.publish_endpoint_status(thing.namespace, thing.name, payload)
+
+    def _latencies(self, arrival: Update) -> dict[str, float]:
+        agent_seconds = (time.monotonic_ns() - arrival.received_ns) / 1e9
+        self._metrics.programmed_seconds.observe(agent_seconds)
+        found = {"agent_ms": round(agent_seconds * 1000, 3)}
+        if arrival.published_ns:
+            found["latency_ms"] = round((time.time_ns() - arrival.published_ns) / 1e6, 3)
+        return found

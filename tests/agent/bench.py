@@ -1,0 +1,251 @@
+"""An agent in this process with its source, and the ways to change its stream and to see all that it says and does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+from structlog.testing import capture_logs
+
+from felixpy.agent import Agent
+from felixpy.config import SettingsSource, load_environment, resolve
+from felixpy.demo.resources import Object, ip_pool, v3
+from felixpy.sources.directory import DirectorySource
+from felixpy.sources.ending import end
+from felixpy.sources.mqtt import MqttSource
+from tests.broker import Broker
+from tests.kernel import ip_json, run
+
+NODE = "n1"
+ROOT = "felixpy/v1"
+PATIENCE_S = 10.0
+NFTABLES = {"FELIX_NFTABLESMODE": "Enabled"}
+LEGACY = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "Legacy"}
+NFT = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "NFT"}
+_OF_THE_KERNEL = re.compile("proto kernel|expires")
+"""Routes that the kernel makes by itself, some of them a while after their interface."""
+
+TOPICS = {"IPPool": "ippool", "Node": "node", "IPAMBlock": "block", "FelixConfiguration": "felixconfig"}
+
+
+def endpoint(name: str, number: int, *, interface: str = "", **spec: Any) -> Object:
+    """A dual-stack endpoint ``10.48.0.<number>``, ``fd00:48::<number>`` on ``cali<number>``; ``spec`` replaces."""
+    return v3(
+        "WorkloadEndpoint",
+        name,
+        {
+            "node": NODE,
+            "interfaceName": interface or f"cali{number}",
+            "ipNetworks": [f"10.48.0.{number}/32", f"fd00:48::{number}/128"],
+            "mac": f"ee:ee:ee:ee:ee:{number:02x}",
+            **spec,
+        },
+        "default",
+    )
+
+
+GOOD = endpoint("good", 1)
+"""The neighbour that nothing may disturb."""
+
+POOLS = [
+    ip_pool("four", "10.48.0.0/16", natOutgoing=True),
+    ip_pool("six", "fd00:48::/64", natOutgoing=True),
+]
+
+
+def topic_of(document: Object) -> str:
+    metadata = document["metadata"]
+    if document["kind"] == "WorkloadEndpoint":
+        return f"wep/{document['spec']['node']}/{metadata['namespace']}/{metadata['name']}"
+    return f"{TOPICS[document['kind']]}/{metadata['name']}"
+
+
+class Stream:
+    """Publishes as a person with ``mosquitto_pub -r`` would, and follows every status topic."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+        self.status: dict[str, dict[str, Any]] = {}
+        self.history: list[tuple[str, dict[str, Any]]] = []
+
+    async def put(self, *documents: Object) -> None:
+        for document in documents:
+            await self.raw(topic_of(document), json.dumps(document).encode())
+
+    async def raw(self, topic: str, payload: bytes) -> None:
+        """An empty payload deletes."""
+        await self._client.publish(f"{ROOT}/{topic}", payload, qos=1, retain=True)
+
+    async def follow(self) -> None:
+        async for message in self._client.messages:
+            key = message.topic.value.removeprefix(f"{ROOT}/status/")
+            if message.payload:
+                self.status[key] = json.loads(bytes(message.payload))
+                self.history.append((key, self.status[key]))
+            else:
+                self.status.pop(key, None)
+
+
+@contextlib.asynccontextmanager
+async def stream_to(broker: Broker) -> AsyncIterator[Stream]:
+    async with aiomqtt.Client("127.0.0.1", broker.port) as client:
+        await client.subscribe(f"{ROOT}/status/#", qos=1)
+        stream = Stream(client)
+        follower = asyncio.create_task(stream.follow())
+        try:
+            yield stream
+        finally:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+
+
+class Running:
+    """A running agent and what it said: ``log`` are its events."""
+
+    def __init__(self, agent: Agent, stream: Stream, log: list[Any]) -> None:
+        self.agent = agent
+        self.stream = stream
+        self.log = log
+
+    async def until(self, condition: Callable[[], object], what: str = "") -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"{what} never came; said: {self.log[-12:]} {self.stream.status}"
+            await asyncio.sleep(0.01)
+
+    async def in_sync(self) -> None:
+        await self.until(lambda: self.stream.status.get(NODE, {}).get("state") == "in-sync", "in-sync")
+
+    def events(self, event: str, **fields: str) -> list[Any]:
+        """Log events with these fields."""
+        return [
+            each for each in self.log if each["event"] == event and all(each.get(k) == v for k, v in fields.items())
+        ]
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {str(key): reason for key, reason in self.agent.outcome.problems.items()}
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.agent.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async def quiet(self) -> None:
+        """Until the agent has done what there is to do, and for a moment longer."""
+        await asyncio.sleep(0.15)
+
+    async def endpoint_is(self, name: str, state: str, reason: str = "") -> dict[str, Any]:
+        """Wait for an endpoint's status topic; returns its payload."""
+
+        def seen() -> dict[str, Any]:
+            return self.stream.status.get(f"{NODE}/wep/default/{name}", {})
+
+        await self.until(lambda: seen().get("state") == state and reason in seen()["reason"], f"{name} {state}")
+        return seen()
+
+
+@contextlib.asynccontextmanager
+async def running(
+    broker: Broker, environ: Mapping[str, str] = NFTABLES, *, directory: Path | None = None, file: Path | None = None
+) -> AsyncIterator[Running]:
+    """An agent that follows the broker (or a directory, with its status seen nowhere) until the block ends."""
+    variables = {
+        "NODENAME": NODE,
+        "FELIX_MQTTHOST": "" if directory else "127.0.0.1",
+        "FELIX_MQTTPORT": str(broker.port),
+        "FELIX_SNAPSHOTQUIETTIME": "0.1",
+        "FELIX_SNAPSHOTTIMEOUT": "0.6",
+        **environ,
+    }
+    sources = [load_environment(variables)]
+    if file is not None:
+        from felixpy.config import load_toml
+
+        sources.append(load_toml(file))
+    with capture_logs() as log:
+        async with stream_to(broker) as stream:
+            agent, tasks = _start(sources, directory)
+            try:
+                yield Running(agent, stream, log)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+            finally:
+                await end(tasks, 3.0)
+
+
+def _start(sources: list[SettingsSource], directory: Path | None) -> tuple[Agent, list[asyncio.Task[None]]]:
+    settings, problems = resolve(sources)
+    assert not problems
+    settings = replace(settings, nodename=NODE)
+    mqtt = None if directory else MqttSource(settings, NODE)
+    agent = Agent(settings, sources, status=mqtt)
+    source = mqtt or DirectorySource(directory or Path())
+    return agent, [asyncio.create_task(agent.run()), asyncio.create_task(source.run(agent))]
+
+
+# --- the kernel --------------------------------------------------------------------------------------------------
+
+
+def routes(*selectors: str) -> set[str]:
+    """Destinations of our routes, both families, as ``ip`` prints them."""
+    found = [
+        *ip_json("-4", "route", "show", "proto", "222", *selectors),
+        *ip_json("-6", "route", "show", "proto", "222", *selectors),
+    ]
+    return {str(route["dst"]) for route in found}
+
+
+def members(name: str) -> set[str]:
+    """Members of a set in both families, as ``nft`` prints them, in the nftables back-end."""
+    found: set[str] = set()
+    for family in ("ip", "ip6"):
+        text = run("nft", "list", "set", family, "felixpy", name)
+        if "elements = {" in text:
+            inside = text.partition("elements = {")[2].partition("}")[0]
+            found |= {" ".join(each.split()) for each in inside.split(",")}
+    return found
+
+
+def state_of(interface: str) -> str:
+    """What felixpy keeps of one workload's interface."""
+    lines = dump().splitlines()
+    own = [line for line in lines if f" dev {interface} " in line or f"/{interface}/" in line]
+    own += sorted(
+        member for name in ("from-workload", "to-workload") for member in members(name) if interface in member
+    )
+    return "\n".join(own)
+
+
+def dump(*, sysctls: bool = True) -> str:
+    """Everything that felixpy could change in this network, as text."""
+    commands = [
+        ("nft", "-s", "list", "ruleset"),
+        ("ip", "-4", "route", "show", "table", "all"),
+        ("ip", "-6", "route", "show", "table", "all"),
+        ("ip", "-4", "neigh", "show", "nud", "permanent"),
+        ("ip", "-6", "neigh", "show", "nud", "permanent"),
+        ("ipset", "save"),
+    ]
+    if sysctls:
+        commands.append(("grep", "-rHs", ".", *map(str, _sysctl_files())))
+    if _legacy_in_use():  # asking would otherwise make the tables
+        commands += [("iptables-legacy-save",), ("ip6tables-legacy-save",)]
+    lines = "\n".join(run(*command) for command in commands).splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("#", ":")) and not _OF_THE_KERNEL.search(line))
+
+
+def _sysctl_files() -> list[Path]:
+    names = ("forwarding", "proxy_arp", "accept_ra", "rp_filter", "route_localnet")
+    return sorted(file for name in names for file in Path("/proc/sys/net").glob(f"ipv*/conf/*/{name}"))
+
+
+def _legacy_in_use() -> bool:
+    return any(Path(f"/proc/net/{name}_tables_names").read_text().split() for name in ("ip", "ip6"))

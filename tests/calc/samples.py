@@ -1,0 +1,132 @@
+"""Resources and facts of a node ``n1`` (192.0.2.1, 2001:db8::1 on eth0) for tests of the calculation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from felixpy.calc.entries import ElementKey, Key, Route, RouteKey, SetName
+from felixpy.calc.graph import Calculation
+from felixpy.calc.host import Host, HostAddress
+from felixpy.config import Settings
+from felixpy.model.net import Family, Net
+from felixpy.model.resources import (
+    BlockAffinity,
+    Borrowed,
+    Encapsulation,
+    IPAMBlock,
+    IPPool,
+    Kind,
+    Node,
+    Resource,
+    ResourceKey,
+    Update,
+    WorkloadEndpoint,
+)
+from felixpy.store import Store
+
+NODE = "n1"
+SETTINGS = Settings(nodename=NODE)
+HOST_FACTS = Host(
+    (
+        HostAddress("eth0", Net.parse_interface("192.0.2.1/24")),
+        HostAddress("eth0", Net.parse_interface("2001:db8::1/64")),
+        HostAddress("eth1", Net.parse_interface("198.51.100.1/24")),
+    ),
+    ipv6=True,
+    rp_filter=1,
+)
+
+
+def nets(*texts: str) -> tuple[Net, ...]:
+    return tuple(Net.parse(text) for text in texts)
+
+
+def endpoint(
+    name: str,
+    *addresses: str,
+    interface: str = "",
+    node: str = NODE,
+    mac: str = "",
+    sources: Iterable[str] = (),
+    created: str = "",
+) -> WorkloadEndpoint:
+    return WorkloadEndpoint(
+        ResourceKey(Kind.WORKLOAD_ENDPOINT, name, "default"),
+        node,
+        interface or f"cali-{name}",
+        nets(*addresses),
+        bytes.fromhex(mac.replace(":", "")) if mac else None,
+        nets(*sources),
+        created,
+    )
+
+
+def pool(
+    name: str,
+    cidr: str,
+    *,
+    nat: bool = False,
+    disabled: bool = False,
+    encapsulation: Encapsulation = Encapsulation.NONE,
+    uses: Iterable[str] = ("Workload", "Tunnel"),
+) -> IPPool:
+    net = Net.parse(cidr)
+    size = 26 if net.family is Family.V4 else 122
+    return IPPool(ResourceKey(Kind.IP_POOL, name), net, size, nat, disabled, encapsulation, frozenset(uses))
+
+
+def node(name: str, *addresses: str) -> Node:
+    parsed = {net.family: net for net in map(Net.parse_interface, addresses)}
+    return Node(ResourceKey(Kind.NODE, name), parsed.get(Family.V4), parsed.get(Family.V6))
+
+
+def block(cidr: str, host: str | None, *borrowed: tuple[str, str]) -> IPAMBlock:
+    key = ResourceKey(Kind.IPAM_BLOCK, cidr.replace("/", "-").replace(":", "-").replace(".", "-"))
+    lent = tuple(Borrowed(Net.parse(address), name) for address, name in borrowed)
+    return IPAMBlock(key, Net.parse(cidr), host, lent)
+
+
+def affinity(cidr: str, host: str) -> BlockAffinity:
+    name = f"{host}-{cidr}".replace("/", "-").replace(":", "-").replace(".", "-")
+    return BlockAffinity(ResourceKey(Kind.BLOCK_AFFINITY, name), Net.parse(cidr), host)
+
+
+def calculated(*resources: Resource, settings: Settings = SETTINGS, host: Host = HOST_FACTS) -> Calculation:
+    """Everything taken in the order given, calculated update by update."""
+    store = Store(settings.nodename)
+    calculation = Calculation(store, settings, host)
+    for resource in resources:
+        calculation.calculate(store.apply(Update(resource.key, resource)))
+    return calculation
+
+
+def said(calculation: Calculation) -> dict[str, str]:
+    """Every entry as text: what the key says and the value in words."""
+    return {str(key): text(value) for key, value in calculation.entries().items()}
+
+
+def text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex(":")
+    return "" if value is None else str(value)
+
+
+def routes(calculation: Calculation) -> dict[str, str]:
+    """Destination (with the metric where it is not the family's default) to the rest of the route."""
+    found = {}
+    for key, value in calculation.entries().items():
+        if isinstance(key, RouteKey) and isinstance(value, Route):
+            default = 0 if key.family is Family.V4 else 1024
+            name = str(key.destination) if key.metric == default else str(key)
+            found[name] = str(value)
+    return found
+
+
+def members(calculation: Calculation, *names: SetName) -> set[str]:
+    """Members of sets, as text."""
+    keys: Iterable[Key] = calculation.entries()
+    return {str(key) for key in keys if isinstance(key, ElementKey) and (not names or key.set in names)}
+
+
+def problems(calculation: Calculation) -> dict[str, str]:
+    return {key.name: reason for key, reason in calculation.problems.items()}

@@ -1,0 +1,223 @@
+"""Blocks of addresses: which routes they become, and when none: nothing leaves unencapsulated by accident."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from felixpy.calc.host import Host, HostAddress
+from felixpy.config import ProgramClusterRoutes
+from felixpy.model.net import Net
+from felixpy.model.resources import Encapsulation, Resource
+from tests.calc.samples import (
+    HOST_FACTS,
+    SETTINGS,
+    affinity,
+    block,
+    calculated,
+    endpoint,
+    node,
+    pool,
+    problems,
+    routes,
+)
+
+POOLS = (pool("p4", "10.65.0.0/16"), pool("p6", "fd00:65::/64"))
+NODES = (
+    node("n1", "192.0.2.1/24", "2001:db8::1/64"),
+    node("n2", "192.0.2.2/24", "2001:db8::2/64"),
+    node("n3", "203.0.113.3/24", "2001:db8:3::3/64"),  # in no subnet of ours
+    node("v4only", "192.0.2.4/24"),
+)
+CLUSTER = (*POOLS, *NODES)
+
+CASES: dict[str, tuple[tuple[Resource, ...], dict[str, str], dict[str, str]]] = {
+    "remote block": (
+        (*CLUSTER, block("10.65.1.0/26", "n2")),
+        {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"},
+        {},
+    ),
+    "remote block, v6": (
+        (*CLUSTER, block("fd00:65::40/122", "n2")),
+        {"fd00:65::40/122": "via 2001:db8::2 dev eth0 onlink"},
+        {},
+    ),
+    "remote affinity": (
+        (*CLUSTER, affinity("10.65.1.0/26", "n2")),
+        {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"},
+        {},
+    ),
+    "node beyond our subnets leaves by our own node address": (
+        (*CLUSTER, block("10.65.1.0/26", "n3")),
+        {"10.65.1.0/26": "via 203.0.113.3 dev eth0 onlink"},
+        {},
+    ),
+    "node beyond our subnets, and we do not know ourselves": (
+        (*POOLS, *NODES[1:], block("10.65.1.0/26", "n3")),
+        {},
+        {"10-65-1-0-26": "no interface of this node leads to node n3 at 203.0.113.3"},
+    ),
+    "node in the subnet of a second interface": (
+        (*CLUSTER, node("n5", "198.51.100.5/24"), block("10.65.1.0/26", "n5")),
+        {"10.65.1.0/26": "via 198.51.100.5 dev eth1 onlink"},
+        {},
+    ),
+    "own block": ((*CLUSTER, block("10.65.2.0/26", "n1")), {"10.65.2.0/26": "blackhole"}, {}),
+    "own block, v6": ((*CLUSTER, block("fd00:65::80/122", "n1")), {"fd00:65::80/122": "blackhole"}, {}),
+    "own affinity": ((*CLUSTER, affinity("10.65.2.0/26", "n1")), {"10.65.2.0/26": "blackhole"}, {}),
+    "own block needs no pool": ((block("10.65.2.0/26", "n1"),), {"10.65.2.0/26": "blackhole"}, {}),
+    "own block of one address": ((*CLUSTER, block("10.65.2.7/32", "n1")), {}, {}),
+    "own block of one address, v6": ((*CLUSTER, block("fd00:65::7/128", "n1")), {}, {}),
+    "block without affinity": ((*CLUSTER, block("10.65.1.0/26", None)), {}, {}),
+    "borrowed by another node": (
+        (*CLUSTER, block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n2"))),
+        {"10.65.2.0/26": "blackhole", "10.65.2.5/32": "via 192.0.2.2 dev eth0 onlink"},
+        {},
+    ),
+    "borrowed by us": (
+        (*CLUSTER, block("10.65.1.0/26", "n2", ("10.65.1.5/32", "n1"))),
+        {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"},
+        {},
+    ),
+    "borrowed between others, without affinity": (
+        (*CLUSTER, block("10.65.1.0/26", None, ("10.65.1.5/32", "n2"), ("10.65.1.6/32", "n1"))),
+        {"10.65.1.5/32": "via 192.0.2.2 dev eth0 onlink"},
+        {},
+    ),
+    "no pool yet": (
+        (*NODES, block("10.65.1.0/26", "n2")),
+        {},
+        {"10-65-1-0-26": "no pool covers this block yet"},
+    ),
+    "only a LoadBalancer pool": (
+        (*NODES, pool("lb", "10.65.0.0/16", uses=["LoadBalancer"]), block("10.65.1.0/26", "n2")),
+        {},
+        {"10-65-1-0-26": "no pool covers this block yet"},
+    ),
+    "disabled pool still counts": (
+        (*NODES, pool("p4", "10.65.0.0/16", disabled=True), block("10.65.1.0/26", "n2")),
+        {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"},
+        {},
+    ),
+    "node not known yet": (
+        (*POOLS, NODES[0], block("10.65.1.0/26", "n2")),
+        {},
+        {"10-65-1-0-26": "node n2 has no IPv4 address"},
+    ),
+    "node without the family's address": (
+        (*CLUSTER, block("fd00:65::40/122", "v4only"), block("10.65.1.0/26", "v4only")),
+        {"10.65.1.0/26": "via 192.0.2.4 dev eth0 onlink"},
+        {"fd00-65--40-122": "node v4only has no IPv6 address"},
+    ),
+    "several borrowed for one reason": (
+        (*POOLS, NODES[0], block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n9"), ("10.65.2.6/32", "n9"))),
+        {"10.65.2.0/26": "blackhole"},
+        {"10-65-2-0-26": "node n9 has no IPv4 address"},
+    ),
+    "narrower pool decides": (
+        (*CLUSTER, pool("tunnel", "10.65.1.0/24", encapsulation=Encapsulation.VXLAN), block("10.65.1.0/26", "n2")),
+        {},
+        {
+            "tunnel": "encapsulation VXLAN is not yet supported: blocks of this pool on other nodes get no route",
+            "10-65-1-0-26": "IPPool tunnel: encapsulation VXLAN is not yet supported: blocks of this pool on other "
+            "nodes get no route",
+        },
+    ),
+    "wider pool does not decide": (
+        (*NODES, POOLS[0], pool("wide", "10.0.0.0/8", encapsulation=Encapsulation.IPIP), block("10.65.1.0/26", "n2")),
+        {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"},
+        {"wide": "encapsulation IPIP is not yet supported: blocks of this pool on other nodes get no route"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])
+def test_what_a_block_becomes(name: str, backwards: bool) -> None:
+    resources, expected, wrong = CASES[name]
+    calculation = calculated(*(reversed(resources) if backwards else resources))
+    assert routes(calculation) == expected
+    assert problems(calculation) == wrong
+
+
+@pytest.mark.parametrize("encapsulation", [one for one in Encapsulation if one is not Encapsulation.NONE])
+def test_blocks_of_encapsulated_pools_are_never_routed_natively(encapsulation: Encapsulation) -> None:
+    encapsulated = pool("p4", "10.65.0.0/16", encapsulation=encapsulation)
+    blocks = (
+        block("10.65.1.0/26", "n2"),
+        block("10.65.3.0/26", "n1", ("10.65.3.5/32", "n2")),
+        affinity("10.65.4.0/26", "n2"),
+    )
+    calculation = calculated(*NODES, encapsulated, *blocks)
+    assert routes(calculation) == {"10.65.3.0/26": "blackhole"}  # what nobody here uses still must not leave
+    assert len(calculation.problems) == 4
+    assert all(f"encapsulation {encapsulation} is not yet supported" in one for one in problems(calculation).values())
+
+
+def test_a_pool_that_loses_its_encapsulation_gets_its_routes() -> None:
+    encapsulated = pool("p4", "10.65.0.0/16", encapsulation=Encapsulation.IPIP)
+    calculation = calculated(*NODES, encapsulated, block("10.65.1.0/26", "n2"), POOLS[0])
+    assert routes(calculation) == {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"}
+    assert calculation.problems == {}
+
+
+def test_a_node_that_gets_another_address_gets_another_route() -> None:
+    calculation = calculated(*CLUSTER, block("10.65.1.0/26", "n2"), node("n2", "192.0.2.22/24"))
+    assert routes(calculation) == {"10.65.1.0/26": "via 192.0.2.22 dev eth0 onlink"}
+
+
+def test_a_bgp_speaker_keeps_its_routes_to_itself() -> None:
+    settings = replace(SETTINGS, program_cluster_routes=ProgramClusterRoutes.DISABLED)
+    blocks = block("10.65.1.0/26", "n2"), block("10.65.2.0/26", "n1"), block("10.65.9.0/26", "nobody")
+    calculation = calculated(*CLUSTER, *blocks, settings=settings)
+    assert (routes(calculation), calculation.problems) == ({}, {})
+    local = calculated(*CLUSTER, *blocks, endpoint("a", "10.65.2.3"), settings=settings)
+    assert routes(local) == {"10.65.2.3/32": "dev cali-a"}
+
+
+@pytest.mark.parametrize(
+    ("off", "expected"), [("ipv4_support", {"fd00:65::40/122"}), ("ipv6_support", {"10.65.1.0/26"})]
+)
+def test_a_family_that_is_off_has_no_routes_and_no_problem(off: str, expected: set[str]) -> None:
+    blocks = block("10.65.1.0/26", "n2"), block("fd00:65::40/122", "n2"), block("10.65.9.0/26", "v4only")
+    calculation = calculated(*CLUSTER, *blocks[:2], settings=replace(SETTINGS, **{off: False}))
+    assert routes(calculation).keys() == expected
+    assert calculation.problems == {}
+
+
+def test_a_local_workload_wins_over_a_route_to_another_node() -> None:
+    """An address that moved here while the block still says that its old node borrowed it."""
+    lent = block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n2"))
+    local = endpoint("a", "10.65.2.5")
+    for resources in ((lent, local), (local, lent)):
+        calculation = calculated(*CLUSTER, *resources)
+        assert routes(calculation) == {"10.65.2.0/26": "blackhole", "10.65.2.5/32": "dev cali-a"}
+    gone = calculated(*CLUSTER, lent, local, replace(local, node="n2"))
+    assert routes(gone)["10.65.2.5/32"] == "via 192.0.2.2 dev eth0 onlink"
+
+
+@pytest.mark.parametrize("host", ["n1", "n2"])
+def test_block_and_affinity_say_the_same_route_once(host: str) -> None:
+    calculation = calculated(*CLUSTER, block("10.65.1.0/26", host), affinity("10.65.1.0/26", host))
+    assert len(routes(calculation)) == 1
+    calculation = calculated(*CLUSTER, affinity("10.65.1.0/26", host), block("10.65.1.0/26", None))
+    assert len(routes(calculation)) == 1
+
+
+@pytest.mark.parametrize(
+    ("addresses", "gateway", "expected"),
+    [
+        (["192.0.2.1/24"], "192.0.2.9", "a"),
+        (["192.0.2.1/24", "192.0.2.129/25"], "192.0.2.200", "b"),  # the longest subnet
+        (["192.0.2.129/25", "192.0.2.1/24"], "192.0.2.200", "a"),
+        (["192.0.2.1/24"], "203.0.113.9", None),
+        (["198.51.100.1/24", "192.0.2.77/32"], "203.0.113.9", "b"),  # our node address
+        ([], "192.0.2.9", None),
+    ],
+)
+def test_the_interface_that_leads_to_a_node(addresses: list[str], gateway: str, expected: str | None) -> None:
+    host = Host(tuple(HostAddress(name, Net.parse_interface(one)) for name, one in zip("abc", addresses, strict=False)))
+    own = Net.parse_interface("192.0.2.77/24")
+    assert host.parent_interface(Net.parse(gateway).packed, own) == expected
+    assert HOST_FACTS.parent_interface(Net.parse("203.0.113.9").packed, None) is None

@@ -1,0 +1,1 @@
+"""The commands as processes: what they print, their exit codes, and what they do to kernel and broker."""

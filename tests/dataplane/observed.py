@@ -1,0 +1,177 @@
+"""An agent in the test's own process, and everything that it asks of the kernel: messages, processes, sysctl writes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from felixpy.agent import Agent
+from felixpy.config import IptablesBackend, NFTablesMode, Settings
+from felixpy.dataplane.backend import Backend
+from felixpy.model.resources import Resource, ResourceKey, Update
+from felixpy.netlink import nftables, rtnetlink
+from felixpy.netlink.transport import NETLINK_NETFILTER, NLM_F_DUMP, NetlinkSocket, Request
+from felixpy.sources import SyncState, SyncStatus
+
+SEARCHED_SECONDS = 60.0
+_RT = {value: name for name, value in vars(rtnetlink).items() if name.startswith("RTM_")}
+_NFT = {
+    getattr(nftables, name): name for name in ("NEWTABLE", "DELTABLE", "NEWCHAIN", "DELCHAIN", "NEWRULE", "DELRULE")
+}
+_NFT |= {getattr(nftables, name): name for name in ("NEWSET", "DELSET", "NEWSETELEM", "DELSETELEM")}
+_IPSET = {2: "CREATE", 3: "DESTROY", 4: "FLUSH", 5: "RENAME", 6: "SWAP", 7: "LIST", 9: "ADD", 10: "DEL", 13: "TYPE"}
+_QUESTIONS = {"ipset LIST", "ipset TYPE"}  # TYPE is no dump but asks only
+
+
+def name_of(protocol: int, request: Request) -> str:
+    """``RTM_NEWROUTE``, ``nft NEWSETELEM``, ``ipset ADD``, ``batch`` (the frame of a transaction)."""
+    if protocol != NETLINK_NETFILTER:
+        return _RT.get(request.type, str(request.type))
+    subsystem, command = request.type >> 8, request.type & 0xFF
+    if subsystem == 0:
+        return "batch"
+    names, word = (_NFT, "nft") if subsystem == nftables.NFNL_SUBSYS_NFTABLES else (_IPSET, "ipset")
+    return f"{word} {names.get(command, command)}"
+
+
+@dataclass
+class Observed:
+    """What was asked of the kernel since the last ``clear``."""
+
+    writes: Counter[str] = field(default_factory=Counter)
+    sends: int = 0
+    bytes: int = 0
+    dumps: int = 0
+    processes: list[str] = field(default_factory=list)
+    sysctls: list[str] = field(default_factory=list)
+
+    def clear(self) -> None:
+        self.writes.clear()
+        self.processes.clear()
+        self.sysctls.clear()
+        self.sends = self.bytes = self.dumps = 0
+
+    def cost(self) -> dict[str, Any]:
+        """All that was written, without what was only read."""
+        return {
+            "messages": dict(self.writes), "sends": self.sends, "bytes": self.bytes,
+            "processes": list(self.processes), "sysctls": sorted(path.rpartition("/")[2] for path in self.sysctls),
+        }  # fmt: skip
+
+    def sent(self, protocol: int, requests: Sequence[Request]) -> None:
+        asked = [request for request in requests if request.flags & NLM_F_DUMP == NLM_F_DUMP]
+        names = [name_of(protocol, request) for request in requests]
+        if asked or set(names) <= _QUESTIONS:
+            self.dumps += len(requests)
+            return
+        self.writes.update(names)
+        self.sends += 1
+        self.bytes += sum(16 + len(request.payload) for request in requests)
+
+    def event(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """An audit event of this process."""
+        if name in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec"):
+            self.processes.append(str(arguments[1] if len(arguments) > 1 else name))
+        elif name == "open" and str(arguments[0]).startswith("/proc/sys/") and int(arguments[2]) & os.O_ACCMODE:
+            self.sysctls.append(str(arguments[0]))
+
+
+_listening: list[Observed] = []
+
+
+def _audit(name: str, arguments: tuple[Any, ...]) -> None:
+    for one in _listening:
+        one.event(name, arguments)
+
+
+_hooked: list[bool] = []
+
+
+@contextmanager
+def observe() -> Iterator[Observed]:
+    """Look over the shoulder of every ``NetlinkSocket`` and of the process; nothing behaves otherwise for it."""
+    if not _hooked:  # an audit hook stays for the life of the process
+        sys.addaudithook(_audit)
+        _hooked.append(True)
+    observed, send = Observed(), NetlinkSocket._send
+
+    def observed_send(self: NetlinkSocket, requests: Sequence[Request], ack_at: int) -> None:
+        observed.sent(self._protocol, requests)
+        send(self, requests, ack_at)
+
+    NetlinkSocket._send = observed_send  # type: ignore[method-assign]
+    _listening.append(observed)
+    try:
+        yield observed
+    finally:
+        NetlinkSocket._send = send  # type: ignore[method-assign]
+        _listening.remove(observed)
+
+
+def settings_for(backend: Backend, **others: Any) -> Settings:
+    nftables_mode = NFTablesMode.ENABLED if backend is Backend.NFTABLES else NFTablesMode.DISABLED
+    variant = IptablesBackend.LEGACY if backend is Backend.LEGACY else IptablesBackend.NFT
+    return Settings(nodename="n1", nftables_mode=nftables_mode, iptables_backend=variant, **others)
+
+
+class InProcess:
+    """A running agent, its stream, and what it reports."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.agent = Agent(settings, lambda configurations, labels: settings, status=self)
+        self.reported: dict[str, Mapping[str, Any] | None] = {}
+        self._news = asyncio.Event()
+
+    def publish_status(self, payload: Mapping[str, Any]) -> None:
+        self._news.set()
+
+    def publish_endpoint_status(self, namespace: str, name: str, payload: Mapping[str, Any] | None) -> None:
+        self.reported[name] = payload
+        self._news.set()
+
+    def put(self, *resources: Resource) -> None:
+        for resource in resources:
+            self.reported.pop(resource.key.name, None)
+            self.agent.update(Update(resource.key, resource))
+
+    def drop(self, *keys: ResourceKey) -> None:
+        for key in keys:
+            self.agent.update(Update(key, None))
+
+    def in_sync(self) -> None:
+        self.agent.sync_status(SyncStatus(SyncState.IN_SYNC))
+
+    async def up(self, *names: str) -> None:
+        """Wait until endpoints are reported to be up."""
+        async with asyncio.timeout(SEARCHED_SECONDS):
+            while any((self.reported.get(name) or {}).get("state") != "up" for name in names):
+                self._news.clear()
+                await self._news.wait()
+
+    async def idle(self) -> None:
+        """Wait until the stream is taken in and nothing is left to write."""
+        async with asyncio.timeout(SEARCHED_SECONDS):
+            while self.agent._pending or not self._settled():  # noqa: ASYNC110  nothing signals it
+                await asyncio.sleep(0.002)
+
+    def _settled(self) -> bool:
+        return self.agent.is_ready()[0] and not any(table.dirty for table in self.agent.dataplane.tables())
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[InProcess]:
+    """An agent that runs, until the end of the block; the kernel stays as it is."""
+    node = InProcess(settings)
+    task = asyncio.create_task(node.agent.run())
+    try:
+        yield node
+    finally:
+        task.cancel()
+        outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+    assert isinstance(outcome, asyncio.CancelledError), outcome

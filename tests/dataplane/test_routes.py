@@ -1,0 +1,285 @@
+"""Routes in the kernel: whose they are, how long strangers are spared, and what a link event asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from felixpy.calc.entries import Route, RouteKey, RouteType
+from felixpy.config import Settings
+from felixpy.dataplane.links import Links
+from felixpy.dataplane.routes import GRACE_SECONDS, RouteTable
+from felixpy.dataplane.table import Delta
+from felixpy.model.net import Family, Net
+from felixpy.netlink.rtnetlink import KernelRoute
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
+from tests.kernel import PROTOCOL, Clock, ip, ip_json, pairs, reread_links, sysctl
+
+SETTINGS = Settings()
+
+
+@dataclass
+class Routes:
+    """A route table on the real kernel with a clock of its own."""
+
+    table: RouteTable
+    socket: NetlinkSocket
+    clock: Clock
+
+    def read(self) -> None:
+        reread_links(self.table.links, self.table.table)
+        found = asyncio.run(self.table.read(self.socket))
+        asyncio.run(self.table.table.adopt(found, set(), self.clock.now))
+
+    def write(self) -> Delta[RouteKey, KernelRoute]:
+        """Write every difference, as the apply loop does; nothing may be refused."""
+        table = self.table.table
+        delta = table.delta(self.clock.now)
+        requests = [self.table.request(key, route, delete=False) for key, route in delta.put.items()]
+        requests += [self.table.request(key, route, delete=True) for key, route in delta.remove.items()]
+        assert self.socket.transact(requests) == {}
+        table.record(delta, {}, self.clock.now)
+        return delta
+
+
+@pytest.fixture
+def routes(network: None) -> Iterator[Routes]:
+    clock = Clock()
+    one = Routes(RouteTable(Links(clock), SETTINGS, clock), NetlinkSocket(NETLINK_ROUTE), clock)
+    yield one
+    one.socket.close()
+
+
+def key(net: str, metric: int | None = None) -> RouteKey:
+    parsed = Net.parse(net)
+    default = 0 if parsed.family is Family.V4 else 1024
+    return RouteKey(parsed.family, parsed, default if metric is None else metric)
+
+
+def workload(interface: str, family: Family = Family.V4) -> Route:
+    return Route(RouteType.UNICAST, interface, scope=253 if family is Family.V4 else 0, protocol=PROTOCOL)
+
+
+def destinations(protocol: str = "") -> set[str]:
+    extra = ("proto", protocol) if protocol else ()
+    found = [*ip_json("-4", "route", "show", *extra), *ip_json("-6", "route", "show", *extra)]
+    return {one["dst"] for one in found}
+
+
+V4, V6 = key("10.65.0.2/32"), key("fd00:65::2/128")
+
+
+def want_both(routes: Routes, interface: str = "cali1") -> None:
+    routes.table.table.want(V4, workload(interface))
+    routes.table.table.want(V6, workload(interface, Family.V6))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+def test_both_families_go_in_and_are_read_as_wanted(routes: Routes) -> None:
+    pairs("cali1")
+    routes.read()
+    want_both(routes)
+    blackhole = Route(RouteType.BLACKHOLE, None, protocol=PROTOCOL)
+    for block in (key("10.65.0.0/26"), key("fd00:65::/122")):
+        routes.table.table.want(block, blackhole)
+    assert routes.write().put.keys() == {V4, V6, key("10.65.0.0/26"), key("fd00:65::/122")}
+    routes.read()
+    assert not routes.write()
+    for one in list(routes.table.table.desired):
+        routes.table.table.drop(one)
+    assert len(routes.write().remove) == 4
+    assert destinations(str(PROTOCOL)) == set()
+
+
+def test_a_route_moves_to_another_interface_by_one_message(routes: Routes) -> None:
+    pairs("cali1", "cali2")
+    routes.read()
+    want_both(routes)
+    routes.write()
+    want_both(routes, "cali2")
+    delta = routes.write()
+    assert (delta.put.keys(), delta.remove) == ({V4, V6}, {})
+    found = ip_json("-4", "route", "show", "10.65.0.2") + ip_json("-6", "route", "show", "fd00:65::2")
+    assert [one["dev"] for one in found] == ["cali2", "cali2"]
+
+
+def test_another_metric_is_another_route(routes: Routes) -> None:
+    pairs("cali1")
+    routes.read()
+    want_both(routes)
+    routes.write()
+    for old, metric in ((V4, 5), (V6, 5)):
+        routes.table.table.drop(old)
+        routes.table.table.want(old._replace(metric=metric), workload("cali1", old.family))
+    delta = routes.write()
+    assert delta.put.keys() == {V4._replace(metric=5), V6._replace(metric=5)}
+    assert delta.remove.keys() == {V4, V6}
+    routes.read()
+    assert not routes.write()
+
+
+def test_a_route_waits_for_its_interface_to_be_there_and_up(routes: Routes) -> None:
+    routes.read()
+    want_both(routes)
+    assert not routes.write()
+    assert routes.table.table.state_of(V4) == "interface cali1 does not exist"
+    ip("link add cali1 type veth peer name p-cali1")
+    routes.read()
+    assert not routes.write()
+    assert routes.table.table.state_of(V6) == "interface cali1 is down"
+    ip("link set cali1 up")
+    routes.read()
+    assert routes.write().put.keys() == {V4, V6}
+
+
+def test_a_link_that_flapped_gets_its_routes_again(routes: Routes) -> None:
+    """The kernel removes the routes of both families and does not bring them back."""
+    pairs("cali1")
+    routes.read()
+    want_both(routes)
+    routes.write()
+    ip("link set cali1 down", "link set cali1 up")
+    assert destinations(str(PROTOCOL)) == set()
+    routes.table.table.interface_changed("cali1", lost=True)
+    assert routes.write().put.keys() == {V4, V6}
+    assert {"10.65.0.2", "fd00:65::2"} <= destinations(str(PROTOCOL))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "route replace 10.65.0.2/32 dev cali2 proto 222 scope link",
+        "route replace 10.65.0.2/32 dev cali1 proto 222 scope link src 192.0.2.1",
+        "route replace blackhole 10.65.0.2/32 proto 222",
+        "route replace 10.65.0.2/32 dev cali1 proto 98 scope link",
+        "route del 10.65.0.2/32",
+        "route replace fd00:65::2/128 dev cali2 proto 222 metric 1024",
+        "route replace blackhole fd00:65::2/128 proto 222 metric 1024",
+        "route del fd00:65::2/128",
+    ],
+)
+def test_a_route_changed_by_somebody_is_put_back(routes: Routes, change: str) -> None:
+    pairs("cali1", "cali2")
+    ip("addr add 192.0.2.1/24 dev lo")
+    routes.read()
+    want_both(routes)
+    routes.write()
+    right = (ip_json("-4", "route", "show"), sorted(map(str, ip_json("-6", "route", "show"))))
+    ip(change)
+    routes.clock.now += GRACE_SECONDS + 1
+    routes.read()
+    assert routes.write()
+    assert (ip_json("-4", "route", "show"), sorted(map(str, ip_json("-6", "route", "show")))) == right
+    routes.read()
+    assert not routes.write()
+
+
+# --- ownership --------------------------------------------------------------------------------------------------
+
+
+def test_our_routes_of_an_earlier_life_go_and_foreign_ones_stay(routes: Routes) -> None:
+    pairs("cali1", "eth0")
+    ip(
+        "addr add 192.0.2.1/24 dev eth0",
+        "addr add 2001:db8::1/64 dev eth0 nodad",
+        "route add 10.9.1.0/24 via 192.0.2.9 proto 222",
+        "route add fd00:9:1::/64 via 2001:db8::9 proto 222",
+        "route add blackhole 10.9.2.0/24 proto 222",
+        "route add 10.9.3.0/24 via 192.0.2.9 proto bird",
+        "route add fd00:9:3::/64 via 2001:db8::9 proto static",
+        "route add blackhole 10.9.4.0/24 proto 80",
+        "route add 10.9.5.0/24 dev eth0 table 1000 proto 222",
+    )
+    before = destinations()
+    routes.clock.now += GRACE_SECONDS + 1
+    routes.read()
+    removed = {str(one.destination) for one in routes.write().remove}
+    assert removed == {"10.9.1.0/24", "fd00:9:1::/64", "10.9.2.0/24"}
+    assert before - destinations() == {"10.9.1.0/24", "fd00:9:1::/64", "10.9.2.0/24"}
+    assert ip_json("route", "show", "table", "1000")
+
+
+EXTERNAL = ("route add 10.65.0.9/32 dev cali1 proto boot scope link", "route add fd00:65::9/128 dev cali1 proto boot")
+
+
+def test_an_external_route_on_a_workload_interface_is_spared_while_the_interface_is_young(routes: Routes) -> None:
+    """A CNI plugin makes the route before the endpoint arrives."""
+    pairs("cali1", "eth0")
+    ip(*EXTERNAL, "route add 10.65.0.10/32 dev eth0 proto boot scope link")
+    routes.read()
+    assert routes.table.next_removal() == routes.clock.now + GRACE_SECONDS
+    assert not routes.write()
+    routes.clock.now += GRACE_SECONDS - 0.5
+    assert not routes.write()
+    routes.clock.now += 0.5
+    assert {str(one.destination) for one in routes.write().remove} == {"10.65.0.9/32", "fd00:65::9/128"}
+    assert routes.table.next_removal() is None
+    assert {"10.65.0.10"} <= destinations()
+
+
+def test_an_external_route_becomes_ours_when_its_endpoint_arrives(routes: Routes) -> None:
+    pairs("cali1")
+    ip(*EXTERNAL)
+    routes.read()
+    ours = {key("10.65.0.9/32"): workload("cali1"), key("fd00:65::9/128"): workload("cali1", Family.V6)}
+    for one, route in ours.items():
+        routes.table.table.want(one, route)
+    delta = routes.write()
+    assert (delta.put.keys(), delta.remove) == (ours.keys(), {})
+    assert {"10.65.0.9", "fd00:65::9"} <= destinations(str(PROTOCOL))
+    assert routes.table.next_removal() is None
+
+
+def test_external_routes_stay_where_they_are_not_to_be_removed(routes: Routes) -> None:
+    pairs("cali1")
+    ip(*EXTERNAL)
+    routes.table.settings = replace(SETTINGS, remove_external_routes=False)
+    routes.clock.now += GRACE_SECONDS + 1
+    routes.read()
+    assert not routes.write()
+    assert {"10.65.0.9", "fd00:65::9"} <= destinations()
+
+
+def test_the_kernels_own_and_learnt_routes_on_a_workload_interface_stay(routes: Routes) -> None:
+    sysctl("ipv6/conf/default/accept_dad", 0)
+    pairs("cali1")
+    ip(
+        "addr add 192.0.2.1/24 dev cali1",
+        "addr add fd00:1::1/64 dev cali1 nodad",
+        "route add fd00:2::/64 dev cali1 proto ra",
+        "route add fe80::/10 dev cali1 proto boot",
+    )
+    routes.read()
+    routes.clock.now += GRACE_SECONDS + 1
+    before = destinations()
+    assert {"192.0.2.0/24", "fd00:1::/64", "fe80::/64", "fd00:2::/64", "fe80::/10"} <= before
+    assert not routes.write()
+    assert destinations() == before
+
+
+def test_a_young_interface_of_an_old_name_starts_a_new_grace_period(routes: Routes) -> None:
+    pairs("cali1")
+    routes.read()
+    ip("link del cali1")
+    routes.clock.now += GRACE_SECONDS + 1
+    pairs("cali1")
+    ip(*EXTERNAL)
+    routes.read()
+    assert not routes.write()
+    assert routes.table.next_removal() == routes.clock.now + GRACE_SECONDS
+
+
+def test_a_route_of_another_protocol_with_a_wanted_key_is_replaced(routes: Routes) -> None:
+    """After a change of DeviceRouteProtocol the old routes are nobody's; those still wanted become ours again."""
+    pairs("cali1")
+    ip("route add 10.65.0.2/32 dev cali1 proto 77 scope link")
+    routes.read()
+    routes.table.table.want(V4, workload("cali1"))
+    assert routes.write().put.keys() == {V4}
+    (found,) = ip_json("route", "show", "10.65.0.2")
+    assert found["protocol"] == str(PROTOCOL)

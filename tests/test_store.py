@@ -1,0 +1,154 @@
+"""The store: which objects an update makes dirty, and that this never grows with the number of endpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from felixpy.model.net import Net
+from felixpy.model.resources import FelixConfiguration, Kind, Resource, ResourceKey, Update
+from felixpy.store import Store, block_nodes
+from tests.calc.samples import affinity, block, endpoint, node, pool
+
+
+def store_of(*resources: Resource) -> Store:
+    store = Store("n1")
+    for resource in resources:
+        put(store, resource)
+    return store
+
+
+def put(store: Store, resource: Resource) -> set[str]:
+    """Names of what the update makes dirty."""
+    return {key.name for key in store.apply(Update(resource.key, resource))}
+
+
+def drop(store: Store, resource: Resource) -> set[str]:
+    return {key.name for key in store.apply(Update(resource.key, None))}
+
+
+# --- endpoints --------------------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_concerns_itself_and_those_it_shares_something_with() -> None:
+    store = store_of(*(endpoint(f"e{n}", f"10.65.1.{n}") for n in range(50)), pool("p", "10.65.0.0/16"), node("n1"))
+    assert put(store, endpoint("new", "10.65.2.1", "fd00:65::1")) == {"new"}
+    assert put(store, endpoint("same-address", "10.65.1.7")) == {"same-address", "e7"}
+    assert put(store, endpoint("same-interface", interface="cali-e8")) == {"same-interface", "e8"}
+    assert put(store, endpoint("elsewhere", "10.65.1.9", node="n2")) == {"elsewhere"}
+    assert drop(store, endpoint("same-address")) == {"same-address", "e7"}
+    assert drop(store, endpoint("unknown")) == {"unknown"}
+
+
+def test_an_endpoint_that_changes_concerns_its_old_and_its_new_neighbours() -> None:
+    store = store_of(endpoint("a", "10.65.1.1"), endpoint("b", "10.65.1.2"), endpoint("c", "10.65.1.1"))
+    assert put(store, endpoint("c", "10.65.1.2")) == {"a", "b", "c"}
+    assert put(store, endpoint("c", "10.65.1.3", node="n2")) == {"b", "c"}
+    assert put(store, endpoint("c", "10.65.1.1", node="n2")) == {"c"}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_owner_is_the_youngest_then_the_first_by_name(order: tuple[int, int, int]) -> None:
+    rivals = [
+        endpoint("a", "10.65.1.1", interface="cali1", created="2024-01-01T00:00:00Z"),
+        endpoint("c", "10.65.1.1", interface="cali1", created="2024-06-01T00:00:00Z"),
+        endpoint("b", "10.65.1.1", interface="cali1", created="2024-06-01T00:00:00Z"),
+    ]
+    store = store_of(*(rivals[index] for index in order))
+    address = Net.parse("10.65.1.1")
+    for winner in (rivals[2], rivals[1], rivals[0]):
+        assert store.address_owner(address) == store.interface_owner("cali1") == winner.key
+        drop(store, winner)
+    assert store.address_owner(address) is store.interface_owner("cali1") is None
+
+
+def test_endpoints_of_other_nodes_own_nothing_here() -> None:
+    store = store_of(endpoint("a", "10.65.1.1", interface="cali1", node="n2"))
+    assert store.address_owner(Net.parse("10.65.1.1")) is store.interface_owner("cali1") is None
+    assert not store.local(store.endpoints[endpoint("a").key])
+
+
+# --- pools ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_concerns_all_pools_and_the_blocks_in_it() -> None:
+    store = store_of(
+        pool("p", "10.65.0.0/16"), pool("q", "fd00:65::/64"), block("10.65.1.0/26", "n2"), block("10.66.1.0/26", "n2")
+    )
+    assert put(store, pool("new", "10.65.0.0/20")) == {"new", "p", "q", "10-65-1-0-26"}
+    assert put(store, pool("new", "10.66.0.0/16")) == {"new", "p", "q", "10-65-1-0-26", "10-66-1-0-26"}
+    assert drop(store, pool("new", "10.66.0.0/16")) == {"new", "p", "q", "10-66-1-0-26"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_covering_pool_is_the_longest_then_the_first_by_name(order: int) -> None:
+    pools = [
+        pool("wide", "10.0.0.0/8"),
+        pool("b", "10.65.0.0/16"),
+        pool("a", "10.65.0.0/16"),
+        pool("balancer", "10.65.1.0/24", uses=["LoadBalancer"]),
+        pool("other", "fd00::/8"),
+    ][::order]
+    store = store_of(*pools)
+    covering = store.covering_pool(Net.parse("10.65.1.0/26"))
+    assert covering is not None
+    assert covering.key.name == "a"
+    assert store.covering_pool(Net.parse("192.168.0.0/26")) is None
+    assert store.covering_pool(Net.parse("10.0.0.0/7")) is None
+
+
+# --- nodes and blocks -------------------------------------------------------------------------------------------
+
+
+def test_a_node_concerns_the_blocks_that_lead_to_it() -> None:
+    store = store_of(
+        block("10.65.1.0/26", "n2"), block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n3")), affinity("10.65.3.0/26", "n2")
+    )
+    assert put(store, node("n2", "192.0.2.2/24")) == {"n2", "10-65-1-0-26", "n2-10-65-3-0-26"}
+    assert put(store, node("n3", "192.0.2.3/24")) == {"n3", "10-65-2-0-26"}
+    assert drop(store, node("n2")) == {"n2", "10-65-1-0-26", "n2-10-65-3-0-26"}
+    drop(store, block("10.65.1.0/26", None))
+    assert put(store, node("n2", "192.0.2.2/24")) == {"n2", "n2-10-65-3-0-26"}
+
+
+def test_a_block_that_changes_hands_leaves_its_old_node() -> None:
+    store = store_of(block("10.65.1.0/26", "n2", ("10.65.1.5/32", "n3")))
+    assert put(store, block("10.65.1.0/26", "n4")) == {"10-65-1-0-26"}
+    for name, expected in (("n2", set()), ("n3", set()), ("n4", {"10-65-1-0-26"})):
+        assert put(store, node(name)) == {name} | expected
+
+
+def test_the_nodes_of_a_block() -> None:
+    assert block_nodes(None) == set()
+    assert block_nodes(block("10.65.1.0/26", None)) == set()
+    assert block_nodes(block("10.65.1.0/26", "n2", ("10.65.1.5/32", "n3"))) == {"n2", "n3"}
+    assert block_nodes(affinity("10.65.1.0/26", "n2")) == {"n2"}
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------
+
+
+def test_configurations_are_kept_and_make_nothing_dirty() -> None:
+    store = store_of(endpoint("a", "10.65.1.1"))
+    key = ResourceKey(Kind.FELIX_CONFIGURATION, "default")
+    assert store.apply(Update(key, FelixConfiguration(key, {"ipv6Support": False}))) == set()
+    assert store.configurations.keys() == {key}
+    assert key not in store.all_keys()
+    assert store.apply(Update(key, None)) == set()
+    assert store.apply(Update(key, None)) == set()
+    assert store.configurations == {}
+
+
+def test_length_and_keys_count_every_object_once() -> None:
+    everything: list[Resource] = [
+        endpoint("a", "10.65.1.1"), pool("p", "10.65.0.0/16"), node("n1"), block("10.65.1.0/26", "n1"),
+        affinity("10.65.1.0/26", "n1"),
+    ]  # fmt: skip
+    store = store_of(*everything, *everything)
+    assert len(store) == len(everything)
+    assert store.all_keys() == {resource.key for resource in everything}
+    for resource in everything:
+        drop(store, replace(resource))
+    assert len(store) == 0
+    assert (store._by_address, store._by_interface, store._by_node) == ({}, {}, {})
