@@ -343,13 +343,10 @@ class Agent:
         if not self.complete or not configuration_due:
             return self.settings
         live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
-        known, waited = live.passed_over, live.waiting_for_restart
+        known = live.passed_over
         settings = live.take(self.store.configurations.values(), node.labels if node else {})
         for what in sorted(live.passed_over - known):
             self.outcome.problems.ignored(what)
-        if live.waiting_for_restart and live.waiting_for_restart != waited:
-            names = ", ".join(live.waiting_for_restart)
-            log.warning("restart needed", settings=names, next="the old values stay until the agent is restarted")
         return settings
 
     async def _use_settings(self, settings: Settings) -> None:

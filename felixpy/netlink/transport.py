@@ -102,7 +102,7 @@ class Request(NamedTuple):
 class NetlinkSocket:
     """One netlink socket of one protocol, replaced when it breaks.
 
-    ``messages_sent``, ``sends``, ``bytes_sent`` count all requests but dumps, ``dumps_sent`` those; tests assert on them.
+    ``messages_sent``, ``sends`` and ``bytes_sent`` count requests, ``dumps_sent`` counts dumps: tests assert on them.
     """
 
     def __init__(self, protocol: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from felixpy.agent import Agent
@@ -19,7 +21,7 @@ from felixpy.netlink import nftables, rtnetlink
 from felixpy.netlink.transport import NETLINK_NETFILTER, NLM_F_DUMP, NetlinkSocket, Request
 from felixpy.sources import SyncState, SyncStatus
 
-SEARCHED_SECONDS = 60.0
+PATIENCE_SECONDS, QUIET_LOOKS = 30.0, 10
 _RT = {value: name for name, value in vars(rtnetlink).items() if name.startswith("RTM_")}
 _NFT = {
     getattr(nftables, name): name for name in ("NEWTABLE", "DELTABLE", "NEWCHAIN", "DELCHAIN", "NEWRULE", "DELRULE")
@@ -77,7 +79,8 @@ class Observed:
     def event(self, name: str, arguments: tuple[Any, ...]) -> None:
         """An audit event of this process."""
         if name in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec"):
-            self.processes.append(str(arguments[1] if len(arguments) > 1 else name))
+            words = arguments[1] if name == "subprocess.Popen" else [name]
+            self.processes.append(" ".join(map(str, words)))
         elif name == "open" and str(arguments[0]).startswith("/proc/sys/") and int(arguments[2]) & os.O_ACCMODE:
             self.sysctls.append(str(arguments[0]))
 
@@ -149,19 +152,31 @@ class InProcess:
 
     async def up(self, *names: str) -> None:
         """Wait until endpoints are reported to be up."""
-        async with asyncio.timeout(SEARCHED_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while any((self.reported.get(name) or {}).get("state") != "up" for name in names):
                 self._news.clear()
                 await self._news.wait()
 
     async def idle(self) -> None:
-        """Wait until the stream is taken in and nothing is left to write."""
-        async with asyncio.timeout(SEARCHED_SECONDS):
-            while self.agent._pending or not self._settled():  # noqa: ASYNC110  nothing signals it
-                await asyncio.sleep(0.002)
+        """Wait until the stream is taken in, nothing is left to write, and the agent sleeps.
 
-    def _settled(self) -> bool:
-        return self.agent.is_ready()[0] and not any(table.dirty for table in self.agent.dataplane.tables())
+        The rules that iptables-nft-restore wrote come back as notifications, and are read again once.
+        """
+        quiet, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+        while quiet < QUIET_LOOKS:
+            passes = self.agent._last_progress
+            await asyncio.sleep(0.005)
+            busy = self._busy_with()
+            quiet = quiet + 1 if not busy and self.agent._last_progress == passes else 0
+            assert time.monotonic() < deadline, busy
+
+    def _busy_with(self) -> list[object]:
+        agent = self.agent
+        unready = agent.is_ready()[1] if not agent.is_ready()[0] else ""
+        children = Path("/proc/thread-self/children").read_text()
+        dirty = [table.dirty for table in agent.dataplane.tables() if table.dirty]
+        doubts = agent.watch._doubts or None
+        return [one for one in (unready, agent._pending, agent._wake.is_set(), doubts, dirty, children) if one]
 
 
 @asynccontextmanager
