@@ -105,16 +105,18 @@ class Agent:
 
     def update(self, update: Update) -> None:
         """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
-        had_room = not self._limit.left_out
+        before = len(self._limit.left_out)
         if self._limit.takes(update):
             self._pending.pop(update.key, None)
             self._pending[update.key] = update
             self._wake.set()
-        self.metrics.left_out.set(len(self._limit.left_out))
-        if had_room is bool(self._limit.left_out):
-            log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
+        left_out = len(self._limit.left_out)
+        if left_out != before:
+            self.metrics.left_out.set(left_out)
             self._status_due = True
             self._wake.set()
+            if not (before and left_out):
+                log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:

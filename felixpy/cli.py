@@ -84,6 +84,8 @@ def _local_settings(path: Path | None, *, log: bool = False) -> Local:
         CommandError: a value is bad, or the file cannot be read.
     """
     sources = [load_environment(os.environ)]
+    if path is not None and not path.exists():
+        raise CommandError(f"{path}: no such settings file; check --config")
     if path is not None or DEFAULT_SETTINGS_FILE.exists():
         sources.append(load_toml(path or DEFAULT_SETTINGS_FILE))
     settings, problems = resolve(sources)
@@ -202,10 +204,10 @@ def plan(config: SettingsFile = None, as_json: AsJson = False, timeout: Timeout 
 
 
 async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
-    from felixpy.survey import survey
+    from felixpy import survey
 
-    async with survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
-        operations = sorted(agent.dataplane.plan(), key=lambda operation: operation[1:])
+    async with survey.survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
+        operations = sorted(await survey.plan(agent), key=lambda operation: operation[1:])
         if as_json:
             typer.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
         else:

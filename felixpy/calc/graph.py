@@ -61,7 +61,7 @@ class Calculation:
     def reconfigure(self, settings: Settings, host: Host) -> Changes:
         """Take other settings or facts of the host: everything that depends on them is calculated again."""
         only_addresses = settings == self.settings and replace(self.host, addresses=host.addresses) == host
-        dirty = {*self.store.blocks} if only_addresses else {HOST, *self._entries, *self.store.all_keys()}
+        dirty = {HOST, *self.store.blocks} if only_addresses else {HOST, *self._entries, *self.store.all_keys()}
         self.settings, self.host = settings, host
         return self.calculate(dirty)
 

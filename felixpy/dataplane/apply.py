@@ -151,6 +151,7 @@ class Dataplane:
             # Nobody removes these one by one any more: they go with all that the old back-end or family leaves.
             self.release.removed(key for key in old.elements.committed if key not in old.elements.desired)
         self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
+        self.release.filters_changed()
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
         for tables in self.filters.values():
             await tables.read(self.clock())

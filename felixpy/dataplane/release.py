@@ -50,7 +50,13 @@ class AddressRelease:
 
     def removed(self, keys: Iterable[ElementKey]) -> None:
         """Members are gone from the kernel: delete the conntrack entries of their addresses."""
-        addresses = {key.net.packed for key in keys if key.set is SetName.TO_WORKLOAD}
+        self._release({key.net.packed for key in keys if key.set is SetName.TO_WORKLOAD})
+
+    def filters_changed(self) -> None:
+        """Members that should go went with their back-end or family."""
+        self._release(set(self._leaving))
+
+    def _release(self, addresses: set[bytes]) -> None:
         if not addresses:
             return
         if self._cleaner is None:

@@ -101,16 +101,16 @@ class MqttSource:
 
     def publish_status(self, payload: Mapping[str, Any]) -> None:
         """Set the agent's retained status; returns at once. Kept and written again after a reconnect."""
-        self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)))
+        self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)), first=True)
 
     def publish_endpoint_status(self, namespace: str, name: str, payload: Mapping[str, Any] | None) -> None:
         """Set or (None) delete one endpoint's retained status; returns at once."""
         topic = topics.endpoint_status_topic(self._node, namespace, name)
         self._put(topic, b"" if payload is None else msgspec.json.encode(dict(payload)))
 
-    def _put(self, topic: str, payload: bytes) -> None:
+    def _put(self, topic: str, payload: bytes, *, first: bool = False) -> None:
         if not self._observer:
-            self._outbox.put(self._prefix + topic, payload)
+            self._outbox.put(self._prefix + topic, payload, first=first)
 
     async def _session(self, sink: Sink) -> None:
         def receive(message: aiomqtt.Message) -> None:

@@ -245,7 +245,7 @@ def test_nothing_to_release_asks_nothing(network: None) -> None:
             one.release("10.1.0.1")
             await one.freed("10.1.0.1")
             assert isinstance(one.socket, CountingSocket)
-            assert (one.released, one.socket.dumps(), one.socket.sends) == ([packed("10.1.0.1")], 0, 1)
+            assert (one.released, one.socket.dumps_sent, one.socket.sends) == ([packed("10.1.0.1")], 1, 0)
 
     run(scenario())
 
