@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import yaml
+
 from tests.agent.bench import GOOD, NODE, members, routes, running
 from tests.broker import Broker
 from tests.cli.command import Done, at, felixpy
