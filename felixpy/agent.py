@@ -329,10 +329,12 @@ class Agent:
             settings, host = self._resolve(configuration_due), self.calculation.host
             if host_due or settings != self.settings:
                 host = await read_host(self.links, settings)
-            if configuration_due or (settings, host) != (self.settings, self.calculation.host):
+            changed = (settings, host) != (self.settings, self.calculation.host)
+            if changed:
                 await self._use_settings(settings)
                 self.dataplane.want(self.calculation.reconfigure(settings, host))
                 await self._use_backend()
+            if changed or configuration_due:
                 self.outcome.judge_again(self.calculation.problems)
         except (OSError, FilterError):
             self._configuration_due, self._host_due = configuration_due, host_due

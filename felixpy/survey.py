@@ -177,6 +177,6 @@ async def _left(backend: Backend, family: Family, settings: Settings, *, rules_o
     lines = [f"{backend} {family}: chain {key}" for key in sorted(state.chains, key=str)]
     if rules_only:
         return lines
-    if state.elements or state.containers:
+    if (state.elements or state.containers) and backend is not Backend.LEGACY:  # both variants have the same sets
         lines.append(f"{backend} {family}: sets with {len(state.elements)} members")
     return lines + [f"{backend} {family}: {name}" for name in state.foreign]

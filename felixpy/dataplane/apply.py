@@ -80,6 +80,7 @@ class FilterTables:
             f"ipv{packet_filter.family.version}-sets", self._resolve_element
         )
         self.containers = False
+        self.foreign: tuple[str, ...] = ()
 
     def _resolve_element(self, key: ElementKey, _: None) -> None:
         if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
@@ -102,7 +103,7 @@ class FilterTables:
         """
         with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
             state = await self.filter.read()
-            self.containers = state.containers
+            self.containers, self.foreign = state.containers, state.foreign
             await self.chains.adopt(state.chains, newer_chains, now)
             await self.elements.adopt(dict.fromkeys(state.elements), newer_elements, now)
         if not state.containers:
@@ -297,6 +298,8 @@ class Dataplane:
         operations: list[Operation] = []
         for table in self.tables():
             operations += _describe(table, now)
+        for tables in self.filters.values():
+            operations += [Operation(("remove", tables.chains.name, name)) for name in tables.foreign]
         return operations
 
     def next_wake(self) -> float | None:
@@ -314,7 +317,7 @@ class Dataplane:
     # --- packet filter -----------------------------------------------------------------------------------------
 
     async def _apply_filter(self, family: Family, tables: FilterTables, complete: bool, report: ApplyReport) -> None:
-        if tables.containers and not tables.elements.dirty and not tables.chains.dirty:
+        if tables.containers and not (tables.foreign or tables.elements.dirty or tables.chains.dirty):
             return
         if not complete and not tables.in_place:
             return
@@ -325,9 +328,11 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change and (tables.containers or not complete):
+        if not change and (not complete or (tables.containers and not tables.foreign)):
             return
         refused = await self._write_filter(family, tables, change, report)
+        if complete and family not in report.failures:
+            tables.foreign = ()
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
         written = Delta(elements.put, removed)
         tables.elements.record(written, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
@@ -394,10 +399,13 @@ class Dataplane:
             return
         keys: list[NeighbourKey | RouteKey] = [*(neighbours.remove if removals else neighbours.put)]
         keys += routes.remove if removals else routes.put
-        refusals = await self._send(requests, gone_is_success=removals)
+        with self.neighbours.table.reading() as told_neighbours, self.routes.table.reading() as told_routes:
+            refusals = await self._send(requests, gone_is_success=removals)
         refused = {keys[index]: words for index, words in refusals.items()}
-        self.neighbours.table.record(neighbours, {k: v for k, v in refused.items() if isinstance(k, NeighbourKey)}, now)
-        self.routes.table.record(routes, {k: v for k, v in refused.items() if isinstance(k, RouteKey)}, now)
+        refused_neighbours = {k: v for k, v in refused.items() if isinstance(k, NeighbourKey)}
+        refused_routes = {k: v for k, v in refused.items() if isinstance(k, RouteKey)}
+        self.neighbours.table.record(neighbours, refused_neighbours, now, told_neighbours)
+        self.routes.table.record(routes, refused_routes, now, told_routes)
         report.written += len(keys) - len(refused)
 
     async def _send(self, requests: list[Request], *, gone_is_success: bool = False) -> dict[int, str]:

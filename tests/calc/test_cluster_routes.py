@@ -167,6 +167,12 @@ def test_a_node_that_gets_another_address_gets_another_route() -> None:
     assert routes(calculation) == {"10.65.1.0/26": "via 192.0.2.22 dev eth0 onlink"}
 
 
+def test_our_own_address_that_comes_late_leads_to_the_node_beyond() -> None:
+    calculation = calculated(*POOLS, *NODES[1:], block("10.65.1.0/26", "n3"), NODES[0])
+    assert routes(calculation) == {"10.65.1.0/26": "via 203.0.113.3 dev eth0 onlink"}
+    assert calculation.problems == {}
+
+
 def test_a_bgp_speaker_keeps_its_routes_to_itself() -> None:
     settings = replace(SETTINGS, program_cluster_routes=ProgramClusterRoutes.DISABLED)
     blocks = block("10.65.1.0/26", "n2"), block("10.65.2.0/26", "n1"), block("10.65.9.0/26", "nobody")
