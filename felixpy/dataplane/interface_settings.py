@@ -48,7 +48,8 @@ class InterfaceSettingTable:
         if key.interface != ALL_INTERFACES and key.interface not in self.links.by_name:
             raise Waiting(f"interface {key.interface} does not exist")
         if key not in self.table.committed:
-            present = self._read_one(key)
+            # Not from the last link message: it tells how settings were then, and a CNI plugin writes them after it.
+            present = read_proc(proc_path(key))
             if present is not None:
                 self.table.committed[key] = present
         return value
