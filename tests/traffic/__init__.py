@@ -1,0 +1,1 @@
+"""Real traffic through restarts, drift, moving links and other writers: nothing is lost that the design does not allow."""
