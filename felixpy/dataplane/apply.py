@@ -30,7 +30,7 @@ from felixpy.calc.graph import Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
 from felixpy.config import Settings
-from felixpy.dataplane.interface_settings import InterfaceSettingTable
+from felixpy.dataplane.interface_settings import InterfaceSettingTable, costs_advertised_routes
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
@@ -322,7 +322,7 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change and (tables.containers or not complete):
+        if not change and (not complete or (tables.containers and not tables.foreign)):
             return
         refused = await self._write_filter(family, tables, change, report)
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
