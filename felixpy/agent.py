@@ -49,6 +49,7 @@ RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADE
 
 MAX_PROBLEMS_IN_STATUS = 20
 LONGEST_SLEEP_SECONDS = 10.0
+LEFTOVERS_RETRY_SECONDS = 10.0
 RESYNC_END_SECONDS = 1.0
 PROBLEMS_SECONDS = 1.0
 """News of problems alone are published no more often than this: a thousand bad objects are one message."""
@@ -95,6 +96,8 @@ class Agent:
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
+        self._reconfigure_at = 0.0
+        self._leftovers_at = 0.0
         self._resync_now = asyncio.Event()
         self._leftovers_due = True
         self._status_due = True
@@ -200,15 +203,13 @@ class Agent:
             self._wake.clear()
             if self._failure:
                 raise self._failure
+            await self._settle_doubts()
             try:
-                await self._settle_doubts()
                 await self.absorb(UPDATES_PER_APPLY)
-                await self._apply()
             except (OSError, FilterError) as error:
-                log.error("the kernel refused; everything is read and written again in a second", reason=str(error))
-                await asyncio.sleep(1)
-                self.dataplane.doubt()
-                self._resync_now.set()
+                log.error("settings or host cannot be taken; will be tried again in a second", reason=str(error))
+                self._reconfigure_at = time.monotonic() + 1
+            await self._apply()
             if self._pending:
                 self._wake.set()
             self._publish()
@@ -221,10 +222,15 @@ class Agent:
         doubts = self.watch.take()
         self._host_due = self._host_due or doubts.host or doubts.everything
         for interface in doubts.interfaces:
-            await self.dataplane.read_routes(interface)
+            try:
+                await self.dataplane.read_routes(interface)
+            except OSError as error:
+                log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
+                self._resync_now.set()
         for family in doubts.filters:
             if reason := await self.dataplane.read_filter(family):
                 log.error("packet filter cannot be read", family=str(family), reason=reason)
+                self._resync_now.set()
         if doubts.everything:
             log.warning("notifications were lost; everything is read again")
             self.dataplane.doubt()
@@ -238,9 +244,11 @@ class Agent:
                     await self._resync_now.wait()
             self._resync_now.clear()
             try:
-                await self._read_kernel()
+                whole = await self._read_kernel()
             except OSError as error:
                 log.error("the kernel cannot be read; will be tried again in a second", reason=str(error))
+                whole = False
+            if not whole:
                 await asyncio.sleep(1)
                 self._resync_now.set()
             self._wake.set()
@@ -259,22 +267,36 @@ class Agent:
         """Until something is to do, or 10 s."""
         now = time.monotonic()
         due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
+        due = min(due, self._reconfigure_at) if self._reconfiguration_due else due
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(due - now, 0.0)):
                 await self._wake.wait()
 
     async def absorb(self, limit: int | None = None) -> None:
-        """Take pending updates into the store and the calculation, without touching the kernel."""
+        """Take pending updates into the store and the calculation, without touching the kernel.
+
+        Raises:
+            OSError, FilterError: the updates are taken, but settings, host or back-end are as before and stay due.
+        """
         updates = [self._pending.pop(key) for key in list(islice(self._pending, limit))]
         dirty: set[ResourceKey] = set()
         for update in updates:
             dirty |= self._take(update)
-        if self.stream.state is SyncState.IN_SYNC and not self._pending and not self.complete:
-            self.complete = self._configuration_due = True
-        if self._configuration_due or self._host_due:
-            await self._reconfigure()
         self.dataplane.want(self.calculation.calculate(dirty))
         self.outcome.judge(dirty)
+        completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
+        if (completes or self._reconfiguration_due) and time.monotonic() >= self._reconfigure_at:
+            self.complete = self.complete or completes
+            self._configuration_due = self._configuration_due or completes
+            try:
+                await self._reconfigure()
+            except (OSError, FilterError):
+                self.complete = self.complete and not completes  # not before the stream's settings are known
+                raise
+
+    @property
+    def _reconfiguration_due(self) -> bool:
+        return self._configuration_due or self._host_due
 
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
@@ -293,6 +315,8 @@ class Agent:
             self.metrics.writes.inc(report.written)
             self.metrics.apply_seconds.observe(time.perf_counter() - started)
         self._note_failures(report.failures)
+        if report.unknown:
+            self._resync_now.set()
         if self.complete and not self._pending:
             await self._settled()
 
@@ -315,9 +339,10 @@ class Agent:
                 self._status_due = True
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
-        if self._leftovers_due and not self._failures:
-            self._leftovers_due = False
-            for problem in await remove_leftovers(self.backend, self._families(), self.settings):
+        if self._leftovers_due and not self._failures and time.monotonic() >= self._leftovers_at:
+            problems = await remove_leftovers(self.backend, self._families(), self.settings)
+            self._leftovers_due, self._leftovers_at = bool(problems), time.monotonic() + LEFTOVERS_RETRY_SECONDS
+            for problem in problems:
                 log.warning("leftovers of another back-end or family remain", reason=problem)
 
     # --- settings, back-end, kernel ----------------------------------------------------------------------------
@@ -382,11 +407,13 @@ class Agent:
                 self.metrics.ready.labels(str(family)).set(0)
         self.dataplane.want_rules(nftables=backend is Backend.NFTABLES)
 
-    async def _read_kernel(self) -> None:
-        """Read everything of ours; differences show at the next apply."""
-        for family, reason in (await self.dataplane.read()).items():
+    async def _read_kernel(self) -> bool:
+        """Read everything of ours; differences show at the next apply. Returns whether all of it could be read."""
+        failures = await self.dataplane.read()
+        for family, reason in failures.items():
             log.error("packet filter cannot be read", family=str(family), reason=reason)
         self._host_due = True
+        return not failures
 
     # --- outcome -----------------------------------------------------------------------------------------------
 

@@ -94,12 +94,14 @@ class IptablesFilter(ABC):
 
         Raises:
             OSError: the netlink socket broke.
-            FilterError: the tool or the library is missing.
         """
         errors: dict[ChainKey | ElementKey, str] = {}
         errors.update((await self.sets.add(change.add)).items())
         if change.chains or (self._foreign_chains and not change):
-            errors.update((await self._write_chains(change.chains)).items())
+            try:
+                errors.update((await self._write_chains(change.chains)).items())
+            except FilterError as error:  # the rules fail; members need no tool and go on
+                errors.update(dict.fromkeys(change.chains, str(error)))
         errors.update((await self.sets.remove(change.remove)).items())
         if self._foreign_sets:
             self.sets.destroy_unused(self._foreign_sets)
