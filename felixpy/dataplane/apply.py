@@ -30,7 +30,7 @@ from felixpy.calc.graph import Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
 from felixpy.config import Settings
-from felixpy.dataplane.interface_settings import InterfaceSettingTable
+from felixpy.dataplane.interface_settings import InterfaceSettingTable, costs_advertised_routes
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
@@ -46,7 +46,6 @@ REQUESTS_PER_SEND = 500
 GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
 """Removing what is not there any more is a success."""
 
-FORWARDING_V6 = SettingKey(ALL_INTERFACES, Family.V6, "forwarding")
 
 AnyTable = KeyedTable[Any, Any, Any]
 K = TypeVar("K")
@@ -157,6 +156,8 @@ class Dataplane:
         """
         for old in self.filters.values():
             old.filter.close()
+            # Nobody removes these one by one any more: they go with all that the old back-end or family leaves.
+            self.release.removed(key for key in old.elements.committed if key not in old.elements.desired)
         self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
         for tables in self.filters.values():
@@ -305,8 +306,8 @@ class Dataplane:
         operations: list[Operation] = []
         for table in self.tables():
             operations += _describe(table, now)
-        for tables in self.filters.values():
-            operations += [Operation(("remove", tables.chains.name, name)) for name in tables.foreign]
+        for one in self.filters.values():
+            operations += [Operation(("remove", one.chains.name, f"{name} of another layout")) for name in one.foreign]
         return operations
 
     def next_wake(self) -> float | None:
@@ -336,11 +337,12 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change and (not complete or (tables.containers and not tables.foreign)):
+        if complete and tables.foreign:
+            await self._write_filter(family, tables, FilterChange(), report)  # an empty change removes what is foreign
+            tables.foreign = ()
+        if not change and (tables.containers or not complete):
             return
         refused = await self._write_filter(family, tables, change, report, unreadable)
-        if complete and family not in report.failures:
-            tables.foreign = ()
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
         written = Delta(elements.put, removed)
         tables.elements.record(written, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
@@ -389,11 +391,12 @@ class Dataplane:
             return
         advertised: set[int] = set()
         refused: dict[SettingKey, str] = {}
-        if FORWARDING_V6 in delta.put:
+        if costly := [key for key in delta.put if costs_advertised_routes(key)]:
             try:
                 advertised = await read_advertised_default_interfaces()
             except OSError as error:
-                refused[FORWARDING_V6] = f"IPv6 forwarding stays off: default routes cannot be read ({error})"
+                words = f"IPv6 forwarding stays off: default routes cannot be read ({error})"
+                refused = dict.fromkeys(costly, words)
         wanted = {key: value for key, value in delta.put.items() if key not in refused}
         refused |= tables.write(wanted, advertised, self.socket)
         report.written += len(delta.put) - len(refused)

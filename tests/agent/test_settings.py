@@ -133,23 +133,22 @@ def test_unknown_settings_and_those_without_effect_are_named_once(broker: Broker
     asyncio.run(scenario())
 
 
-def test_what_needs_a_restart_is_said_and_has_no_effect_before_it(broker: Broker) -> None:
-    at_start = felix_configuration("default", deviceRouteProtocol=223)
-    later = felix_configuration("default", deviceRouteProtocol=224, defaultEndpointToHostAction=ACCEPT)
+def of_protocol(number: int) -> set[str]:
+    """Lines of our routes with a protocol number."""
+    lines = [run("ip", version, "route", "show", "proto", str(number)).splitlines() for version in ("-4", "-6")]
+    return {line.strip() for found in lines for line in found}
 
+
+def test_another_route_protocol_takes_the_routes_along(broker: Broker) -> None:
     async def scenario() -> None:
         async with running(broker) as agent:
-            await start(agent, at_start)
-            assert agent.agent.settings.device_route_protocol == 223
-            assert "cali1" in run("ip", "route", "show", "proto", "223")
-            await agent.stream.put(later)
-            await agent.until(lambda: host_action(agent) == ACCEPT, "what can change")
-            assert agent.agent.settings.device_route_protocol == 223
-            (said,) = agent.events("restart needed")
-            assert said["settings"] == "DeviceRouteProtocol"
-            await agent.quiet()
-            assert "cali1" in run("ip", "route", "show", "proto", "223")
-            assert run("ip", "route", "show", "proto", "224") == ""
+            await start(agent)
+            before = of_protocol(222)
+            assert len(before) == 2
+            for number in (223, 224):
+                await agent.stream.put(felix_configuration("default", deviceRouteProtocol=number))
+                await agent.until(lambda number=number: of_protocol(number) == before, f"routes of {number}")
+                assert of_protocol(number - 1) == set()
 
     asyncio.run(scenario())
 
@@ -229,7 +228,6 @@ def test_another_back_end_takes_over_and_the_old_one_goes(broker: Broker) -> Non
                 await agent.until(lambda kept=kept: len(ipsets()) == kept, "the sets of this back-end alone")
                 await agent.until(lambda: agent.stream.status[NODE]["state"] == "in-sync", "in-sync again")
             assert agent.events("leftovers of another back-end or family remain") == []
-            assert agent.events("restart needed") == []
 
     asyncio.run(scenario())
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from felixpy.agent import Agent
-from felixpy.config import IptablesBackend, NFTablesMode, Settings
+from felixpy.agent import Agent, StatusPublisher
+from felixpy.config import SettingsSource, resolve
 from felixpy.dataplane.backend import Backend
 from felixpy.model.resources import Resource, ResourceKey, Update
 from felixpy.netlink import nftables, rtnetlink
@@ -28,6 +28,7 @@ _NFT = {
 }
 _NFT |= {getattr(nftables, name): name for name in ("NEWSET", "DELSET", "NEWSETELEM", "DELSETELEM")}
 _IPSET = {2: "CREATE", 3: "DESTROY", 4: "FLUSH", 5: "RENAME", 6: "SWAP", 7: "LIST", 9: "ADD", 10: "DEL", 13: "TYPE"}
+IPSET = 6
 _QUESTIONS = {"ipset LIST", "ipset TYPE"}  # TYPE is no dump but asks only
 
 
@@ -38,8 +39,9 @@ def name_of(protocol: int, request: Request) -> str:
     subsystem, command = request.type >> 8, request.type & 0xFF
     if subsystem == 0:
         return "batch"
-    names, word = (_NFT, "nft") if subsystem == nftables.NFNL_SUBSYS_NFTABLES else (_IPSET, "ipset")
-    return f"{word} {names.get(command, command)}"
+    if subsystem == nftables.NFNL_SUBSYS_NFTABLES:
+        return f"nft {_NFT.get(command, command)}"
+    return f"ipset {_IPSET.get(command, command)}" if subsystem == IPSET else f"conntrack {command}"
 
 
 @dataclass
@@ -117,17 +119,29 @@ def observe() -> Iterator[Observed]:
         _listening.remove(observed)
 
 
-def settings_for(backend: Backend, **others: Any) -> Settings:
-    nftables_mode = NFTablesMode.ENABLED if backend is Backend.NFTABLES else NFTablesMode.DISABLED
-    variant = IptablesBackend.LEGACY if backend is Backend.LEGACY else IptablesBackend.NFT
-    return Settings(nodename="n1", nftables_mode=nftables_mode, iptables_backend=variant, **others)
+BACKENDS = {
+    Backend.NFTABLES: {"NFTablesMode": "Enabled"},
+    Backend.LEGACY: {"NFTablesMode": "Disabled", "IptablesBackend": "Legacy"},
+    Backend.NFT_VARIANT: {"NFTablesMode": "Disabled", "IptablesBackend": "NFT"},
+}
+
+
+def source_for(backend: Backend, **others: str) -> SettingsSource:
+    """Settings of node ``n1`` as its environment would give them."""
+    return SettingsSource("test", {"FelixHostname": "n1", **BACKENDS[backend], **others})
+
+
+def make_agent(source: SettingsSource, status: StatusPublisher | None = None) -> Agent:
+    settings, problems = resolve([source])
+    assert not problems
+    return Agent(settings, [source], status=status)
 
 
 class InProcess:
     """A running agent, its stream, and what it reports."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.agent = Agent(settings, lambda configurations, labels: settings, status=self)
+    def __init__(self, source: SettingsSource) -> None:
+        self.agent = make_agent(source, self)
         self.reported: dict[str, Mapping[str, Any] | None] = {}
         self._news = asyncio.Event()
 
@@ -180,9 +194,9 @@ class InProcess:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[InProcess]:
+async def running(source: SettingsSource) -> AsyncIterator[InProcess]:
     """An agent that runs, until the end of the block; the kernel stays as it is."""
-    node = InProcess(settings)
+    node = InProcess(source)
     task = asyncio.create_task(node.agent.run())
     try:
         yield node

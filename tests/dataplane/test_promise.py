@@ -18,7 +18,7 @@ from felixpy.dataplane.iptables.legacy import LegacyFilter
 from felixpy.model.net import FAMILIES
 from felixpy.model.resources import WorkloadEndpoint
 from tests.calc.samples import block, endpoint, node, pool
-from tests.dataplane.observed import InProcess, Observed, observe, running, settings_for
+from tests.dataplane.observed import InProcess, Observed, observe, running, source_for
 from tests.kernel import ip, ip_json, sysctl
 from tests.netns import current_network, enter_new_network, return_to_network
 
@@ -107,15 +107,14 @@ MEMBERS = {
 SYSCTLS = ["accept_ra", "forwarding", "proxy_arp", "proxy_delay", "route_localnet", "rp_filter"]
 
 
-@pytest.mark.xdist_group("crowd")
-@pytest.mark.parametrize("backend", Backend)
+@pytest.mark.parametrize("backend", Backend, ids=lambda backend: f"crowd-{backend}")
 def test_one_workload_more_costs_the_same_on_a_full_node(crowded: None, backend: Backend) -> None:
     asyncio.run(_promise(backend))
 
 
 async def _promise(backend: Backend) -> None:
     with observe() as observed:
-        async with running(settings_for(backend)) as one:
+        async with running(source_for(backend)) as one:
             one.put(*CLUSTER, *(workload(number) for number in range(FEW)))
             one.in_sync()
             await one.up(*(f"w{number:04}" for number in range(FEW)))

@@ -10,19 +10,18 @@ from dataclasses import replace
 
 import pytest
 
-from felixpy.agent import Agent
-from felixpy.config import Settings
+from felixpy.config import SettingsSource
 from felixpy.dataplane.backend import Backend
 from felixpy.model.resources import Resource, Update, WorkloadEndpoint
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
 from felixpy.sources import SyncState, SyncStatus
 from tests.calc.samples import block, endpoint, node, pool
-from tests.dataplane.observed import InProcess, Observed, observe, running, settings_for
+from tests.dataplane.observed import InProcess, Observed, make_agent, observe, running, source_for
 from tests.kernel import ip, pairs, run, sysctl
 
 NUMBER = 12
 ASKING = {"iptables --version", *(f"{ip}tables-{kind}-save" for ip in ("ip", "ip6") for kind in ("legacy", "nft"))}
-MODES = {"dual": {}, "v4": {"ipv6_support": False}, "v6": {"ipv4_support": False}}
+MODES: dict[str, dict[str, str]] = {"dual": {}, "v4": {"Ipv6Support": "false"}, "v6": {"IPv4Support": "false"}}
 
 
 def workload(number: int) -> WorkloadEndpoint:
@@ -52,7 +51,7 @@ STREAM: tuple[Resource, ...] = (
 
 
 @pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> dict[str, bool]:
+def mode(request: pytest.FixtureRequest) -> dict[str, str]:
     return MODES[request.param]
 
 
@@ -100,18 +99,18 @@ def rules() -> str:
 
 
 @pytest.mark.parametrize("backend", Backend)
-def test_a_restart_and_a_resync_write_nothing(cluster_node: None, backend: Backend, mode: dict[str, bool]) -> None:
-    settings = settings_for(backend, workload_source_spoofing_any=True, **mode)
-    asyncio.run(_restart(settings, backend))
+def test_a_restart_and_a_resync_write_nothing(cluster_node: None, backend: Backend, mode: dict[str, str]) -> None:
+    source = source_for(backend, WorkloadSourceSpoofing="Any", **mode)
+    asyncio.run(_restart(source, backend))
 
 
-async def _restart(settings: Settings, backend: Backend) -> None:
-    async with running(settings) as first:
+async def _restart(source: SettingsSource, backend: Backend) -> None:
+    async with running(source) as first:
         await programmed(first)
     before = (run("nft", "-s", "list", "ruleset"), run("ipset", "save"), rules())
     assert ("felixpy" if backend is Backend.NFTABLES else "fpy-") in before[2 if backend is Backend.LEGACY else 0]
     with observe() as observed, eavesdropping() as monitors:
-        async with running(settings) as second:
+        async with running(source) as second:
             await programmed(second)
             assert_nothing_written(observed, monitors)
             assert second.agent.dataplane.plan() == []
@@ -126,12 +125,12 @@ async def _restart(settings: Settings, backend: Backend) -> None:
 
 @pytest.mark.parametrize("backend", Backend)
 def test_a_plan_on_a_correct_and_on_an_empty_kernel_writes_nothing(cluster_node: None, backend: Backend) -> None:
-    asyncio.run(_plan(settings_for(backend)))
+    asyncio.run(_plan(source_for(backend)))
 
 
-async def _plan(settings: Settings) -> None:
+async def _plan(source: SettingsSource) -> None:
     async def planned() -> int:
-        agent = Agent(settings, lambda configurations, labels: settings)
+        agent = make_agent(source)
         await agent.open()
         for resource in STREAM:
             agent.update(Update(resource.key, resource))
@@ -144,7 +143,7 @@ async def _plan(settings: Settings) -> None:
     with observe() as observed, eavesdropping() as monitors:
         assert await planned() > NUMBER
         assert_nothing_written(observed, monitors)
-    async with running(settings) as node:
+    async with running(source) as node:
         await programmed(node)
     with observe() as observed, eavesdropping() as monitors:
         assert await planned() == 0
@@ -153,11 +152,11 @@ async def _plan(settings: Settings) -> None:
 
 @pytest.mark.parametrize("backend", Backend)
 def test_what_is_said_again_writes_nothing(cluster_node: None, backend: Backend) -> None:
-    asyncio.run(_again(settings_for(backend)))
+    asyncio.run(_again(source_for(backend)))
 
 
-async def _again(settings: Settings) -> None:
-    async with running(settings) as node:
+async def _again(source: SettingsSource) -> None:
+    async with running(source) as node:
         await programmed(node)
         with observe() as observed, eavesdropping() as monitors:
             node.put(*STREAM)
@@ -169,15 +168,15 @@ async def _again(settings: Settings) -> None:
 @pytest.mark.parametrize("backend", Backend)
 def test_a_difference_costs_what_it_is(cluster_node: None, backend: Backend) -> None:
     """The control: a restart that finds one workload changed writes that one."""
-    asyncio.run(_difference(settings_for(backend), backend))
+    asyncio.run(_difference(source_for(backend), backend))
 
 
-async def _difference(settings: Settings, backend: Backend) -> None:
-    async with running(settings) as first:
+async def _difference(source: SettingsSource, backend: Backend) -> None:
+    async with running(source) as first:
         await programmed(first)
     moved = replace(workload(3), addresses=workload(3).addresses[:1])
     with observe() as observed:
-        async with running(settings) as second:
+        async with running(source) as second:
             second.put(*STREAM, moved)
             second.in_sync()
             await second.up(*(f"w{number}" for number in range(NUMBER)))
