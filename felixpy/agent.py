@@ -27,7 +27,7 @@ from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
 from felixpy.dataplane.host import read_host
-from felixpy.dataplane.iptables.detect import detect
+from felixpy.dataplane.iptables.detect import Facts, decide, detect, felix_in_use, gather
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Watch
@@ -151,12 +151,16 @@ class Agent:
 
         Raises:
             OSError: the kernel refused (not root, no netlink).
-            FilterError: the packet filter's tools are missing.
+            FilterError: the packet filter's tools are missing, or a Felix programs this node: each of the two would
+                take the other's routes and rules for drift.
         """
+        facts = await gather()
+        if felix := felix_in_use(facts):
+            raise FilterError(felix)
         await self._read_kernel()
         self.calculation.host = await read_host(self.links, self.settings)
         self.dataplane.want(self.calculation.calculate({HOST}))
-        await self._use_backend()
+        await self._use_backend(facts)
 
     def close(self) -> None:
         self.dataplane.close()
@@ -360,10 +364,10 @@ class Agent:
         self.dataplane.configure(settings)
         await self._read_kernel()  # what of it is ours depends on the settings
 
-    async def _use_backend(self) -> None:
+    async def _use_backend(self, facts: Facts | None = None) -> None:
         """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
         settings, families = self.settings, self._families()
-        backend, evidence = await detect(settings)
+        backend, evidence = decide(settings, facts) if facts else await detect(settings)
         made_of = backend, families, settings.chain_insert_mode, settings.max_ipset_size
         if made_of != self._filters_of:
             log.info("back-end", backend=backend.value, reason=evidence)

@@ -30,7 +30,7 @@ from felixpy.calc.graph import Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
 from felixpy.config import Settings
-from felixpy.dataplane.interface_settings import InterfaceSettingTable
+from felixpy.dataplane.interface_settings import InterfaceSettingTable, costs_advertised_routes
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
@@ -298,8 +298,8 @@ class Dataplane:
         operations: list[Operation] = []
         for table in self.tables():
             operations += _describe(table, now)
-        for tables in self.filters.values():
-            operations += [Operation(("remove", tables.chains.name, name)) for name in tables.foreign]
+        for one in self.filters.values():
+            operations += [Operation(("remove", one.chains.name, f"{name} of another layout")) for name in one.foreign]
         return operations
 
     def next_wake(self) -> float | None:
@@ -328,11 +328,12 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change and (not complete or (tables.containers and not tables.foreign)):
+        if complete and tables.foreign:
+            await self._write_filter(family, tables, FilterChange(), report)  # an empty change removes what is foreign
+            tables.foreign = ()
+        if not change and (tables.containers or not complete):
             return
         refused = await self._write_filter(family, tables, change, report)
-        if complete and family not in report.failures:
-            tables.foreign = ()
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
         written = Delta(elements.put, removed)
         tables.elements.record(written, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
@@ -374,7 +375,7 @@ class Dataplane:
         if not delta:
             return
         advertised: set[int] = set()
-        if SettingKey(ALL_INTERFACES, Family.V6, "forwarding") in delta.put:
+        if any(map(costs_advertised_routes, delta.put)):
             advertised = await read_advertised_default_interfaces()
         refused = tables.write(delta.put, advertised, self.socket)
         report.written += len(delta.put) - len(refused)

@@ -1,0 +1,1 @@
+"""Real traffic through restarts, drift, moving links and other writers: only what the design allows is lost."""

@@ -1,0 +1,219 @@
+"""Keeps flows going from one namespace and counts exactly what each of them loses.
+
+Reads the flows as one JSON line, says ``started`` when each has had its first answer, then answers every further line
+with one JSON report of what happened since the report before. Ends with its standard input. Runs as a plain file
+(``python -I -S sender.py``) against the responders of the lab.
+
+Loss is never told from a clock, so that a slow machine loses nothing: a stream and a connection lose what the kernel
+says it has sent again (TCP_INFO), a datagram flow what stays unanswered.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import struct
+import sys
+import threading
+import time
+from typing import Any
+
+DATAGRAM_S, STREAM_S, CONNECTION_S = 0.02, 0.03, 0.12
+SETTLE_S = 0.5
+"""How long a report waits for answers that are on their way."""
+
+TOTAL_RETRANSMITS = 100
+"""Offset of ``tcpi_total_retrans`` in ``struct tcp_info`` (linux/tcp.h)."""
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def retransmits(connection: socket.socket) -> int:
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int(struct.unpack_from("=I", info, TOTAL_RETRANSMITS)[0])
+
+
+class Flow(threading.Thread):
+    """One flow in a thread of its own; ``tick`` goes one step on, ``settle`` waits for what is under way."""
+
+    def __init__(self, name: str, address: str, port: int) -> None:
+        super().__init__(daemon=True)
+        self.flow, self.peer = name, (address, port)
+        self.family = family_of(address)
+        self.started, self.wanted = threading.Event(), threading.Event()
+        self.reports: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.peers: set[str] = set()
+        self.last_answer = time.monotonic()
+        self.clear()
+
+    def clear(self) -> None:
+        self.sent = self.answered = self.lost = 0
+        self.silence = 0.0
+        self.error = ""
+
+    def run(self) -> None:
+        while True:
+            if self.wanted.is_set():
+                self.wanted.clear()
+                self.settle()
+                self.reports.put(self.report())
+                self.clear()
+            self.tick()
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "sent": self.sent,
+            "answered": self.answered,
+            "lost": self.lost,
+            "silence_ms": round(1000 * max(self.silence, time.monotonic() - self.last_answer if self.lost else 0.0), 1),
+            "peers": sorted(self.peers),
+            "error": self.error,
+        }
+
+    def tick(self) -> None:
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        raise NotImplementedError
+
+    def take(self, data: bytes, *, flow: bool = True) -> None:
+        """An answer: the peer address that the responder saw."""
+        now = time.monotonic()
+        seen = json.loads(data)
+        self.peers.add(f"{seen['address']} {seen['port']}" if flow else seen["address"])
+        self.silence = max(self.silence, now - self.last_answer)
+        self.last_answer = now
+        self.answered += 1
+        self.started.set()
+
+
+class Datagrams(Flow):
+    """One UDP socket; every datagram is answered or lost."""
+
+    def __init__(self, name: str, address: str, port: int) -> None:
+        super().__init__(name, address, port)
+        self.socket = socket.socket(self.family, socket.SOCK_DGRAM)
+        self.socket.connect(self.peer)
+
+    def tick(self) -> None:
+        until = time.monotonic() + DATAGRAM_S
+        self.sent += 1
+        try:
+            self.socket.send(b"?")
+        except OSError as error:
+            self.error = str(error)
+        self.receive(until)
+
+    def settle(self) -> None:
+        """Nothing is sent meanwhile, so this time is no silence of the flow's."""
+        began = time.monotonic()
+        while self.answered < self.sent and time.monotonic() < began + SETTLE_S:
+            self.receive(time.monotonic() + 0.01)
+        self.lost = self.sent - self.answered
+        if self.lost:
+            self.last_answer += time.monotonic() - began
+
+    def receive(self, until: float) -> None:
+        while (left := until - time.monotonic()) > 0:
+            self.socket.settimeout(left)
+            try:
+                self.take(self.socket.recv(256))
+            except TimeoutError:
+                return
+            except OSError as error:  # an ICMP error for an earlier datagram
+                self.error = str(error)
+
+
+class Stream(Flow):
+    """One TCP connection: asks, and asks again when answered. What the kernel sends again was lost."""
+
+    def __init__(self, name: str, address: str, port: int) -> None:
+        super().__init__(name, address, port)
+        self.socket: socket.socket | None = None
+        self.waits = False
+        self.known = 0
+
+    def tick(self) -> None:
+        if self.error:
+            time.sleep(STREAM_S)
+            return
+        try:
+            self.step()
+        except OSError as error:
+            self.error = str(error) or type(error).__name__
+
+    def step(self) -> None:
+        if self.socket is None:
+            self.socket = socket.create_connection(self.peer, timeout=5)
+        if not self.waits:
+            self.socket.sendall(b"?")
+            self.sent += 1
+            self.waits = True
+        self.socket.settimeout(STREAM_S)
+        try:
+            data = self.socket.recv(256)
+        except TimeoutError:
+            return
+        if not data:
+            raise ConnectionResetError("closed by the other side")
+        self.take(data)
+        self.waits = False
+        time.sleep(STREAM_S)
+
+    def settle(self) -> None:
+        deadline = time.monotonic() + SETTLE_S
+        while self.waits and not self.error and time.monotonic() < deadline:
+            self.tick()
+        resent = retransmits(self.socket) if self.socket else 0
+        self.lost = resent - self.known + self.waits + bool(self.error)
+        self.known = resent
+
+    def clear(self) -> None:
+        error = getattr(self, "error", "")
+        super().clear()
+        self.error = error  # a broken stream stays broken
+
+
+class Connections(Flow):
+    """New TCP connections, one after the other; one whose SYN or question had to be sent again counts as lost."""
+
+    def tick(self) -> None:
+        self.sent += 1
+        try:
+            with socket.create_connection(self.peer, timeout=1.5) as connection:
+                connection.sendall(b"?")
+                data = connection.recv(256)
+                self.lost += bool(retransmits(connection)) or not data
+                if data:
+                    self.take(data, flow=False)
+        except OSError as error:
+            self.lost += 1
+            self.error = str(error) or type(error).__name__
+        time.sleep(CONNECTION_S)
+
+    def settle(self) -> None:
+        """Each one is over before the next begins."""
+
+
+KINDS: dict[str, type[Flow]] = {"stream": Stream, "datagrams": Datagrams, "connections": Connections}
+
+
+def main() -> None:
+    flows = [
+        KINDS[spec["kind"]](spec["name"], spec["address"], spec["port"]) for spec in json.loads(sys.stdin.readline())
+    ]
+    for flow in flows:
+        flow.start()
+    silent = [flow.flow for flow in flows if not flow.started.wait(5)]
+    print(json.dumps({"silent": silent}), flush=True)
+    for _ in sys.stdin:
+        for flow in flows:
+            flow.wanted.set()
+        print(json.dumps({flow.flow: flow.reports.get() for flow in flows}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
