@@ -30,7 +30,7 @@ from felixpy.calc.graph import Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
 from felixpy.config import Settings
-from felixpy.dataplane.interface_settings import InterfaceSettingTable
+from felixpy.dataplane.interface_settings import InterfaceSettingTable, costs_advertised_routes
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
@@ -366,7 +366,7 @@ class Dataplane:
         if not delta:
             return
         advertised: set[int] = set()
-        if SettingKey(ALL_INTERFACES, Family.V6, "forwarding") in delta.put:
+        if any(map(costs_advertised_routes, delta.put)):
             advertised = await read_advertised_default_interfaces()
         refused = tables.write(delta.put, advertised, self.socket)
         report.written += len(delta.put) - len(refused)

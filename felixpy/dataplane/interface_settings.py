@@ -6,8 +6,9 @@ workloads (33 µs on an empty node, 3 ms at 6,000 IPv6 routes, Linux 6.18). Wher
 unprivileged container) netlink still works.
 
 The link dump tells the present values, so that a correct kernel gets no write. Settings are never put back when nobody
-wants them any more: we do not know what stood there. Forwarding of the whole node is guarded by the RA rule (DESIGN
-§11.1): an interface with an advertised default route gets ``accept_ra=2`` first.
+wants them any more: we do not know what stood there. IPv6 forwarding is guarded by the RA rule (DESIGN §11.1): an
+interface with an advertised default route gets ``accept_ra=2`` first. That holds for one interface as for the whole
+node: the kernel drops advertised default routes whenever any ``forwarding`` becomes 1 (``addrconf_fixup_forwarding``).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class InterfaceSettingTable:
         return refused
 
     def _protect_default_route(self, key: SettingKey, advertised: set[int]) -> str:
-        if key != SettingKey(ALL_INTERFACES, Family.V6, "forwarding"):
+        if not costs_advertised_routes(key):
             return ""
         for index in advertised:
             name = self.links.name_of(index)
@@ -126,6 +127,11 @@ class InterfaceSettingTable:
                     f"net.ipv6.conf.{name}.accept_ra cannot be set to 2 ({reason}); set it by hand"
                 )
         return ""
+
+
+def costs_advertised_routes(key: SettingKey) -> bool:
+    """Whether to set this makes the kernel drop default routes that it learnt by router advertisement."""
+    return key.family is Family.V6 and key.name == "forwarding"
 
 
 def is_netlink(key: SettingKey) -> bool:

@@ -14,7 +14,14 @@ import pytest
 
 from felixpy.calc.entries import SettingKey
 from felixpy.calc.host import ALL_INTERFACES
-from felixpy.dataplane.interface_settings import InterfaceSettingTable, is_netlink, proc_path, read_proc, write_proc
+from felixpy.dataplane.interface_settings import (
+    InterfaceSettingTable,
+    costs_advertised_routes,
+    is_netlink,
+    proc_path,
+    read_proc,
+    write_proc,
+)
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.table import Delta
 from felixpy.model.net import Family
@@ -51,7 +58,8 @@ class InterfaceSettings:
     def write(self, now: float = 0.0) -> tuple[Delta[SettingKey, int], dict[SettingKey, str]]:
         """Write differences as the apply loop does; what was written, and what could not be."""
         delta = self.table.table.delta(now)
-        advertised = asyncio.run(read_advertised_default_interfaces()) if ALL_V6 in delta.put else set[int]()
+        guarded = any(map(costs_advertised_routes, delta.put))
+        advertised = asyncio.run(read_advertised_default_interfaces()) if guarded else set[int]()
         refused = self.table.write(delta.put, advertised, self.socket)
         self.table.table.record(delta, refused, now)
         return delta, refused
@@ -214,6 +222,26 @@ def test_without_the_guard_the_kernel_removes_the_route(learnt: str) -> None:
     """The control: this is what the guard is for."""
     sysctl("ipv6/conf/all/forwarding", 1)
     assert advertised_defaults() == []
+
+
+def test_forwarding_of_any_one_interface_removes_it_too(learnt: str) -> None:
+    pairs("cali1")
+    sysctl("ipv6/conf/cali1/forwarding", 1)
+    assert advertised_defaults() == []
+
+
+def test_the_learnt_default_route_survives_forwarding_of_a_workload_interface(
+    learnt: str, interface_settings: InterfaceSettings
+) -> None:
+    pairs("cali1")
+    forwarding = SettingKey("cali1", Family.V6, "forwarding")
+    interface_settings.read()
+    interface_settings.want({forwarding: 1})
+    delta, refused = interface_settings.write()
+    assert (delta.put, refused) == ({forwarding: 1}, {})
+    assert sysctl("ipv6/conf/cali1/forwarding") == 1
+    assert sysctl(f"ipv6/conf/{learnt}/accept_ra") == 2
+    assert advertised_defaults() == [learnt]
 
 
 def test_the_learnt_default_route_survives_forwarding(learnt: str, interface_settings: InterfaceSettings) -> None:
