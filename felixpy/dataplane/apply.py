@@ -80,6 +80,7 @@ class FilterTables:
             f"ipv{packet_filter.family.version}-sets", self._resolve_element
         )
         self.containers = False
+        self.foreign: tuple[str, ...] = ()
 
     def _resolve_element(self, key: ElementKey, _: None) -> None:
         if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
@@ -102,7 +103,7 @@ class FilterTables:
         """
         with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
             state = await self.filter.read()
-            self.containers = state.containers
+            self.containers, self.foreign = state.containers, state.foreign
             await self.chains.adopt(state.chains, newer_chains, now)
             await self.elements.adopt(dict.fromkeys(state.elements), newer_elements, now)
         if not state.containers:
@@ -294,6 +295,8 @@ class Dataplane:
         operations: list[Operation] = []
         for table in self.tables():
             operations += _describe(table, now)
+        for one in self.filters.values():
+            operations += [Operation(("remove", one.chains.name, f"{name} of another layout")) for name in one.foreign]
         return operations
 
     def next_wake(self) -> float | None:
@@ -311,7 +314,7 @@ class Dataplane:
     # --- packet filter -----------------------------------------------------------------------------------------
 
     async def _apply_filter(self, family: Family, tables: FilterTables, complete: bool, report: ApplyReport) -> None:
-        if tables.containers and not tables.elements.dirty and not tables.chains.dirty:
+        if tables.containers and not tables.foreign and not tables.elements.dirty and not tables.chains.dirty:
             return
         if not complete and not tables.in_place:
             return
@@ -322,7 +325,7 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change and (tables.containers or not complete):
+        if not change and (not complete or (tables.containers and not tables.foreign)):
             return
         refused = await self._write_filter(family, tables, change, report)
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
@@ -349,6 +352,7 @@ class Dataplane:
                 await tables.filter.create_containers()
                 tables.containers = True
             refused = await tables.filter.write(change)
+            tables.foreign = ()
         except (OSError, FilterError) as error:
             report.failures[family] = str(error)
             refused = dict.fromkeys((*change.chains, *change.add, *change.remove), str(error))
