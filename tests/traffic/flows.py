@@ -16,9 +16,13 @@ from typing import Any, NamedTuple
 
 from felixpy.demo.agent import FELIXPY, Agent, environment
 from felixpy.demo.host import PORT, Host
-from felixpy.demo.topology import EXT, P1A, P1B, P2A
+from felixpy.demo.lab import Lab
+from felixpy.demo.topology import EXT, P1A, P1B, P2A, PODS, PodSpec
 from felixpy.model.net import Family
-from tests.behaviour.world import World
+from tests.behaviour.world import P1C, Combination, World
+
+P1D = PodSpec("p1d", "node1", {Family.V4: "10.49.0.2", Family.V6: "fd00:49::2"})
+"""The workload that takes addresses of p1c over."""
 
 SENDER = Path(__file__).with_name("sender.py")
 KINDS = ("stream", "datagrams", "connections")
@@ -183,6 +187,17 @@ def _sum(old: Counted | None, new: Counted) -> Counted:
 
 class TrafficWorld(World):
     """A world without full comparisons, and ways to start, watch and kill the agent of node1 at a chosen moment."""
+
+    @classmethod
+    async def start(cls, combination: Combination) -> TrafficWorld:
+        world = cls(Lab(combination.mode, (*PODS, P1C, P1D)), combination)
+        await world.lab.__aenter__()
+        try:
+            await world._start()
+        except BaseException:
+            await world.lab.close()
+            raise
+        return world
 
     def settings(self, **extra: str) -> dict[str, str]:
         return super().settings(**{**NO_REFRESH, **extra})
