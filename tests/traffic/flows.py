@@ -130,17 +130,12 @@ class Traffic:
             for name, counted in report.items()
         }
 
-    async def lost_nothing(self) -> None:
+    async def lost_nothing(self) -> dict[str, Counted]:
         """Assert that since the last look every flow went on and lost nothing, under the address and port it had."""
         seen = await self.look()
         wrong = {name: one for name, one in seen.items() if not one.answered or one.lost or len(one.peers) != 1}
         assert not wrong, wrong
-
-    async def is_steady(self) -> bool:
-        """Whether every flow goes on without loss for a moment (a part of a second)."""
-        await self.look()
-        await asyncio.sleep(0.2)
-        return not any(one.lost or not one.answered for one in (await self.look()).values())
+        return seen
 
     async def recovers(self, *, without: str | None = None) -> Recovery:
         """Wait until every flow goes on without loss; assert that each does, and tell what was lost on the way.
