@@ -36,6 +36,7 @@ from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.metrics import Metrics
 from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.sources import SyncState, SyncStatus
+from felixpy.sources.ending import end
 from felixpy.sources.limit import ObjectLimit
 from felixpy.store import Store
 
@@ -48,6 +49,8 @@ RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADE
 
 MAX_PROBLEMS_IN_STATUS = 20
 LONGEST_SLEEP_SECONDS = 10.0
+LEFTOVERS_RETRY_SECONDS = 10.0
+RESYNC_END_SECONDS = 1.0
 PROBLEMS_SECONDS = 1.0
 """News of problems alone are published no more often than this: a thousand bad objects are one message."""
 
@@ -89,10 +92,12 @@ class Agent:
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._wake = asyncio.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
+        self._reconfigure_at = 0.0
+        self._leftovers_at = 0.0
         self._resync_now = asyncio.Event()
         self._leftovers_due = True
         self._status_due = True
@@ -103,16 +108,18 @@ class Agent:
 
     def update(self, update: Update) -> None:
         """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
-        had_room = not self._limit.left_out
+        before = len(self._limit.left_out)
         if self._limit.takes(update):
             self._pending.pop(update.key, None)
             self._pending[update.key] = update
             self._wake.set()
-        self.metrics.left_out.set(len(self._limit.left_out))
-        if had_room is bool(self._limit.left_out):
-            log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
+        left_out = len(self._limit.left_out)
+        if left_out != before:
+            self.metrics.left_out.set(left_out)
             self._status_due = True
             self._wake.set()
+            if not (before and left_out):
+                log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
@@ -130,10 +137,15 @@ class Agent:
     def _wake_up(self) -> None:
         self._wake.set()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Keep an error of a callback for the loop: the event loop would log it and go on."""
         self._failure = error
         self._wake.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
 
     # --- life cycle --------------------------------------------------------------------------------------------
 
@@ -164,11 +176,11 @@ class Agent:
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
+        resync.add_done_callback(self._ended)
         try:
             await self._apply_forever()
         finally:
-            resync.cancel()
-            await asyncio.gather(resync, return_exceptions=True)
+            await end((resync,), RESYNC_END_SECONDS)
             self.watch.close()
             self.close()
 
@@ -191,15 +203,13 @@ class Agent:
             self._wake.clear()
             if self._failure:
                 raise self._failure
+            await self._settle_doubts()
             try:
-                await self._settle_doubts()
                 await self.absorb(UPDATES_PER_APPLY)
-                await self._apply()
             except (OSError, FilterError) as error:
-                log.error("the kernel refused; everything is read and written again in a second", reason=str(error))
-                await asyncio.sleep(1)
-                self.dataplane.doubt()
-                self._resync_now.set()
+                log.error("settings or host cannot be taken; will be tried again in a second", reason=str(error))
+                self._reconfigure_at = time.monotonic() + 1
+            await self._apply()
             if self._pending:
                 self._wake.set()
             self._publish()
@@ -212,10 +222,15 @@ class Agent:
         doubts = self.watch.take()
         self._host_due = self._host_due or doubts.host or doubts.everything
         for interface in doubts.interfaces:
-            await self.dataplane.read_routes(interface)
+            try:
+                await self.dataplane.read_routes(interface)
+            except OSError as error:
+                log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
+                self._resync_now.set()
         for family in doubts.filters:
             if reason := await self.dataplane.read_filter(family):
                 log.error("packet filter cannot be read", family=str(family), reason=reason)
+                self._resync_now.set()
         if doubts.everything:
             log.warning("notifications were lost; everything is read again")
             self.dataplane.doubt()
@@ -229,9 +244,11 @@ class Agent:
                     await self._resync_now.wait()
             self._resync_now.clear()
             try:
-                await self._read_kernel()
+                whole = await self._read_kernel()
             except OSError as error:
                 log.error("the kernel cannot be read; will be tried again in a second", reason=str(error))
+                whole = False
+            if not whole:
                 await asyncio.sleep(1)
                 self._resync_now.set()
             self._wake.set()
@@ -250,22 +267,36 @@ class Agent:
         """Until something is to do, or 10 s."""
         now = time.monotonic()
         due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
+        due = min(due, self._reconfigure_at) if self._reconfiguration_due else due
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(due - now, 0.0)):
                 await self._wake.wait()
 
     async def absorb(self, limit: int | None = None) -> None:
-        """Take pending updates into the store and the calculation, without touching the kernel."""
+        """Take pending updates into the store and the calculation, without touching the kernel.
+
+        Raises:
+            OSError, FilterError: the updates are taken, but settings, host or back-end are as before and stay due.
+        """
         updates = [self._pending.pop(key) for key in list(islice(self._pending, limit))]
         dirty: set[ResourceKey] = set()
         for update in updates:
             dirty |= self._take(update)
-        if self.stream.state is SyncState.IN_SYNC and not self._pending and not self.complete:
-            self.complete = self._configuration_due = True
-        if self._configuration_due or self._host_due:
-            await self._reconfigure()
         self.dataplane.want(self.calculation.calculate(dirty))
         self.outcome.judge(dirty)
+        completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
+        if (completes or self._reconfiguration_due) and time.monotonic() >= self._reconfigure_at:
+            self.complete = self.complete or completes
+            self._configuration_due = self._configuration_due or completes
+            try:
+                await self._reconfigure()
+            except (OSError, FilterError):
+                self.complete = self.complete and not completes  # not before the stream's settings are known
+                raise
+
+    @property
+    def _reconfiguration_due(self) -> bool:
+        return self._configuration_due or self._host_due
 
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
@@ -284,6 +315,8 @@ class Agent:
             self.metrics.writes.inc(report.written)
             self.metrics.apply_seconds.observe(time.perf_counter() - started)
         self._note_failures(report.failures)
+        if report.unknown:
+            self._resync_now.set()
         if self.complete and not self._pending:
             await self._settled()
 
@@ -306,9 +339,10 @@ class Agent:
                 self._status_due = True
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
-        if self._leftovers_due and not self._failures:
-            self._leftovers_due = False
-            for problem in await remove_leftovers(self.backend, self._families(), self.settings):
+        if self._leftovers_due and not self._failures and time.monotonic() >= self._leftovers_at:
+            problems = await remove_leftovers(self.backend, self._families(), self.settings)
+            self._leftovers_due, self._leftovers_at = bool(problems), time.monotonic() + LEFTOVERS_RETRY_SECONDS
+            for problem in problems:
                 log.warning("leftovers of another back-end or family remain", reason=problem)
 
     # --- settings, back-end, kernel ----------------------------------------------------------------------------
@@ -318,35 +352,32 @@ class Agent:
 
     async def _reconfigure(self) -> None:
         """Take the stream's settings and the host's facts; what follows from them is calculated again."""
-        settings, host = self._resolve(), self.calculation.host
-        if self._host_due or settings != self.settings:
-            host = await read_host(self.links, settings)
-        if self._configuration_due or (settings, host) != (self.settings, self.calculation.host):
-            await self._use_settings(settings)
-            self.dataplane.want(self.calculation.reconfigure(settings, host))
-            await self._use_backend()
-            self.outcome.judge(
-                {
-                    *self.outcome.reported,
-                    *self.outcome.problems,
-                    *self.live_settings.problems,
-                    *self.calculation.problems,
-                }
-            )
-        self._configuration_due = self._host_due = False
+        configuration_due, host_due = self._configuration_due, self._host_due
+        self._configuration_due = self._host_due = False  # what changes from here on is due again
+        try:
+            settings, host = self._resolve(configuration_due), self.calculation.host
+            if host_due or settings != self.settings:
+                host = await read_host(self.links, settings)
+            changed = (settings, host) != (self.settings, self.calculation.host)
+            if changed:
+                await self._use_settings(settings)
+                self.dataplane.want(self.calculation.reconfigure(settings, host))
+                await self._use_backend()
+            if changed or configuration_due:
+                self.outcome.judge_again(self.calculation.problems)
+        except (OSError, FilterError):
+            self._configuration_due, self._host_due = configuration_due, host_due
+            raise
 
-    def _resolve(self) -> Settings:
+    def _resolve(self, configuration_due: bool) -> Settings:
         """The settings that the stream asks for now; before its snapshot is complete, this machine's."""
-        if not self.complete or not self._configuration_due:
+        if not self.complete or not configuration_due:
             return self.settings
         live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
-        known, waited = live.passed_over, live.waiting_for_restart
+        known = live.passed_over
         settings = live.take(self.store.configurations.values(), node.labels if node else {})
         for what in sorted(live.passed_over - known):
             self.outcome.problems.ignored(what)
-        if live.waiting_for_restart and live.waiting_for_restart != waited:
-            names = ", ".join(live.waiting_for_restart)
-            log.warning("restart needed", settings=names, next="the old values stay until the agent is restarted")
         return settings
 
     async def _use_settings(self, settings: Settings) -> None:
@@ -376,11 +407,13 @@ class Agent:
                 self.metrics.ready.labels(str(family)).set(0)
         self.dataplane.want_rules(nftables=backend is Backend.NFTABLES)
 
-    async def _read_kernel(self) -> None:
-        """Read everything of ours; differences show at the next apply."""
-        for family, reason in (await self.dataplane.read()).items():
+    async def _read_kernel(self) -> bool:
+        """Read everything of ours; differences show at the next apply. Returns whether all of it could be read."""
+        failures = await self.dataplane.read()
+        for family, reason in failures.items():
             log.error("packet filter cannot be read", family=str(family), reason=reason)
         self._host_due = True
+        return not failures
 
     # --- outcome -----------------------------------------------------------------------------------------------
 

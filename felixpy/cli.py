@@ -6,41 +6,23 @@ Exit codes: 0 done (``plan``: nothing to do), 1 could not be done, 2 ``plan``: s
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import json
-import os
 import signal
-import socket
-import sys
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import replace
 from enum import StrEnum
-from itertools import chain
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import structlog
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from felixpy import __version__
-from felixpy.config import (
-    Settings,
-    SettingsFileError,
-    SettingsSource,
-    load_environment,
-    load_toml,
-    resolve,
-)
-from felixpy.dataplane.packet_filter import FilterError
-from felixpy.model.documents import BadDocument, Document, load_directory, load_file
-from felixpy.model.resources import Kind
+from felixpy.command import Local, SettingsFile, finish, local_settings, plain_errors
+from felixpy.config import Settings
 from felixpy.observe.log import configure_logging
+from felixpy.stream_commands import apply, delete, get
 
-DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
+LEAVE_SECONDS = 3.0
+"""How long the parts of the agent may take to say goodbye before they are told again."""
 
 app = typer.Typer(
     name="felixpy",
@@ -52,74 +34,9 @@ app = typer.Typer(
 )
 console = Console(soft_wrap=True, highlight=False)
 
-SettingsFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help=f"Settings file (TOML); {DEFAULT_SETTINGS_FILE} if it exists."),
-]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Files = Annotated[
-    list[Path], typer.Option("--filename", "-f", metavar="FILE|DIR", help="YAML or JSON; may be given several times.")
-]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for a complete snapshot.")]
-
-
-class CommandError(Exception):
-    """The command cannot be done: one sentence with what, where and what to do next."""
-
-
-class Local(NamedTuple):
-    """Settings of this machine: what environment and file say, and the sources themselves."""
-
-    settings: Settings
-    sources: tuple[SettingsSource, ...]
-
-
-def _local_settings(path: Path | None, *, log: bool = False) -> Local:
-    """Settings from environment and file.
-
-    Raises:
-        CommandError: a value is bad, or the file cannot be read.
-    """
-    sources = [load_environment(os.environ)]
-    if path is not None or DEFAULT_SETTINGS_FILE.exists():
-        sources.append(load_toml(path or DEFAULT_SETTINGS_FILE))
-    settings, problems = resolve(sources)
-    if fatal := [str(problem) for problem in problems if problem.fatal]:
-        raise CommandError("; ".join(fatal))
-    settings = replace(settings, nodename=settings.nodename or socket.gethostname())
-    configure_logging(settings.log_severity_screen if log else "ERROR")
-    for problem in problems if log else ():
-        structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
-    return Local(settings, tuple(sources))
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn what can be expected to go wrong into one sentence and exit code 1."""
-    from felixpy.sources.batch import PublishError
-    from felixpy.survey import SurveyError
-
-    try:
-        yield
-    except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError) as error:
-        _fail(str(error))
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError
-            _fail(f"{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
-        _fail(f"{error}")
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _fail(sentence: str) -> None:
-    typer.echo(f"felixpy: {sentence}", err=True)
-    raise typer.Exit(1)
-
-
-def _finish(work: Coroutine[Any, Any, int | None]) -> None:
-    with _plain_errors():
-        code = asyncio.run(work)
-    raise typer.Exit(code or 0)
 
 
 # --- run -------------------------------------------------------------------------------------------------------------
@@ -138,15 +55,16 @@ def run(config: SettingsFile = None) -> None:
 
         NODENAME=node1 FELIX_RESOURCEDIRECTORY=/etc/felixpy/resources felixpy run
     """
-    with _plain_errors():
-        local = _local_settings(config, log=True)
-    _finish(_run(local))
+    with plain_errors():
+        local = local_settings(config, log=True)
+    finish(_run(local))
 
 
 async def _run(local: Local) -> int:
     from felixpy.agent import Agent
     from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
+    from felixpy.sources.ending import end
     from felixpy.sources.mqtt import MqttSource
 
     settings = local.settings
@@ -164,23 +82,17 @@ async def _run(local: Local) -> int:
         agent.run(),
         source.run(agent),
     )
-    tasks = [asyncio.create_task(part) for part in parts]
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, _cancel, tasks)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = [asyncio.create_task(part) for part in (stop.wait(), *parts)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        _cancel(tasks)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks, LEAVE_SECONDS)
     for task in done:
-        if not task.cancelled():
-            task.result()
+        task.result()  # raises what a part failed with
     return 0
-
-
-def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
 
 
 # --- plan, show, cleanup ---------------------------------------------------------------------------------------------
@@ -198,16 +110,16 @@ def plan(config: SettingsFile = None, as_json: AsJson = False, timeout: Timeout 
 
         felixpy plan --json | jq -r '.[].entry'
     """
-    with _plain_errors():
-        local = _local_settings(config)
-    _finish(_plan(local, as_json, timeout))
+    with plain_errors():
+        local = local_settings(config)
+    finish(_plan(local, as_json, timeout))
 
 
 async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
-    from felixpy.survey import survey
+    from felixpy import survey
 
-    async with survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
-        operations = sorted(agent.dataplane.plan(), key=lambda operation: operation[1:])
+    async with survey.survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
+        operations = sorted(await survey.plan(agent), key=lambda operation: operation[1:])
         if as_json:
             typer.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
         else:
@@ -253,9 +165,9 @@ def show(
 
         felixpy show routes --json
     """
-    with _plain_errors():
-        local = _local_settings(config)
-    _finish(_show(local, what, as_json, timeout))
+    with plain_errors():
+        local = local_settings(config)
+    finish(_show(local, what, as_json, timeout))
 
 
 async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None:  # noqa: ASYNC109
@@ -293,9 +205,9 @@ def cleanup(
 
         felixpy cleanup
     """
-    with _plain_errors():
-        local = _local_settings(config)
-    _finish(_cleanup(local.settings, dry_run))
+    with plain_errors():
+        local = local_settings(config)
+    finish(_cleanup(local.settings, dry_run))
 
 
 async def _cleanup(settings: Settings, dry_run: bool) -> None:
@@ -308,151 +220,8 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
         typer.echo("nothing of felixpy is in the kernel")
 
 
-# --- apply, delete, get ----------------------------------------------------------------------------------------------
-
-
-@app.command()
-def apply(
-    filename: Files,
-    config: SettingsFile = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Publish the good documents of a bad batch.")] = False,
-    recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
-) -> None:
-    """Publish resources to the MQTT broker FELIX_MQTTHOST, after checking all of them.
-
-    Examples:
-
-        felixpy apply -f pools.yaml -f endpoints/
-
-        kubectl get ippool -o json | felixpy apply -f /dev/stdin
-    """
-    with _plain_errors():
-        local = _local_settings(config)
-        _require_broker(local.settings)
-    _finish(_publish(local.settings, filename, "apply", skip_bad, recount))
-
-
-@app.command()
-def delete(
-    filename: Files,
-    config: SettingsFile = None,
-    recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
-) -> None:
-    """Delete the resources that files name from the MQTT broker.
-
-    Examples:
-
-        felixpy delete -f endpoint.yaml
-    """
-    with _plain_errors():
-        local = _local_settings(config)
-        _require_broker(local.settings)
-    _finish(_publish(local.settings, filename, "delete", False, recount))
-
-
-async def _publish(settings: Settings, paths: list[Path], verb: str, skip_bad: bool, recount: bool) -> None:
-    from felixpy.publish import open_publisher
-    from felixpy.sources.batch import prepare
-
-    batch = prepare(_documents(paths), skip_bad=skip_bad)
-    for problem in batch.problems:
-        typer.echo(f"skipped {problem}", err=True)
-    with _progress(verb) as progress:
-        async with open_publisher(settings, progress) as publisher:
-            if verb == "apply":
-                outcome = await publisher.apply(batch, recount=recount)
-            else:
-                outcome = await publisher.delete(batch, recount=recount)
-    typer.echo(f"{outcome.written} published, {outcome.unchanged} unchanged, {outcome.deleted} deleted")
-    for missing in outcome.missing:
-        typer.echo(f"not found: {missing}", err=True)
-    if batch.ignored:
-        typer.echo(f"{batch.ignored} of a kind that felixpy does not know, ignored", err=True)
-
-
-@app.command()
-def get(
-    kind: Annotated[str | None, typer.Argument(help="Kind, e.g. IPPool or WorkloadEndpoint; all without one.")] = None,
-    name: Annotated[str | None, typer.Argument(help="Name of one object.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of endpoints.")] = None,
-    filename: Annotated[list[Path] | None, typer.Option("--filename", "-f", help="Objects that files name.")] = None,
-    config: SettingsFile = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="yaml or json.")] = "yaml",
-) -> None:
-    """Print resources as the MQTT broker holds them.
-
-    Examples:
-
-        felixpy get
-
-        felixpy get IPPool default-ipv6-ippool -o json
-
-        felixpy get -f pools.yaml
-    """
-    with _plain_errors():
-        local = _local_settings(config)
-        _require_broker(local.settings)
-        if output not in ("yaml", "json"):
-            raise CommandError(f"-o {output}: expected yaml or json")
-        wanted = _kind(kind)
-    _finish(_get(local.settings, wanted, name, namespace, filename or [], output))
-
-
-def _kind(text: str | None) -> Kind | None:
-    if text is None:
-        return None
-    for kind in Kind:
-        if text.lower() in (kind.lower(), f"{kind.lower()}s"):
-            return kind
-    raise CommandError(f"kind {text} is not one that felixpy knows: {', '.join(Kind)}")
-
-
-async def _get(
-    settings: Settings, kind: Kind | None, name: str | None, namespace: str | None, paths: list[Path], output: str
-) -> int:
-    import yaml
-
-    from felixpy.publish import open_publisher
-    from felixpy.sources.batch import prepare
-
-    async with open_publisher(settings) as publisher:
-        listing = await publisher.get(kind, name, namespace)
-    objects = dict(listing.objects)
-    if paths:
-        topics = {entry.topic for entry in prepare(_documents(paths)).entries}
-        objects = {topic: value for topic, value in objects.items() if topic in topics}
-    if output == "json":
-        typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects.values())}, indent=2))
-    else:
-        typer.echo(yaml.safe_dump_all(objects.values(), sort_keys=False), nl=False)
-    if listing.incomplete:
-        raise CommandError(f"the list may be incomplete: {listing.incomplete}")
-    if (name is not None or paths) and not objects:
-        raise CommandError("not found")
-    return 0
-
-
-def _documents(paths: list[Path]) -> list[Document | BadDocument]:
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise CommandError(f"{', '.join(missing)}: no such file or directory")
-    return list(chain.from_iterable(load_directory(path) if path.is_dir() else load_file(path) for path in paths))
-
-
-def _require_broker(settings: Settings) -> None:
-    if not settings.mqtt_enabled:
-        raise CommandError("no MQTT broker is named; set FELIX_MQTTHOST (and FELIX_MQTTPORT)")
-
-
-@contextlib.contextmanager
-def _progress(verb: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(verb, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+for _command in (apply, delete, get):
+    app.command()(_command)
 
 
 # --- demo, version ---------------------------------------------------------------------------------------------------

@@ -72,6 +72,10 @@ class Outcome:
             if thing.kind is Kind.WORKLOAD_ENDPOINT:
                 self._tell(thing, state, reason)
 
+    def judge_again(self, things: Iterable[ResourceKey]) -> None:
+        """Tell what has changed of the given objects and of all that were told of or have a problem."""
+        self.judge({*things, *self.reported, *self.problems, *self._settings.problems})
+
     def state_of(self, thing: ResourceKey) -> tuple[str, str]:
         """State and reason; the state is empty for what is absent, of another node, or well without being up."""
         for problems in (self._invalid, self._calculation.problems, self._settings.problems):

@@ -131,7 +131,9 @@ class Store:
         self.nodes.pop(key.name, None)
         if new is not None:
             self.nodes[key.name] = new
-        return {key, *self._by_node.get(key.name, ())}
+        # The interface that leads to any other node may be told by our own address.
+        blocks = self.blocks if key.name == self.node_name else self._by_node.get(key.name, ())
+        return {key, *blocks}
 
     def _block(self, key: ResourceKey, new: IPAMBlock | BlockAffinity | None) -> set[ResourceKey]:
         old = self.blocks.pop(key, None)

@@ -11,7 +11,7 @@ from felixpy.agent import Agent
 from felixpy.calc.entries import ElementKey, Key
 from felixpy.calc.rules import ChainKey
 from felixpy.config import Settings, SettingsSource
-from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.apply import Dataplane, Operation
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
 from felixpy.dataplane.links import Links
@@ -152,8 +152,21 @@ async def cleanup(settings: Settings, *, dry_run: bool) -> list[str]:
     return found
 
 
-async def _left(backend: Backend, family: Family, settings: Settings) -> list[str]:
-    """What one back-end holds of ours, in words."""
+async def plan(agent: Agent) -> list[Operation]:
+    """What a running agent would write now, and what it would remove of other back-ends and families."""
+    operations, families = agent.dataplane.plan(), set(agent.dataplane.filters)
+    for backend in Backend:
+        for family in FAMILIES:
+            if backend is agent.backend and family in families:
+                continue
+            shares_sets = Backend.NFTABLES not in (backend, agent.backend) and family in families
+            found = await _left(backend, family, agent.settings, rules_only=shares_sets)
+            operations += [Operation(("remove", f"{backend} {family}", line.partition(": ")[2])) for line in found]
+    return operations
+
+
+async def _left(backend: Backend, family: Family, settings: Settings, *, rules_only: bool = False) -> list[str]:
+    """What one back-end holds of ours, in words; ``rules_only`` where its sets are in use by another one."""
     packet_filter = make_filter(backend, family, settings)
     try:
         state = await packet_filter.read()
@@ -162,6 +175,8 @@ async def _left(backend: Backend, family: Family, settings: Settings) -> list[st
     finally:
         packet_filter.close()
     lines = [f"{backend} {family}: chain {key}" for key in sorted(state.chains, key=str)]
-    if state.elements or state.containers:
+    if rules_only:
+        return lines
+    if (state.elements or state.containers) and backend is not Backend.LEGACY:  # both variants have the same sets
         lines.append(f"{backend} {family}: sets with {len(state.elements)} members")
     return lines + [f"{backend} {family}: {name}" for name in state.foreign]

@@ -51,6 +51,13 @@ class Broker:
             self._process.wait(10)
             self._process = None
 
+    def kill(self) -> None:
+        """SIGKILL: what is not saved is lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
     def freeze(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)

@@ -28,7 +28,6 @@ from felixpy.config import (
     SettingsSource,
     load_environment,
     load_toml,
-    needs_restart,
     resolve,
     resolve_stream,
     settings_table_markdown,
@@ -274,10 +273,6 @@ def test_a_felix_configuration_that_selects_nothing_is_a_problem(selector: objec
     assert settings == Settings()
     assert problem.setting == "nodeSelector"
     assert "FelixConfiguration other" in str(problem)
-
-
-def test_what_takes_effect_after_a_restart_only_is_named() -> None:
-    assert needs_restart(Settings(), Settings(device_route_protocol=3, health_port=1)) == ("DeviceRouteProtocol",)
 
 
 def test_the_table_has_a_row_per_setting() -> None:

@@ -112,6 +112,13 @@ def test_a_node_concerns_the_blocks_that_lead_to_it() -> None:
     assert put(store, node("n2", "192.0.2.2/24")) == {"n2", "n2-10-65-3-0-26"}
 
 
+def test_our_own_node_concerns_every_block() -> None:
+    """Its address tells the interface that leads to nodes in no subnet of ours."""
+    store = store_of(block("10.65.1.0/26", "n2"), block("10.65.2.0/26", None), endpoint("a", "10.65.1.1"))
+    assert put(store, node("n1", "192.0.2.1/24")) == {"n1", "10-65-1-0-26", "10-65-2-0-26"}
+    assert drop(store, node("n1")) == {"n1", "10-65-1-0-26", "10-65-2-0-26"}
+
+
 def test_a_block_that_changes_hands_leaves_its_old_node() -> None:
     store = store_of(block("10.65.1.0/26", "n2", ("10.65.1.5/32", "n3")))
     assert put(store, block("10.65.1.0/26", "n4")) == {"10-65-1-0-26"}

@@ -8,6 +8,7 @@ No I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from felixpy.calc.cluster_routes import block_entries, encapsulation_problem
@@ -58,9 +59,11 @@ class Calculation:
         return {key: self._entries[owner][key] for key, owner in self._owner.items()}
 
     def reconfigure(self, settings: Settings, host: Host) -> Changes:
-        """Take other settings or facts of the host: everything is calculated again."""
+        """Take other settings or facts of the host: everything that depends on them is calculated again."""
+        only_addresses = settings == self.settings and replace(self.host, addresses=host.addresses) == host
+        dirty = {HOST, *self.store.blocks} if only_addresses else {HOST, *self._entries, *self.store.all_keys()}
         self.settings, self.host = settings, host
-        return self.calculate({HOST, *self._entries, *self.store.all_keys()})
+        return self.calculate(dirty)
 
     def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
         """Calculate objects again and return every entry that changed."""

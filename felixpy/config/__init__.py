@@ -7,7 +7,7 @@ settings after a change resolves all sources again.
 
 from felixpy.config.live import LiveSettings
 from felixpy.config.resolve import ProblemKind, SettingProblem, resolve, resolve_stream
-from felixpy.config.settings import DECLARATIONS, Declaration, Settings, needs_restart
+from felixpy.config.settings import DECLARATIONS, Declaration, Settings
 from felixpy.config.sources import SettingsFileError, SettingsSource, load_environment, load_toml
 from felixpy.config.table import settings_table_markdown
 from felixpy.config.values import (
@@ -42,7 +42,6 @@ __all__ = [
     "SettingsSource",
     "load_environment",
     "load_toml",
-    "needs_restart",
     "resolve",
     "resolve_stream",
     "settings_table_markdown",

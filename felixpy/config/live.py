@@ -1,7 +1,6 @@
 """The settings in force on a running agent: this machine's, and below them those of the stream. Pure.
 
-Invariant: a setting that cannot change in a running agent keeps the value that the first complete snapshot gave it.
-A value that cannot be used never stops the others: the next source's value counts, and the problem has its object.
+Invariant: a value that cannot be used never stops the others; the next source's counts, and the problem has its object.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from felixpy.config.resolve import ProblemKind, SettingProblem, resolve_stream
-from felixpy.config.settings import DECLARATIONS, Settings, needs_restart
+from felixpy.config.settings import Settings
 from felixpy.config.sources import SettingsSource
 from felixpy.model.resources import FelixConfiguration, ResourceKey
 
@@ -21,33 +20,22 @@ _PASSED_OVER = frozenset({ProblemKind.UNKNOWN, ProblemKind.NO_EFFECT})
 class LiveSettings:
     """Settings by the latest FelixConfigurations.
 
-    ``problems`` are values that cannot be used, by object; ``passed_over`` what felixpy does not know or have;
-    ``waiting_for_restart`` the names of settings that the stream has changed in vain.
+    ``problems`` are values that cannot be used, by object; ``passed_over`` what felixpy does not know or have.
     """
 
     def __init__(self, settings: Settings, sources: Sequence[SettingsSource] = ()) -> None:
         self.settings = settings
         self.problems: dict[ResourceKey, str] = {}
         self.passed_over: frozenset[str] = frozenset()
-        self.waiting_for_restart: tuple[str, ...] = ()
         self._sources = tuple(sources)
-        self._started = False
 
     def take(self, configurations: Iterable[FelixConfiguration], labels: Mapping[str, str]) -> Settings:
         """Resolve everything anew and return the settings in force."""
         known = {str(each.key): each for each in configurations}
         node = self.settings.nodename
         resolved, problems = resolve_stream(self._sources, known.values(), node, labels)
-        resolved = replace(resolved, nodename=node)
         self._judge(problems, known)
-        self.waiting_for_restart = needs_restart(self.settings, resolved) if self._started else ()
-        kept = {
-            attribute: getattr(self.settings, attribute)
-            for attribute, declaration in DECLARATIONS.items()
-            if declaration.name in self.waiting_for_restart
-        }
-        self._started = True
-        self.settings = replace(resolved, **kept)
+        self.settings = replace(resolved, nodename=node)
         return self.settings
 
     def _judge(self, problems: Iterable[SettingProblem], known: Mapping[str, FelixConfiguration]) -> None:

@@ -53,8 +53,8 @@ _KEY = "declaration"
 class Declaration:
     """What there is to know of one setting beside its value.
 
-    ``also`` are further names, such as the one in FelixConfiguration where it differs by more than case; ``live``
-    settings take effect when they change in the stream, the others after a restart.
+    ``also`` are further names, such as the one in FelixConfiguration where it differs by more than case.
+    Settings of the stream take effect when they change; ``local_only`` ones are read at the start.
     """
 
     attribute: str
@@ -64,7 +64,6 @@ class Declaration:
     also: tuple[str, ...] = ()
     ours: bool = False
     local_only: bool = False
-    live: bool = True
     secret: bool = False
 
     @property
@@ -73,10 +72,8 @@ class Declaration:
         return f"FELIX_{self.name.upper()}"
 
 
-def _setting(
-    default: T, name: str, parser: Parser[T], doc: str, *also: str, ours: bool = False, live: bool = True
-) -> T:
-    declaration = Declaration("", name, parser, doc, also, ours, live=live)
+def _setting(default: T, name: str, parser: Parser[T], doc: str, *also: str, ours: bool = False) -> T:
+    declaration = Declaration("", name, parser, doc, also, ours)
     value: T = field(default=default, metadata={_KEY: declaration})
     return value
 
@@ -84,7 +81,7 @@ def _setting(
 def _local(
     default: T, name: str, parser: Parser[T], doc: str, *also: str, ours: bool = True, secret: bool = False
 ) -> T:
-    declaration = Declaration("", name, parser, doc, also, ours, local_only=True, live=False, secret=secret)
+    declaration = Declaration("", name, parser, doc, also, ours, local_only=True, secret=secret)
     value: T = field(default=default, repr=not secret, metadata={_KEY: declaration})
     return value
 
@@ -273,7 +270,7 @@ def _declarations() -> dict[str, Declaration]:
         declared: Declaration = item.metadata[_KEY]
         found[item.name] = Declaration(
             item.name, declared.name, declared.parser, declared.doc, declared.also,
-            declared.ours, declared.local_only, declared.live, declared.secret,
+            declared.ours, declared.local_only, declared.secret,
         )  # fmt: skip
     return found
 
@@ -282,12 +279,3 @@ DECLARATIONS: Mapping[str, Declaration] = _declarations()
 """Attribute of ``Settings`` → its declaration, in the order of the documentation."""
 
 DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Settings)}
-
-
-def needs_restart(old: Settings, new: Settings) -> tuple[str, ...]:
-    """Names of the settings that differ but take effect only after a restart."""
-    return tuple(
-        declaration.name
-        for attribute, declaration in DECLARATIONS.items()
-        if not declaration.live and getattr(old, attribute) != getattr(new, attribute)
-    )

@@ -24,7 +24,7 @@ def settings_table_markdown() -> str:
 
 
 def _remarks(declaration: Declaration) -> str:
-    """Our own, local only and restart, in italics."""
+    """Our own and local only, in italics."""
     remarks = [
         *(
             f"in FelixConfiguration `{name[0].lower()}{name[1:]}`"
@@ -33,7 +33,6 @@ def _remarks(declaration: Declaration) -> str:
         ),
         "our own" if declaration.ours else "",
         "environment and file only" if declaration.local_only else "",
-        "a change needs a restart" if not declaration.live and not declaration.local_only else "",
     ]
     text = "; ".join(remark for remark in remarks if remark)
     return f" *({text})*" if text else ""

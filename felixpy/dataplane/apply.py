@@ -46,6 +46,7 @@ REQUESTS_PER_SEND = 500
 GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
 """Removing what is not there any more is a success."""
 
+
 AnyTable = KeyedTable[Any, Any, Any]
 K = TypeVar("K")
 D = TypeVar("D")
@@ -60,9 +61,13 @@ class Operation(tuple[str, str, str]):
 
 @dataclass(slots=True)
 class ApplyReport:
-    """What one apply did: entries written, keys looked at, and why a family as a whole does not work."""
+    """What one apply did: entries written, keys looked at, and why a family as a whole does not work.
+
+    ``unknown``: the answer to a write was lost, so the kernel must be read again.
+    """
 
     written: int = 0
+    unknown: bool = False
     looked_at: set[Key] = field(default_factory=set)
     failures: dict[Family, str] = field(default_factory=dict)
 
@@ -81,6 +86,8 @@ class FilterTables:
         )
         self.containers = False
         self.foreign: tuple[str, ...] = ()
+        self.known = False
+        """Whether the kernel was read since the start, or since a write whose answer was lost."""
 
     def _resolve_element(self, key: ElementKey, _: None) -> None:
         if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
@@ -103,7 +110,7 @@ class FilterTables:
         """
         with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
             state = await self.filter.read()
-            self.containers, self.foreign = state.containers, state.foreign
+            self.containers, self.foreign, self.known = state.containers, state.foreign, True
             await self.chains.adopt(state.chains, newer_chains, now)
             await self.elements.adopt(dict.fromkeys(state.elements), newer_elements, now)
         if not state.containers:
@@ -149,6 +156,8 @@ class Dataplane:
         """
         for old in self.filters.values():
             old.filter.close()
+            # Nobody removes these one by one any more: they go with all that the old back-end or family leaves.
+            self.release.removed(key for key in old.elements.committed if key not in old.elements.desired)
         self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
         for tables in self.filters.values():
@@ -259,11 +268,7 @@ class Dataplane:
             table.doubt()
 
     async def apply(self, *, complete: bool) -> ApplyReport:
-        """Write all differences.
-
-        Raises:
-            OSError: the routing socket broke; every difference is still dirty and the next apply tries again.
-        """
+        """Write all differences. What fails is recorded with its keys and tried again; the rest goes on."""
         report = ApplyReport(looked_at=self._dirty())
         for family, tables in self.filters.items():
             await self._apply_filter(family, tables, complete, report)
@@ -273,9 +278,15 @@ class Dataplane:
             await self._apply_routing(report, removals=True)
             for family, tables in self.filters.items():
                 await self._remove_elements(family, tables, report)
+            self.release.settle(self._holds)
         for family, reason in self._standing_failures().items():
             report.failures.setdefault(family, reason)
         return report
+
+    def _holds(self, key: ElementKey) -> bool:
+        """Whether the kernel is believed to hold a set member."""
+        tables = self.filters.get(key.family)
+        return tables is not None and key in tables.elements.committed
 
     def _standing_failures(self) -> dict[Family, str]:
         """What no object is to blame for and what keeps a whole family from working, also between two tries."""
@@ -314,8 +325,9 @@ class Dataplane:
     # --- packet filter -----------------------------------------------------------------------------------------
 
     async def _apply_filter(self, family: Family, tables: FilterTables, complete: bool, report: ApplyReport) -> None:
-        if tables.containers and not tables.foreign and not tables.elements.dirty and not tables.chains.dirty:
+        if tables.containers and not (tables.foreign or tables.elements.dirty or tables.chains.dirty):
             return
+        unreadable = "" if tables.known else await self.read_filter(family)
         if not complete and not tables.in_place:
             return
         now = self.clock()
@@ -325,15 +337,18 @@ class Dataplane:
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
         )
-        if not change and (not complete or (tables.containers and not tables.foreign)):
+        if complete and tables.foreign:
+            await self._write_filter(family, tables, FilterChange(), report)  # an empty change removes what is foreign
+            tables.foreign = ()
+        if not change and (tables.containers or not complete):
             return
-        refused = await self._write_filter(family, tables, change, report)
+        refused = await self._write_filter(family, tables, change, report, unreadable)
         tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
         written = Delta(elements.put, removed)
         tables.elements.record(written, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
 
     async def _remove_elements(self, family: Family, tables: FilterTables, report: ApplyReport) -> None:
-        if not tables.elements.dirty:
+        if not tables.elements.dirty or not tables.known:
             return
         now = self.clock()
         delta = Delta(remove=tables.elements.delta(now).remove)
@@ -344,17 +359,22 @@ class Dataplane:
 
     @staticmethod
     async def _write_filter(
-        family: Family, tables: FilterTables, change: FilterChange, report: ApplyReport
+        family: Family, tables: FilterTables, change: FilterChange, report: ApplyReport, unreadable: str = ""
     ) -> Mapping[ChainKey | ElementKey, str]:
-        """Write; a failure of the back-end as a whole is every key's failure, and stays in its family."""
+        """Write; a failure of the back-end as a whole is every key's failure, and stays in its family.
+
+        What is unreadable is not written: rules would be added to rules that nobody has seen.
+        """
         try:
+            if unreadable:
+                raise FilterError(unreadable)
             if not tables.containers:
                 await tables.filter.create_containers()
                 tables.containers = True
             refused = await tables.filter.write(change)
-            tables.foreign = ()
         except (OSError, FilterError) as error:
             report.failures[family] = str(error)
+            tables.known = tables.known and isinstance(error, FilterError)
             refused = dict.fromkeys((*change.chains, *change.add, *change.remove), str(error))
         report.written += len(change.chains) + len(change.add) + len(change.remove) - len(refused)
         return refused
@@ -370,9 +390,15 @@ class Dataplane:
         if not delta:
             return
         advertised: set[int] = set()
-        if any(map(costs_advertised_routes, delta.put)):
-            advertised = await read_advertised_default_interfaces()
-        refused = tables.write(delta.put, advertised, self.socket)
+        refused: dict[SettingKey, str] = {}
+        if costly := [key for key in delta.put if costs_advertised_routes(key)]:
+            try:
+                advertised = await read_advertised_default_interfaces()
+            except OSError as error:
+                words = f"IPv6 forwarding stays off: default routes cannot be read ({error})"
+                refused = dict.fromkeys(costly, words)
+        wanted = {key: value for key, value in delta.put.items() if key not in refused}
+        refused |= tables.write(wanted, advertised, self.socket)
         report.written += len(delta.put) - len(refused)
         tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
 
@@ -395,19 +421,34 @@ class Dataplane:
             return
         keys: list[NeighbourKey | RouteKey] = [*(neighbours.remove if removals else neighbours.put)]
         keys += routes.remove if removals else routes.put
-        refusals = await self._send(requests, gone_is_success=removals)
+        with self.neighbours.table.reading() as told_neighbours, self.routes.table.reading() as told_routes:
+            refusals = await self._send(requests, report, gone_is_success=removals)
         refused = {keys[index]: words for index, words in refusals.items()}
-        self.neighbours.table.record(neighbours, {k: v for k, v in refused.items() if isinstance(k, NeighbourKey)}, now)
-        self.routes.table.record(routes, {k: v for k, v in refused.items() if isinstance(k, RouteKey)}, now)
+        refused_neighbours = {k: v for k, v in refused.items() if isinstance(k, NeighbourKey)}
+        refused_routes = {k: v for k, v in refused.items() if isinstance(k, RouteKey)}
+        self.neighbours.table.record(neighbours, refused_neighbours, now, told_neighbours)
+        self.routes.table.record(routes, refused_routes, now, told_routes)
         report.written += len(keys) - len(refused)
 
-    async def _send(self, requests: list[Request], *, gone_is_success: bool = False) -> dict[int, str]:
-        """Send in chunks and let others run in between. Returns the kernel's words by request."""
+    async def _send(
+        self, requests: list[Request], report: ApplyReport, *, gone_is_success: bool = False
+    ) -> dict[int, str]:
+        """Send in chunks and let others run in between. Returns the kernel's words by request.
+
+        A socket that breaks is the failure of its chunk only; to write that again does no harm.
+        """
         refused: dict[int, str] = {}
         for start in range(0, len(requests), REQUESTS_PER_SEND):
             if start:
                 await asyncio.sleep(0)
-            for index, refusal in self.socket.transact(requests[start : start + REQUESTS_PER_SEND]).items():
+            chunk = requests[start : start + REQUESTS_PER_SEND]
+            try:
+                refusals = self.socket.transact(chunk)
+            except OSError as error:
+                report.unknown = True
+                refused.update(dict.fromkeys(range(start, start + len(chunk)), str(error)))
+                continue
+            for index, refusal in refusals.items():
                 if not (gone_is_success and refusal.errno in GONE):
                     refused[start + index] = str(refusal)
         return refused

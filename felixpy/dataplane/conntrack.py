@@ -12,7 +12,6 @@ never delete an entry that has none of the addresses.
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
 import threading
 from collections.abc import Callable, Iterable
@@ -21,10 +20,9 @@ from dataclasses import dataclass
 
 from felixpy.dataplane.table import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from felixpy.model.net import format_address
-from felixpy.netlink.conntrack import ConntrackTable, CtnetlinkMissing, Entry
+from felixpy.netlink.conntrack import ConntrackTable, CtnetlinkMissing
 from felixpy.netlink.transport import DumpInterrupted, NetlinkSocket
 
-DELETES_PER_SEND = 200
 ADDRESSES_IN_WARNING = 3
 
 
@@ -153,29 +151,17 @@ class ConntrackCleaner:
         Raises:
             CtnetlinkMissing
         """
+        refused: dict[bytes, str] = {}
         try:
-            return self._delete(self._find(addresses))
+            for entries in self._table.entries_of(addresses):
+                if self._stop.is_set():
+                    break
+                for index, refusal in self._table.delete(entries).items():
+                    refused.update(dict.fromkeys(entries[index].addresses, str(refusal)))
         except DumpInterrupted:
             return dict.fromkeys(addresses, "the table kept changing while it was read")
         except OSError as error:
             return dict.fromkeys(addresses, error.strerror or str(error))
-
-    def _find(self, addresses: frozenset[bytes]) -> list[Entry]:
-        found: list[Entry] = []
-        for entries in self._table.entries_of(addresses):
-            found += entries
-            if self._stop.is_set():
-                raise InterruptedError(errno.EINTR, "the agent stops")
-        return found
-
-    def _delete(self, entries: list[Entry]) -> dict[bytes, str]:
-        refused: dict[bytes, str] = {}
-        while chunk := entries[-DELETES_PER_SEND:]:
-            del entries[-DELETES_PER_SEND:]  # piece by piece: to free very many at once would hold up the event loop
-            if self._stop.is_set():
-                raise InterruptedError(errno.EINTR, "the agent stops")
-            for index, refusal in self._table.delete(chunk).items():
-                refused.update(dict.fromkeys(chunk[index].addresses, str(refusal)))
         return refused
 
 

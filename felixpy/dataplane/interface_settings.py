@@ -49,7 +49,8 @@ class InterfaceSettingTable:
         if key.interface != ALL_INTERFACES and key.interface not in self.links.by_name:
             raise Waiting(f"interface {key.interface} does not exist")
         if key not in self.table.committed:
-            present = self._read_one(key)
+            # Not from the last link message: it tells how settings were then, and a CNI plugin writes them after it.
+            present = read_proc(proc_path(key))
             if present is not None:
                 self.table.committed[key] = present
         return value
@@ -91,9 +92,6 @@ class InterfaceSettingTable:
 
         Returns:
             Reasons by key that was not written.
-
-        Raises:
-            OSError: the netlink socket broke.
         """
         refused = {}
         by_netlink: defaultdict[str, list[SettingKey]] = defaultdict(list)
@@ -106,8 +104,12 @@ class InterfaceSettingTable:
         for interface, keys in by_netlink.items():
             values = {key.name: puts[key] for key in keys}
             request = rtnetlink.link_settings_request(self.links.by_name[interface].ifindex, values)
-            for refusal in socket.transact([request]).values():
-                refused.update(dict.fromkeys(keys, str(refusal)))
+            try:
+                reasons = [str(refusal) for refusal in socket.transact([request]).values()]
+            except OSError as error:
+                reasons = [str(error)]
+            for reason in reasons:
+                refused.update(dict.fromkeys(keys, reason))
         return refused
 
     def _protect_default_route(self, key: SettingKey, advertised: set[int]) -> str:

@@ -24,19 +24,21 @@ class AddressRelease:
 
     def __init__(self) -> None:
         self.changed: Callable[[], None] = lambda: None
-        self._leaving: set[bytes] = set()
+        self._leaving: dict[bytes, set[ElementKey]] = {}
         self._held: dict[bytes, set[tuple[KeyedTable[Any, Any, Any], RouteKey | ElementKey]]] = {}
         self._cleaner: ConntrackCleaner | None = None
 
     def unwanted(self, key: ElementKey) -> None:
         """A member that the kernel holds is no longer wanted: its address leaves."""
         if key.set is SetName.TO_WORKLOAD:
-            self._leaving.add(key.net.packed)
+            self._leaving.setdefault(key.net.packed, set()).add(key)
 
     def wanted_again(self, key: ElementKey) -> None:
         """It stays where it is after all."""
-        if key.set is SetName.TO_WORKLOAD:
-            self._leaving.discard(key.net.packed)
+        members = self._leaving.get(key.net.packed, set())
+        members.discard(key)
+        if not members:
+            self._leaving.pop(key.net.packed, None)
 
     def hold(self, table: KeyedTable[Any, Any, Any], key: RouteKey | ElementKey, address: bytes) -> None:
         """Let an entry wait while its address is held back.
@@ -50,14 +52,22 @@ class AddressRelease:
 
     def removed(self, keys: Iterable[ElementKey]) -> None:
         """Members are gone from the kernel: delete the conntrack entries of their addresses."""
-        addresses = {key.net.packed for key in keys if key.set is SetName.TO_WORKLOAD}
+        self._release({key.net.packed for key in keys if key.set is SetName.TO_WORKLOAD})
+
+    def settle(self, present: Callable[[ElementKey], bool]) -> None:
+        """Release addresses whose members went without our knowing: by another's hand, or with their back-end."""
+        if self._leaving:
+            self._release({address for address, keys in self._leaving.items() if not any(map(present, keys))})
+
+    def _release(self, addresses: set[bytes]) -> None:
         if not addresses:
             return
         if self._cleaner is None:
             log = structlog.get_logger("felixpy")
             socket = NetlinkSocket(NETLINK_NETFILTER)
             self._cleaner = ConntrackCleaner(socket, self._free, lambda words: log.warning("conntrack", reason=words))
-        self._leaving -= addresses
+        for address in addresses:
+            self._leaving.pop(address, None)
         self._cleaner.release(addresses)
 
     def close(self) -> None:

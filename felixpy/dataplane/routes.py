@@ -7,6 +7,7 @@ may have made it for an endpoint that has not arrived yet.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
@@ -17,7 +18,7 @@ from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import Message, NetlinkSocket, Request
+from felixpy.netlink.transport import Message, NetlinkError, NetlinkSocket, Request
 
 GRACE_SECONDS = 10.0
 """Felix's grace period for routes on new workload interfaces (reference/felix.md §3.6)."""
@@ -60,11 +61,20 @@ class RouteTable:
         """
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
-            for message in await socket.dump_sliced(rtnetlink.route_dump_request(family, MAIN_TABLE, interface)):
+            for message in await self._dump(socket, family, interface):
                 decoded = self.decode(message)
                 if decoded is not None:
                     found[decoded[0]] = decoded[1]
         return found
+
+    @staticmethod
+    async def _dump(socket: NetlinkSocket, family: Family, interface: int) -> list[Message]:
+        try:
+            return await socket.dump_sliced(rtnetlink.route_dump_request(family, MAIN_TABLE, interface))
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return []  # the kernel makes the table with its first route
 
     def decode(self, message: Message) -> tuple[RouteKey, KernelRoute] | None:
         """A route of the main table that is ours, None for any other."""

@@ -7,7 +7,7 @@ retries differ only in how keys become dirty. Never does I/O.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -240,20 +240,21 @@ class KeyedTable(Generic[K, D, C]):
             self.refused.pop(key, None)
         return delta
 
-    def record(self, delta: Delta[K, C], refused: Mapping[K, str], now: float) -> None:
-        """Take the outcome of a write: refused keys go into quarantine, the rest is committed."""
-        for key in delta.put:
+    def record(
+        self, delta: Delta[K, C], refused: Mapping[K, str], now: float, observed: Container[K] = frozenset()
+    ) -> None:
+        """Take the outcome of a write: refused keys go into quarantine, the rest is committed.
+
+        ``observed`` are keys that the kernel told of after the write began: what it told counts.
+        """
+        for key in (*delta.put, *delta.remove):
             if key in refused:
                 self._quarantine(key, refused[key], now)
-            else:
-                self.committed[key] = delta.put[key]
-                self._touch(key)
-                self._settle(key)
-        for key in delta.remove:
-            if key in refused:
-                self._quarantine(key, refused[key], now)
-            else:
-                self.committed.pop(key, None)
+            elif key not in observed:
+                if key in delta.put:
+                    self.committed[key] = delta.put[key]
+                else:
+                    self.committed.pop(key, None)
                 self._touch(key)
                 self._settle(key)
 

@@ -80,16 +80,17 @@ class Watch:
 
     def _read(self, monitor: Monitor, take: Callable[[list[Message]], None]) -> None:
         loop, descriptor = asyncio.get_running_loop(), self._monitors[monitor]
-        messages = monitor.read()
-        if messages is None:
-            self.overflows += 1
-            loop.remove_reader(descriptor)
-            del self._monitors[monitor]
-            loop.call_later(OVERFLOW_PAUSE_SECONDS, self._resume, monitor, take)
-            return
         try:
+            messages = monitor.read()
+            if messages is None:
+                self.overflows += 1
+                loop.remove_reader(descriptor)
+                del self._monitors[monitor]
+                loop.call_later(OVERFLOW_PAUSE_SECONDS, self._resume, monitor, take)
+                return
             take(messages)
         except Exception as error:  # noqa: BLE001 - a bug must end the agent, and the event loop would only log it
+            loop.remove_reader(descriptor)
             self._failed(error)
         self._changed()
 

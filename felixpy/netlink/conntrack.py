@@ -54,10 +54,7 @@ class CtnetlinkMissing(Exception):
 
 
 class Entry(NamedTuple):
-    """An entry to delete: the addresses asked for that it has, and the payload that deletes it and no other.
-
-    Kept plain: there may be 100,000, and each object that the garbage collector follows holds up the event loop.
-    """
+    """An entry to delete: the addresses asked for that it has, and the payload that deletes it and no other."""
 
     addresses: tuple[bytes, ...]
     delete: bytes
@@ -89,13 +86,15 @@ class ConntrackTable:
     def entries_of(self, addresses: frozenset[bytes]) -> Iterator[list[Entry]]:
         """Entries of these addresses, one list per datagram of the kernel; one entry may come more than once.
 
+        What was yielded may be deleted before the next is read: the kernel then walks a few entries twice.
+
         Raises:
             CtnetlinkMissing
             OSError, DumpInterrupted: the kernel refused, or what it said is incomplete.
         """
         if not addresses or not self.count():
             return
-        for messages in self._dump(dump_request(addresses)):
+        for messages in self.netlink.dump(dump_request(addresses)):
             yield list(matching(messages, addresses))
 
     def delete(self, entries: Sequence[Entry]) -> dict[int, Refusal]:
@@ -106,15 +105,6 @@ class ConntrackTable:
         """
         refusals = self.netlink.transact([Request(_DELETE, 0, entry.delete) for entry in entries])
         return {index: refusal for index, refusal in refusals.items() if refusal.errno != errno.ENOENT}
-
-    def _dump(self, request: Request) -> Iterator[list[Message]]:
-        finished = False
-        try:
-            yield from self.netlink.dump(request)
-            finished = True
-        finally:
-            if not finished:  # the kernel refuses a second dump on a socket before the first is read to its end
-                self.netlink.close()
 
 
 def dump_request(addresses: Iterable[bytes]) -> Request:

@@ -102,7 +102,7 @@ class Request(NamedTuple):
 class NetlinkSocket:
     """One netlink socket of one protocol, replaced when it breaks.
 
-    ``messages_sent``, ``sends`` and ``bytes_sent`` count all requests but dumps, ``dumps`` those: tests assert on them.
+    ``messages_sent``, ``sends`` and ``bytes_sent`` count requests, ``dumps_sent`` counts dumps: tests assert on them.
     """
 
     def __init__(self, protocol: int) -> None:
@@ -112,7 +112,7 @@ class NetlinkSocket:
         self.messages_sent = 0
         self.sends = 0
         self.bytes_sent = 0
-        self.dumps = 0
+        self.dumps_sent = 0
 
     @property
     def port(self) -> int:
@@ -159,7 +159,7 @@ class NetlinkSocket:
         try:
             yield from reader._dump(request)
         finally:
-            self.dumps += 1
+            self.dumps_sent += 1
             reader.close()
 
     def _dump(self, request: Request) -> Iterator[list[Message]]:

@@ -25,6 +25,7 @@ from felixpy.model.parse import parse_payload
 from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, topics
 from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.sources.ending import end
 from felixpy.sources.manifest import parse_manifest
 from felixpy.sources.outbox import Outbox
 from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Report, Snapshot, Stop
@@ -41,6 +42,7 @@ SHORT_CONNECTIONS = 3
 TICK_SECONDS = 0.05
 IDLE_TICK_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
+PART_SECONDS = 0.2
 PAST_STATUS_SECONDS = 5.0
 """For so long the retained status of endpoints is listened to, once the resources are known."""
 
@@ -99,16 +101,16 @@ class MqttSource:
 
     def publish_status(self, payload: Mapping[str, Any]) -> None:
         """Set the agent's retained status; returns at once. Kept and written again after a reconnect."""
-        self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)))
+        self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)), first=True)
 
     def publish_endpoint_status(self, namespace: str, name: str, payload: Mapping[str, Any] | None) -> None:
         """Set or (None) delete one endpoint's retained status; returns at once."""
         topic = topics.endpoint_status_topic(self._node, namespace, name)
         self._put(topic, b"" if payload is None else msgspec.json.encode(dict(payload)))
 
-    def _put(self, topic: str, payload: bytes) -> None:
+    def _put(self, topic: str, payload: bytes, *, first: bool = False) -> None:
         if not self._observer:
-            self._outbox.put(self._prefix + topic, payload)
+            self._outbox.put(self._prefix + topic, payload, first=first)
 
     async def _session(self, sink: Sink) -> None:
         def receive(message: aiomqtt.Message) -> None:
@@ -122,8 +124,13 @@ class MqttSource:
             self._outbox.resend()
             try:
                 await self._serve(connection, sink)
+            except (StreamError, aiomqtt.MqttError):
+                raise
             except asyncio.CancelledError:
-                await self._leave(connection)
+                await self._leave(connection, "stopped")
+                raise
+            except Exception:
+                await self._leave(connection, "failed; its log says why")
                 raise
 
     def _will(self) -> aiomqtt.Will | None:
@@ -149,10 +156,8 @@ class MqttSource:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        errors = [result for result in results if isinstance(result, Exception)]
+            await end(tasks, PART_SECONDS)
+        errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
         # A lost connection makes several parts fail; the watch of the connection (first) knows why.
         raise errors[0] if errors else StreamError("the stream ended")
 
@@ -195,13 +200,13 @@ class MqttSource:
             await asyncio.sleep(IDLE_TICK_SECONDS if in_sync else TICK_SECONDS)
             self._perform(self._snapshot.on_tick(time.monotonic()), sink)
 
-    async def _leave(self, connection: Connection) -> None:
+    async def _leave(self, connection: Connection, reason: str) -> None:
         """Say that this is no accident, and write it out: a connection that just breaks makes the will fire."""
 
         async def publish(topic: str, payload: bytes) -> None:
             await connection.client.publish(topic, payload, qos=1, retain=True)
 
-        self.publish_status({"state": "offline", "reason": "stopped"})
+        self.publish_status({"state": "offline", "reason": reason})
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await self._outbox.write_all(publish)

@@ -6,10 +6,12 @@ It must never be used with the running agent's own MQTT client id (``MqttSource(
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from felixpy.model.resources import ResourceKey, Update
 from felixpy.sources import Source, SyncState, SyncStatus
+from felixpy.sources.ending import end
+
+LEAVE_SECONDS = 1.0
 
 
 class Collected:
@@ -43,8 +45,5 @@ async def read_once(source: Source, timeout_seconds: float) -> Collected:
         if task.done():
             task.result()
     finally:
-        for pending in (task, settled):
-            pending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pending
+        await end((task, settled), LEAVE_SECONDS)
     return sink

@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable
 
 Publish = Callable[[str, bytes], Awaitable[None]]
 
+IN_FLIGHT = 20
+"""Writes without acknowledgement: Mosquitto's default for a client that sends. One by one, thousands take long."""
+
 
 class Outbox:
     """Latest payload per topic; empty means: delete the retained message."""
@@ -18,10 +21,14 @@ class Outbox:
     def __init__(self) -> None:
         self._latest: dict[str, bytes] = {}
         self._waiting: dict[str, None] = {}
+        self._writing: set[str] = set()
         self._wake = asyncio.Event()
 
-    def put(self, topic: str, payload: bytes) -> None:
+    def put(self, topic: str, payload: bytes, *, first: bool = False) -> None:
+        """Take a payload; with ``first`` it is written before all that waits."""
         self._latest[topic] = payload
+        if first and topic not in self._waiting:
+            self._waiting = {topic: None, **self._waiting}
         self._waiting[topic] = None
         self._wake.set()
 
@@ -36,11 +43,24 @@ class Outbox:
             self._wake.set()
 
     async def write_all(self, publish: Publish) -> None:
-        """Write what is waiting now. A topic whose write fails is still waiting."""
-        while self._waiting:
-            topic = next(iter(self._waiting))
+        """Write what is waiting now, several topics at a time. A topic whose write fails is still waiting."""
+        tasks = [asyncio.create_task(self._write(publish)) for _ in range(min(IN_FLIGHT, len(self._waiting)))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _write(self, publish: Publish) -> None:
+        """One topic after another; never one that is being written, so that its latest payload comes last."""
+        while topic := next((topic for topic in self._waiting if topic not in self._writing), None):
+            self._writing.add(topic)
             payload = self._latest[topic]
-            await publish(topic, payload)
+            try:
+                await publish(topic, payload)
+            finally:
+                self._writing.remove(topic)
             if self._latest[topic] is payload:
                 self._waiting.pop(topic, None)
                 if not payload:

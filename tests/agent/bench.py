@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from felixpy.agent import Agent
 from felixpy.config import SettingsSource, load_environment, resolve
 from felixpy.demo.resources import Object, ip_pool, v3
 from felixpy.sources.directory import DirectorySource
+from felixpy.sources.ending import end
 from felixpy.sources.mqtt import MqttSource
 from tests.broker import Broker
 from tests.kernel import ip_json, run
@@ -28,6 +30,9 @@ PATIENCE_S = 10.0
 NFTABLES = {"FELIX_NFTABLESMODE": "Enabled"}
 LEGACY = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "Legacy"}
 NFT = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "NFT"}
+_OF_THE_KERNEL = re.compile("proto kernel|expires")
+"""Routes that the kernel makes by itself, some of them a while after their interface."""
+
 TOPICS = {"IPPool": "ippool", "Node": "node", "IPAMBlock": "block", "FelixConfiguration": "felixconfig"}
 
 
@@ -173,9 +178,7 @@ async def running(
                     if task.done():
                         task.result()
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await end(tasks, 3.0)
 
 
 def _start(sources: list[SettingsSource], directory: Path | None) -> tuple[Agent, list[asyncio.Task[None]]]:
@@ -224,7 +227,7 @@ def state_of(interface: str) -> str:
 def dump(*, sysctls: bool = True) -> str:
     """Everything that felixpy could change in this network, as text."""
     commands = [
-        ("nft", "list", "ruleset"),
+        ("nft", "-s", "list", "ruleset"),
         ("ip", "-4", "route", "show", "table", "all"),
         ("ip", "-6", "route", "show", "table", "all"),
         ("ip", "-4", "neigh", "show", "nud", "permanent"),
@@ -236,8 +239,7 @@ def dump(*, sysctls: bool = True) -> str:
     if _legacy_in_use():  # asking would otherwise make the tables
         commands += [("iptables-legacy-save",), ("ip6tables-legacy-save",)]
     lines = "\n".join(run(*command) for command in commands).splitlines()
-    # Counters, and what ages by itself.
-    return "\n".join(line for line in lines if not line.startswith(("#", ":")) and "expires" not in line)
+    return "\n".join(line for line in lines if not line.startswith(("#", ":")) and not _OF_THE_KERNEL.search(line))
 
 
 def _sysctl_files() -> list[Path]:

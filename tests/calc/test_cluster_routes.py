@@ -9,7 +9,7 @@ import pytest
 from felixpy.calc.host import Host, HostAddress
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Net
-from felixpy.model.resources import Encapsulation, Resource
+from felixpy.model.resources import Encapsulation, Resource, Update
 from tests.calc.samples import (
     HOST_FACTS,
     SETTINGS,
@@ -167,6 +167,12 @@ def test_a_node_that_gets_another_address_gets_another_route() -> None:
     assert routes(calculation) == {"10.65.1.0/26": "via 192.0.2.22 dev eth0 onlink"}
 
 
+def test_our_own_address_that_comes_late_leads_to_the_node_beyond() -> None:
+    calculation = calculated(*POOLS, *NODES[1:], block("10.65.1.0/26", "n3"), NODES[0])
+    assert routes(calculation) == {"10.65.1.0/26": "via 203.0.113.3 dev eth0 onlink"}
+    assert calculation.problems == {}
+
+
 def test_a_bgp_speaker_keeps_its_routes_to_itself() -> None:
     settings = replace(SETTINGS, program_cluster_routes=ProgramClusterRoutes.DISABLED)
     blocks = block("10.65.1.0/26", "n2"), block("10.65.2.0/26", "n1"), block("10.65.9.0/26", "nobody")
@@ -195,6 +201,19 @@ def test_a_local_workload_wins_over_a_route_to_another_node() -> None:
         assert routes(calculation) == {"10.65.2.0/26": "blackhole", "10.65.2.5/32": "dev cali-a"}
     gone = calculated(*CLUSTER, lent, local, replace(local, node="n2"))
     assert routes(gone)["10.65.2.5/32"] == "via 192.0.2.2 dev eth0 onlink"
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])
+def test_of_three_that_claim_one_route_the_first_by_rank_inherits(backwards: bool) -> None:
+    local = endpoint("a", "10.65.2.5")
+    claims = [affinity("10.65.2.5/32", "n3"), block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n2")), local]
+    claims.insert(0, affinity("10.65.2.5/32", "v4only"))
+    calculation = calculated(*CLUSTER, *(reversed(claims) if backwards else claims))
+    expected = ["dev cali-a", "via 192.0.2.2 dev eth0 onlink", "via 203.0.113.3 dev eth0 onlink"]
+    for gone, route in zip((None, local, claims[2]), expected, strict=True):
+        if gone is not None:
+            calculation.calculate(calculation.store.apply(Update(gone.key, None)))
+        assert routes(calculation)["10.65.2.5/32"] == route
 
 
 @pytest.mark.parametrize("host", ["n1", "n2"])

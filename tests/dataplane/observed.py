@@ -5,27 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from felixpy.agent import Agent
-from felixpy.config import IptablesBackend, NFTablesMode, Settings
+from felixpy.agent import Agent, StatusPublisher
+from felixpy.config import SettingsSource, resolve
 from felixpy.dataplane.backend import Backend
 from felixpy.model.resources import Resource, ResourceKey, Update
 from felixpy.netlink import nftables, rtnetlink
 from felixpy.netlink.transport import NETLINK_NETFILTER, NLM_F_DUMP, NetlinkSocket, Request
 from felixpy.sources import SyncState, SyncStatus
 
-SEARCHED_SECONDS = 60.0
+PATIENCE_SECONDS, QUIET_LOOKS = 30.0, 10
 _RT = {value: name for name, value in vars(rtnetlink).items() if name.startswith("RTM_")}
 _NFT = {
     getattr(nftables, name): name for name in ("NEWTABLE", "DELTABLE", "NEWCHAIN", "DELCHAIN", "NEWRULE", "DELRULE")
 }
 _NFT |= {getattr(nftables, name): name for name in ("NEWSET", "DELSET", "NEWSETELEM", "DELSETELEM")}
 _IPSET = {2: "CREATE", 3: "DESTROY", 4: "FLUSH", 5: "RENAME", 6: "SWAP", 7: "LIST", 9: "ADD", 10: "DEL", 13: "TYPE"}
+IPSET = 6
 _QUESTIONS = {"ipset LIST", "ipset TYPE"}  # TYPE is no dump but asks only
 
 
@@ -36,8 +39,9 @@ def name_of(protocol: int, request: Request) -> str:
     subsystem, command = request.type >> 8, request.type & 0xFF
     if subsystem == 0:
         return "batch"
-    names, word = (_NFT, "nft") if subsystem == nftables.NFNL_SUBSYS_NFTABLES else (_IPSET, "ipset")
-    return f"{word} {names.get(command, command)}"
+    if subsystem == nftables.NFNL_SUBSYS_NFTABLES:
+        return f"nft {_NFT.get(command, command)}"
+    return f"ipset {_IPSET.get(command, command)}" if subsystem == IPSET else f"conntrack {command}"
 
 
 @dataclass
@@ -77,7 +81,8 @@ class Observed:
     def event(self, name: str, arguments: tuple[Any, ...]) -> None:
         """An audit event of this process."""
         if name in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec"):
-            self.processes.append(str(arguments[1] if len(arguments) > 1 else name))
+            words = arguments[1] if name == "subprocess.Popen" else [name]
+            self.processes.append(" ".join(map(str, words)))
         elif name == "open" and str(arguments[0]).startswith("/proc/sys/") and int(arguments[2]) & os.O_ACCMODE:
             self.sysctls.append(str(arguments[0]))
 
@@ -114,17 +119,29 @@ def observe() -> Iterator[Observed]:
         _listening.remove(observed)
 
 
-def settings_for(backend: Backend, **others: Any) -> Settings:
-    nftables_mode = NFTablesMode.ENABLED if backend is Backend.NFTABLES else NFTablesMode.DISABLED
-    variant = IptablesBackend.LEGACY if backend is Backend.LEGACY else IptablesBackend.NFT
-    return Settings(nodename="n1", nftables_mode=nftables_mode, iptables_backend=variant, **others)
+BACKENDS = {
+    Backend.NFTABLES: {"NFTablesMode": "Enabled"},
+    Backend.LEGACY: {"NFTablesMode": "Disabled", "IptablesBackend": "Legacy"},
+    Backend.NFT_VARIANT: {"NFTablesMode": "Disabled", "IptablesBackend": "NFT"},
+}
+
+
+def source_for(backend: Backend, **others: str) -> SettingsSource:
+    """Settings of node ``n1`` as its environment would give them."""
+    return SettingsSource("test", {"FelixHostname": "n1", **BACKENDS[backend], **others})
+
+
+def make_agent(source: SettingsSource, status: StatusPublisher | None = None) -> Agent:
+    settings, problems = resolve([source])
+    assert not problems
+    return Agent(settings, [source], status=status)
 
 
 class InProcess:
     """A running agent, its stream, and what it reports."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.agent = Agent(settings, lambda configurations, labels: settings, status=self)
+    def __init__(self, source: SettingsSource) -> None:
+        self.agent = make_agent(source, self)
         self.reported: dict[str, Mapping[str, Any] | None] = {}
         self._news = asyncio.Event()
 
@@ -149,25 +166,37 @@ class InProcess:
 
     async def up(self, *names: str) -> None:
         """Wait until endpoints are reported to be up."""
-        async with asyncio.timeout(SEARCHED_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while any((self.reported.get(name) or {}).get("state") != "up" for name in names):
                 self._news.clear()
                 await self._news.wait()
 
     async def idle(self) -> None:
-        """Wait until the stream is taken in and nothing is left to write."""
-        async with asyncio.timeout(SEARCHED_SECONDS):
-            while self.agent._pending or not self._settled():  # noqa: ASYNC110  nothing signals it
-                await asyncio.sleep(0.002)
+        """Wait until the stream is taken in, nothing is left to write, and the agent sleeps.
 
-    def _settled(self) -> bool:
-        return self.agent.is_ready()[0] and not any(table.dirty for table in self.agent.dataplane.tables())
+        The rules that iptables-nft-restore wrote come back as notifications, and are read again once.
+        """
+        quiet, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+        while quiet < QUIET_LOOKS:
+            passes = self.agent._last_progress
+            await asyncio.sleep(0.005)
+            busy = self._busy_with()
+            quiet = quiet + 1 if not busy and self.agent._last_progress == passes else 0
+            assert time.monotonic() < deadline, busy
+
+    def _busy_with(self) -> list[object]:
+        agent = self.agent
+        unready = agent.is_ready()[1] if not agent.is_ready()[0] else ""
+        children = Path("/proc/thread-self/children").read_text()
+        dirty = [table.dirty for table in agent.dataplane.tables() if table.dirty]
+        doubts = agent.watch._doubts or None
+        return [one for one in (unready, agent._pending, agent._wake.is_set(), doubts, dirty, children) if one]
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[InProcess]:
+async def running(source: SettingsSource) -> AsyncIterator[InProcess]:
     """An agent that runs, until the end of the block; the kernel stays as it is."""
-    node = InProcess(settings)
+    node = InProcess(source)
     task = asyncio.create_task(node.agent.run())
     try:
         yield node

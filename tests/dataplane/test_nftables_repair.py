@@ -194,6 +194,26 @@ def test_another_layout_is_replaced_in_one_transaction(nftables: NftablesFilter,
     asyncio.run(check())
 
 
+def test_an_older_layout_of_ours_is_replaced_whole(nftables: NftablesFilter, family: Family) -> None:
+    """Most sets and chains are right, yet one hook stands elsewhere: an upgrade."""
+
+    async def check() -> None:
+        wanted = default_chains(nftables)
+        right = await programmed(nftables, FilterChange(chains=dict(wanted), add=[endpoint(family, 2)]))
+        text = run("nft", "list", "ruleset")
+        older = text.replace("hook forward priority filter", "hook forward priority filter - 5")
+        assert older != text
+        run("nft", "-f", "-", stdin=f"flush ruleset\n{older}\nadd chain {WORD[family]} felixpy filter-older")
+        assert await nftables.read() != right
+        sends = nftables.socket.sends
+        assert await nftables.write(FilterChange(chains=dict(wanted), add=[endpoint(family, 2)])) == {}
+        assert nftables.socket.sends == sends + 1
+        assert await nftables.read() == right
+        assert run("nft", "list", "ruleset") == text
+
+    asyncio.run(check())
+
+
 def test_a_refused_replacement_leaves_the_other_layout_as_it_was(nftables: NftablesFilter, family: Family) -> None:
     """Old protection stays until the new one stands."""
     _nft(family, "table FAMILY felixpy { chain old { type filter hook forward priority 0; policy drop; } }")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 
 import pytest
@@ -10,46 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from felixpy.dataplane.table import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Delta, KeyedTable, Waiting
-
-Values = dict[str, int]
-
-
-class Plain:
-    """A table whose kernel value is the wanted one times ten, on interfaces that can be absent."""
-
-    def __init__(self) -> None:
-        self.absent: set[str] = set()
-        self.held: set[str] = set()  # keys that must not be removed yet
-        self.resolved: list[str] = []
-        self.table: KeyedTable[str, int, int] = KeyedTable(
-            "plain",
-            self._resolve,
-            removable=lambda key, value: key not in self.held,
-            interface_of=lambda key, value: key[0],
-        )
-
-    def _resolve(self, key: str, value: int) -> int:
-        self.resolved.append(key)
-        if key[0] in self.absent:
-            raise Waiting(f"interface {key[0]} does not exist")
-        return value * 10
+from felixpy.dataplane.table import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Delta, KeyedTable
+from tests.dataplane.plain_table import Plain, Values, adopt, write
 
 
 @pytest.fixture
 def plain() -> Plain:
     return Plain()
-
-
-def adopt(plain: Plain, found: Values, now: float = 0.0) -> None:
-    """Take a dump during which nothing was written."""
-    asyncio.run(plain.table.adopt(found, set(), now))
-
-
-def write(plain: Plain, now: float = 0.0, refused: dict[str, str] | None = None) -> Delta[str, int]:
-    delta = plain.table.delta(now)
-    plain.table.record(delta, refused or {}, now)
-    return delta
 
 
 # --- differences ------------------------------------------------------------------------------------------------

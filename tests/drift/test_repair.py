@@ -95,8 +95,8 @@ def kernel(backend: str) -> str:
 async def told(backend: str, commands: dict[str, str]) -> dict[str, float]:
     """Tamper by one command after the other; each is mended without a full comparison. Milliseconds by command."""
     took = {}
-    off = {"route_refresh_interval": 0, "interface_refresh_interval": 0, "nftables_refresh_interval": 0}
-    off |= {"iptables_refresh_interval": 0, "ipsets_refresh_interval": 0}
+    names = ("Route", "Interface", "NFTables", "Iptables", "Ipsets")
+    off = {f"{name}RefreshInterval": "0" for name in names}
     async with running(backend, **off) as world:
         before = kernel(backend)
         for what, command in commands.items():

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from felixpy.agent import Agent
-from felixpy.config import IptablesBackend, NFTablesMode, Settings
+from felixpy.config import SettingsSource, resolve
 from felixpy.model.net import Net
 from felixpy.model.resources import (
     IPAMBlock,
@@ -25,9 +25,9 @@ from felixpy.sources import SyncState, SyncStatus
 
 NODE = "node1"
 BACKENDS = {
-    "nftables": {"nftables_mode": NFTablesMode.ENABLED},
-    "legacy": {"nftables_mode": NFTablesMode.DISABLED, "iptables_backend": IptablesBackend.LEGACY},
-    "nft": {"nftables_mode": NFTablesMode.DISABLED, "iptables_backend": IptablesBackend.NFT},
+    "nftables": {"NFTablesMode": "Enabled"},
+    "legacy": {"NFTablesMode": "Disabled", "IptablesBackend": "Legacy"},
+    "nft": {"NFTablesMode": "Disabled", "IptablesBackend": "NFT"},
 }
 MAC = bytes.fromhex("0a0000000001")
 
@@ -123,10 +123,12 @@ def build_links(count: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(backend: str, endpoints: int = 3, **changes: object) -> AsyncIterator[World]:
+async def running(backend: str, endpoints: int = 3, **changes: str) -> AsyncIterator[World]:
     """An agent in sync with the surroundings and some endpoints, in the namespace of the calling process."""
-    settings = replace(Settings(nodename=NODE), **{**BACKENDS[backend], **changes})
-    agent = Agent(settings, lambda configurations, labels: settings)
+    source = SettingsSource("test", {"NODENAME": NODE, **BACKENDS[backend], **changes}, local=True)
+    settings, problems = resolve([source])
+    assert not problems
+    agent = Agent(settings, [source])
     task = asyncio.create_task(agent.run())
     world = World(agent)
     try:

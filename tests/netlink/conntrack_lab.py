@@ -133,10 +133,11 @@ class CountingSocket(NetlinkSocket):
         return super().dump(request)
 
     def transact(self, requests: Any, *, batch: bool = False) -> Any:
-        self.asked.append((requests[0].type & 0xFF, len(requests)))
+        if requests:
+            self.asked.append((requests[0].type & 0xFF, len(requests)))
         return super().transact(requests, batch=batch)
 
-    def dumps(self) -> int:
+    def table_reads(self) -> int:
         """How often a table was read."""
         return sum(kind == 1 for kind, _ in self.asked)
 

@@ -74,7 +74,7 @@ def test_an_address_in_any_place_is_found_and_only_its_entries_go(netlink: Count
     assert [set(entry.addresses) for entry in entries] == [{parse_address(address)}] * 6
     assert table.delete(entries) == {}
     assert listed() == without(before, address) != before
-    assert (netlink.dumps(), netlink.deletes()) == (1, [6])
+    assert (netlink.table_reads(), netlink.deletes()) == (1, [6])
 
 
 def test_addresses_of_both_families_take_one_dump(netlink: CountingSocket) -> None:
@@ -87,7 +87,7 @@ def test_addresses_of_both_families_take_one_dump(netlink: CountingSocket) -> No
     assert {address for entry in entries.values() for address in entry.addresses} == set(map(parse_address, addresses))
     assert table.delete(list(entries.values())) == {}
     assert listed() == without(before, *addresses)
-    assert netlink.dumps() == 1
+    assert netlink.table_reads() == 1
 
 
 def test_a_table_over_many_datagrams_is_walked_in_slices(netlink: CountingSocket) -> None:
@@ -102,7 +102,7 @@ def test_a_table_over_many_datagrams_is_walked_in_slices(netlink: CountingSocket
 
 def test_an_empty_table_is_not_walked(netlink: CountingSocket) -> None:
     assert found(ConntrackTable(netlink), "10.1.0.1", "fd00:1::1") == {}
-    assert netlink.dumps() == 0
+    assert netlink.table_reads() == 0
 
 
 def test_the_same_tuple_in_another_zone_is_another_entry(netlink: CountingSocket) -> None:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from felixpy.model.net import Family, Net
+from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink as rt
-from felixpy.netlink.monitor import Monitor, monitor_routing
-from felixpy.netlink.transport import Message
-from tests.kernel import ip, ip_json, pairs
+from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
+from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, Message, NetlinkSocket
+from tests.kernel import PROTOCOL, ip, ip_json, pairs, run, sysctl
 
 SO_RCVBUF = 8
 
@@ -77,3 +80,65 @@ def test_lost_notifications_are_said_and_the_socket_is_replaced(monitor: Monitor
     assert monitor.read() == []
     ip("link set cali1 down")
     assert (rt.RTM_NEWLINK, "cali1") in links(monitor.read())
+
+
+def test_what_came_of_our_own_requests_is_not_told(network: None) -> None:
+    """Bulk writes of ours must not overflow the buffer in which the others' changes arrive."""
+    ours, others = NetlinkSocket(NETLINK_ROUTE), NetlinkSocket(NETLINK_ROUTE)
+    monitor = monitor_routing([ours.port])
+    blackhole = KernelRoute(rt.RTN_BLACKHOLE, 0, protocol=PROTOCOL)
+    for number, socket_ in enumerate((ours, others), start=1):
+        key = KernelRouteKey(Family.V4, Net.parse(f"10.0.{number}.0/24"), 0, 254)
+        assert socket_.transact([rt.route_request(key, blackhole)]) == {}
+    messages = monitor.read()
+    assert messages is not None
+    told = [rt.decode_route(message) for message in messages if message.type == rt.RTM_NEWROUTE]
+    assert [str(found[0].destination) for found in told if found] == ["10.0.2.0/24"]
+    for one in (ours, others, monitor):
+        one.close()
+
+
+def test_rules_and_members_of_nf_tables_are_told_but_not_our_own(network: None) -> None:
+    ours = NetlinkSocket(NETLINK_NETFILTER)
+    monitor = monitor_nftables([ours.port])
+    assert ours.transact(nft.batch([nft.new_table(Family.V4, "ours")]), batch=True) == {}
+    run("nft", "add", "table", "ip6", "theirs")
+    messages = monitor.read()
+    assert messages is not None
+    kinds = {m.type & 0xFF: nft.table_of(m, m.type & 0xFF) for m in messages if m.type & 0xFF == nft.NEWTABLE}
+    assert kinds == {nft.NEWTABLE: "theirs"}
+    ours.close()
+    monitor.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "family", "name", "value"),
+    [
+        ("ipv4/conf/cali1/proxy_arp", Family.V4, "proxy_arp", 1),
+        ("ipv4/conf/cali1/rp_filter", Family.V4, "rp_filter", 2),
+        ("ipv4/conf/cali1/forwarding", Family.V4, "forwarding", 1),
+        ("ipv6/conf/cali1/forwarding", Family.V6, "forwarding", 1),
+    ],
+)
+def test_a_changed_setting_is_told_with_its_interface(
+    monitor: Monitor, path: str, family: Family, name: str, value: int
+) -> None:
+    pairs("cali1")
+    index = ip_json("link", "show", "cali1")[0]["ifindex"]
+    sysctl(path, 0)
+    monitor.read()
+    sysctl(path, value)
+    messages = monitor.read()
+    assert messages is not None
+    told = [rt.decode_netconf(message) for message in messages if message.type == rt.RTM_NEWNETCONF]
+    assert (family, index, {name: value}) in told
+
+
+def test_a_setting_of_all_interfaces_is_told_as_such(monitor: Monitor) -> None:
+    sysctl("ipv4/conf/all/forwarding", 0)
+    monitor.read()
+    sysctl("ipv4/conf/all/forwarding", 1)
+    messages = monitor.read()
+    assert messages is not None
+    told = [rt.decode_netconf(message) for message in messages if message.type == rt.RTM_NEWNETCONF]
+    assert (Family.V4, rt.NETCONFA_IFINDEX_ALL, {"forwarding": 1}) in told

@@ -140,6 +140,46 @@ def test_directory_that_vanishes_deletes_nothing_and_is_followed_again(tmp_path:
     asyncio.run(scenario())
 
 
+def test_directory_lost_between_listing_and_reading_deletes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lose = tmp_path / "resources", asyncio.Event()
+    path.mkdir()
+    read = directory.read
+
+    def read_late(folder: Path) -> directory.Reading:
+        if lose.is_set():
+            shutil.rmtree(folder)
+        return read(folder)
+
+    monkeypatch.setattr(directory, "read", read_late)
+
+    async def scenario() -> None:
+        write(path / "a.json", pool("a"), endpoint("w"))
+        async with following(DirectorySource(path)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            await asyncio.sleep(0.3)
+            lose.set()
+            write(path / "b.json", endpoint("x"))
+            status = await sink.state(SyncState.DEGRADED)
+            assert "cannot be read" in status.reason or "is gone" in status.reason
+            assert set(sink.held) == {POOL, wep_key("w")}
+            assert len(sink.updates) == 2
+
+    asyncio.run(scenario())
+
+
+def test_path_that_is_no_directory_has_its_own_reason(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "resources"
+        path.write_text("a file")
+        async with following(DirectorySource(path)) as sink:
+            status = await sink.state(SyncState.DEGRADED)
+            assert "cannot be read: Not a directory; check FELIX_RESOURCEDIRECTORY" in status.reason
+
+    asyncio.run(scenario())
+
+
 def test_first_file_by_name_wins_and_the_second_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "b.json", pool("a", "10.2.0.0/16"))
     write(tmp_path / "a.json", pool("a", "10.1.0.0/16"))

@@ -395,6 +395,67 @@ def test_unfinished_writer_is_named() -> None:
     assert "apply-1" in stream.reason
 
 
+def test_write_that_begins_with_a_manifest_of_nothing_removes_nothing() -> None:
+    """As after a broker that lost everything, and whether or not the writer lives."""
+    stream = Stream()
+    content = some_content()
+    stream.messages(content)
+    stream.manifests(content)
+    stream.reconnect()
+    for scope in (SHARED, NODE_SCOPE):
+        stream.manifest(scope, Manifest({}, epoch="new", writer="apply-1"))
+    stream.wait(30)
+    assert stream.state is SyncState.DEGRADED and "apply-1" in stream.reason
+    assert stream.removed == []
+    left = {topic: payload for topic, payload in content.items() if not topic.endswith("w0")}
+    stream.messages(left)
+    stream.manifests(left)
+    assert stream.state is SyncState.IN_SYNC
+    assert stream.removed == ["wep/n1/ns0/w0"]
+
+
+def went_back(rev: int, epoch: str = "e") -> Stream:
+    """In sync with three endpoints at revision 5; then a broker with two of them, complete in itself."""
+    stream = Stream()
+    content = some_content()
+    stream.messages(content)
+    for scope in (SHARED, NODE_SCOPE):
+        stream.manifest(scope, manifest_for(content, scope, rev=5))
+    stream.reconnect()
+    stream.retained = {topic: payload for topic, payload in content.items() if not topic.endswith("w0")}
+    stream.messages(stream.retained)
+    for scope in (SHARED, NODE_SCOPE):
+        stream.manifest(scope, replace(manifest_for(stream.retained, scope, rev=rev), epoch=epoch))
+    return stream
+
+
+def test_older_revision_of_the_same_epoch_removes_nothing_over_any_number_of_reconnects() -> None:
+    stream = went_back(4)
+    for _ in range(2):
+        stream.wait(30)
+        assert stream.state is SyncState.DEGRADED
+        assert "went back to an older state (sync/node/n1 has rev 4 after 5) without 1 objects" in stream.reason
+        assert stream.removed == []
+        content = stream.retained
+        stream.reconnect()
+        stream.messages(content)
+        for scope in (SHARED, NODE_SCOPE):
+            stream.manifest(scope, manifest_for(content, scope, rev=4))
+    # Later writes to such a broker prove nothing about what it lost; the object itself does.
+    stream.manifest(NODE_SCOPE, manifest_for(content, NODE_SCOPE, rev=9))
+    assert stream.state is not SyncState.IN_SYNC
+    whole = some_content()
+    stream.messages(whole)
+    stream.manifest(NODE_SCOPE, manifest_for(whole, NODE_SCOPE, rev=10))
+    assert stream.state is SyncState.IN_SYNC and stream.removed == []
+
+
+def test_newer_revision_or_another_epoch_is_believed() -> None:
+    for stream in (went_back(5), went_back(6), went_back(1, epoch="other")):
+        assert stream.state is SyncState.IN_SYNC
+        assert stream.removed == ["wep/n1/ns0/w0"]
+
+
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 TOPICS = st.one_of(
     NAMES.map(lambda name: f"ippool/{name}"),

@@ -6,6 +6,7 @@ plan is committed. Must never write a table in which nothing of ours changes.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
@@ -21,6 +22,8 @@ from felixpy.dataplane.iptables.tools import Tools, tool_name
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, FilterState, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink.transport import Message
+
+FRESH_SECONDS = 0.1
 
 
 class IptablesFilter(ABC):
@@ -42,6 +45,7 @@ class IptablesFilter(ABC):
         self._insert_mode = insert_mode
         self._foreign_chains: tuple[str, ...] = ()
         self._foreign_sets: tuple[str, ...] = ()
+        self._saved: tuple[dict[str, SavedTable], float] = {}, 0.0
 
     def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
         """Rules as text, the form in which the ``-save`` tool prints them. Pure."""
@@ -54,6 +58,7 @@ class IptablesFilter(ABC):
             NetlinkError, FilterError: the kernel or the tool refused to tell.
         """
         saved = await self._save()
+        self._saved = saved, time.monotonic()
         headers = self.sets.headers()
         elements = await self.sets.read(headers)
         self._foreign_chains = tuple(foreign_chains(saved))
@@ -89,12 +94,14 @@ class IptablesFilter(ABC):
 
         Raises:
             OSError: the netlink socket broke.
-            FilterError: the tool or the library is missing.
         """
         errors: dict[ChainKey | ElementKey, str] = {}
         errors.update((await self.sets.add(change.add)).items())
         if change.chains or (self._foreign_chains and not change):
-            errors.update((await self._write_chains(change.chains)).items())
+            try:
+                errors.update((await self._write_chains(change.chains)).items())
+            except FilterError as error:  # the rules fail; members need no tool and go on
+                errors.update(dict.fromkeys(change.chains, str(error)))
         errors.update((await self.sets.remove(change.remove)).items())
         if self._foreign_sets:
             self.sets.destroy_unused(self._foreign_sets)
@@ -135,10 +142,15 @@ class IptablesFilter(ABC):
         self.sets.close()
 
     async def _write_chains(self, chains: Mapping[ChainKey, RenderedChain | None]) -> dict[ChainKey, str]:
-        errors = await self._commit(plan_write(chains, await self._save(), self._insert_mode))
+        errors = await self._commit(plan_write(chains, await self._present(), self._insert_mode))
         if not errors:
             self._foreign_chains = ()
         return {key: errors[key.table] for key in chains if key.table in errors}
+
+    async def _present(self) -> dict[str, SavedTable]:
+        """What the read that found a difference has just seen, so that a repair reads once; else a new look."""
+        (saved, at), self._saved = self._saved, ({}, 0.0)
+        return saved if time.monotonic() - at < FRESH_SECONDS else await self._save()
 
     async def _save(self) -> dict[str, SavedTable]:
         if not self._in_use():

@@ -1,0 +1,92 @@
+"""What every command shares: this machine's settings, and errors as one sentence.
+
+Exit codes: 0 done, 1 could not be done. Must never show a traceback for what can be expected to go wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import structlog
+import typer
+
+from felixpy.config import Settings, SettingsFileError, SettingsSource, load_environment, load_toml, resolve
+from felixpy.dataplane.packet_filter import FilterError
+from felixpy.observe.log import configure_logging
+
+DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help=f"Settings file (TOML); {DEFAULT_SETTINGS_FILE} if it exists."),
+]
+
+
+class CommandError(Exception):
+    """The command cannot be done: one sentence with what, where and what to do next."""
+
+
+class Local(NamedTuple):
+    """Settings of this machine: what environment and file say, and the sources themselves."""
+
+    settings: Settings
+    sources: tuple[SettingsSource, ...]
+
+
+def local_settings(path: Path | None, *, log: bool = False) -> Local:
+    """Settings from environment and file.
+
+    Raises:
+        CommandError: a value is bad, or the file cannot be read.
+    """
+    sources = [load_environment(os.environ)]
+    if path is not None and not path.exists():
+        raise CommandError(f"{path}: no such settings file; check --config")
+    if path is not None or DEFAULT_SETTINGS_FILE.exists():
+        sources.append(load_toml(path or DEFAULT_SETTINGS_FILE))
+    settings, problems = resolve(sources)
+    if fatal := [str(problem) for problem in problems if problem.fatal]:
+        raise CommandError("; ".join(fatal))
+    settings = replace(settings, nodename=settings.nodename or socket.gethostname())
+    configure_logging(settings.log_severity_screen if log else "ERROR")
+    for problem in problems if log else ():
+        structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
+    return Local(settings, tuple(sources))
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what can be expected to go wrong into one sentence and exit code 1."""
+    from felixpy.sources.batch import PublishError
+    from felixpy.survey import SurveyError
+
+    try:
+        yield
+    except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError) as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError
+            place = f"{error.filename}: " if error.filename else ""
+            fail(f"{place}{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
+        fail(f"{error}")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def fail(sentence: str) -> None:
+    typer.echo(f"felixpy: {sentence}", err=True)
+    raise typer.Exit(1)
+
+
+def finish(work: Coroutine[Any, Any, int | None]) -> None:
+    with plain_errors():
+        code = asyncio.run(work)
+    raise typer.Exit(code or 0)

@@ -1,0 +1,168 @@
+"""The commands that write and read the stream at its broker: ``apply``, ``delete``, ``get``.
+
+Input is checked as a whole before any connection is made. They never touch the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from felixpy.command import CommandError, SettingsFile, finish, local_settings, plain_errors
+from felixpy.config import Settings
+from felixpy.model.documents import BadDocument, Document, load_directory, load_file
+from felixpy.model.resources import Kind
+
+Files = Annotated[
+    list[Path], typer.Option("--filename", "-f", metavar="FILE|DIR", help="YAML or JSON; may be given several times.")
+]
+
+
+def apply(
+    filename: Files,
+    config: SettingsFile = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Publish the good documents of a bad batch.")] = False,
+    recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
+) -> None:
+    """Publish resources to the MQTT broker FELIX_MQTTHOST, after checking all of them.
+
+    Examples:
+
+        felixpy apply -f pools.yaml -f endpoints/
+
+        kubectl get ippool -o json | felixpy apply -f /dev/stdin
+    """
+    with plain_errors():
+        local = local_settings(config)
+        _require_broker(local.settings)
+    finish(_publish(local.settings, filename, "apply", skip_bad, recount))
+
+
+def delete(
+    filename: Files,
+    config: SettingsFile = None,
+    recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
+) -> None:
+    """Delete the resources that files name from the MQTT broker.
+
+    Examples:
+
+        felixpy delete -f endpoint.yaml
+    """
+    with plain_errors():
+        local = local_settings(config)
+        _require_broker(local.settings)
+    finish(_publish(local.settings, filename, "delete", False, recount))
+
+
+async def _publish(settings: Settings, paths: list[Path], verb: str, skip_bad: bool, recount: bool) -> None:
+    from felixpy.publish import open_publisher
+    from felixpy.sources.batch import prepare
+
+    batch = prepare(_documents(paths), skip_bad=skip_bad)
+    for problem in batch.problems:
+        typer.echo(f"skipped {problem}", err=True)
+    with _progress(verb) as progress:
+        async with open_publisher(settings, progress) as publisher:
+            if verb == "apply":
+                outcome = await publisher.apply(batch, recount=recount)
+            else:
+                outcome = await publisher.delete(batch, recount=recount)
+    typer.echo(f"{outcome.written} published, {outcome.unchanged} unchanged, {outcome.deleted} deleted")
+    for missing in outcome.missing:
+        typer.echo(f"not found: {missing}", err=True)
+    if batch.ignored:
+        typer.echo(f"{batch.ignored} of a kind that felixpy does not know, ignored", err=True)
+
+
+def get(
+    kind: Annotated[str | None, typer.Argument(help="Kind, e.g. IPPool or WorkloadEndpoint; all without one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of one object.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of endpoints.")] = None,
+    filename: Annotated[list[Path] | None, typer.Option("--filename", "-f", help="Objects that files name.")] = None,
+    config: SettingsFile = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="yaml or json.")] = "yaml",
+) -> None:
+    """Print resources as the MQTT broker holds them.
+
+    Examples:
+
+        felixpy get
+
+        felixpy get IPPool default-ipv6-ippool -o json
+
+        felixpy get -f pools.yaml
+    """
+    with plain_errors():
+        local = local_settings(config)
+        _require_broker(local.settings)
+        if output not in ("yaml", "json"):
+            raise CommandError(f"-o {output}: expected yaml or json")
+        wanted = _kind(kind)
+    finish(_get(local.settings, wanted, name, namespace, filename or [], output))
+
+
+def _kind(text: str | None) -> Kind | None:
+    if text is None:
+        return None
+    for kind in Kind:
+        if text.lower() in (kind.lower(), f"{kind.lower()}s"):
+            return kind
+    raise CommandError(f"kind {text} is not one that felixpy knows: {', '.join(Kind)}")
+
+
+async def _get(
+    settings: Settings, kind: Kind | None, name: str | None, namespace: str | None, paths: list[Path], output: str
+) -> int:
+    import yaml
+
+    from felixpy.publish import open_publisher
+    from felixpy.sources.batch import prepare
+
+    async with open_publisher(settings) as publisher:
+        listing = await publisher.get(kind, name, namespace)
+    objects = dict(listing.objects)
+    if paths:
+        topics = {entry.topic for entry in prepare(_documents(paths)).entries}
+        objects = {topic: value for topic, value in objects.items() if topic in topics}
+    if output == "json":
+        typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects.values())}, indent=2))
+    else:
+        typer.echo(yaml.safe_dump_all(objects.values(), sort_keys=False), nl=False)
+    if listing.incomplete:
+        raise CommandError(f"the list may be incomplete: {listing.incomplete}")
+    if (name is not None or paths) and not objects:
+        raise CommandError("not found")
+    return 0
+
+
+def _documents(paths: list[Path]) -> list[Document | BadDocument]:
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise CommandError(f"{', '.join(missing)}: no such file or directory")
+    return list(chain.from_iterable(load_directory(path) if path.is_dir() else load_file(path) for path in paths))
+
+
+def _require_broker(settings: Settings) -> None:
+    if not settings.mqtt_enabled:
+        raise CommandError("no MQTT broker is named; set FELIX_MQTTHOST (and FELIX_MQTTPORT)")
+
+
+@contextlib.contextmanager
+def _progress(verb: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,266 @@
+"""Where a running agent's settings come from, and what becomes of them when the stream changes them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from felixpy.demo.resources import Object, felix_configuration, v3
+from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, NODE, POOLS, Running, members, routes, running, topic_of
+from tests.broker import Broker
+from tests.kernel import run
+
+ACCEPT, DROP, RETURN = "Accept", "Drop", "Return"
+
+
+def action(value: str, name: str = "default") -> Object:
+    return felix_configuration(name, defaultEndpointToHostAction=value)
+
+
+def host_action(agent: Running) -> str:
+    return agent.agent.settings.default_endpoint_to_host_action.value
+
+
+async def start(agent: Running, *documents: Object) -> None:
+    await agent.stream.put(*POOLS, GOOD, *documents)
+    await agent.in_sync()
+    await agent.endpoint_is("good", "up")
+
+
+def input_rules() -> list[str]:
+    """The rule set without what it counts and holds, in both families."""
+    return [run("nft", "-st", "list", "table", family, "felixpy") for family in ("ip", "ip6")]
+
+
+def test_precedence_is_environment_file_node_selector_default(broker: Broker, tmp_path: Path) -> None:
+    node = v3("Node", NODE, {"bgp": {"ipv4Address": "192.0.2.1/24"}})
+    node["metadata"]["labels"] = {"rack": "r1"}
+    selected = felix_configuration(
+        "rack", nodeSelector="rack == 'r1'", defaultEndpointToHostAction=RETURN, natPortRange="1000:2000"
+    )
+    default = felix_configuration(
+        "default", defaultEndpointToHostAction=DROP, natPortRange="5:6", routeRefreshInterval="7s"
+    )
+    file = tmp_path / "felixpy.toml"
+    file.write_text('IptablesRefreshInterval = "11s"\nIpsetsRefreshInterval = "12s"\n')
+    own = felix_configuration(
+        f"node.{NODE}", defaultEndpointToHostAction=ACCEPT, iptablesRefreshInterval="13s", ipsetsRefreshInterval="13s"
+    )
+    other = felix_configuration("node.n2", defaultEndpointToHostAction=DROP)
+
+    async def scenario() -> None:
+        async with running(broker, {**NFTABLES, "FELIX_IPSETSREFRESHINTERVAL": "14"}, file=file) as agent:
+            await start(agent, default, selected, own, other, node)
+            await agent.until(lambda: host_action(agent) == ACCEPT, "the settings of the node")
+            settings = agent.agent.settings
+            assert (settings.ipsets_refresh_interval, settings.iptables_refresh_interval) == (14.0, 11.0)
+            assert str(settings.nat_port_range) == "1000-2000"
+            assert settings.route_refresh_interval == 7.0
+            await agent.stream.raw(topic_of(own), b"")
+            await agent.until(lambda: host_action(agent) == RETURN, "the selected settings")
+            node["metadata"]["labels"] = {"rack": "r2"}
+            await agent.stream.put(node)
+            await agent.until(lambda: host_action(agent) == DROP, "the default settings")
+            assert agent.problems == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_change_in_the_stream_changes_rules_and_only_them(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent, action(DROP))
+            before, held = input_rules(), members("from-workload")
+            await agent.stream.put(action(ACCEPT))
+            await agent.until(lambda: input_rules()[0] != before[0] and input_rules()[1] != before[1], "other rules")
+            assert members("from-workload") == held
+            await agent.stream.put(action(DROP))
+            await agent.until(lambda: input_rules() == before, "the first rules")
+            nodes = felix_configuration("default", natOutgoingExclusions="IPPoolsAndHostIPs")
+            await agent.stream.put(nodes)
+            await agent.until(lambda: all("@hosts" in text for text in input_rules()), "the hosts set in the NAT rule")
+
+    asyncio.run(scenario())
+
+
+def test_a_bad_value_is_reported_with_its_object_and_the_next_source_counts(broker: Broker) -> None:
+    bad = felix_configuration(f"node.{NODE}", defaultEndpointToHostAction="Sometimes", mqttHost="elsewhere")
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent, action(ACCEPT), bad)
+            key = f"FelixConfiguration node.{NODE}"
+            await agent.until(lambda: key in agent.problems, "the problem")
+            reason = agent.problems[key]
+            assert f"DefaultEndpointToHostAction ({key}): 'Sometimes'" in reason
+            assert "`" not in reason
+            assert "MQTTHost" in reason
+            assert host_action(agent) == ACCEPT
+            assert agent.metric("felixpy_problems", kind="FelixConfiguration") == 1
+            await agent.until(lambda: agent.stream.status[NODE]["problem_count"] == 1, "the problem in the status")
+            await agent.stream.put(felix_configuration("default", defaultEndpointToHostAction=DROP))
+            await agent.until(lambda: host_action(agent) == DROP, "another default")
+            assert len(agent.events("problem", object=key)) == 1
+            await agent.stream.put(action(RETURN, f"node.{NODE}"))
+            await agent.until(lambda: host_action(agent) == RETURN, "the mended value")
+            await agent.until(lambda: agent.problems == {}, "the end of the problem")
+            assert agent.metric("felixpy_problems", kind="FelixConfiguration") == 0
+
+    asyncio.run(scenario())
+
+
+def test_unknown_settings_and_those_without_effect_are_named_once(broker: Broker) -> None:
+    strange = {"bpfEnabled": True, "frobnicate": 1}
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent, felix_configuration("default", **strange))
+            await agent.until(lambda: len(agent.events("ignored")) == 2, "both names")
+            for value in (ACCEPT, DROP):
+                await agent.stream.put(felix_configuration("default", defaultEndpointToHostAction=value, **strange))
+                await agent.until(lambda value=value: host_action(agent) == value, "the setting that is known")
+            assert sorted(event["what"].split(":")[0] for event in agent.events("ignored")) == [
+                "setting bpfEnabled (FelixConfiguration default)",
+                "setting frobnicate (FelixConfiguration default)",
+            ]
+            assert agent.problems == {}
+
+    asyncio.run(scenario())
+
+
+def of_protocol(number: int) -> set[str]:
+    """Lines of our routes with a protocol number."""
+    lines = [run("ip", version, "route", "show", "proto", str(number)).splitlines() for version in ("-4", "-6")]
+    return {line.strip() for found in lines for line in found}
+
+
+def test_another_route_protocol_takes_the_routes_along(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent)
+            before = of_protocol(222)
+            assert len(before) == 2
+            for number in (223, 224):
+                await agent.stream.put(felix_configuration("default", deviceRouteProtocol=number))
+                await agent.until(lambda number=number: of_protocol(number) == before, f"routes of {number}")
+                assert of_protocol(number - 1) == set()
+
+    asyncio.run(scenario())
+
+
+IPV6_OFF = felix_configuration("default", ipv6Support=False)
+
+
+def six() -> list[str]:
+    """What is ours of IPv6, whatever the back-end."""
+    found = run("ip", "-6", "route", "show", "table", "all", "proto", "222").splitlines()
+    found += [line for line in run("nft", "list", "tables").splitlines() if line == "table ip6 felixpy"]
+    found += [line for line in run("ipset", "list", "-name").splitlines() if line.startswith("fpy6-")]
+    with contextlib.suppress(FileNotFoundError):
+        if Path("/proc/net/ip6_tables_names").read_text():
+            found += [line for line in run("ip6tables-legacy-save").splitlines() if "fpy-" in line]
+    return found + [line for line in run("ip6tables-nft-save").splitlines() if "fpy-" in line]
+
+
+def four() -> list[str]:
+    texts = run("ip", "route", "show", "proto", "222"), run("iptables-nft-save"), run("ipset", "save")
+    kept = [line for line in "\n".join(texts).splitlines() if "6-" not in line and not line.startswith(("#", ":"))]
+    tables = run("nft", "-s", "list", "ruleset").partition("table ip6 ")[0]
+    return [*kept, *tables.splitlines()]
+
+
+@pytest.mark.parametrize("environ", [NFTABLES, LEGACY, NFT], ids=["nftables", "legacy", "nft"])
+def test_ipv6_switched_off_and_on_while_running(broker: Broker, environ: Mapping[str, str]) -> None:
+    async def scenario() -> None:
+        async with running(broker, environ) as agent:
+            await start(agent)
+            before = six()
+            assert len(before) >= 2
+            ipv4 = four()
+            await agent.stream.put(IPV6_OFF)
+            await agent.until(lambda: not six(), "the end of all IPv6 state")
+            assert four() == ipv4
+            await agent.until(lambda: list(agent.stream.status[NODE]["families"]) == ["4"], "IPv4 alone in the status")
+            assert agent.metric("felixpy_ready", family="IPv6") == 0
+            assert agent.metric("felixpy_ready", family="IPv4") == 1
+            await agent.stream.raw(topic_of(IPV6_OFF), b"")
+            await agent.until(lambda: six() == before, "the IPv6 state again")
+            assert four() == ipv4
+            await agent.until(lambda: agent.metric("felixpy_ready", family="IPv6") == 1, "ready again")
+
+    asyncio.run(scenario())
+
+
+def backend(mode: str, iptables: str) -> Object:
+    return felix_configuration("default", nftablesMode=mode, iptablesBackend=iptables)
+
+
+def in_use() -> set[str]:
+    """Back-ends that hold rules of ours."""
+    found = {"nftables"} if "felixpy" in run("nft", "list", "tables") else set()
+    for variant in ("legacy", "nft"):
+        if all("fpy-" in run(f"{tool}-{variant}-save") for tool in ("iptables", "ip6tables")):
+            found.add(variant)
+    return found
+
+
+def ipsets() -> list[str]:
+    return run("ipset", "list", "-name").splitlines()
+
+
+def test_another_back_end_takes_over_and_the_old_one_goes(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker, {}) as agent:
+            await start(agent, backend("Enabled", "Auto"))
+            await agent.until(lambda: in_use() == {"nftables"}, "nftables")
+            for mode, iptables, name in (
+                ("Disabled", "NFT", "nft"), ("Disabled", "Legacy", "legacy"), ("Enabled", "Legacy", "nftables"),
+            ):  # fmt: skip
+                await agent.stream.put(backend(mode, iptables))
+                await agent.until(lambda name=name: in_use() == {name}, f"{name} alone")
+                assert routes() == {"10.48.0.1", "fd00:48::1"}
+                kept = 0 if name == "nftables" else 12
+                await agent.until(lambda kept=kept: len(ipsets()) == kept, "the sets of this back-end alone")
+                await agent.until(lambda: agent.stream.status[NODE]["state"] == "in-sync", "in-sync again")
+            assert agent.events("leftovers of another back-end or family remain") == []
+
+    asyncio.run(scenario())
+
+
+def first_and_last_jumps() -> tuple[bool, bool]:
+    rules = [line for line in run("iptables-nft", "-S", "FORWARD").splitlines() if line.startswith("-A")]
+    return "fpy-" in rules[0], "fpy-" in rules[-1]
+
+
+def test_chain_insert_mode_changes_while_running(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker, NFT) as agent:
+            run("iptables-nft", "-A", "FORWARD", "-m", "comment", "--comment", "foreign", "-j", "RETURN")
+            await start(agent)
+            await agent.until(lambda: first_and_last_jumps() == (True, False), "our jump at the head")
+            await agent.stream.put(felix_configuration("default", chainInsertMode="Append"))
+            await agent.until(lambda: first_and_last_jumps() == (False, True), "our jump at the end")
+
+    asyncio.run(scenario())
+
+
+def test_settings_that_decide_what_is_ours_take_effect_live(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent)
+            await agent.stream.put(felix_configuration("default", interfacePrefix="veth"))
+            await agent.endpoint_is("good", "error", "cali1 does not start with an InterfacePrefix (veth)")
+            await agent.until(lambda: routes() == set(), "the end of its routes")
+            assert members("from-workload") == set()
+            settings: dict[str, Any] = {"interfacePrefix": "veth,cali", "logSeverityScreen": "ERROR"}
+            await agent.stream.put(felix_configuration("default", **settings))
+            await agent.endpoint_is("good", "up")
+            assert routes() == {"10.48.0.1", "fd00:48::1"}
+            assert agent.agent.settings.log_severity_screen == "ERROR"
+
+    asyncio.run(scenario())

@@ -1,0 +1,79 @@
+"""apply, get and delete beside a running agent, with manifests as users paste them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import yaml
+
+from tests.agent.bench import GOOD, NODE, members, routes, running
+from tests.broker import Broker
+from tests.cli.command import Done, at, felixpy
+
+SAMPLES = Path(__file__).parents[1] / "model" / "samples"
+
+
+async def command(*arguments: str, broker: Broker) -> Done:
+    """Beside the agent of this process."""
+    return await asyncio.to_thread(felixpy, *arguments, env=at(broker))
+
+
+def test_the_operators_dual_stack_installation(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            done = await command("apply", "-f", str(SAMPLES / "installation-dual-stack.yaml"), broker=broker)
+            assert (done.code, done.err) == (0, "")
+            assert done.out == "2 published, 0 unchanged, 0 deleted\n"
+            await agent.in_sync()
+            await agent.until(lambda: members("masq-pools") == {"10.48.0.0/21", "2001::/64"}, "both pools")
+            assert members("pools") == {"10.48.0.0/21", "2001::/64"}
+            ((key, reason),) = agent.problems.items()
+            assert key.startswith("IPPool ")
+            assert "IPIP" in reason
+            assert len(agent.events("problem", object=key)) == 1
+            await agent.until(lambda: agent.stream.status[NODE]["problem_count"] == 1, "the problem in the status")
+            assert agent.stream.status[NODE]["problems"] == [f"{key}: {reason}"]
+
+    asyncio.run(scenario())
+
+
+def test_a_mixed_file_good_documents_on_request(broker: Broker) -> None:
+    file = str(SAMPLES / "mixed.yaml")
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            refused = await command("apply", "-f", file, broker=broker)
+            assert refused.code == 1
+            assert refused.err.startswith("felixpy: nothing was sent: ")
+            assert f"{file}, document 2: IPPool pods-v4 spec.cidr: " in refused.err
+            done = await command("apply", "--skip-bad", "-f", file, broker=broker)
+            assert done.code == 0
+            assert "document 2: IPPool pods-v4 spec.cidr: " in done.err
+            await agent.in_sync()
+            await agent.until(lambda: members("masq-pools") == {"fd20::/112"}, "the canonical pool")
+
+    asyncio.run(scenario())
+
+
+def test_apply_get_delete_of_an_endpoint(broker: Broker, tmp_path: Path) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text(yaml.safe_dump(GOOD))
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            assert (await command("apply", "-f", str(file), broker=broker)).out.startswith("1 published")
+            await agent.endpoint_is("good", "up")
+            assert routes() == {"10.48.0.1", "fd00:48::1"}
+            got = await command("get", "WorkloadEndpoint", "good", "-n", "default", broker=broker)
+            assert yaml.safe_load(got.out) == GOOD
+            again = await command("apply", "-f", str(file), broker=broker)
+            assert again.out == "0 published, 1 unchanged, 0 deleted\n"
+            deleted = await command("delete", "-f", str(file), broker=broker)
+            assert deleted.out == "0 published, 0 unchanged, 1 deleted\n"
+            await agent.until(lambda: routes() == set(), "the end of its routes")
+            missing = await command("get", "WorkloadEndpoint", "good", broker=broker)
+            assert (missing.code, missing.err) == (1, "felixpy: not found\n")
+            assert agent.agent.stream.state == "in-sync"
+
+    asyncio.run(scenario())

@@ -1,0 +1,60 @@
+"""Metrics: Felix's names where the meaning is the same, and one registry per agent."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from felixpy.observe.metrics import Metrics
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    found = {}
+    for family in text_string_to_metric_families(metrics.text().decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}"] = sample.value
+    return found
+
+
+def test_the_text_is_prometheus_own_format_with_felix_names() -> None:
+    metrics = Metrics("n1")
+    metrics.resync_state.set(3)
+    metrics.updates.labels("WorkloadEndpoint").inc(2)
+    metrics.failures.inc()
+    metrics.local_endpoints.set(7)
+    metrics.hosts.set(4)
+    metrics.apply_seconds.observe(0.003)
+    found = samples(metrics)
+    assert found["felix_host{host=n1}"] == 1
+    assert found["felix_resync_state{}"] == 3
+    assert found["felix_calc_graph_updates_processed_total{type=WorkloadEndpoint}"] == 2
+    assert found["felix_int_dataplane_failures_total{}"] == 1
+    assert found["felix_active_local_endpoints{}"] == 7
+    assert found["felix_cluster_num_hosts{}"] == 4
+    assert found["felix_int_dataplane_apply_time_seconds_count{}"] == 1
+    assert found["felix_int_dataplane_apply_time_seconds_bucket{le=0.002}"] == 0
+    assert found["felix_int_dataplane_apply_time_seconds_bucket{le=0.005}"] == 1
+
+
+def test_every_metric_of_ours_says_whose_it_is_and_what_it_means() -> None:
+    families = list(text_string_to_metric_families(Metrics("n1").text().decode()))
+    assert {family.name.partition("_")[0] for family in families} == {"felix", "felixpy"}
+    assert all(family.documentation.endswith(".") for family in families)
+
+
+def test_two_agents_in_one_process_do_not_mix() -> None:
+    one, two = Metrics("n1"), Metrics("n2")
+    one.writes.inc(5)
+    assert samples(one)["felixpy_kernel_writes_total{}"] == 5
+    assert samples(two)["felixpy_kernel_writes_total{}"] == 0
+    assert "felix_host{host=n1}" not in samples(two)
+
+
+@pytest.mark.parametrize("seconds", [0.0001, 0.7, 100.0])
+def test_buckets_hold_any_duration(seconds: float) -> None:
+    metrics = Metrics("n1")
+    metrics.programmed_seconds.observe(seconds)
+    found = samples(metrics)
+    assert found["felixpy_endpoint_programmed_seconds_bucket{le=+Inf}"] == 1
+    assert found["felixpy_endpoint_programmed_seconds_sum{}"] == pytest.approx(seconds)

@@ -1,0 +1,149 @@
+"""Probes and metrics over HTTP: what is switched on answers, what is off is closed, a taken port is said plainly."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from felixpy.config import Settings
+from felixpy.observe.metrics import Metrics
+from felixpy.observe.server import ListenError, serve, serve_latest
+
+HEALTH, METRICS, OTHER = 9099, 9091, 9199
+ON = Settings(
+    health_enabled=True,
+    health_host="127.0.0.1",
+    health_port=HEALTH,
+    prometheus_metrics_enabled=True,
+    prometheus_metrics_host="127.0.0.1",
+    prometheus_metrics_port=METRICS,
+)
+
+pytestmark = pytest.mark.usefixtures("network")  # every port is free in a network of one's own
+
+
+class State:
+    """What the probes answer."""
+
+    def __init__(self) -> None:
+        self.live = (True, "live")
+        self.ready = (False, "not ready: IPv6; no answer from the source yet")
+
+    def is_live(self) -> tuple[bool, str]:
+        return self.live
+
+    def is_ready(self) -> tuple[bool, str]:
+        return self.ready
+
+
+async def get(port: int, path: str) -> tuple[int, str, str]:
+    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}{path}") as answer:
+        return answer.status, await answer.text(), answer.headers["Content-Type"]
+
+
+async def closed(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    return False
+
+
+def test_probes_say_why_not_and_change_with_the_agent() -> None:
+    async def check() -> None:
+        state = State()
+        async with serve(ON, state.is_live, state.is_ready, Metrics("n1").text):
+            assert (await get(HEALTH, "/liveness"))[:2] == (200, "live\n")
+            assert (await get(HEALTH, "/readiness"))[:2] == (503, f"{state.ready[1]}\n")
+            state.live, state.ready = (False, "no progress for 91 s"), (True, "ready")
+            assert (await get(HEALTH, "/liveness"))[:2] == (503, "no progress for 91 s\n")
+            assert (await get(HEALTH, "/readiness"))[:2] == (200, "ready\n")
+            assert (await get(HEALTH, "/metrics"))[0] == 404
+            assert (await get(METRICS, "/readiness"))[0] == 404
+        assert await closed(HEALTH)
+        assert await closed(METRICS)
+
+    asyncio.run(check())
+
+
+def test_metrics_are_text_of_the_moment() -> None:
+    async def check() -> None:
+        metrics, state = Metrics("n1"), State()
+        async with serve(ON, state.is_live, state.is_ready, metrics.text):
+            metrics.writes.inc(41)
+            status, text, kind = await get(METRICS, "/metrics")
+        assert (status, kind) == (200, "text/plain; charset=utf-8")
+        assert "felixpy_kernel_writes_total 41.0" in text.splitlines()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("health", "metrics"), [(True, False), (False, True), (False, False)])
+def test_only_what_is_switched_on_is_open(health: bool, metrics: bool) -> None:
+    async def check() -> None:
+        settings = replace(ON, health_enabled=health, prometheus_metrics_enabled=metrics)
+        state = State()
+        async with serve(settings, state.is_live, state.is_ready, bytes):
+            assert await closed(HEALTH) is not health
+            assert await closed(METRICS) is not metrics
+
+    asyncio.run(check())
+
+
+def test_nothing_is_served_unless_it_is_asked_for() -> None:
+    assert not Settings().health_enabled
+    assert not Settings().prometheus_metrics_enabled
+
+
+def test_a_taken_port_is_one_sentence_with_its_setting_and_closes_the_other() -> None:
+    async def check() -> None:
+        taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", METRICS)
+        state = State()
+        with pytest.raises(ListenError) as caught:
+            async with serve(ON, state.is_live, state.is_ready, bytes):
+                pytest.fail("it was served")
+        assert str(METRICS) in str(caught.value)
+        assert "PrometheusMetricsPort" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert await closed(HEALTH)
+        taken.close()
+        await taken.wait_closed()
+
+    asyncio.run(check())
+
+
+async def opened(port: int) -> None:
+    async with asyncio.timeout(10):
+        while await closed(port):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def test_the_stream_switches_ports_and_a_taken_one_is_only_logged() -> None:
+    async def check() -> None:
+        taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", OTHER)
+        changes: asyncio.Queue[Settings] = asyncio.Queue()
+        state = State()
+        task = asyncio.create_task(serve_latest(ON, changes, state.is_live, state.is_ready, bytes))
+        await opened(HEALTH)
+        with capture_logs() as logs:
+            changes.put_nowait(replace(ON, health_port=OTHER))
+            changes.put_nowait(replace(ON, health_port=HEALTH + 1, prometheus_metrics_enabled=False))
+            await opened(HEALTH + 1)
+        assert [log["event"] for log in logs] == ["not served"]
+        assert str(OTHER) in logs[0]["reason"]
+        assert await closed(HEALTH)
+        assert await closed(METRICS)
+        changes.put_nowait(replace(ON, health_port=HEALTH + 1, prometheus_metrics_enabled=False, nodename="x"))
+        assert (await get(HEALTH + 1, "/liveness"))[0] == 200  # nothing of it changed
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await closed(HEALTH + 1)
+        taken.close()
+        await taken.wait_closed()
+
+    asyncio.run(check())
