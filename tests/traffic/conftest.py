@@ -19,5 +19,5 @@ COMBINATIONS = [Combination(backend, Mode.DUAL) for backend in ("nftables", "leg
 @pytest.fixture(scope="package", params=COMBINATIONS, ids=str)
 def world(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[TrafficWorld]:  # noqa: F811
     made = runner.run(TrafficWorld.start(request.param))
-    yield made  # type: ignore[misc]
+    yield made
     runner.run(made.lab.close())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from felixpy.demo import topology
 from felixpy.demo.resources import node
 from felixpy.demo.topology import EXT, NODE1, NODE2, P1B, NodeSpec
