@@ -79,10 +79,12 @@ class FilterTables:
         self.filter = packet_filter
         self._release = release
         self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
-            f"ipv{packet_filter.family.version}-rules", lambda key, value: value
+            f"ipv{packet_filter.family.version}-rules",
+            lambda key, value: value,
+            describe=lambda rules: f"a chain of {len(rules)} rules",
         )
         self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
-            f"ipv{packet_filter.family.version}-sets", self._resolve_element
+            f"ipv{packet_filter.family.version}-sets", self._resolve_element, describe=lambda _: "a member"
         )
         self.containers = False
         self.foreign: tuple[str, ...] = ()
@@ -240,13 +242,18 @@ class Dataplane:
         with table.reading() as newer:
             await table.adopt(await read(self.socket), newer, self.clock())
 
-    async def read_filter(self, family: Family) -> str:
-        """Read one packet filter. Returns why it could not be read, or nothing."""
+    async def read_filter(self, family: Family, changed_by: str = "") -> str:
+        """Read one packet filter, because of a change if ``changed_by`` is told.
+
+        Returns:
+            Why it could not be read, or nothing.
+        """
         tables = self.filters.get(family)
         if tables is None:
             return ""
         try:
-            await tables.read(self.clock())
+            with tables.chains.blaming(lambda: changed_by), tables.elements.blaming(lambda: changed_by):
+                await tables.read(self.clock())
         except (OSError, FilterError) as error:
             return str(error)
         return ""
