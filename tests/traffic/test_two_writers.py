@@ -105,7 +105,7 @@ MEMBER = Fight(
 CHAIN = Fight(
     "iptables-nft -F fpy-forward-to",
     "nft monitor",
-    r"add rule ip filter fpy-forward-to .* drop",
+    r"add rule ip filter fpy-forward-to .*ct state invalid",
     (
         "another program keeps changing this",
         "filter forward-to",
