@@ -6,9 +6,12 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PYTHON := .venv/bin/python
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E) env PATH="$$PATH" PYTHONDONTWRITEBYTECODE=1
 WORKERS ?= 2
+SECONDS = 600
+INPUTS ?= 100000
+SEED ?= 1
 ARGS ?=
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test soak fuzz lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,6 +26,12 @@ demo: .venv/ready ## show felixpy working on real packets; make demo ARGS="--bac
 
 test: .venv/ready ## all tests, on the real kernel in private namespaces; make test ARGS="-k nat"
 	@$(AS_ROOT) FELIXPY_TEST_COMPLETE=1 $(PYTHON) -m pytest -p no:cacheprovider -n $(WORKERS) -q $(ARGS)
+
+soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600 ARGS="--backend legacy --seed 1"
+	@$(AS_ROOT) $(PYTHON) -m tests.soak.run $(SECONDS) $(ARGS)
+
+fuzz: .venv/ready ## the parsers of the stream against random input; make fuzz INPUTS=100000 SEED=1
+	@$(PYTHON) -m tests.model.fuzz_parse $(INPUTS) $(SEED)
 
 lint: .venv/ready ## formatting, lint, types and import directions
 	@.venv/bin/ruff check .

@@ -144,7 +144,7 @@ class Agent:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, Exception):
+        if error is not None:
             self._fail(error)
 
     # --- life cycle --------------------------------------------------------------------------------------------
@@ -341,7 +341,8 @@ class Agent:
                 log.info("ready", family=str(family), backend=self.backend.value)
         if self._leftovers_due and not self._failures and time.monotonic() >= self._leftovers_at:
             problems = await remove_leftovers(self.backend, self._families(), self.settings)
-            self._leftovers_due, self._leftovers_at = bool(problems), time.monotonic() + LEFTOVERS_RETRY_SECONDS
+            self._leftovers_due = bool(problems)
+            self._leftovers_at = time.monotonic() + LEFTOVERS_RETRY_SECONDS if problems else 0.0
             for problem in problems:
                 log.warning("leftovers of another back-end or family remain", reason=problem)
 

@@ -34,6 +34,8 @@ SESSION_TAKEN_OVER = 142
 _BAD_CREDENTIALS = frozenset({4, 134})
 _NOT_AUTHORISED = frozenset({5, 135})
 _ANSWER_SECONDS = 10.0
+QUEUED_ANSWER_SECONDS = 90.0
+"""On an open connection an answer comes behind all that the broker has queued for us; keep-alive finds a dead one."""
 
 # paho prints failures that reach people as a StreamError anyway.
 _QUIET = logging.getLogger("felixpy.sources.paho")
@@ -139,10 +141,19 @@ class Connection:
         """
         if not filters:
             return
-        codes = await self.client.subscribe([(name, options) for name in filters])
+        wanted = [(name, options) for name in filters]
+        codes = await self.client.subscribe(wanted, timeout=QUEUED_ANSWER_SECONDS)
         for name, code in zip(filters, codes, strict=False):
             if isinstance(code, ReasonCode) and code.is_failure:
                 raise StreamError(f"the broker refuses the subscription to {name}: {code}; check its access rules")
+
+    async def unsubscribe(self, name: str) -> None:
+        """Take one subscription back."""
+        await self.client.unsubscribe(name, timeout=QUEUED_ANSWER_SECONDS)
+
+    async def publish_retained(self, topic: str, payload: bytes) -> None:
+        """Publish a retained message and wait until the broker has it."""
+        await self.client.publish(topic, payload, qos=1, retain=True, timeout=QUEUED_ANSWER_SECONDS)
 
 
 @contextlib.asynccontextmanager

@@ -141,15 +141,11 @@ class MqttSource:
 
     async def _serve(self, connection: Connection, sink: Sink) -> None:
         """Run all parts until one of them fails, which is the end of the connection."""
-
-        async def publish(topic: str, payload: bytes) -> None:
-            await connection.client.publish(topic, payload, qos=1, retain=True)
-
         parts = (
             connection.until_lost(),
             self._subscribe(connection),
             self._tick(sink),
-            self._outbox.run(publish),
+            self._outbox.run(connection.publish_retained),
             self._read_past_status(connection),
         )
         tasks = [asyncio.create_task(part) for part in parts]
@@ -170,7 +166,7 @@ class MqttSource:
             command = await self._commands.get()
             name = self._prefix + command.filter
             if isinstance(command, Stop):
-                await connection.client.unsubscribe(name)
+                await connection.unsubscribe(name)
             else:
                 await connection.subscribe((name,), options=_OPTIONS)
                 self._snapshot.on_subscribed(time.monotonic())
@@ -186,7 +182,7 @@ class MqttSource:
                 log.warning("the status of endpoints that are gone stays on the broker", reason=str(error))
             else:
                 await asyncio.sleep(PAST_STATUS_SECONDS)
-                await connection.client.unsubscribe(name)
+                await connection.unsubscribe(name)
         await asyncio.Event().wait()
 
     def _judge_past_status(self, topic: str, about: str, payload: bytes) -> None:
@@ -202,14 +198,10 @@ class MqttSource:
 
     async def _leave(self, connection: Connection, reason: str) -> None:
         """Say that this is no accident, and write it out: a connection that just breaks makes the will fire."""
-
-        async def publish(topic: str, payload: bytes) -> None:
-            await connection.client.publish(topic, payload, qos=1, retain=True)
-
         self.publish_status({"state": "offline", "reason": reason})
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
-                await self._outbox.write_all(publish)
+                await self._outbox.write_all(connection.publish_retained)
         except (TimeoutError, aiomqtt.MqttError) as error:
             log.warning("could not write the last status", reason=str(error))
 

@@ -18,7 +18,7 @@ from felixpy.model.net import Net
 from felixpy.model.resources import IPPool, Kind, ResourceKey, Update
 from felixpy.sources import SyncState, SyncStatus
 from tests.drift.world import BACKENDS, NODE, endpoint, put, sh, surroundings
-from tests.faults.injection import sparing
+from tests.faults.injection import Killed, sparing
 
 PATIENCE_SECONDS = 15.0
 NO_TIMERS = {f"{name}RefreshInterval": "0" for name in ("Route", "Interface", "NFTables", "Iptables", "Ipsets")}
@@ -122,13 +122,15 @@ class Node:
             await asyncio.sleep(0.002)
 
     def _take_the_end(self, task: asyncio.Task[None]) -> None:
-        """An agent that cannot read the kernel at its start ends, and is started again as systemd would."""
+        """An agent that was killed, or cannot read the kernel at its start, is started again as systemd would."""
         try:
             task.result()
+        except Killed:
+            pass
         except (OSError, FilterError):
             assert not self.has_run
-            self.agent = self.task = None
-            self.start()
+        self.agent = self.task = None
+        self.start()
 
     def idle(self) -> bool:
         """Nothing pending, nothing dirty, every family ready."""
@@ -195,7 +197,8 @@ def add_foreign_state() -> None:
     sh("ip route add unreachable 198.18.1.0/24 proto 80; ip -6 route add unreachable 2001:db8:18::/48 proto 80")
     sh("ip route add blackhole 198.18.2.0/24 table 100; ip rule add from 198.18.2.0/24 table 100")
     sh(
-        "ip link add foreign0 type veth peer name foreign1; ip link set foreign1 up; ip link set foreign0 up; ip addr add 198.18.9.1/24 dev foreign0"
+        "ip link add foreign0 type veth peer name foreign1; ip link set foreign1 up; ip link set foreign0 up;"
+        "ip addr add 198.18.9.1/24 dev foreign0"
     )
     sh("ip neigh add 198.18.9.9 lladdr 02:00:00:00:00:09 nud permanent dev foreign0")
 

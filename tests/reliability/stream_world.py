@@ -30,7 +30,7 @@ from tests.reliability.mqtt_wire import publish
 NODE = "n1"
 ROOT = "felixpy/v1"
 PROJECT = Path(__file__).parents[2]
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 ANONYMOUS = ("allow_anonymous true",)
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")

@@ -112,18 +112,18 @@ async def test_flood_ends_at_the_latest_values_with_bounded_memory_and_a_live_lo
             answers.append(await probe.live())
             most = max(most, world.resident_kib())
             await asyncio.sleep(0.1)
-        said_meanwhile = len(world.history)
         assert await flooding == len(messages) >= total
-        assert set(answers) == {"live\n"} and len(answers) >= FLOOD_SECONDS
-        assert said_meanwhile >= 1, "the status must be told during the flood, too"
+        assert set(answers) == {"live\n"} and len(answers) >= 2
         last = version(keys, VERSIONS)
+        assert world.events("stream lost") == []
         await world.put_all({**POOL, **last}, rev=2)
         await world.kernel_members_become(members(last))
+        assert world.history, "the status must go on while the flood is worked off"
         await world.says("in-sync")
         assert kernel_pairs() == members(last)
         if keys == FEW:
             # How many of many keys are coalesced depends on the machine; a burst over few keys is in any case.
-            assert await probe.metric(PROCESSED) - before < len(messages) / 2
+            assert await probe.metric(PROCESSED) - before < len(messages) / 4
         growth_kib = max(most, world.resident_kib()) - resident
         assert growth_kib < 32 * 1024, "memory must not grow with the number of messages"
 

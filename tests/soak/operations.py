@@ -109,8 +109,8 @@ class Operations:
         )
 
     async def _add_foreign(self) -> None:
-        table = "table inet foreign {\nchain c {\ntype filter hook input priority 5\naccept\n}\nset s {type ipv4_addr\n}\n}\n"
-        await self.node1.run("nft", "-f", "-", stdin=table)
+        chain, members = "chain c {\ntype filter hook input priority 5\naccept\n}", "set s {\ntype ipv4_addr\n}"
+        await self.node1.run("nft", "-f", "-", stdin=f"table inet foreign {{\n{chain}\n{members}\n}}\n")
         await self.node1.run("ipset", "create", "foreign", "hash:net")
 
     # --- stream --------------------------------------------------------------------------------------------------
@@ -179,7 +179,6 @@ class Operations:
             f"ip -6 route replace {STRAY_ROUTES[1].format(n=number)} dev eth0 proto 222",
             f"ip neigh flush dev {interface} nud permanent",
             f"echo 0 > /proc/sys/net/ipv4/conf/{interface}/proxy_arp",
-            "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv4/ip_forward",
         ]
         if self.backend == "nftables":
             return [
