@@ -207,7 +207,7 @@ class Operations:
             "-ec",
             f"nft add element inet foreign s '{{ 192.0.2.{number} }}'; ipset -exist add foreign 198.18.{number}.0/24;"
             f"ip route replace unreachable 198.19.{number}.0/24 proto 80;"
-            f"ip -6 route replace unreachable 2001:db8:{number}::/48 proto 80;"
+            f"ip -6 route replace unreachable 2001:db8:f000:{number}::/64 proto 80;"
             f"iptables-{variant} -w -N FOREIGN{number} || iptables-{variant} -w -X FOREIGN{number}",
         )
 
