@@ -228,8 +228,8 @@ class Agent:
             except OSError as error:
                 log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
                 self._resync_now.set()
-        for family in doubts.filters:
-            if reason := await self.dataplane.read_filter(family):
+        for family, changed_by in doubts.filters.items():
+            if reason := await self.dataplane.read_filter(family, changed_by):
                 log.error("packet filter cannot be read", family=str(family), reason=reason)
                 self._resync_now.set()
         if doubts.everything:

@@ -11,11 +11,12 @@ from felixpy.agent import Agent
 from felixpy.calc.entries import ElementKey, Key
 from felixpy.calc.rules import ChainKey
 from felixpy.config import Settings, SettingsSource
-from felixpy.dataplane.apply import Dataplane, Operation
+from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
+from felixpy.dataplane.report import Operation
 from felixpy.model.net import FAMILIES, Family
 from felixpy.sources import Source, SyncState
 from felixpy.sources.once import read_once

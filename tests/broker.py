@@ -33,8 +33,12 @@ class Broker:
 
     def start(self) -> None:
         with (self._folder / "mosquitto.log").open("ab") as output:
+            # setpriv (util-linux): a test run that is killed takes its broker with it.
             self._process = subprocess.Popen(
-                [MOSQUITTO, "-c", str(self._file)], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                ["setpriv", "--pdeathsig", "KILL", MOSQUITTO, "-c", str(self._file)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
             )
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:

@@ -13,30 +13,29 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from felixpy.calc.entries import (
-    SET_TYPES,
     ElementKey,
     Key,
     NeighbourKey,
     Route,
     RouteKey,
     SettingKey,
-    SetType,
 )
 from felixpy.calc.graph import Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
-from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
+from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Settings
+from felixpy.dataplane.filter_tables import FilterTables
 from felixpy.dataplane.interface_settings import InterfaceSettingTable, costs_advertised_routes
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
-from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
+from felixpy.dataplane.packet_filter import PacketFilter
 from felixpy.dataplane.release import AddressRelease
+from felixpy.dataplane.report import ApplyReport, Operation
 from felixpy.dataplane.routes import RouteTable
-from felixpy.dataplane.table import Delta, KeyedTable
+from felixpy.dataplane.table import KeyedTable
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
@@ -51,75 +50,6 @@ AnyTable = KeyedTable[Any, Any, Any]
 K = TypeVar("K")
 D = TypeVar("D")
 C = TypeVar("C")
-
-
-class Operation(tuple[str, str, str]):
-    """For people: verb (``add``, ``change``, ``remove``), table, and the entry's text."""
-
-    __slots__ = ()
-
-
-@dataclass(slots=True)
-class ApplyReport:
-    """What one apply did: entries written, keys looked at, and why a family as a whole does not work.
-
-    ``unknown``: the answer to a write was lost, so the kernel must be read again.
-    """
-
-    written: int = 0
-    unknown: bool = False
-    looked_at: set[Key] = field(default_factory=set)
-    failures: dict[Family, str] = field(default_factory=dict)
-
-
-class FilterTables:
-    """A packet-filter back-end of one family with its two keyed tables."""
-
-    def __init__(self, packet_filter: PacketFilter, release: AddressRelease) -> None:
-        self.filter = packet_filter
-        self._release = release
-        self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
-            f"ipv{packet_filter.family.version}-rules", lambda key, value: value
-        )
-        self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
-            f"ipv{packet_filter.family.version}-sets", self._resolve_element
-        )
-        self.containers = False
-        self.foreign: tuple[str, ...] = ()
-        self.known = False
-        """Whether the kernel was read since the start, or since a write whose answer was lost."""
-
-    def _resolve_element(self, key: ElementKey, _: None) -> None:
-        if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
-            self._release.hold(self.elements, key, key.net.packed)
-
-    def want_rules(self, settings: RuleSettings) -> None:
-        """Take the rules that these settings mean."""
-        rendered = self.filter.render(desired_chains(settings))
-        for key in self.chains.desired.keys() - rendered.keys():
-            self.chains.drop(key)
-        for key, rules in rendered.items():
-            if self.chains.desired.get(key) != rules:
-                self.chains.want(key, rules)
-
-    async def read(self, now: float) -> None:
-        """Read the kernel, in slices; updates may be written meanwhile.
-
-        Raises:
-            OSError, FilterError
-        """
-        with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
-            state = await self.filter.read()
-            self.containers, self.foreign, self.known = state.containers, state.foreign, True
-            await self.chains.adopt(state.chains, newer_chains, now)
-            await self.elements.adopt(dict.fromkeys(state.elements), newer_elements, now)
-        if not state.containers:
-            self.elements.mark([*self.elements.refused])
-
-    @property
-    def in_place(self) -> bool:
-        """Whether sets and rules stand in the kernel, so that members may be added ahead of a complete snapshot."""
-        return self.containers and bool(self.chains.committed)
 
 
 class Dataplane:
@@ -240,16 +170,13 @@ class Dataplane:
         with table.reading() as newer:
             await table.adopt(await read(self.socket), newer, self.clock())
 
-    async def read_filter(self, family: Family) -> str:
-        """Read one packet filter. Returns why it could not be read, or nothing."""
+    async def read_filter(self, family: Family, changed_by: str = "") -> str:
+        """Read one packet filter, changed by somebody if told. Returns why it could not be read, or nothing."""
         tables = self.filters.get(family)
         if tables is None:
             return ""
-        try:
-            await tables.read(self.clock())
-        except (OSError, FilterError) as error:
-            return str(error)
-        return ""
+        with tables.chains.blaming(lambda: changed_by), tables.elements.blaming(lambda: changed_by):
+            return await tables.read_or_reason(self.clock())
 
     async def read_routes(self, interface: str) -> None:
         """Read the routes of one interface, where the kernel may have removed some without a word.
@@ -270,14 +197,15 @@ class Dataplane:
     async def apply(self, *, complete: bool) -> ApplyReport:
         """Write all differences. What fails is recorded with its keys and tried again; the rest goes on."""
         report = ApplyReport(looked_at=self._dirty())
-        for family, tables in self.filters.items():
-            await self._apply_filter(family, tables, complete, report)
+        for tables in self.filters.values():
+            if not tables.idle:
+                await tables.add(self.clock(), report, complete=complete)
         await self._apply_settings(report)
         await self._apply_routing(report, removals=False)
         if complete:
             await self._apply_routing(report, removals=True)
-            for family, tables in self.filters.items():
-                await self._remove_elements(family, tables, report)
+            for tables in self.filters.values():
+                await tables.remove(self.clock(), report)
             self.release.settle(self._holds)
         for family, reason in self._standing_failures().items():
             report.failures.setdefault(family, reason)
@@ -321,63 +249,6 @@ class Dataplane:
         for tables in self.filters.values():
             dirty |= tables.elements.dirty
         return dirty
-
-    # --- packet filter -----------------------------------------------------------------------------------------
-
-    async def _apply_filter(self, family: Family, tables: FilterTables, complete: bool, report: ApplyReport) -> None:
-        if tables.containers and not (tables.foreign or tables.elements.dirty or tables.chains.dirty):
-            return
-        unreadable = "" if tables.known else await self.read_filter(family)
-        if not complete and not tables.in_place:
-            return
-        now = self.clock()
-        elements = tables.elements.delta(now)
-        chains = tables.chains.delta(now) if complete else Delta[ChainKey, RenderedChain]()
-        removed = {key: None for key in elements.remove if complete and SET_TYPES[key.set] is SetType.NET}
-        change = FilterChange(
-            chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
-        )
-        if complete and tables.foreign:
-            await self._write_filter(family, tables, FilterChange(), report)  # an empty change removes what is foreign
-            tables.foreign = ()
-        if not change and (tables.containers or not complete):
-            return
-        refused = await self._write_filter(family, tables, change, report, unreadable)
-        tables.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
-        written = Delta(elements.put, removed)
-        tables.elements.record(written, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
-
-    async def _remove_elements(self, family: Family, tables: FilterTables, report: ApplyReport) -> None:
-        if not tables.elements.dirty or not tables.known:
-            return
-        now = self.clock()
-        delta = Delta(remove=tables.elements.delta(now).remove)
-        if delta:
-            refused = await self._write_filter(family, tables, FilterChange(remove=list(delta.remove)), report)
-            tables.elements.record(delta, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
-            self.release.removed(key for key in delta.remove if key not in refused)
-
-    @staticmethod
-    async def _write_filter(
-        family: Family, tables: FilterTables, change: FilterChange, report: ApplyReport, unreadable: str = ""
-    ) -> Mapping[ChainKey | ElementKey, str]:
-        """Write; a failure of the back-end as a whole is every key's failure, and stays in its family.
-
-        What is unreadable is not written: rules would be added to rules that nobody has seen.
-        """
-        try:
-            if unreadable:
-                raise FilterError(unreadable)
-            if not tables.containers:
-                await tables.filter.create_containers()
-                tables.containers = True
-            refused = await tables.filter.write(change)
-        except (OSError, FilterError) as error:
-            report.failures[family] = str(error)
-            tables.known = tables.known and isinstance(error, FilterError)
-            refused = dict.fromkeys((*change.chains, *change.add, *change.remove), str(error))
-        report.written += len(change.chains) + len(change.add) + len(change.remove) - len(refused)
-        return refused
 
     # --- settings, neighbours, routes --------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class RouteTable:
             self._resolve,
             removable=lambda key, route: self._age_left(route) <= 0,
             interface_of=lambda key, route: route.interface,
+            describe=lambda route: f"a route of protocol {route.protocol} through {links.name_of(route.interface)}",
         )
 
     def next_removal(self) -> float | None:

@@ -66,6 +66,7 @@ class KeyedTable(Generic[K, D, C]):
 
     ``removable`` says whether an unwanted entry may go now; one that may not stays dirty. ``interface_of`` names the
     interface that an entry hangs on, so that a link event costs no more than that interface's own entries.
+    ``describe`` puts a kernel value into words.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class KeyedTable(Generic[K, D, C]):
         *,
         removable: Callable[[K, C], bool] = lambda key, value: True,
         interface_of: Callable[[K, D], str | None] = lambda key, value: None,
+        describe: Callable[[C], str] = str,
     ) -> None:
         self.name = name
         self.desired: dict[K, D] = {}
@@ -85,11 +87,13 @@ class KeyedTable(Generic[K, D, C]):
         self._resolve = resolve
         self._removable = removable
         self._interface_of = interface_of
+        self._describe = describe
         self._by_interface: dict[str, set[K]] = {}
         self._readers: list[set[K]] = []
         self._adopted = False
         self.contests: dict[K, Contest] = {}
         self.drifted = 0
+        self._changed_by: Callable[[], str] = str
 
     def want(self, key: K, value: D) -> None:
         self._unindex(key)
@@ -151,6 +155,15 @@ class KeyedTable(Generic[K, D, C]):
         """Take a notification: the kernel now has this value, or nothing, for a key that is ours."""
         self._believe(key, value, now)
 
+    @contextmanager
+    def blaming(self, changed_by: Callable[[], str]) -> Iterator[None]:
+        """What is taken meanwhile was done "by …", as ``changed_by`` says; for the words of a contest only."""
+        self._changed_by = changed_by
+        try:
+            yield
+        finally:
+            self._changed_by = str
+
     def _touch(self, key: K) -> None:
         for newer in self._readers:
             newer.add(key)
@@ -191,10 +204,11 @@ class KeyedTable(Generic[K, D, C]):
         self.drifted += 1
         if contest.times > CONTEST_TOLERATED:
             pause = min(2.0 ** (contest.times - CONTEST_TOLERATED - 1), LAST_RETRY_SECONDS)
-            has = "removed it" if isinstance(value, Missing) else f"made it {value}"
+            did = "removed" if isinstance(value, Missing) else f"made it {self._describe(value)}"
+            did += f" {by}" if (by := self._changed_by()) else ""
             rate = contest.times / max(now - contest.first, 1.0)
             reason = (
-                f"another program keeps changing this: {contest.times} times, {rate:.1f} a second, and last {has}; "
+                f"another program keeps changing this: {contest.times} times, {rate:.1f} a second, last {did}; "
                 f"repaired again in {pause:.0f} s; find that program and stop it"
             )
             self.refused[key] = Refused(reason, 1, now + pause)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from felixpy.config import Settings
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.host import is_host_interface
 from felixpy.dataplane.table import MISSING
+from felixpy.dataplane.writers import nftables_writers, routing_writer
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
@@ -25,11 +27,14 @@ OVERFLOW_PAUSE_SECONDS = 0.2
 
 @dataclass(slots=True)
 class Doubts:
-    """What has to be read again: host addresses, one interface's routes, one family's packet filter, or everything."""
+    """What has to be read again: host addresses, one interface's routes, one family's packet filter, or everything.
+
+    With a packet filter stands who changed it last, as far as the kernel tells.
+    """
 
     host: bool = False
     interfaces: set[str] = field(default_factory=set)
-    filters: set[Family] = field(default_factory=set)
+    filters: dict[Family, str] = field(default_factory=dict)
     everything: bool = False
 
     def __bool__(self) -> bool:
@@ -110,7 +115,8 @@ class Watch:
         for message in messages:
             match message.type:
                 case rtnetlink.RTM_NEWROUTE | rtnetlink.RTM_DELROUTE:
-                    dataplane.routes.notify(message)
+                    with dataplane.routes.table.blaming(partial(routing_writer, message)):
+                        dataplane.routes.notify(message)
                 case rtnetlink.RTM_NEWNEIGH | rtnetlink.RTM_DELNEIGH:
                     dataplane.neighbours.notify(message)
                 case rtnetlink.RTM_NEWNETCONF:
@@ -126,14 +132,15 @@ class Watch:
 
     def _nftables(self, messages: list[Message]) -> None:
         now = self._dataplane.clock()
-        for message in messages:
+        for message, writer in zip(messages, nftables_writers(messages), strict=True):
             for family, tables in self._dataplane.filters.items():
                 members = tables.filter.notify(message)
                 if members is None:
-                    self._doubts.filters.add(family)
+                    self._doubts.filters[family] = writer
                     continue
-                for key, came in members:
-                    tables.elements.observe(key, None if came else MISSING, now)
+                with tables.elements.blaming(partial(str, writer)):
+                    for key, came in members:
+                        tables.elements.observe(key, None if came else MISSING, now)
 
     @property
     def _settings(self) -> Settings:

@@ -61,12 +61,13 @@ class Refusal(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A message received: header fields and payload after the 16-byte header."""
+    """A message received: header fields and payload after the 16-byte header. ``port``: of the socket that asked."""
 
     type: int
     flags: int
     sequence: int
     payload: bytes
+    port: int = 0
 
 
 def attribute(kind: int, data: bytes) -> bytes:
@@ -261,10 +262,10 @@ def parse_messages(data: bytes) -> list[Message]:
     messages = []
     offset, end = 0, len(data)
     while offset + 16 <= end:
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        length, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
         if length < 16:
             break
-        messages.append(Message(kind, flags, sequence, data[offset + 16 : offset + length]))
+        messages.append(Message(kind, flags, sequence, data[offset + 16 : offset + length], port))
         offset += (length + 3) & ~3
     return messages
 

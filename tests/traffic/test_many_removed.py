@@ -10,7 +10,7 @@ from felixpy.model.resources import Update
 from tests.drift.world import endpoint, put, running, sh
 from tests.netns import enter_new_network, enter_private_namespaces
 
-REMOVED, KEPT = 100, 3
+REMOVED, KEPT = 50, 3
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +29,10 @@ def tracked(numbers: range) -> int:
 
 
 def track(number: int) -> str:
-    options = "--protonum udp --sport 4000 --dport 5000 --timeout 600"
+    options = "-p udp --sport 4000 --dport 5000 --timeout 600"
     return (
         f"conntrack -I -s 10.48.0.{number} -d 198.51.100.1 {options}\n"
-        f"conntrack -I -f ipv6 -s fd00:48::{number} -d 2001:db8::1 {options}\n"
+        f"conntrack -I -s fd00:48::{number} -d 2001:db8::1 {options}\n"
     )
 
 

@@ -1,0 +1,136 @@
+"""The packet filter of one family as two keyed tables, chains and set members, over a back-end.
+
+Invariant: a failure stays in its family, and an object's refusal stays with its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
+from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
+from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
+from felixpy.dataplane.release import AddressRelease
+from felixpy.dataplane.report import ApplyReport
+from felixpy.dataplane.table import Delta, KeyedTable
+
+
+class FilterTables:
+    """A packet-filter back-end of one family with its two keyed tables."""
+
+    def __init__(self, packet_filter: PacketFilter, release: AddressRelease) -> None:
+        self.filter = packet_filter
+        self.family = packet_filter.family
+        self._release = release
+        self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
+            f"ipv{self.family.version}-rules",
+            lambda key, value: value,
+            describe=lambda rules: f"a chain of {len(rules)} rules",
+        )
+        self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
+            f"ipv{self.family.version}-sets", self._resolve_element, describe=lambda _: "a member"
+        )
+        self.containers = False
+        self.foreign: tuple[str, ...] = ()
+        self.known = False
+        """Whether the kernel was read since the start, or since a write whose answer was lost."""
+
+    def _resolve_element(self, key: ElementKey, _: None) -> None:
+        if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
+            self._release.hold(self.elements, key, key.net.packed)
+
+    def want_rules(self, settings: RuleSettings) -> None:
+        """Take the rules that these settings mean."""
+        rendered = self.filter.render(desired_chains(settings))
+        for key in self.chains.desired.keys() - rendered.keys():
+            self.chains.drop(key)
+        for key, rules in rendered.items():
+            if self.chains.desired.get(key) != rules:
+                self.chains.want(key, rules)
+
+    async def read(self, now: float) -> None:
+        """Read the kernel, in slices; updates may be written meanwhile.
+
+        Raises:
+            OSError, FilterError
+        """
+        with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
+            state = await self.filter.read()
+            self.containers, self.foreign, self.known = state.containers, state.foreign, True
+            await self.chains.adopt(state.chains, newer_chains, now)
+            await self.elements.adopt(dict.fromkeys(state.elements), newer_elements, now)
+        if not state.containers:
+            self.elements.mark([*self.elements.refused])
+
+    @property
+    def in_place(self) -> bool:
+        """Whether sets and rules stand in the kernel, so that members may be added ahead of a complete snapshot."""
+        return self.containers and bool(self.chains.committed)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to look at."""
+        return self.containers and not (self.foreign or self.elements.dirty or self.chains.dirty)
+
+    async def read_or_reason(self, now: float) -> str:
+        """Read the kernel. Returns why it could not be read, or nothing."""
+        try:
+            await self.read(now)
+        except (OSError, FilterError) as error:
+            return str(error)
+        return ""
+
+    async def add(self, now: float, report: ApplyReport, *, complete: bool) -> None:
+        """Write rules and additions; removals from sets of prefixes too, since those refuse overlaps.
+
+        Before the snapshot is ``complete`` only members are added, and only where sets and rules stand.
+        """
+        unreadable = "" if self.known else await self.read_or_reason(now)
+        if not complete and not self.in_place:
+            return
+        elements = self.elements.delta(now)
+        chains = self.chains.delta(now) if complete else Delta[ChainKey, RenderedChain]()
+        removed = {key: None for key in elements.remove if complete and SET_TYPES[key.set] is SetType.NET}
+        change = FilterChange(
+            chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
+        )
+        if complete and self.foreign:
+            await self._write(FilterChange(), report, unreadable)  # an empty change removes what is foreign
+            self.foreign = ()
+        if not change and (self.containers or not complete):
+            return
+        refused = await self._write(change, report, unreadable)
+        self.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
+        written = Delta(elements.put, removed)
+        self.elements.record(written, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+
+    async def remove(self, now: float, report: ApplyReport) -> None:
+        """Write the other removals; the addresses of removed members are released."""
+        if not self.elements.dirty or not self.known:
+            return
+        delta = Delta(remove=self.elements.delta(now).remove)
+        if delta:
+            refused = await self._write(FilterChange(remove=list(delta.remove)), report)
+            self.elements.record(delta, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+            self._release.removed(key for key in delta.remove if key not in refused)
+
+    async def _write(
+        self, change: FilterChange, report: ApplyReport, unreadable: str = ""
+    ) -> Mapping[ChainKey | ElementKey, str]:
+        """Write; a failure of the back-end as a whole is every key's failure, and stays in its family.
+
+        What is unreadable is not written: rules would be added to rules that nobody has seen.
+        """
+        try:
+            if unreadable:
+                raise FilterError(unreadable)
+            if not self.containers:
+                await self.filter.create_containers()
+                self.containers = True
+            refused = await self.filter.write(change)
+        except (OSError, FilterError) as error:
+            report.failures[self.family] = str(error)
+            self.known = self.known and isinstance(error, FilterError)
+            refused = dict.fromkeys((*change.chains, *change.add, *change.remove), str(error))
+        report.written += len(change.chains) + len(change.add) + len(change.remove) - len(refused)
+        return refused

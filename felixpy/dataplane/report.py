@@ -1,0 +1,27 @@
+"""What an apply would do (``Operation``) and what one did (``ApplyReport``), for people and for the agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from felixpy.calc.entries import Key
+from felixpy.model.net import Family
+
+
+class Operation(tuple[str, str, str]):
+    """For people: verb (``add``, ``change``, ``remove``), table, and the entry's text."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class ApplyReport:
+    """What one apply did: entries written, keys looked at, and why a family as a whole does not work.
+
+    ``unknown``: the answer to a write was lost, so the kernel must be read again.
+    """
+
+    written: int = 0
+    unknown: bool = False
+    looked_at: set[Key] = field(default_factory=set)
+    failures: dict[Family, str] = field(default_factory=dict)
