@@ -96,6 +96,7 @@ class Agent:
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
+        self._half_taken = False
         self._reconfigure_at = 0.0
         self._leftovers_at = 0.0
         self._resync_now = asyncio.Event()
@@ -359,11 +360,15 @@ class Agent:
             settings, host = self._resolve(configuration_due), self.calculation.host
             if host_due or settings != self.settings:
                 host = await read_host(self.links, settings)
-            changed = (settings, host) != (self.settings, self.calculation.host)
+            again = self._half_taken
+            changed = again or (settings, host) != (self.settings, self.calculation.host)
             if changed:
-                await self._use_settings(settings)
+                self._half_taken = True  # and so it stays if a step fails
+                if again or settings != self.settings:
+                    await self._use_settings(settings)
                 self.dataplane.want(self.calculation.reconfigure(settings, host))
                 await self._use_backend()
+                self._half_taken = False
             if changed or configuration_due:
                 self.outcome.judge_again(self.calculation.problems)
         except (OSError, FilterError):
@@ -382,9 +387,8 @@ class Agent:
         return settings
 
     async def _use_settings(self, settings: Settings) -> None:
-        if settings == self.settings:
-            return
-        log.info("settings changed", **_differences(self.settings, settings))
+        if settings != self.settings:
+            log.info("settings changed", **_differences(self.settings, settings))
         self.settings = settings
         self._on_settings(settings)
         self.dataplane.configure(settings)

@@ -61,10 +61,11 @@ class Outbox:
                 await publish(topic, payload)
             finally:
                 self._writing.remove(topic)
-            if self._latest[topic] is payload:
-                self._waiting.pop(topic, None)
-                if not payload:
-                    del self._latest[topic]
+            del self._waiting[topic]
+            if self._latest[topic] is not payload:
+                self._waiting[topic] = None  # behind the others: a topic that always changes must not starve them
+            elif not payload:
+                del self._latest[topic]
 
     async def run(self, publish: Publish) -> None:
         """Write for ever."""

@@ -27,6 +27,7 @@ from felixpy.netlink.nftables import NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
 from felixpy.netlink.transport import DumpInterrupted, NetlinkSocket, Refusal, Request, open_monitor
 
 DELAY_SECONDS = 0.02
+KERNELS_WORDS = "the kernel's own words"
 sparing: ContextVar[bool] = ContextVar("sparing", default=False)
 """Set by a test around its own look at the kernel, which no fault shall meet."""
 
@@ -61,6 +62,8 @@ class Injector:
     seen: int = 0
     hits: int = 0
     met: list[str] = field(default_factory=list)
+    culprit: Callable[[Request], bool] | None = None
+    """Requests that the kernel refuses each time, whatever else is armed."""
 
     def arm(self, fault: Fault, first: int = 1) -> None:
         self.fault, self.first, self.seen, self.hits = fault, first, 0, 0
@@ -92,8 +95,7 @@ class Injector:
             raise fault.error()
         if self.strikes("kill", "before"):
             raise Killed
-        culprits = [at for at, one in enumerate(requests) if _may_be_refused(one) and self.strikes("message", one.type)]
-        answer = self._send_without(real, socket, requests, culprits, how)
+        answer = self._send_without(real, socket, requests, self._culprits(requests), how)
         if fault := self.strikes("answer", requests[0].type):
             socket.close()
             raise fault.error()
@@ -101,18 +103,28 @@ class Injector:
             raise Killed
         return answer
 
+    def _culprits(self, requests: Sequence[Request]) -> dict[int, Refusal]:
+        refusals = {}
+        for at, one in enumerate(requests):
+            if not _may_be_refused(one):
+                continue
+            if self.culprit is not None and self.culprit(one):
+                refusals[at] = Refusal(errno.EOPNOTSUPP, KERNELS_WORDS)
+            elif fault := self.strikes("message", one.type):
+                refusals[at] = Refusal(fault.errno, "injected")
+        return refusals
+
     def _send_without(
         self,
         real: Callable[..., Any],
         socket: NetlinkSocket,
         requests: Sequence[Request],
-        culprits: list[int],
+        refusals: dict[int, Refusal],
         how: Any,
     ) -> dict[int, Refusal]:
         """The kernel refuses the culprits: a transaction as a whole, single messages each for itself."""
-        if not culprits or self.fault is None:
+        if not refusals:
             return dict(real(socket, requests, **how))
-        refusals = {at: Refusal(self.fault.errno, "injected") for at in culprits}
         if how.get("batch"):
             return refusals
         kept = [at for at in range(len(requests)) if at not in refusals]

@@ -46,6 +46,8 @@ class Operations:
         self.lab, self.backend, self.rng = lab, backend, rng
         self.done: Counter[str] = Counter()
         self.published: dict[str, Object] = {}
+        self.ended: list[str] = []
+        """Agents that were found dead although nobody had killed them, with the end of their logs."""
         self._agents_due: set[str] = set()
         self._foreign = 0
         self.every: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
@@ -226,15 +228,21 @@ class Operations:
     async def start_agent(self, node: str) -> None:
         await self.lab.start_agent(node, self.settings())
 
+    def _any_agent(self) -> str:
+        agent = self.lab.agents[self.rng.choice(NODES).name]
+        if not agent.running:
+            self.ended.append(f"the agent on {agent.node} had ended by itself: {agent.tail()}")
+        return agent.node
+
     async def kill_agent(self) -> None:
         """kill -9; the next one starts at once or a little later, and may itself be killed while it starts."""
-        node = self.rng.choice(NODES).name
+        node = self._any_agent()
         await self.lab.agents[node].kill()
         await asyncio.sleep(self.rng.choice((0.0, 0.0, 0.5)))
         await self.start_agent(node)
 
     async def stop_agent(self) -> None:
-        node = self.rng.choice(NODES).name
+        node = self._any_agent()
         await self.lab.agents[node].stop()
         await self.start_agent(node)
 

@@ -104,6 +104,8 @@ class Soak:
                 last_check = time.monotonic()
                 print(f"{last_check - started:6.0f} s  {self._line()}", flush=True)
         await self._check()
+        for ended in self.operations.ended:
+            self._object(ended)
         await asyncio.gather(*(one.stop() for one in self.traffic))
 
     async def _check(self) -> None:

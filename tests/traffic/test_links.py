@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from felixpy.demo import topology
+from felixpy.demo.host import Host
 from felixpy.demo.resources import node
 from felixpy.demo.topology import EXT, NODE1, NODE2, P1B, NodeSpec
 from felixpy.model.net import Family
@@ -63,6 +64,7 @@ async def test_the_address_of_another_node_changes(world: TrafficWorld) -> None:
                 length = topology.NODE_PREFIX_LENGTH[family]
                 nodad = " nodad" if family is Family.V6 else ""
                 await node2.ip([f"addr add {new.addresses[family]}/{length} dev eth0{nodad}"])
+            await becomes("", tentative, node2)
             await world.put(node(new, world.families))
             for family in world.families:
                 await becomes(True, leads_to, world, NODE2.blocks[family], family, new.addresses[family])
@@ -71,6 +73,11 @@ async def test_the_address_of_another_node_changes(world: TrafficWorld) -> None:
                 await node2.ip([f"addr del {old.addresses[family]}/{length} dev eth0"])
             await asyncio.sleep(0.2)
         await traffic.lost_nothing()
+
+
+async def tentative(host: Host) -> str:
+    """Addresses that do not answer yet: a new IPv6 one, for a moment."""
+    return await host.run("ip", "-6", "address", "show", "tentative")
 
 
 async def leads_to(world: TrafficWorld, block: str, family: Family, gateway: str) -> bool:

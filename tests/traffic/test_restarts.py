@@ -53,14 +53,12 @@ async def test_killed_while_it_writes_many_endpoints_nothing_is_lost(world: Traf
     async with world.traffic() as traffic:
         async with world.changed(*(workload_endpoint(pod, world.families) for pod in pods)):
             await world.agent.kill()
-            for seconds in (0.0, 0.01, 0.03):
+            for seconds in (0.0, 0.02):
                 await killed_at(world, "in-sync", seconds)
             await world.start_agent()
             assert world.lab.status["node1"]["endpoints"] >= len(pods)
-            assert (await world.plan())[0] == 0
             await world.agent.kill()
-        for seconds in (0.0, 0.02):
-            await killed_at(world, "in-sync", seconds)
+        await killed_at(world, "in-sync", 0.01)
         await world.start_agent()
         assert (await world.plan())[0] == 0
         await traffic.lost_nothing()
@@ -71,7 +69,7 @@ async def test_killed_during_the_first_apply_of_all(world: TrafficWorld) -> None
     settings = world.lab.agent_environment("node1", world.settings())
     await world.agent.stop()
     await world.agent.command(world.node1, settings, "cleanup")
-    for seconds in (0.0, 0.03):
+    for seconds in (0.01, 0.04):
         await killed_at(world, "in-sync", seconds)
     await world.start_agent()
     assert (await world.plan())[0] == 0
@@ -111,10 +109,8 @@ async def sets(world: TrafficWorld) -> bool:
     return "fpy" in await world.node1.run("ipset", "list", "-name")
 
 
-@pytest.mark.parametrize("world", [COMBINATIONS[0]], ids=str, indirect=True)
-@pytest.mark.parametrize(
-    "backends", [("legacy", "nft", "nftables"), ("nft", "legacy", "nftables")], ids=lambda names: " → ".join(names)
-)
+@pytest.mark.parametrize("backends", [("legacy", "nft", "nftables"), ("nft", "legacy", "nftables")], ids="-".join)
+@pytest.mark.parametrize("world", COMBINATIONS[:1], ids=str, indirect=True)
 async def test_another_back_end_takes_over_without_loss(world: TrafficWorld, backends: tuple[str, ...]) -> None:
     """From nftables round to nftables; one agent is killed in the middle of its change, and the next one ends it."""
     async with world.traffic() as traffic:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from felixpy.calc.entries import ElementKey, SetName
-from felixpy.calc.rules import RuleSettings, desired_chains
+from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
 from felixpy.config import Settings
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.packet_filter import FilterChange
@@ -19,9 +21,14 @@ def workload(family: Family, number: int) -> list[ElementKey]:
 
 
 async def program(packet_filter: IptablesFilter, *numbers: int) -> None:
-    """Sets, rules of the default settings, and workloads."""
+    """Sets, rules of the default settings, and workloads; nothing may be refused."""
+    assert await try_to_program(packet_filter, *numbers) == {}
+
+
+async def try_to_program(packet_filter: IptablesFilter, *numbers: int) -> Mapping[ChainKey | ElementKey, str]:
+    """The same. Returns the words for what was refused."""
     await packet_filter.create_containers()
     family = packet_filter.family
     chains = packet_filter.render(desired_chains(RuleSettings.of(Settings(), family, nftables=False)))
     members = [key for number in numbers for key in workload(family, number)]
-    assert await packet_filter.write(FilterChange(chains=dict(chains), add=members)) == {}
+    return await packet_filter.write(FilterChange(chains=dict(chains), add=members))

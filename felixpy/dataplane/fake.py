@@ -1,0 +1,108 @@
+"""A packet-filter back-end in memory, with the rules by which nf_tables refuses: for random histories and faults.
+
+One contract suite runs against it and against the three real back-ends. Invariant: a change is done as a whole but for
+the keys that are refused, as the kernel does it once the culprits are left out. Must never be more lenient than
+nf_tables: overlapping intervals, jumps into nothing and the removal of chains in use are errors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
+from felixpy.calc.rules import ChainKey, Chains, Jump, Rule
+from felixpy.dataplane.packet_filter import FilterChange, FilterState, RenderedChain
+from felixpy.model.net import Family
+from felixpy.netlink.transport import Message
+
+
+class FakePacketFilter:
+    """``PacketFilter`` over dictionaries. ``refuses`` gives words for a key that is to fail besides."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.chains: dict[ChainKey, RenderedChain] = {}
+        self.elements: set[ElementKey] = set()
+        self.containers = False
+        self.foreign: tuple[str, ...] = ()
+        self.refuses: Callable[[ChainKey | ElementKey], str] = lambda key: ""
+        self.breaks: Callable[[], OSError | None] = lambda: None
+        """An error of the back-end as a whole, asked for before each read and each write."""
+        self.writes = 0
+
+    def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
+        return dict(chains)
+
+    async def read(self) -> FilterState:
+        self._break()
+        return FilterState(dict(self.chains), set(self.elements), self.containers, self.foreign)
+
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
+        """Nothing is ever told: what others change shows at the next read."""
+        return ()
+
+    def ports(self) -> tuple[int, ...]:
+        return ()
+
+    async def create_containers(self) -> None:
+        self._break()
+        self.containers = True
+
+    async def write(self, change: FilterChange) -> Mapping[ChainKey | ElementKey, str]:
+        self._break()
+        self.writes += 1
+        self.foreign = ()
+        refused: dict[ChainKey | ElementKey, str] = {}
+        self._remove(change, refused)
+        for key in change.add:
+            if words := self.refuses(key) or self._overlap(key):
+                refused[key] = words
+            else:
+                self.elements.add(key)
+        if change.chains:
+            refused.update(self._write_chains(change.chains))
+        return refused
+
+    async def remove_all(self) -> None:
+        self.chains, self.elements, self.containers = {}, set(), False
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _break(self) -> None:
+        if error := self.breaks():
+            raise error
+
+    def _remove(self, change: FilterChange, refused: dict[ChainKey | ElementKey, str]) -> None:
+        for key in change.remove:
+            if words := self.refuses(key):
+                refused[key] = words
+            else:
+                self.elements.discard(key)
+
+    def _overlap(self, key: ElementKey) -> str:
+        """nf_tables: an interval that overlaps another one of its set (and interface) exists already."""
+        if SET_TYPES[key.set] is SetType.HOST_INTERFACE or key in self.elements:
+            return ""
+        others = (one for one in self.elements if (one.set, one.interface) == (key.set, key.interface))
+        return os.strerror(errno.EEXIST) if any(one.net.overlaps(key.net) for one in others) else ""
+
+    def _write_chains(self, chains: Mapping[ChainKey, RenderedChain | None]) -> dict[ChainKey | ElementKey, str]:
+        """Chains jump to each other: all of a change are written, or none."""
+        words = next(filter(None, map(self.refuses, chains)), "")
+        after = {key: rules for key, rules in (self.chains | dict(chains)).items() if rules is not None}
+        targets = {
+            target for key, rules in after.items() for rule in rules if (target := _target(key, rule)) is not None
+        }
+        if not words and not targets <= after.keys():
+            words = os.strerror(errno.EBUSY if (targets - after.keys()) <= self.chains.keys() else errno.ENOENT)
+        if words:
+            return dict.fromkeys(chains, words)
+        self.chains = after
+        return {}
+
+
+def _target(chain: ChainKey, rule: Rule) -> ChainKey | None:
+    return ChainKey(chain.table, rule.action.chain) if isinstance(rule.action, Jump) else None
