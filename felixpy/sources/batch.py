@@ -82,7 +82,7 @@ def _entry(document: Document) -> Entry:
     topic = _absent_topic(document) if isinstance(resource, Absent) else topics.topic_of(resource)
     key = topics.key_of(topic)
     assert key is not None, topic
-    wide = topics.endpoint_topic("+", key) if key.kind is Kind.WORKLOAD_ENDPOINT else topic
+    wide = topics.endpoint_filter(key) if key.kind is Kind.WORKLOAD_ENDPOINT else topic
     return Entry(key, topic, wide, msgspec.json.encode(document.object))
 
 

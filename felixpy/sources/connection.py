@@ -13,8 +13,8 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, ClassVar, TypeVar
 
 import aiomqtt
 from paho.mqtt.enums import MQTTErrorCode
@@ -34,14 +34,14 @@ SESSION_TAKEN_OVER = 142
 _BAD_CREDENTIALS = frozenset({4, 134})
 _NOT_AUTHORISED = frozenset({5, 135})
 _ANSWER_SECONDS = 10.0
-QUEUED_ANSWER_SECONDS = 90.0
-"""On an open connection an answer comes behind all that the broker has queued for us; keep-alive finds a dead one."""
+_LONGEST_ANSWER_SECONDS = 86400.0
 
 # paho prints failures that reach people as a StreamError anyway.
 _QUIET = logging.getLogger("felixpy.sources.paho")
 _QUIET.setLevel(logging.CRITICAL)
 
 Receive = Callable[[aiomqtt.Message], None]
+T = TypeVar("T")
 
 
 class StreamError(Exception):
@@ -106,8 +106,10 @@ class _Inbox(asyncio.Queue[Any]):
 
     receive: Receive
     failed: asyncio.Future[None]
+    heard_at: ClassVar[float] = 0.0
 
     def put_nowait(self, item: Any) -> None:
+        type(self).heard_at = time.monotonic()
         try:
             self.receive(item)
         except Exception as error:
@@ -120,9 +122,11 @@ class _Inbox(asyncio.Queue[Any]):
 class Connection:
     """An open connection. Ends with ``StreamError`` in ``until_lost``."""
 
-    def __init__(self, client: aiomqtt.Client, failed: asyncio.Future[None]) -> None:
+    def __init__(self, client: aiomqtt.Client, inbox: type[_Inbox], broker: str) -> None:
         self.client = client
-        self._failed = failed
+        self._inbox = inbox
+        self._failed = inbox.failed
+        self._broker = broker
 
     async def until_lost(self) -> None:
         """Return never; raise when the connection is lost, or the error of ``receive`` if it failed."""
@@ -142,18 +146,40 @@ class Connection:
         if not filters:
             return
         wanted = [(name, options) for name in filters]
-        codes = await self.client.subscribe(wanted, timeout=QUEUED_ANSWER_SECONDS)
+        codes = await self._answered(self.client.subscribe(wanted, timeout=_LONGEST_ANSWER_SECONDS))
         for name, code in zip(filters, codes, strict=False):
             if isinstance(code, ReasonCode) and code.is_failure:
                 raise StreamError(f"the broker refuses the subscription to {name}: {code}; check its access rules")
 
     async def unsubscribe(self, name: str) -> None:
         """Take one subscription back."""
-        await self.client.unsubscribe(name, timeout=QUEUED_ANSWER_SECONDS)
+        await self._answered(self.client.unsubscribe(name, timeout=_LONGEST_ANSWER_SECONDS))
 
     async def publish_retained(self, topic: str, payload: bytes) -> None:
         """Publish a retained message and wait until the broker has it."""
-        await self.client.publish(topic, payload, qos=1, retain=True, timeout=QUEUED_ANSWER_SECONDS)
+        await self._answered(self.client.publish(topic, payload, qos=1, retain=True, timeout=_LONGEST_ANSWER_SECONDS))
+
+    async def _answered(self, request: Coroutine[Any, Any, T]) -> T:
+        """The broker's answer, which comes behind all that it has queued for us: wait as long as messages come.
+
+        Raises:
+            StreamError: silence. Mosquitto drops answers, too, when its queue for a client is full (eclipse-mosquitto
+                issue 3542), and then only a new connection helps.
+        """
+        task = asyncio.ensure_future(request)
+        asked_at = time.monotonic()
+        try:
+            while not task.done():
+                silence = time.monotonic() - max(asked_at, self._inbox.heard_at)
+                if silence >= _ANSWER_SECONDS:
+                    raise StreamError(
+                        f"the MQTT broker {self._broker} does not answer a request; it is stuck, or its queue for a "
+                        "client is too short (max_queued_messages, see config/mosquitto.conf)"
+                    )
+                await asyncio.wait((task,), timeout=_ANSWER_SECONDS - silence)
+            return task.result()
+        finally:
+            task.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -190,7 +216,7 @@ async def open_connection(
     _read_bursts(client)
     try:
         async with client:
-            yield Connection(client, failed)
+            yield Connection(client, inbox, broker_name(settings))
     except aiomqtt.MqttError as error:
         raise explain(error, settings) from error
     finally:

@@ -28,7 +28,7 @@ from felixpy.sources.connection import Connection, StreamError, broker_name, ope
 from felixpy.sources.ending import end
 from felixpy.sources.manifest import parse_manifest
 from felixpy.sources.outbox import Outbox
-from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Report, Snapshot, Stop
+from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class MqttSource:
         self._prefix = f"{settings.mqtt_topic_root}/"
         self._snapshot = Snapshot(node, timeout=settings.snapshot_timeout, quiet_time=settings.snapshot_quiet_time)
         self._outbox = Outbox()
-        self._commands: asyncio.Queue[Read | Stop] = asyncio.Queue()
+        self._commands: asyncio.Queue[Read | Stop | Renew] = asyncio.Queue()
         self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
         self._short_connections = 0
@@ -164,6 +164,11 @@ class MqttSource:
             self._snapshot.on_subscribed(time.monotonic())
         while True:
             command = await self._commands.get()
+            if isinstance(command, Renew):
+                raise StreamError(
+                    f"the MQTT broker {broker_name(self._settings)} sends nothing of what it retains; its queue for a "
+                    "client is too short (max_queued_messages, see config/mosquitto.conf)"
+                )
             name = self._prefix + command.filter
             if isinstance(command, Stop):
                 await connection.unsubscribe(name)

@@ -51,13 +51,17 @@ class Stop(NamedTuple):
     filter: str
 
 
+class Renew(NamedTuple):
+    """Make a new connection: on this one the broker does not send what it holds."""
+
+
 class Report(NamedTuple):
     """Tell the state of the stream."""
 
     status: SyncStatus
 
 
-Action = Deliver | Remove | Read | Stop | Report
+Action = Deliver | Remove | Read | Stop | Renew | Report
 NOTHING: tuple[Action, ...] = ()
 
 
@@ -78,6 +82,8 @@ class Snapshot:
         self._last_match = 0.0
         self._plan: deque[str] = deque()
         self._reading = ""
+        self._is_subscribed = False
+        self._heard = False
         self._reread = False
         self._retry_at = 0.0
         self._retry_seconds = RETRY_FIRST_SECONDS
@@ -111,11 +117,12 @@ class Snapshot:
 
     def on_subscribed(self, now: float) -> None:
         """The broker has confirmed the latest subscription."""
+        self._is_subscribed = True
         self._last_message = max(self._last_message, now)
 
     def on_message(self, topic: str, payload: bytes, now: float) -> Sequence[Action]:
         """A resource's topic (relative to the root) has this content; empty means deleted."""
-        self._last_message = now
+        self._last_message, self._heard = now, True
         group = self._groups[topics.segment_of(topic)]
         if payload:
             actions: tuple[Action, ...] = (Deliver(topic, payload),) if group.put(topic, payload) else NOTHING
@@ -126,15 +133,18 @@ class Snapshot:
         return (*actions, *self._settle(now))
 
     def on_manifest(self, scope_name: str, manifest: Manifest | None, now: float, error: str = "") -> Sequence[Action]:
-        """A scope's manifest has changed: None if there is none any more, with ``error`` if it cannot be read."""
-        self._last_message = now
+        """A scope's manifest, new or read again: None if there is none any more, ``error`` if it cannot be used."""
+        self._last_message, self._heard = now, True
+        is_new = False
         for scope in self._scopes:
             if scope.name == scope_name:
+                is_new = (manifest, error) != (scope.manifest, scope.manifest_error)
                 scope.take_manifest(manifest, error)
         if self._state is SyncState.IN_SYNC:
             self._note_match(now)
             return NOTHING
-        self._retry_seconds = RETRY_FIRST_SECONDS
+        if is_new:
+            self._retry_seconds = RETRY_FIRST_SECONDS
         return self._settle(now)
 
     def on_tick(self, now: float) -> Sequence[Action]:
@@ -146,7 +156,8 @@ class Snapshot:
         if done := self._settle(now):
             return done
         if self._reading:
-            return self._next_part(now) if now - self._last_message >= DRAIN_SECONDS else NOTHING
+            is_drained = self._is_subscribed and now - self._last_message >= DRAIN_SECONDS
+            return self._next_part(now) if is_drained else NOTHING
         if self._state is SyncState.DEGRADED:
             return self._start_reread(now) if now >= self._retry_at else NOTHING
         if self._reread:
@@ -189,14 +200,13 @@ class Snapshot:
 
     def _start_reread(self, now: float) -> Sequence[Action]:
         report = self._report(self._why()) if self._state is SyncState.RESYNC else NOTHING
-        self._reread, self._last_message = True, now
+        self._reread, self._heard, self._last_message = True, False, now
         self._plan.extend(topics.manifest_topic(scope.name) for scope in self._scopes)
         for scope in self._scopes:
             for group in scope.doubtful():
                 self._plan.extend(self._parts(scope, group))
                 group.restart()
-        self._reading = self._plan.popleft()
-        return (*report, Read(self._reading))
+        return (*report, self._read_part())
 
     def _parts(self, scope: Scope, group: Group) -> Iterator[str]:
         """Filters that together cover a kind, each with as few topics as can be."""
@@ -213,10 +223,19 @@ class Snapshot:
     def _next_part(self, now: float) -> Sequence[Action]:
         stops = self._stop_reading()
         if self._plan:
-            self._reading = self._plan.popleft()
             self._last_message = now
-            return (*stops, Read(self._reading))
+            return (*stops, self._read_part())
+        if self._is_deaf():
+            return (*stops, Renew())
         return (*stops, *self._degrade(now)) if self._state is SyncState.DEGRADED else stops
+
+    def _read_part(self) -> Read:
+        self._reading, self._is_subscribed = self._plan.popleft(), False
+        return Read(self._reading)
+
+    def _is_deaf(self) -> bool:
+        """A manifest is there, as this connection knows, but not even that came when all was read again."""
+        return not self._heard and any(scope.manifest for scope in self._scopes)
 
     def _stop_reading(self) -> Sequence[Action]:
         reading, self._reading = self._reading, ""

@@ -77,9 +77,13 @@ def shared_topic(key: ResourceKey) -> str:
 
 
 def endpoint_topic(node: str, key: ResourceKey) -> str:
-    """Topic of a workload endpoint on ``node``; ``node`` is ``+`` for a filter over every node."""
-    level = node if node == "+" else escape(node)
-    return f"wep/{level}/{escape(key.namespace)}/{escape(key.name)}"
+    """Topic of a workload endpoint on ``node``."""
+    return f"wep/{escape(node)}/{escape(key.namespace)}/{escape(key.name)}"
+
+
+def endpoint_filter(key: ResourceKey) -> str:
+    """Subscription that finds a workload endpoint on whatever node it is."""
+    return f"wep/+/{escape(key.namespace)}/{escape(key.name)}"
 
 
 def key_of(topic: str) -> ResourceKey | None:

@@ -11,7 +11,7 @@ from paho.mqtt.client import topic_matches_sub
 
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.manifest import MODULUS, Manifest, content_hash
-from felixpy.sources.snapshot import DRAIN_SECONDS, Action, Deliver, Read, Remove, Report, Snapshot, Stop
+from felixpy.sources.snapshot import DRAIN_SECONDS, Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
 from felixpy.sources.topics import SHARED, key_of, scope_of, segment_of
 
 NODE = "n1"
@@ -46,7 +46,10 @@ class Stream:
         self.removed: list[str] = []
         self.reads: list[str] = []
         self.stops: list[str] = []
+        self.renewals = 0
         self.statuses: list[SyncStatus] = []
+        self.manifests_there: dict[str, tuple[Manifest | None, str]] = {}
+        self.is_deaf = False
         self.retained: dict[str, bytes] = {}
         """What a re-read brings, in the tests that answer it."""
         self.take(self.snapshot.on_connected(self.now))
@@ -69,7 +72,12 @@ class Stream:
                     self.removed.append(topic)
                 case Read(name):
                     self.reads.append(name)
-                    self.messages({t: p for t, p in self.retained.items() if topic_matches_sub(name, t)})
+                    self.snapshot.on_subscribed(self.now)
+                    if not self.is_deaf:
+                        self.messages({t: p for t, p in self.retained.items() if topic_matches_sub(name, t)})
+                        self.read_manifest(name)
+                case Renew():
+                    self.renewals += 1
                 case Stop(name):
                     self.stops.append(name)
                 case Report(status):
@@ -82,7 +90,14 @@ class Stream:
         for topic, payload in content.items():
             self.message(topic, payload)
 
+    def read_manifest(self, name: str) -> None:
+        """What reading a manifest's topic again brings: nothing if it is not there."""
+        manifest, error = self.manifests_there.get(name.removeprefix("sync/"), (None, ""))
+        if manifest or error:
+            self.take(self.snapshot.on_manifest(name.removeprefix("sync/"), manifest, self.now, error))
+
     def manifest(self, scope: str, manifest: Manifest | None, error: str = "") -> None:
+        self.manifests_there[scope] = manifest, error
         self.take(self.snapshot.on_manifest(scope, manifest, self.now, error))
 
     def manifests(self, content: dict[str, bytes]) -> None:
@@ -96,6 +111,7 @@ class Stream:
 
     def reconnect(self) -> None:
         self.take(self.snapshot.on_disconnected("gone"))
+        self.manifests_there.clear()
         self.now += 3
         self.take(self.snapshot.on_connected(self.now))
 
@@ -386,6 +402,23 @@ def test_broken_manifest_is_not_taken_for_none() -> None:
     stream.wait(20)
     assert stream.state is SyncState.DEGRADED
     assert "counts: expected object" in stream.reason
+
+
+def test_broker_that_sends_nothing_of_what_it_holds_needs_a_new_connection() -> None:
+    stream = Stream()
+    content = some_content()
+    for scope in (SHARED, NODE_SCOPE):
+        stream.manifest(scope, manifest_for(content, scope))
+    stream.is_deaf = True
+    stream.wait(TIMEOUT + 10)
+    assert stream.renewals >= 1 and stream.removed == []
+    stream.is_deaf, stream.retained = False, content
+    before = stream.renewals
+    stream.reconnect()
+    for scope in (SHARED, NODE_SCOPE):
+        stream.manifest(scope, manifest_for(content, scope))
+    stream.wait(TIMEOUT + 10)
+    assert stream.state is SyncState.IN_SYNC and stream.renewals == before
 
 
 def test_unfinished_writer_is_named() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from felixpy.model.net import Net
@@ -28,6 +28,7 @@ def test_escaped_name_is_one_level_and_comes_back(name: str) -> None:
 
 
 @given(node=NAMES, namespace=NAMES, name=NAMES)
+@example("+", "default", "w")
 def test_key_of_an_endpoint_topic_is_its_key(node: str, namespace: str, name: str) -> None:
     key = ResourceKey(Kind.WORKLOAD_ENDPOINT, name, namespace)
     topic = topic_of(WorkloadEndpoint(key, node, "cali1", ()))
