@@ -50,6 +50,8 @@ RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADE
 MAX_PROBLEMS_IN_STATUS = 20
 LONGEST_SLEEP_SECONDS = 10.0
 LEFTOVERS_RETRY_SECONDS = 10.0
+RETRY_SECONDS = 1.0
+"""Between two tries to read the kernel, or to take settings and facts of the host."""
 RESYNC_END_SECONDS = 1.0
 PROBLEMS_SECONDS = 1.0
 """News of problems alone are published no more often than this: a thousand bad objects are one message."""
@@ -209,7 +211,7 @@ class Agent:
                 await self.absorb(UPDATES_PER_APPLY)
             except (OSError, FilterError) as error:
                 log.error("settings or host cannot be taken; will be tried again in a second", reason=str(error))
-                self._reconfigure_at = time.monotonic() + 1
+                self._reconfigure_at = time.monotonic() + RETRY_SECONDS
             await self._apply()
             if self._pending:
                 self._wake.set()
@@ -250,7 +252,7 @@ class Agent:
                 log.error("the kernel cannot be read; will be tried again in a second", reason=str(error))
                 whole = False
             if not whole:
-                await asyncio.sleep(1)
+                await asyncio.sleep(RETRY_SECONDS)
                 self._resync_now.set()
             self._wake.set()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
+from felixpy import agent
 from felixpy.dataplane import table
 from tests.drift.world import build_links
 from tests.faults.node import add_foreign_state
@@ -22,7 +23,8 @@ def log() -> Iterator[list[Any]]:
 
 @pytest.fixture(autouse=True)
 def node_network(network: None, monkeypatch: pytest.MonkeyPatch, log: list[Any]) -> None:
-    """``eth0``, ``cali1`` … ``cali5`` and what other programs have; the back-off begins at 10 ms instead of 100."""
+    """``eth0``, ``cali1`` … ``cali5`` and what other programs have; pauses are a tenth of the real ones."""
     monkeypatch.setattr(table, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(agent, "RETRY_SECONDS", 0.1)
     build_links(5)
     add_foreign_state()

@@ -17,7 +17,7 @@ from tests.faults.injection import Fault, Injector, injecting
 from tests.faults.node import Node, foreign_state
 from tests.faults.scenarios import CYCLE, ENDPOINTS
 
-EARLY_CALLS = {"nftables": (1, 2, 3), "legacy": (1, 3), "nft": (1,)}
+EARLY_CALLS = {"nftables": (1, 3), "legacy": (1,), "nft": (1,)}
 """Numbers of the call that goes wrong; ``FELIXPY_EARLY_CALLS=8`` tries all up to 8 with every back-end."""
 FAULTS = [
     *(Fault("send", number) for number in (errno.ENOBUFS, errno.EINTR, errno.ENOMEM)),

@@ -235,7 +235,7 @@ class NodeMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("backend", ["nftables", "legacy", "nft"])
 def test_any_history_ends_with_the_right_kernel(backend: str) -> None:
     machine = type(f"{backend.capitalize()}Machine", (NodeMachine,), {"backend": backend})
-    examples = EXAMPLES or {"nftables": 12, "legacy": 6, "nft": 4}[backend]
+    examples = EXAMPLES or {"nftables": 8, "legacy": 5, "nft": 4}[backend]
     run_state_machine_as_test(
         machine,
         settings=settings(
