@@ -42,7 +42,7 @@ async def test_agent_is_not_ready_and_says_why(backend: str, wrapper: tuple[str,
         with (lab.folder / "agent.log").open("wb") as log:
             agent = await lab.node("node1").spawn(*agent_command(wrapper), env=settings, output=log)
         async with asyncio.timeout(20):
-            while not any(words in problem for problem in lab.status.get("node1", {}).get("problems", [])):
+            while words not in lab.status.get("node1", {}).get("reason", ""):
                 lab.status_changed.clear()
                 await lab.status_changed.wait()
         status = lab.status["node1"]

@@ -141,6 +141,7 @@ class InProcess:
     """A running agent, its stream, and what it reports."""
 
     def __init__(self, source: SettingsSource) -> None:
+        self._others = _children()  # of other tests in this process
         self.agent = make_agent(source, self)
         self.reported: dict[str, Mapping[str, Any] | None] = {}
         self._news = asyncio.Event()
@@ -187,10 +188,15 @@ class InProcess:
     def _busy_with(self) -> list[object]:
         agent = self.agent
         unready = agent.is_ready()[1] if not agent.is_ready()[0] else ""
-        children = Path("/proc/thread-self/children").read_text()
+        children = _children() - self._others
         dirty = [table.dirty for table in agent.dataplane.tables() if table.dirty]
         doubts = agent.watch._doubts or None
         return [one for one in (unready, agent._pending, agent._wake.is_set(), doubts, dirty, children) if one]
+
+
+def _children() -> set[str]:
+    """Processes that this thread has started and that have not ended."""
+    return set(Path("/proc/thread-self/children").read_text().split())
 
 
 @asynccontextmanager

@@ -102,7 +102,7 @@ def test_drift_is_repaired_at_once_until_it_is_a_fight(plain: Plain) -> None:
     assert not write(plain, now + 0.1)
     refused = plain.table.refused["a1"]
     assert f"{CONTEST_TOLERATED + 1} times" in refused.reason
-    assert "removed it" in refused.reason
+    assert "last removed" in refused.reason
     assert plain.table.next_retry() == refused.retry_at > now + 0.1
     assert write(plain, refused.retry_at) == Delta(put={"a1": 10})
 
