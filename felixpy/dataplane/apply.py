@@ -153,8 +153,9 @@ class Dataplane:
         Raises:
             OSError: routing tables or links could not be read.
         """
-        messages = await self.socket.dump_sliced(rtnetlink.link_dump_request())
-        self.link_events(self.links.replace(rtnetlink.decode_link(message) for message in messages))
+        with self.links.reading() as newer:
+            messages = await self.socket.dump_sliced(rtnetlink.link_dump_request())
+            self.link_events(self.links.replace(map(rtnetlink.decode_link, messages), newer))
         await self._read_table(self.routes.table, self.routes.read)
         await self._read_table(self.neighbours.table, self.neighbours.read)
         await self._read_table(self.interface_settings.table, self.interface_settings.read)

@@ -6,7 +6,8 @@ kernel does not bring them back (DESIGN §11.4): every event names the interface
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from felixpy.netlink.rtnetlink import RTM_DELLINK, RTM_NEWLINK, Link, decode_link, is_af_specific
@@ -31,20 +32,33 @@ class Links:
         self.by_name: dict[str, Link] = {}
         self.by_index: dict[int, Link] = {}
         self.first_seen: dict[int, float] = {}
+        self._readers: list[set[int]] = []
         self._clock = clock
 
     def name_of(self, index: int) -> str | None:
         link = self.by_index.get(index)
         return link.name if link else None
 
-    def replace(self, links: Iterable[Link]) -> LinkEvents:
+    @contextmanager
+    def reading(self) -> Iterator[set[int]]:
+        """Links are being dumped: collects the indexes that notifications tell of meanwhile, which know better."""
+        newer: set[int] = set()
+        self._readers.append(newer)
+        try:
+            yield newer
+        finally:
+            self._readers = [one for one in self._readers if one is not newer]
+
+    def replace(self, links: Iterable[Link], newer: Container[int] = frozenset()) -> LinkEvents:
         """Take a dump; the difference to what was known counts as events."""
         events = LinkEvents()
         found = {link.ifindex: link for link in links}
         for index in self.by_index.keys() - found.keys():
-            self._remove(index, events)
+            if index not in newer:
+                self._remove(index, events)
         for link in found.values():
-            self._add(link, events)
+            if link.ifindex not in newer:
+                self._add(link, events)
         return events
 
     def notify(self, messages: Iterable[Message]) -> LinkEvents:
@@ -54,6 +68,8 @@ class Links:
             if message.type not in (RTM_NEWLINK, RTM_DELLINK) or is_af_specific(message):
                 continue
             link = decode_link(message)
+            for newer in self._readers:
+                newer.add(link.ifindex)
             if message.type == RTM_DELLINK:
                 self._remove(link.ifindex, events)
             else:
