@@ -124,6 +124,7 @@ class KeyedTable(Generic[K, D, C]):
         """Look at keys again, at once even if they were refused."""
         for key in keys:
             self.refused.pop(key, None)
+            self._touch(key)  # a write that is under way must not take it for settled
             self.dirty.add(key)
 
     @contextmanager
