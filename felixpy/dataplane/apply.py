@@ -257,18 +257,19 @@ class Dataplane:
         tables = self.interface_settings
         if not tables.table.dirty:
             return
-        now = self.clock()
-        delta = tables.table.delta(now)
-        if not delta:
-            return
+        delta = tables.table.delta(self.clock())
         advertised: set[int] = set()
-        refused: dict[SettingKey, str] = {}
-        if costly := [key for key in delta.put if costs_advertised_routes(key)]:
+        unguarded = ""
+        if any(map(costs_advertised_routes, delta.put)):
             try:
                 advertised = await read_advertised_default_interfaces()
             except OSError as error:
-                words = f"IPv6 forwarding stays off: default routes cannot be read ({error})"
-                refused = dict.fromkeys(costly, words)
+                unguarded = f"IPv6 forwarding stays off: default routes cannot be read ({error})"
+            delta = tables.table.delta(self.clock())  # interfaces may have come and gone meanwhile
+        if not delta:
+            return
+        now = self.clock()
+        refused = {key: unguarded for key in delta.put if unguarded and costs_advertised_routes(key)}
         wanted = {key: value for key, value in delta.put.items() if key not in refused}
         refused |= tables.write(wanted, advertised, self.socket)
         report.written += len(delta.put) - len(refused)

@@ -99,10 +99,12 @@ class FilterTables:
             self.foreign = ()
         if not change and (self.containers or not complete):
             return
-        refused = await self._write(change, report, unreadable)
-        self.chains.record(chains, {k: v for k, v in refused.items() if isinstance(k, ChainKey)}, now)
-        written = Delta(elements.put, removed)
-        self.elements.record(written, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+        with self.chains.reading() as told_chains, self.elements.reading() as told_elements:
+            refused = await self._write(change, report, unreadable)
+        refused_chains = {k: v for k, v in refused.items() if isinstance(k, ChainKey)}
+        refused_elements = {k: v for k, v in refused.items() if isinstance(k, ElementKey)}
+        self.chains.record(chains, refused_chains, now, told_chains)
+        self.elements.record(Delta(elements.put, removed), refused_elements, now, told_elements)
 
     async def remove(self, now: float, report: ApplyReport) -> None:
         """Write the other removals; the addresses of removed members are released."""
@@ -110,8 +112,10 @@ class FilterTables:
             return
         delta = Delta(remove=self.elements.delta(now).remove)
         if delta:
-            refused = await self._write(FilterChange(remove=list(delta.remove)), report)
-            self.elements.record(delta, {k: v for k, v in refused.items() if isinstance(k, ElementKey)}, now)
+            with self.elements.reading() as told:
+                refused = await self._write(FilterChange(remove=list(delta.remove)), report)
+            refused_elements = {k: v for k, v in refused.items() if isinstance(k, ElementKey)}
+            self.elements.record(delta, refused_elements, now, told)
             self._release.removed(key for key in delta.remove if key not in refused)
 
     async def _write(

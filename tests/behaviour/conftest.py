@@ -57,4 +57,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     runner: asyncio.Runner = pyfuncitem._request.getfixturevalue("runner")
     names = inspect.signature(pyfuncitem.obj).parameters
     runner.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    world = pyfuncitem.funcargs.get("world")
+    if isinstance(world, World):
+        world.assert_agents_run()
     return True

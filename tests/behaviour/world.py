@@ -119,6 +119,11 @@ class World:
         agent = await self.lab.start_agent("node1", self.settings(**extra))
         await agent.wait_ready()
 
+    def assert_agents_run(self) -> None:
+        """No agent ended by itself: an error of its own would look like a kernel that is not followed."""
+        for agent in self.lab.agents.values():
+            assert agent.running, f"the agent on {agent.node} ended: {agent.tail(30)}"
+
     # --- the stream ----------------------------------------------------------------------------------------------
 
     async def put(self, document: Object) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from felixpy.calc.entries import NeighbourKey, SetName
+from felixpy.dataplane import apply
 from felixpy.dataplane.iptables import detect, lock, tools
 from felixpy.dataplane.table import KeyedTable
 from felixpy.model.net import Family, Net, parse_address
@@ -353,5 +354,30 @@ def test_what_another_one_keeps_undoing_is_backed_off_and_named(log: list[Any]) 
         node.put_endpoint(4)
         await node.until(lambda: state(node, 4) == ("up", ""))
         await node.settled()
+
+    carry_out("nftables", scenario)
+
+
+def test_an_interface_that_goes_while_default_routes_are_read_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings were about to be written: there is nothing to write any more, and no reason to end."""
+    read = apply.read_advertised_default_interfaces
+
+    async def slowly() -> set[int]:
+        sh("ip link del cali1")
+        await asyncio.sleep(0.05)  # the kernel's word on it comes in between
+        return await read()
+
+    async def scenario(node: Node, injector: Injector) -> None:
+        agent = node.agent
+        with monkeypatch.context() as patched:
+            patched.setattr(apply, "read_advertised_default_interfaces", slowly)
+            sh("sysctl -qw net.ipv6.conf.cali1.forwarding=0 net.ipv4.conf.cali1.proxy_arp=0")
+            await node.until(lambda: state(node, 1)[0] == "waiting")
+        node.put_endpoint(4)
+        await node.until(lambda: state(node, 4)[0] == "up")
+        sh("ip link add cali1 type veth peer name again; ip link set again up; ip link set cali1 up")
+        await node.settled()
+        assert state(node, 1)[0] == "up"
+        assert node.agent is agent
 
     carry_out("nftables", scenario)

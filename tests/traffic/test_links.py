@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from felixpy.demo import topology
 from felixpy.demo.host import Host
 from felixpy.demo.resources import node
@@ -93,10 +91,6 @@ def to_p1c(world: TrafficWorld) -> list[Line]:
     return [Line("p1a", kind, "p1c", f, P1C.addresses[f]) for f in world.families for kind in ("datagrams", "stream")]
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="now and then the interface is noticed only by the next full comparison, which is off here",
-)
 async def test_an_interface_renamed_away_and_back(world: TrafficWorld) -> None:
     """Under another name it is nobody's: cut off. Others notice nothing."""
     p1a = world.lab.pod("p1a")
@@ -122,10 +116,6 @@ async def test_an_interface_renamed_away_and_back(world: TrafficWorld) -> None:
         await others.lost_nothing()
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="now and then the interface is noticed only by the next full comparison, which is off here",
-)
 async def test_an_interface_made_anew_or_moved_away_and_back(world: TrafficWorld) -> None:
     """With another index, or in another namespace for a while; an interface that comes after its endpoint."""
     p1a, p1c = world.lab.pod("p1a"), world.lab.pod("p1c")
