@@ -27,9 +27,7 @@ demo: .venv/ready ## show felixpy working on real packets; make demo ARGS="--bac
 PYTEST := $(AS_ROOT) FELIXPY_TEST_COMPLETE=1 $(PYTHON) -m pytest -q
 
 test: .venv/ready ## all tests, on the real kernel in private namespaces; make test ARGS="-k nat"
-	@$(PYTEST) -n $(WORKERS) $(ARGS) || { \
-		echo "== once more, one at a time: what failed while $(WORKERS) ran side by side"; \
-		$(PYTEST) --last-failed --last-failed-no-failures none $(ARGS); }
+	@$(PYTEST) -n $(WORKERS) $(ARGS)
 
 soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600 ARGS="--backend legacy --seed 1"
 	@$(AS_ROOT) $(PYTHON) -m tests.soak.run $(SECONDS) $(ARGS)
