@@ -157,8 +157,8 @@ class NetlinkSocket:
         """Send a dump request and yield its messages, one list per datagram.
 
         A dump has a socket of its own, so that requests may go out while a long dump is read in slices. It is kept for
-        later dumps: when a socket of NETLINK_NETFILTER is closed the kernel waits for an RCU grace period, holding the
-        lock of all nf_tables writers, if somebody has just deleted anything (``nft_rcv_nl_event``; 10 to 20 ms on 6.18).
+        later dumps: to close one of NETLINK_NETFILTER makes the kernel wait for an RCU grace period with the lock of
+        all nf_tables writers held, if somebody has just deleted anything (``nft_rcv_nl_event``; 10 to 20 ms on 6.18).
 
         Raises:
             NetlinkError: the kernel refused the dump.

@@ -181,7 +181,7 @@ def _packed(m: Message) -> bytes:
 
 
 class Kernel:
-    """What the kernel rarely says, said by hand: the socket that is opened finds its answers waiting, request by request."""
+    """What the kernel rarely says, said by hand: a socket that is opened finds the answers to its requests waiting."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answers: list[list[list[Message]]] = []
