@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from felixpy import __version__
+from felixpy import __version__, collector
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
 from felixpy.config import LiveSettings, Settings, SettingsSource
@@ -255,6 +255,7 @@ class Agent:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._resync_now.set()
             self._wake.set()
+            collector.tidy()
 
     def _resync_interval(self) -> float | None:
         """The shortest refresh interval that is not off, in seconds."""
@@ -342,6 +343,7 @@ class Agent:
                 self._status_due = True
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
+                collector.tidy()
         if self._leftovers_due and not self._failures and time.monotonic() >= self._leftovers_at:
             problems = await remove_leftovers(self.backend, self._families(), self.settings)
             self._leftovers_due = bool(problems)

@@ -61,12 +61,14 @@ def run(config: SettingsFile = None) -> None:
 
 
 async def _run(local: Local) -> int:
+    from felixpy import collector
     from felixpy.agent import Agent
     from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
     from felixpy.sources.ending import end
     from felixpy.sources.mqtt import MqttSource
 
+    collector.take_over()
     settings = local.settings
     mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
     source = mqtt or DirectorySource(settings.resource_directory)

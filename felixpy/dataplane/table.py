@@ -6,11 +6,12 @@ retries differ only in how keys become dirty. Never does I/O.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
+
+from felixpy.slices import in_slices
 
 K = TypeVar("K")
 D = TypeVar("D")
@@ -44,7 +45,6 @@ class Missing:
 MISSING: Final = Missing()
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.1, 30.0
-KEYS_PER_SLICE = 500
 CONTEST_WINDOW_SECONDS = 60.0
 CONTEST_TOLERATED = 10
 MAX_CONTESTS = 10_000
@@ -139,12 +139,12 @@ class KeyedTable(Generic[K, D, C]):
 
     async def adopt(self, found: Mapping[K, C], newer: set[K], now: float) -> None:
         """Take a fresh dump, in slices. Keys whose kernel value is not what was believed are looked at again."""
-        gone = [key for key in self.committed if key not in found]
-        for number, key in enumerate([*found, *gone], start=1):
+        async for key, value in in_slices(found.items()):
             if key not in newer:
-                self._believe(key, found.get(key, MISSING), now)
-            if number % KEYS_PER_SLICE == 0:
-                await asyncio.sleep(0)
+                self._believe(key, value, now)
+        async for key in in_slices(list(self.committed)):
+            if key not in found and key not in newer:
+                self._believe(key, MISSING, now)
         self._adopted = True
 
     def adopt_interface(self, interface: str, found: Mapping[K, C], newer: set[K], now: float) -> None:
