@@ -283,6 +283,8 @@ class Agent:
             OSError, FilterError: the updates are taken, but settings, host or back-end are as before and stay due.
         """
         updates = [self._pending.pop(key) for key in list(islice(self._pending, limit))]
+        if not self._pending:
+            self._pending = {}  # an emptied dictionary keeps its size, and to walk over it costs that
         dirty: set[ResourceKey] = set()
         for update in updates:
             dirty |= self._take(update)

@@ -251,8 +251,8 @@ class KeyedTable(Generic[K, D, C]):
             else:
                 delta.put[key] = value
         for key in settled:
-            self.dirty.discard(key)
-            self.refused.pop(key, None)
+            self._settle(key)
+        self._shrink()
         return delta
 
     def record(
@@ -272,6 +272,7 @@ class KeyedTable(Generic[K, D, C]):
                     self.committed.pop(key, None)
                 self._touch(key)
                 self._settle(key)
+        self._shrink()
 
     def state_of(self, key: K) -> str:
         """Empty if the kernel holds what is wanted, else why not."""
@@ -281,7 +282,7 @@ class KeyedTable(Generic[K, D, C]):
 
     def next_retry(self) -> float | None:
         """When the first refused key is due again, on the caller's clock."""
-        return min((refused.retry_at for refused in self.refused.values()), default=None)
+        return min((refused.retry_at for refused in self.refused.values()), default=None) if self.refused else None
 
     def _quarantine(self, key: K, reason: str, now: float) -> None:
         tries = self.refused[key].tries + 1 if key in self.refused else 1
@@ -292,6 +293,13 @@ class KeyedTable(Generic[K, D, C]):
     def _settle(self, key: K) -> None:
         self.refused.pop(key, None)
         self.dirty.discard(key)
+
+    def _shrink(self) -> None:
+        """Emptied sets and dictionaries keep the size of their best days, and to walk over them costs that."""
+        if not self.dirty:
+            self.dirty = set()
+        if not self.refused:
+            self.refused = {}
 
     def _unindex(self, key: K) -> None:
         if key not in self.desired:
