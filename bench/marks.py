@@ -106,7 +106,7 @@ def kernel_time(marks: Sequence[Mark], begin: int, end: int) -> int:
     return sum(
         int(mark.words[-1]) - mark.at
         for mark in marks
-        if mark.stage in ("sent", "answered") and begin <= mark.at < end
+        if mark.stage in ("sent", "asked", "answered") and begin <= mark.at < end
     )
 
 

@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 
-from felixpy.model.net import Net, parse_address
+from felixpy.model.net import Net
 from felixpy.netlink import ipset
 from felixpy.netlink.transport import (
     NETLINK_NETFILTER,
@@ -67,8 +67,7 @@ class Members:
                 _write(IPSET, f"{'+' if self._present else '-'}member {member[0]} {member[1]}".encode())
 
     def _is_present(self, name: str, address: str, interface: str) -> bool:
-        packed = parse_address(address)
-        request = ipset.add(name, ipset.Member(Net(packed, len(packed) * 8), interface))
+        request = ipset.add(name, ipset.Member(Net.parse(address), interface))
         return not self._socket.transact([request._replace(type=_TEST, flags=NLM_F_ACK)])
 
 

@@ -8,7 +8,8 @@ whole kernel again, as its periodic resync does. Invariant: nothing that the age
     received TOPIC        the message has been read from the broker's socket and parsed as MQTT
     decoded TOPIC         it is a typed resource and lies before the agent
     calculated            what is wanted of the kernel is known
-    sent BYTES MESSAGES ENDED    a netlink send; ENDED is when the kernel had worked it off
+    sent BYTES MESSAGES ENDED    a netlink send that writes; ENDED is when the kernel had worked it off
+    asked BYTES MESSAGES ENDED   one that only reads
     answered ENDED        a netlink receive
     acknowledged          the answers of one send have been read
     applied               one turn of the apply loop is over
@@ -62,6 +63,7 @@ class TracedSocket:
         self._inner = inner
         self._marks = marks
         self.messages = 0
+        self.stage = "sent"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -69,7 +71,7 @@ class TracedSocket:
     def send(self, data: bytes) -> int:
         begin = time.monotonic_ns()
         sent: int = self._inner.send(data)
-        self._marks.add("sent", f"{len(data)} {self.messages} {time.monotonic_ns()}", begin)
+        self._marks.add(self.stage, f"{len(data)} {self.messages} {time.monotonic_ns()}", begin)
         return sent
 
     def recv(self, size: int) -> bytes:
@@ -168,7 +170,8 @@ def _trace_netlink(marks: Marks) -> None:
         return self._socket
 
     def traced_send(self: NetlinkSocket, requests: Sequence[Request], ack_at: int) -> None:
-        traced_open(self).messages = len(requests)
+        traced = traced_open(self)
+        traced.messages, traced.stage = len(requests), "asked" if ack_at < 0 else "sent"
         send(self, requests, ack_at)
 
     def traced_transact(self: NetlinkSocket, requests: Sequence[Request], *, batch: bool = False) -> dict[int, Refusal]:

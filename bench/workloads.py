@@ -51,12 +51,12 @@ class Workload(NamedTuple):
         return f"ee:ee:ee:00:{high:02x}:{low:02x}"
 
     def address(self, family: Family) -> str:
-        """Within the local blocks; shifted addresses lie beyond the crowd's."""
+        """Within the local blocks; shifted addresses (up to 3) lie beyond the crowd's."""
         place = self.number + self.shift * (CROWD + SPARES)
         high, low = divmod(place, BLOCK_ADDRESSES)
         index = high * BLOCK_ADDRESSES + low
         if family is Family.V4:
-            return f"10.64.{100 + index // 256}.{index % 256}"
+            return f"10.64.{20 + index // 256}.{index % 256}"
         return f"fd00:64::{0x1000 + index // 65536:x}:{index % 65536:x}"
 
     @property

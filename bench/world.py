@@ -27,12 +27,12 @@ from felixpy.model.net import Family
 from felixpy.sources import topics
 from felixpy.sources.ledger import counted
 
-SERVER = PodSpec("server", NODE, {Family.V4: "10.64.90.1", Family.V6: "fd00:64::900:1"})
+SERVER = PodSpec("server", NODE, {Family.V4: "10.64.250.1", Family.V6: "fd00:64::900:1"})
 """A workload that answers on TCP and UDP; always there."""
-NEWCOMER = PodSpec("newcomer", NODE, {Family.V4: "10.64.90.2", Family.V6: "fd00:64::900:2"})
+NEWCOMER = PodSpec("newcomer", NODE, {Family.V4: "10.64.250.2", Family.V6: "fd00:64::900:2"})
 """A workload that sends packets; comes and goes."""
-PLAIN_SERVER = PodSpec("plainserver", "node2", {Family.V4: "10.64.91.1", Family.V6: "fd00:64::910:1"})
-PLAIN_CLIENT = PodSpec("plainclient", "node2", {Family.V4: "10.64.91.2", Family.V6: "fd00:64::910:2"})
+PLAIN_SERVER = PodSpec("plainserver", "node2", {Family.V4: "10.64.251.1", Family.V6: "fd00:64::910:1"})
+PLAIN_CLIENT = PodSpec("plainclient", "node2", {Family.V4: "10.64.251.2", Family.V6: "fd00:64::910:2"})
 PODS = (SERVER, NEWCOMER, PLAIN_SERVER, PLAIN_CLIENT)
 
 IN_FLIGHT = 100
