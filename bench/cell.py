@@ -96,9 +96,7 @@ async def _prepare_comparators(run: Run, progress: Progress) -> tuple[str, ...]:
     return tuple(ready)
 
 
-async def _cold_starts(
-    world: World, cell: Cell, effort: Effort, results: Results, progress: Progress
-) -> Subject:
+async def _cold_starts(world: World, cell: Cell, effort: Effort, results: Results, progress: Progress) -> Subject:
     """Start against an empty kernel, then against a correct one; the last one stays."""
     for number in range(effort.cold_starts):
         progress("cold start, empty kernel")

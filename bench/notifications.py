@@ -66,9 +66,8 @@ def _routing(message: Message) -> Iterator[str]:
         if neighbour:
             yield f"+neigh {format_address(neighbour.address)}"
     elif message.type == rtnetlink.RTM_DELNEIGH:
-        key = rtnetlink.decode_neighbour_key(message)
-        if key:
-            yield f"-neigh {format_address(key[1])}"
+        if gone := rtnetlink.decode_neighbour_key(message):
+            yield f"-neigh {format_address(gone[1])}"
 
 
 def _filter(message: Message) -> Iterator[str]:

@@ -6,7 +6,6 @@ A series is one metric of one subject in one scenario at one size, mode and back
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 from bench.statistics import Summary, summarise
 
 FELIXPY = "felixpy"
+EXTERNAL = "external"
+"""The agent given by ``--external``."""
 FORMAT = 1
 
 
@@ -71,9 +72,6 @@ class Results:
         if sentence not in self.remarks:
             self.remarks.append(sentence)
 
-    def __iter__(self) -> Iterable[Series]:  # type: ignore[override]
-        return iter(self._series.values())
-
     def get(self, cell: Cell, scenario: str, metric: str, subject: str = FELIXPY) -> Summary | None:
         """Statistics of one series; None if it was not measured."""
         series = self._series.get((scenario, metric, cell, subject))
@@ -120,7 +118,5 @@ def load(path: Path) -> Results:
     results.remarks = list(document["remarks"])
     for one in document["series"]:
         cell = Cell(one["backend"], one["mode"], one["size"])
-        results.add(
-            cell, one["scenario"], one["metric"], *one["samples"], subject=one["subject"], unit=one["unit"]
-        )
+        results.add(cell, one["scenario"], one["metric"], *one["samples"], subject=one["subject"], unit=one["unit"])
     return results

@@ -49,7 +49,9 @@ class Rivals:
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         line = await self._process.stdout.readline()
         if not line:
-            raise LabError(f"the comparators' process ended while it did {operation} of {name}; run it alone to see why")
+            raise LabError(
+                f"the comparators' process ended while it did {operation} of {name}; run it alone to see why"
+            )
         answer: dict[str, Any] = json.loads(line)
         if "failed" in answer:
             raise LabError(f"comparator {name} cannot {operation}: {answer['failed']}")

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from bench import expect
-from bench.marks import STAGES, kernel_time, stages, written
+from bench.marks import STAGES, Mark, kernel_time, stages, written
 from bench.plan import Effort
 from bench.results import Cell, Results
 from bench.rivals import Rivals
@@ -176,9 +176,7 @@ async def _burst(run: Run, scenario: str, crowd: list[Workload], *, present: boo
         every = [member for one in crowd for member in expect.members(one, run.families)]
         await seen.expect_members(every, present=present)
     content = {one.topic: one.payload(run.families) if present else b"" for one in crowd}
-    expected = {
-        word for one in crowd for word in expect.workload(one, run.families, run.cell.backend, present=present)
-    }
+    expected = {word for one in crowd for word in expect.workload(one, run.families, run.cell.backend, present=present)}
     first, last = await run.world.publish_all(content)
     visible = await seen.wait(expected, PATIENCE_S)
     run.add(scenario, "last visible after the last publish", ms(visible, last))
@@ -275,7 +273,7 @@ async def resync(run: Run) -> None:
                 await asyncio.sleep(0.3)
                 continue
             deadline = time.monotonic() + PATIENCE_S
-            found = []
+            found: list[Mark] = []
             while not any(mark.stage == "resync" for mark in found):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"the agent did not finish a resync in {PATIENCE_S:.0f} s")
@@ -298,12 +296,10 @@ async def drift(run: Run) -> None:
     option = f"-{family.version}"
     table = "ip" if family is Family.V4 else "ip6"
     for _ in range(run.effort.drifts):
-        await _repaired(
-            run, "route", ("ip", option, "route", "del", f"{address}/{family.bits}"), f"route {address}"
-        )
+        await _repaired(run, "route", ("ip", option, "route", "del", f"{address}/{family.bits}"), f"route {address}")
         if run.cell.backend == "nftables":
             member = f"{{ {address} . {one.interface} }}"
-            command = ("nft", "delete", "element", table, "felixpy", "from-workload", member)
+            command: tuple[str, ...] = ("nft", "delete", "element", table, "felixpy", "from-workload", member)
             await _repaired(run, "element", command, f"elem from-workload {address}")
             chain, handle = await _some_rule(run, table)
             command = ("nft", "delete", "rule", table, "felixpy", chain, "handle", handle)
@@ -407,7 +403,9 @@ async def first_packet(run: Run) -> None:
                     if protocol in times:
                         run.add("first packet", f"{protocol} IPv{family.version}", ms(times[protocol], published))
                     else:
-                        run.results.remark(f"{run.cell}: a new workload got no answer over {protocol} IPv{family.version}")
+                        run.results.remark(
+                            f"{run.cell}: a new workload got no answer over {protocol} IPv{family.version}"
+                        )
             seen.clear()
             await run.world.publish(pod_topic(NEWCOMER), b"")
             await seen.wait(vanish, PATIENCE_S)
@@ -427,7 +425,10 @@ async def forwarding(run: Run) -> None:
     async with serving(run, SERVER) as ruled, serving(run, PLAIN_SERVER) as plain:
         for _ in range(run.effort.forwarding_rounds):
             for number, family in enumerate(run.families):
-                paths = (("felixpy", NEWCOMER, SERVER, ruled[number]), ("none", PLAIN_CLIENT, PLAIN_SERVER, plain[number]))
+                paths = (
+                    ("felixpy", NEWCOMER, SERVER, ruled[number]),
+                    ("none", PLAIN_CLIENT, PLAIN_SERVER, plain[number]),
+                )
                 for subject, client, server, address in paths:
                     await _forward(run, subject, client, server, address, f"IPv{family.version}")
     await run.world.publish(pod_topic(NEWCOMER), b"")

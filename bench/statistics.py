@@ -13,18 +13,18 @@ NOISY_MINIMUM = 5
 
 
 class Summary(NamedTuple):
-    """Minimum, median, p90, p99 and maximum in the unit of the samples, and their count."""
+    """Minimum, median, p90, p99 and maximum in the unit of the samples, and how many samples there are."""
 
     minimum: float
     median: float
     p90: float
     p99: float
     maximum: float
-    count: int
+    samples: int
 
     @property
     def noisy(self) -> bool:
-        return self.count >= NOISY_MINIMUM and self.p90 > NOISY_SPREAD * self.median > 0
+        return self.samples >= NOISY_MINIMUM and self.p90 > NOISY_SPREAD * self.median > 0
 
 
 def quantile(samples: Sequence[float], share: float) -> float:

@@ -70,6 +70,6 @@ def show(console: Console, results: Results, cell: Cell) -> None:
             note = "noisy" if found.noisy else ""
             if subject != FELIXPY and ours:
                 note = f"{found.median / ours.median:.1f} × felixpy {note}"
-            table.add_row(name, *(f"{value:.2f}" for value in found[:5]), str(found.count), note)
+            table.add_row(name, *(f"{value:.2f}" for value in found[:5]), str(found.samples), note)
     console.print(table)
     console.print()

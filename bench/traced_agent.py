@@ -32,6 +32,7 @@ from typing import Any
 
 from felixpy import cli
 from felixpy.agent import Agent
+from felixpy.model.resources import Update
 from felixpy.netlink.transport import NetlinkSocket, Refusal, Request
 from felixpy.sources.mqtt import MqttSource
 
@@ -90,7 +91,7 @@ def trace(marks: Marks) -> None:
 
 
 def _trace_stream(marks: Marks) -> None:
-    receive, update = MqttSource._receive, Agent.update
+    receive, take = MqttSource._receive, Agent.update
 
     def traced_receive(self: MqttSource, message: Any, sink: Any) -> None:
         at = time.monotonic_ns()
@@ -98,9 +99,9 @@ def _trace_stream(marks: Marks) -> None:
         marks.add("received", marks.topic, at)
         receive(self, message, sink)
 
-    def traced_update(self: Agent, one: Any) -> None:
+    def traced_update(self: Agent, update: Update) -> None:
         marks.add("decoded", marks.topic)
-        update(self, one)
+        take(self, update)
 
     MqttSource._receive = traced_receive  # type: ignore[method-assign]
     Agent.update = traced_update  # type: ignore[method-assign]
@@ -192,7 +193,7 @@ def _trace_processes(marks: Marks) -> None:
         marks.add("process", str(program))
         begin(self, command, *arguments, **named)
 
-    subprocess.Popen.__init__ = traced_begin  # type: ignore[method-assign]
+    subprocess.Popen.__init__ = traced_begin  # type: ignore[method-assign, assignment]
 
 
 def main() -> None:
