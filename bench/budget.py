@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bench.comparators import FOR_BACKEND
-from bench.results import Cell, Results
+from bench.results import BACKENDS, Cell, Results
 
 MET, MISSED, UNMEASURED = "met", "**missed**", "not measured"
 SOONER = 50.0
@@ -32,16 +32,16 @@ class Row(NamedTuple):
 def rows(results: Results) -> list[Row]:
     """Every row of the budget, for each back-end to which it applies."""
     found: list[Row] = []
-    for backend in ("nftables", "legacy", "nft"):
+    for backend in BACKENDS:
         found += _latency(results, backend)
-    for backend in ("nftables", "legacy", "nft"):
+    for backend in BACKENDS:
         found += [
             _row(results, Cell(backend, "dual", 10_000), "agent's own share of one update", "add one",
                  "agent's own share", 0.25, "ms", fallback=True),
             _row(results, Cell(backend, "dual", 10_000), "burst of 100: last one after its publish", "burst of 100",
                  "last visible after the last publish", 25, "ms", fallback=True),
         ]  # fmt: skip
-    for backend in ("nftables", "legacy", "nft"):
+    for backend in BACKENDS:
         cell = Cell(backend, "dual", 5_000)
         empty, correct = "cold start, empty kernel", "cold start, correct kernel"
         found += [
@@ -50,7 +50,7 @@ def rows(results: Results) -> list[Row]:
             _row(results, cell, "writes of a cold start, correct kernel", correct, "messages", 0, ""),
         ]
     found += _drift(results)
-    for backend in ("nftables", "legacy", "nft"):
+    for backend in BACKENDS:
         cell = Cell(backend, "dual", RESYNC_SIZE)
         found += [
             _row(results, cell, "resync of 10,000 routes + 20,000 elements", "resync", "duration", 250, "ms"),
@@ -61,7 +61,7 @@ def rows(results: Results) -> list[Row]:
         _row(results, cell, "resident memory", "idle", "resident memory", 150, "MiB"),
         _row(results, cell, "idle processor share", "idle", "cpu share", 0.1, "%"),
     ]
-    found += [_sooner(results, backend) for backend in ("nftables", "legacy", "nft")]
+    found += [_sooner(results, backend) for backend in BACKENDS]
     return found
 
 
@@ -87,7 +87,9 @@ def number(value: float) -> str:
     """Three digits that count."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}".rstrip("0").rstrip(".") if value else "0"
+    return (
+        f"{value:.1f}".removesuffix(".0") if value >= 10 else f"{value:.2f}".rstrip("0").rstrip(".") if value else "0"
+    )
 
 
 def _row(
@@ -143,7 +145,7 @@ def _latency(results: Results, backend: str) -> list[Row]:
 
 def _drift(results: Results) -> list[Row]:
     found = []
-    for backend in ("nftables", "legacy", "nft"):
+    for backend in BACKENDS:
         for what in ("route", "rule", "element") if backend == "nftables" else ("route",):
             cell = Cell(backend, "dual", 10_000)
             found.append(

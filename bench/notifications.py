@@ -65,9 +65,8 @@ def _routing(message: Message) -> Iterator[str]:
         neighbour = rtnetlink.decode_neighbour(message)
         if neighbour:
             yield f"+neigh {format_address(neighbour.address)}"
-    elif message.type == rtnetlink.RTM_DELNEIGH:
-        if gone := rtnetlink.decode_neighbour_key(message):
-            yield f"-neigh {format_address(gone[1])}"
+    elif message.type == rtnetlink.RTM_DELNEIGH and (gone := rtnetlink.decode_neighbour_key(message)):
+        yield f"-neigh {format_address(gone[1])}"
 
 
 def _filter(message: Message) -> Iterator[str]:

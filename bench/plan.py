@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bench.results import Cell
+from bench.results import BACKENDS, MODES, Cell
 
 SIZES = (10, 100, 1_000, 5_000, 10_000)
 
@@ -80,7 +80,7 @@ def full() -> list[tuple[Cell, Effort]]:
 def _order(planned: tuple[Cell, Effort]) -> tuple[int, int, int]:
     """One network per mode, growing; in each size one back-end after the other."""
     cell = planned[0]
-    return ("dual", "v4", "v6").index(cell.mode), cell.size, ("nftables", "legacy", "nft").index(cell.backend)
+    return MODES.index(cell.mode), cell.size, BACKENDS.index(cell.backend)
 
 
 def ordered(cells: list[tuple[Cell, Effort]]) -> list[tuple[Cell, Effort]]:

@@ -79,7 +79,9 @@ def _by_size(results: Results) -> Any:
 
 
 def _distribution(results: Results) -> Any:
-    """Share of additions that were visible within a time, per size; nftables, or whatever was measured."""
+    """Share of additions that were visible within a time, per size; one panel per back-end."""
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
     backends = _backends(results)
     if not backends:
         return None
@@ -91,6 +93,9 @@ def _distribution(results: Results) -> Any:
                 shares = [(index + 1) / len(samples) for index in range(len(samples))]
                 panel.step(samples, shares, where="post", label=f"{cell.size:,} workloads")
         panel.set(xscale="log", title=TITLES[backend], xlabel="publish → visible, ms")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(visible=True, which="both", alpha=0.3)
         panel.legend()
     axes[0].set_ylabel("share of additions")

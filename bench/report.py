@@ -56,8 +56,8 @@ def render(results: Results, plots: Sequence[str], command: str) -> str:
         "writes no routes and `pyroute2` no rules.",
         _comparators(results),
         "### Stages",
-        "One workload added: median since the publish, ms. The agent's own share is received → acknowledged without "
-        "the time inside netlink calls.",
+        "One workload added: median since the publish, ms. `on the wire`: the publisher has written it to its socket. "
+        "The agent's own share is received → acknowledged without the time inside netlink calls.",
         _stages(results),
         "## Many workloads",
         _table(results, _MANY),
@@ -174,10 +174,11 @@ def _comparators(results: Results) -> str:
                 theirs = results.get(cell, scenario, "visible", subject)
                 if subject != FELIXPY and ours and theirs:
                     started = results.get(cell, scenario, "processes", subject)
+                    count = f"{theirs.samples}{' noisy' if theirs.noisy else ''}"
                     rows.append(
                         [
                             str(cell), scenario, subject, number(ours.median), number(theirs.median),
-                            f"{theirs.median / ours.median:.1f} ×", f"{theirs.samples}{' noisy' if theirs.noisy else ''}",
+                            f"{theirs.median / ours.median:.1f} ×", count,
                             number(started.median) if started else "",
                         ]
                     )  # fmt: skip
@@ -185,7 +186,7 @@ def _comparators(results: Results) -> str:
 
 
 def _stages(results: Results) -> str:
-    columns = (*STAGES, "visible", "agent's own share", "inside the kernel")
+    columns = ("on the wire", *STAGES, "visible", "agent's own share", "inside the kernel")
     rows = []
     for cell in results.cells:
         found = [results.get(cell, "add one", column) for column in columns]

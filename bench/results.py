@@ -45,6 +45,14 @@ class Series:
         return summarise(self.samples)
 
 
+BACKENDS = ("nftables", "legacy", "nft")
+MODES = ("dual", "v4", "v6")
+
+
+def _order(cell: Cell) -> tuple[int, int, int]:
+    return MODES.index(cell.mode), BACKENDS.index(cell.backend), cell.size
+
+
 class Results:
     """The series of a run, found by what they are."""
 
@@ -83,11 +91,12 @@ class Results:
 
     @property
     def cells(self) -> list[Cell]:
-        return sorted({series.cell for series in self._series.values()})
+        return sorted({series.cell for series in self._series.values()}, key=_order)
 
     @property
     def subjects(self) -> list[str]:
-        return sorted({series.subject for series in self._series.values()})
+        """felixpy first."""
+        return sorted({series.subject for series in self._series.values()}, key=lambda one: (one != FELIXPY, one))
 
     def to_json(self) -> dict[str, Any]:
         found = []

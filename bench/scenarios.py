@@ -86,9 +86,8 @@ async def change(run: Run, scenario: str, topic: str, payload: bytes, expected: 
     visible = await seen.wait(expected, PATIENCE_S)
     marks = await run.subject.marks.until_applied(topic)
     reached = stages(marks, topic)
-    for stage in STAGES:
-        if stage in reached:
-            run.add(scenario, stage, ms(reached[stage], published))
+    run.add(scenario, "on the wire", ms(run.world.written_at, published))
+    _add_stages(run, scenario, published, reached)
     run.add(scenario, "visible", ms(visible, published))
     if "acknowledged" in reached:
         begin, end = reached["received"], reached["acknowledged"]
@@ -103,6 +102,12 @@ async def change(run: Run, scenario: str, topic: str, payload: bytes, expected: 
     await asyncio.sleep(PAUSE_S)
     run.subject.marks.read()
     return visible
+
+
+def _add_stages(run: Run, scenario: str, published: int, reached: dict[str, int]) -> None:
+    for stage in STAGES:
+        if stage in reached:
+            run.add(scenario, stage, ms(reached[stage], published))
 
 
 async def put(run: Run, scenario: str, one: Workload, *, present: bool, gone: Workload | None = None) -> None:
@@ -217,7 +222,13 @@ async def churn(run: Run) -> None:
             expected = expect.workload(one, run.families, run.cell.backend, present=present)
             visible = await seen.wait(expected, PATIENCE_S)
             run.add("churn 50/s", "visible" if present else "gone", ms(visible, at))
-    run.subject.marks.read()
+    marks = run.subject.marks.read()
+    received = {(mark.words[0], mark.at): index for index, mark in enumerate(marks) if mark.stage == "received"}
+    for (topic, at), index in received.items():
+        # An update is twenty milliseconds away from the next: the apply that follows is its own.
+        before = [one for one, each, present in published if present and topic.endswith(each.topic) and one < at]
+        if before:
+            _add_stages(run, "churn 50/s", max(before), stages(marks[index : index + 100], topic))
 
 
 # --- cluster -----------------------------------------------------------------------------------------------------

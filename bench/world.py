@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from types import TracebackType
+from typing import Any
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
@@ -74,6 +75,8 @@ class World:
         self.lab = QuietLab(mode, PODS)
         self.size = 0
         self.retained: dict[str, bytes] = {}
+        self.written_at = 0
+        """When the publisher's socket took what was written last; monotonic nanoseconds."""
         self.node_seen: Observer
         self.other_seen: Observer
         self._observers: list[Observer] = []
@@ -97,6 +100,7 @@ class World:
         try:
             await self.lab.__aenter__()
             await self.lab.start_broker()
+            self._stamp_writes()
             await self._make_spares()
             await self._route_plainly()
             self.node_seen = await self._observe(self.node)
@@ -174,6 +178,18 @@ class World:
         self.retained, self.size = content, size
 
     # --- stream --------------------------------------------------------------------------------------------------
+
+    def _stamp_writes(self) -> None:
+        """The publisher's library writes in a later turn of the event loop."""
+        paho = self.lab.client._client
+        write = paho.loop_write
+
+        def stamped() -> Any:
+            result = write()
+            self.written_at = time.monotonic_ns()
+            return result
+
+        paho.loop_write = stamped  # type: ignore[method-assign]
 
     async def publish(self, topic: str, payload: bytes) -> int:
         """Publish one retained message; returns the monotonic nanosecond at which the publisher's client got it."""
