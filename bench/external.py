@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from bench.plan import Effort
 from bench.results import EXTERNAL, Cell, Results
-from bench.scenarios import BURST, PATIENCE_S, PAUSE_S, ms
+from bench.scenarios import BURST, PATIENCE_S, PAUSE_S, PREPARE, ms
 from bench.workloads import SPARE, SPARES, Workload
 from bench.world import World
 from felixpy.demo.agent import environment
@@ -60,7 +60,8 @@ class Adapter:
         self._results = results
 
     def add(self, scenario: str, metric: str, value: float) -> None:
-        self._results.add(self._cell, scenario, metric, value, subject=EXTERNAL)
+        if scenario != PREPARE:
+            self._results.add(self._cell, scenario, metric, value, subject=EXTERNAL)
 
     async def tell(self, lines: Iterable[bytes]) -> tuple[int, int]:
         """Write lines; returns the monotonic nanoseconds before the first and after the last."""
@@ -150,12 +151,12 @@ async def measure(world: World, command: str, cell: Cell, effort: Effort, result
             await adapter.change("add one", put, routes(one, families, present=True))
             await adapter.change("delete one", delete_line(one), routes(one, families, present=False))
         one = Workload(SPARE)
-        await adapter.change("prepare", put_line(one.payload(families)), routes(one, families, present=True))
+        await adapter.change(PREPARE, put_line(one.payload(families)), routes(one, families, present=True))
         for number in range(effort.small):
             old, new = one._replace(shift=number % 2), one._replace(shift=(number + 1) % 2)
             expected = routes(new, families, present=True) | routes(old, families, present=False)
             await adapter.change("change address", put_line(new.payload(families)), expected)
-        await adapter.change("prepare", delete_line(one), routes(new, families, present=False))
+        await adapter.change(PREPARE, delete_line(one), routes(new, families, present=False))
         crowd = [Workload(SPARE + number) for number in range(BURST)]
         for _ in range(effort.bursts):
             await adapter.burst(crowd, present=True)

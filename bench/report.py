@@ -61,6 +61,8 @@ def render(results: Results, plots: Sequence[str], command: str) -> str:
         _stages(results),
         "## Many workloads",
         _table(results, _MANY),
+        "Stages of an addition during churn:",
+        _stages(results, "churn 50/s"),
         "## Start, resync, drift",
         _table(results, _WHOLE),
         "## Packets",
@@ -185,12 +187,12 @@ def _comparators(results: Results) -> str:
     return _markdown(("where", "what", "technique", "felixpy", "technique's", "ratio", "n", "processes"), rows)
 
 
-def _stages(results: Results) -> str:
+def _stages(results: Results, scenario: str = "add one") -> str:
     columns = ("on the wire", *STAGES, "visible", "agent's own share", "inside the kernel")
     rows = []
     for cell in results.cells:
-        found = [results.get(cell, "add one", column) for column in columns]
-        if found[0]:
+        found = [results.get(cell, scenario, column) for column in columns]
+        if any(found):
             rows.append([str(cell), *(number(one.median) if one else "" for one in found)])
     return _markdown(("where", *columns), rows)
 

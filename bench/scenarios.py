@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench import expect
@@ -31,6 +31,8 @@ PAUSE_S = 0.03
 """After each sample, so that the next one meets an idle agent."""
 BURST = 100
 CHURN_PER_S = 50
+PREPARE = "prepare"
+"""Changes that are not measured."""
 PATIENCE_S = 30.0
 FIRST_PACKET_S = 5.0
 
@@ -52,7 +54,8 @@ class Run:
         return self.world.families
 
     def add(self, scenario: str, metric: str, *samples: float, subject: str = "felixpy", unit: str = "ms") -> None:
-        self.results.add(self.cell, scenario, metric, *samples, subject=subject, unit=unit)
+        if scenario != PREPARE:
+            self.results.add(self.cell, scenario, metric, *samples, subject=subject, unit=unit)
 
     async def watch_members(self, one: Workload, *, present: bool) -> None:
         """IP sets tell nothing: have the observer ask."""
@@ -85,15 +88,9 @@ async def change(run: Run, scenario: str, topic: str, payload: bytes, expected: 
     published = await run.world.publish(topic, payload)
     visible = await seen.wait(expected, PATIENCE_S)
     marks = await run.subject.marks.until_applied(topic)
-    reached = stages(marks, topic)
     run.add(scenario, "on the wire", ms(run.world.written_at, published))
-    _add_stages(run, scenario, published, reached)
+    _add_stages(run, scenario, published, marks, topic)
     run.add(scenario, "visible", ms(visible, published))
-    if "acknowledged" in reached:
-        begin, end = reached["received"], reached["acknowledged"]
-        inside = kernel_time(marks, begin, end)
-        run.add(scenario, "agent's own share", (end - begin - inside) / 1e6)
-        run.add(scenario, "inside the kernel", inside / 1e6)
     costs = written(marks)
     run.add(scenario, "messages", costs.messages, unit="count")
     run.add(scenario, "sends", costs.sends, unit="count")
@@ -104,10 +101,16 @@ async def change(run: Run, scenario: str, topic: str, payload: bytes, expected: 
     return visible
 
 
-def _add_stages(run: Run, scenario: str, published: int, reached: dict[str, int]) -> None:
+def _add_stages(run: Run, scenario: str, published: int, marks: Sequence[Mark], topic: str) -> None:
+    reached = stages(marks, topic)
     for stage in STAGES:
         if stage in reached:
             run.add(scenario, stage, ms(reached[stage], published))
+    if "acknowledged" in reached:
+        begin, end = reached["received"], reached["acknowledged"]
+        inside = kernel_time(marks, begin, end)
+        run.add(scenario, "agent's own share", (end - begin - inside) / 1e6)
+        run.add(scenario, "inside the kernel", inside / 1e6)
 
 
 async def put(run: Run, scenario: str, one: Workload, *, present: bool, gone: Workload | None = None) -> None:
@@ -153,12 +156,12 @@ async def rival(run: Run, operation: str, scenario: str, name: str, one: Workloa
 async def change_address(run: Run) -> None:
     """A workload gets another address."""
     one = Workload(SPARE)
-    await put(run, "prepare", one, present=True)
+    await put(run, PREPARE, one, present=True)
     async with costed(run, "change address"):
         for number in range(run.effort.small):
             now, then = one._replace(shift=(number + 1) % 2), one._replace(shift=number % 2)
             await put(run, "change address", now, present=True, gone=then)
-    await put(run, "prepare", one._replace(shift=run.effort.small % 2), present=False)
+    await put(run, PREPARE, one._replace(shift=run.effort.small % 2), present=False)
 
 
 # --- many workloads ----------------------------------------------------------------------------------------------
@@ -222,13 +225,21 @@ async def churn(run: Run) -> None:
             expected = expect.workload(one, run.families, run.cell.backend, present=present)
             visible = await seen.wait(expected, PATIENCE_S)
             run.add("churn 50/s", "visible" if present else "gone", ms(visible, at))
+    _add_churn_stages(run, published)
+
+
+def _add_churn_stages(run: Run, published: list[tuple[int, Workload, bool]]) -> None:
+    """Stages of the additions. An update is twenty milliseconds away from the next, so its next apply is its own."""
+    times: dict[str, list[tuple[int, bool]]] = {}
+    for at, one, present in published:
+        times.setdefault(one.topic, []).append((at, present))
     marks = run.subject.marks.read()
-    received = {(mark.words[0], mark.at): index for index, mark in enumerate(marks) if mark.stage == "received"}
-    for (topic, at), index in received.items():
-        # An update is twenty milliseconds away from the next: the apply that follows is its own.
-        before = [one for one, each, present in published if present and topic.endswith(each.topic) and one < at]
-        if before:
-            _add_stages(run, "churn 50/s", max(before), stages(marks[index : index + 100], topic))
+    for index, mark in enumerate(marks):
+        if mark.stage == "received":
+            topic = mark.words[0].partition("/v1/")[2]
+            before = [each for each in times.get(topic, ()) if each[0] < mark.at]
+            if before and before[-1][1]:
+                _add_stages(run, "churn 50/s", before[-1][0], marks[index : index + 100], topic)
 
 
 # --- cluster -----------------------------------------------------------------------------------------------------
@@ -296,7 +307,7 @@ async def resync(run: Run) -> None:
             run.add("resync", "messages written", written(found).messages, unit="count")
             await asyncio.sleep(0.1)
     if run.effort.resyncs % 2:
-        await put(run, "prepare", Workload(SPARE), present=False)
+        await put(run, PREPARE, Workload(SPARE), present=False)
 
 
 async def drift(run: Run) -> None:
