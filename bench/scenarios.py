@@ -27,8 +27,9 @@ from felixpy.demo.agent import environment
 from felixpy.demo.topology import NODES, PodSpec
 from felixpy.model.net import Family
 
-PAUSE_S = 0.03
-"""After each sample, so that the next one meets an idle agent."""
+PAUSE_S = 0.06
+"""After each sample, so that the next one meets an idle agent and kernel: after a deletion the agent goes through
+conntrack, and nf_tables lets the next transaction wait for its own clean-up, for some 30 ms."""
 BURST = 100
 CHURN_PER_S = 50
 PREPARE = "prepare"

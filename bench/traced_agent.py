@@ -12,6 +12,7 @@ whole kernel again, as its periodic resync does. Invariant: nothing that the age
     asked BYTES MESSAGES ENDED   one that only reads
     answered ENDED        a netlink receive
     acknowledged          the answers of one send have been read
+    beside …              one of the last four, in another thread: the conntrack pass after a deletion
     applied               one turn of the apply loop is over
     process PROGRAM       a process was started
     resync BEGIN LONGEST  a reading of the whole kernel is over; the longest hold of the event loop in nanoseconds
@@ -25,6 +26,7 @@ import functools
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -45,10 +47,14 @@ class Marks:
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1 << 20)
         self._lines: list[str] = []
+        self._thread = threading.get_ident()
         self.topic = ""
 
     def add(self, stage: str, words: str = "", at: int = 0) -> None:
-        self._lines.append(f"{at or time.monotonic_ns()} {stage} {words}\n")
+        at = at or time.monotonic_ns()
+        if threading.get_ident() != self._thread:
+            stage = f"beside {stage}"
+        self._lines.append(f"{at} {stage} {words}\n")
 
     def flush(self) -> None:
         if self._lines:

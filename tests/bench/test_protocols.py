@@ -30,6 +30,8 @@ MARKS = """\
 60 sent 100 4 65
 66 answered 70
 71 acknowledged
+72 beside asked 20 1 74
+73 beside acknowledged
 75 sent 200 2 78
 79 answered 80
 81 acknowledged
