@@ -55,6 +55,7 @@ def rows(results: Results) -> list[Row]:
         found += [
             _row(results, cell, "resync of 10,000 routes + 20,000 elements", "resync", "duration", 250, "ms"),
             _row(results, cell, "longest that a resync holds the loop", "resync", "longest hold", 5, "ms", _maximum),
+            _held_back(results, cell),
         ]
     cell = Cell("nftables", "dual", 10_000)
     found += [
@@ -154,6 +155,14 @@ def _drift(results: Results) -> list[Row]:
                 )
             )
     return found
+
+
+def _held_back(results: Results, cell: Cell) -> Row:
+    """By how much the latest update during a resync came later than one without."""
+    during, alone = results.get(cell, "update during a resync", "visible"), results.get(cell, "add one", "visible")
+    value = max(0.0, during.maximum - alone.median) if during and alone else None
+    what = "longest that a resync held an update back"
+    return _judged(results, cell, what, "update during a resync", "visible", 5, "ms", value)
 
 
 def _sooner(results: Results, backend: str) -> Row:

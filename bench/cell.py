@@ -29,6 +29,7 @@ NOISY_BUSY = 0.10
 Scenario = Callable[[Run], Awaitable[None]]
 Progress = Callable[[str], None]
 
+# The first is the only one in which comparators take their turns.
 SCENARIOS: dict[str, Scenario] = {
     "add and delete": scenarios.add_and_delete,
     "change address": scenarios.change_address,
@@ -68,8 +69,7 @@ async def measure(
                 results.remark(f"{cell}: {name} was not measured to its end: {error}")
                 if not subject.agent.running:
                     raise LabError(f"the agent ended during {name}: {subject.agent.tail()}") from error
-        for name in run.comparators:
-            await rivals.clear(name)
+            await _clear_comparators(run)  # what forwards without rules must do so
     finally:
         await subject.stop()
         await _clean(world, cell)
@@ -79,6 +79,12 @@ async def _clean(world: World, cell: Cell) -> None:
     await world.lab.agents["node1"].command(
         world.node, world.lab.agent_environment("node1", BACKENDS[cell.backend]), "cleanup"
     )
+
+
+async def _clear_comparators(run: Run) -> None:
+    for name in run.comparators:
+        await run.rivals.clear(name)
+    run.comparators = ()
 
 
 async def _prepare_comparators(run: Run, progress: Progress) -> tuple[str, ...]:

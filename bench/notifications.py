@@ -203,7 +203,10 @@ class Observer:
             try:
                 await asyncio.wait_for(self._news.wait(), max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                raise TimeoutError(f"the kernel never told of {min(missing)!r} ({len(missing)} missing)") from None
+                lost = "; notifications were lost" if self.lost else ""
+                raise TimeoutError(
+                    f"the kernel never told of {min(missing)!r} ({len(missing)} missing{lost})"
+                ) from None
 
     async def quiet(self, seconds: float = 0.02) -> None:
         """Until nothing has been told for a while."""

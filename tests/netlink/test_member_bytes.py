@@ -21,7 +21,7 @@ NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=31
 def encoded(message: Any) -> bytes:
     """A pyroute2 message as bytes, without the 16-byte header."""
     message.encode()
-    return bytes(message.data[16:])
+    return bytes(message.data[16 : message["header"]["length"]])
 
 
 @st.composite
