@@ -61,6 +61,8 @@ async def measure(
     try:
         if effort.comparators:
             run.comparators = await _prepare_comparators(run, progress)
+        else:
+            results.remark(f"{cell}: measured without comparators")
         for name, scenario in SCENARIOS.items():
             progress(name)
             try:

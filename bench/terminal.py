@@ -37,7 +37,8 @@ class Progress:
         self._console = console
         self._total = total
         self._begin = time.monotonic()
-        self._status = console.status("") if console.is_terminal else None
+        # A spinner that turns often would take the processor that is measured.
+        self._status = console.status("", refresh_per_second=1) if console.is_terminal else None
         if self._status:
             self._status.start()
 
