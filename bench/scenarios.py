@@ -319,16 +319,16 @@ async def drift(run: Run) -> None:
     address = one.address(family)
     option = f"-{family.version}"
     table = "ip" if family is Family.V4 else "ip6"
-    for _ in range(run.effort.drifts):
+    for number in range(run.effort.drifts):
         await _repaired(run, "route", ("ip", option, "route", "del", f"{address}/{family.bits}"), f"route {address}")
         if run.cell.backend == "nftables":
             member = f"{{ {address} . {one.interface} }}"
             command: tuple[str, ...] = ("nft", "delete", "element", table, "felixpy", "from-workload", member)
             await _repaired(run, "element", command, f"elem from-workload {address}")
-            chain, handle = await _some_rule(run, table)
+            chain, handle = await _some_rule(run, table, number)
             command = ("nft", "delete", "rule", table, "felixpy", chain, "handle", handle)
             await _repaired(run, "rule", command, f"rule felixpy {chain}")
-        # More than ten repairs of one key in a minute count as a fight, and then the agent takes its time.
+        # More than ten repairs of one entry in a minute count as a fight, and then the agent takes its time.
         one = Workload((one.number + 1) % min(run.cell.size, SPARES))
         address = one.address(family)
 
@@ -347,15 +347,18 @@ async def _repaired(run: Run, what: str, command: tuple[str, ...], word: str) ->
     run.subject.marks.read()
 
 
-async def _some_rule(run: Run, table: str) -> tuple[str, str]:
-    """Chain and handle of the first rule of ours."""
+async def _some_rule(run: Run, table: str, number: int) -> tuple[str, str]:
+    """Chain and handle of the first rule of a chain of ours, another chain for each number."""
+    rules: dict[str, str] = {}
     chain = ""
     for line in (await run.world.node.run("nft", "-a", "-s", "list", "table", table, "felixpy")).splitlines():
         if found := re.match(r"\s*chain (\S+) {", line):
             chain = found[1]
         elif chain and (found := re.search(r"# handle (\d+)$", line)) and not line.strip().startswith("type "):
-            return chain, found[1]
-    raise RuntimeError(f"the table {table} felixpy holds no rule; is the agent programmed?")
+            rules.setdefault(chain, found[1])
+    if not rules:
+        raise RuntimeError(f"the table {table} felixpy holds no rule; is the agent programmed?")
+    return sorted(rules.items())[number % len(rules)]
 
 
 async def idle(run: Run) -> None:
