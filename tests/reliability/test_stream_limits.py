@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("network")
 
 POOL = {"ippool/pool": pool()}
 FLOOD_PER_SECOND = 10_000
-FLOOD_SECONDS = 3
+FLOOD_SECONDS = 10
 BURST = 1_000
 VERSIONS = 10
 STEP = 5_000
