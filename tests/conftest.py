@@ -23,7 +23,7 @@ from tests.netns import enter_new_network, enter_private_namespaces
 COMPLETE = "FELIXPY_TEST_COMPLETE"
 
 
-COMBINATION = re.compile(r"\[((?:nftables|legacy|nft)-(?:dual|v4|v6)|crowd)\b")
+COMBINATION = re.compile(r"\[((?:nftables|legacy|nft)-(?:dual|v4|v6)|crowd|machine)\b")
 
 
 class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]
