@@ -50,7 +50,7 @@ lint: .venv/ready ## formatting, lint, types and import directions
 
 install: ## the agent and its systemd units on this machine, also over an older one; starts nothing
 	test -x $(IN)/bin/pip || $(SYSTEM_PYTHON) -m venv $(IN)
-	$(IN)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 .
+	$(IN)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt .
 	sed -i '1s|^#!.*|#!$(PREFIX)/bin/python3|' $(IN)/bin/felixpy
 	install -d $(DESTDIR)/etc/felixpy/resources $(DESTDIR)/usr/local/sbin
 	ln -sfn $(PREFIX)/bin/felixpy $(DESTDIR)/usr/local/sbin/felixpy

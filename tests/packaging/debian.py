@@ -38,7 +38,7 @@ echo $$ >"/sys/fs/cgroup/$3/cgroup.procs"
 mount -t tmpfs tmpfs /run
 mkdir -p "$2/memory/root/usr/src/felixpy"
 cd {ROOT}
-cp -r Makefile pyproject.toml README.md CHANGELOG.md LICENSE felixpy systemd config docs "$2/memory/root/usr/src/felixpy"
+cp -r Makefile constraints.txt pyproject.toml README.md CHANGELOG.md LICENSE felixpy systemd config docs "$2/memory/root/usr/src/felixpy"
 exec systemd-nspawn --quiet --boot --directory="$2/memory/root" --machine=felixpy-test --private-network \\
     --register=no --keep-unit --console=pipe --link-journal=no --resolv-conf=off --timezone=off
 """
