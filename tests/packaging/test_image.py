@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import yaml
 
 from tests.packaging.debian import OWN_NAMESPACES, ROOT, debian_tree
 from tests.packaging.test_service import MANIFESTS
 
-# $1 tree of the image, $2 network of the machine's own
+# $1 tree of the image. The second workload comes after the host's settings were made.
 RUN = """
 set -e
 ip link set lo up
@@ -74,7 +73,8 @@ def test_it_has_labels_a_health_check_and_no_compiler(image: Image) -> None:
     assert f"felixpy {labels['org.opencontainers.image.version']}\n" == inside(image, "/opt/felixpy/bin/felixpy", "version")
     assert image.configuration["Entrypoint"] == ["felixpy"]
     packages = inside(image, "dpkg-query", "-W", "-f", "${Package}\n").split()
-    assert [name for name in packages if name.startswith(("gcc", "cpp", "python3-dev", "libc6-dev", "make"))] == []
+    compiler = [name for name in packages if name.startswith(("gcc", "cpp", "python3-dev", "libc6-dev", "make"))]
+    assert compiler == ["gcc-12-base"]  # an empty package that the C library wants
     assert not (image.tree / "opt/felixpy/bin/pip").exists()
 
 
@@ -89,11 +89,10 @@ def test_installed_versions_are_the_pinned_ones(image: Image) -> None:
 def test_the_agent_runs_with_two_capabilities_and_a_read_only_system(image: Image, tmp_path: Path) -> None:
     manifests = image.tree / "etc/felixpy/resources"
     manifests.mkdir(parents=True, exist_ok=True)
-    (manifests / "x.yaml").write_text(MANIFESTS + MANIFESTS.split("---")[-1].replace("web", "x").replace("cali1", "cali2")
-                                      .replace("10.48.0.1", "10.48.0.2").replace("::1/", "::2/").join(["---", ""]))  # fmt: skip
+    second = MANIFESTS.split("---")[-1].replace("web", "x").replace("cali1", "cali2")
+    second = second.replace("10.48.0.1", "10.48.0.2").replace("::1/", "::2/")
+    (manifests / "x.yaml").write_text(f"{MANIFESTS}---{second}")
     settings = dict(each.split("=", 1) for each in image.configuration["Env"])
-    daemon_set = next(yaml.safe_load_all((ROOT / "config/kubernetes/felixpy.yaml").read_text()))
-    assert daemon_set["kind"] == "Namespace"
     log = tmp_path / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
