@@ -1,4 +1,4 @@
-"""The machine's own network, remembered before any test of this process leaves it: a build needs its package sources."""
+"""The machine's own network, remembered before any test of this process leaves it: a build needs packages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Debian trees (``.ci/debian-tree``) to boot and to build on, and a machine booted from one by systemd-nspawn.
 
-Everything happens on a file system in memory above the tree, in a mount namespace of the machine's own and with an empty
-network; a test that is killed takes its machine with it. The trees themselves are never written to.
+Everything happens on a file system in memory above the tree, in mount and process namespaces of the machine's own and
+with an empty network; a test that is killed takes its machine with it. The trees themselves are never written to.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ echo $$ >"/sys/fs/cgroup/$3/cgroup.procs"
 mount -t tmpfs tmpfs /run
 mkdir -p "$2/memory/root/usr/src/felixpy"
 cd {ROOT}
-cp -r Makefile constraints.txt pyproject.toml README.md CHANGELOG.md LICENSE felixpy systemd config docs "$2/memory/root/usr/src/felixpy"
+cp -r Makefile constraints.txt pyproject.toml README.md CHANGELOG.md LICENSE felixpy systemd config docs \\
+    "$2/memory/root/usr/src/felixpy"
 exec systemd-nspawn --quiet --boot --directory="$2/memory/root" --machine=felixpy-test --private-network \\
     --register=no --keep-unit --console=pipe --link-journal=no --resolv-conf=off --timezone=off
 """
@@ -85,7 +86,8 @@ class Machine:
 
     def write(self, path: str, text: str) -> None:
         subprocess.run(
-            ("nsenter", f"--target={self._leader}", "--all", "--wd", "/bin/sh", "-c", 'mkdir -p "${0%/*}"; cat >"$0"', path),
+            ("nsenter", f"--target={self._leader}", "--all", "--wd",
+             "/bin/sh", "-c", 'mkdir -p "${0%/*}"; cat >"$0"', path),
             input=text, text=True, check=True,
         )  # fmt: skip
 
@@ -132,7 +134,7 @@ def _leader(process: subprocess.Popen[bytes], console: Path) -> int:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         assert process.poll() is None, console.read_text(errors="replace")
-        for child in [grandchild for child in _children(process.pid) for grandchild in _children(child)]:
+        for child in [below for above in _children(process.pid) for below in _children(above)]:
             with contextlib.suppress(OSError):
                 name = Path(f"/proc/{child}/comm").read_text().strip()
                 if name == "systemd" and Path(f"/proc/{child}/root/run/dbus/system_bus_socket").exists():

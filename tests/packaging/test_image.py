@@ -1,6 +1,6 @@
 """The Dockerfile is built by buildah, and the agent runs from that image with the rights that the DaemonSet gives it.
 
-The base is a tree of debootstrap: no registry is asked. Build tools run in the machine's network, the agent in an empty one.
+The base is a tree of debootstrap: no registry is asked. The build has the machine's network, the agent none.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ mount -t tmpfs tmpfs "$1/run"
 mount -t tmpfs tmpfs "$1/tmp"
 chroot "$1" felixpy-host-settings
 ip link add cali2 type veth peer name peer2 && ip link set peer2 up && ip link set cali2 up
+# In the machine's own network an interface begins with neigh/default; in any other one with the kernel's value.
+echo 0 >/proc/sys/net/ipv4/neigh/cali2/proxy_delay
+echo "127.0.0.1 localhost" >"$1/etc/hosts"
 mount --bind "$1/proc/sys" "$1/proc/sys"
 mount -o remount,bind,ro "$1/proc/sys"
 mount -o remount,bind,ro "$1"
@@ -70,7 +73,9 @@ def inside(image: Image, *command: str) -> str:
 def test_it_has_labels_a_health_check_and_no_compiler(image: Image) -> None:
     labels = image.configuration["Labels"]
     assert labels["org.opencontainers.image.title"] == "felixpy"
-    assert f"felixpy {labels['org.opencontainers.image.version']}\n" == inside(image, "/opt/felixpy/bin/felixpy", "version")
+    assert f"felixpy {labels['org.opencontainers.image.version']}\n" == inside(
+        image, "/opt/felixpy/bin/felixpy", "version"
+    )
     assert image.configuration["Entrypoint"] == ["felixpy"]
     packages = inside(image, "dpkg-query", "-W", "-f", "${Package}\n").split()
     compiler = [name for name in packages if name.startswith(("gcc", "cpp", "python3-dev", "libc6-dev", "make"))]

@@ -21,7 +21,9 @@ def objects(path: Path) -> list[dict[str, Any]]:
 
 
 def daemon_set() -> Any:
-    return next(each for each in objects(FOLDER / "felixpy.yaml") if each["kind"] == "DaemonSet")["spec"]["template"]["spec"]
+    return next(each for each in objects(FOLDER / "felixpy.yaml") if each["kind"] == "DaemonSet")["spec"]["template"][
+        "spec"
+    ]
 
 
 @pytest.mark.parametrize("version", ["1.28", kubernetes_validate.latest_version()])

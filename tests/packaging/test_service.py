@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -37,7 +36,7 @@ spec: {bgp: {ipv4Address: 192.0.2.2/24, ipv6Address: "2001:db8::2/64"}}
 apiVersion: projectcalico.org/v3
 kind: IPAMBlock
 metadata: {name: fd00-48-7---122}
-spec: {cidr: "fd00:48:7::/122", affinity: "host:other", allocations: [], unallocated: [], attributes: [], deleted: false}
+spec: {cidr: "fd00:48:7::/122", affinity: "host:other", allocations: [], unallocated: [], attributes: []}
 ---
 apiVersion: projectcalico.org/v3
 kind: WorkloadEndpoint
@@ -70,7 +69,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 def files(machine: Machine) -> set[str]:
-    return set(machine.run("find /etc /opt /usr /var/lib -xdev -not -path '*/usr/src/*' -not -name '*.pyc'").split("\n"))
+    return set(
+        machine.run("find /etc /opt /usr /var/lib -xdev -not -path '*/usr/src/*' -not -name '*.pyc'").split("\n")
+    )
 
 
 def active(machine: Machine) -> bool:
@@ -123,7 +124,9 @@ def test_a_start_waits_for_the_source_and_workloads_wait_for_the_start(machine: 
     """No directory of manifests is like a broker that is away: a start may last longer than TimeoutStartSec."""
     machine.run("rmdir /etc/felixpy/resources")
     machine.write("/run/systemd/system/felixpy.service.d/test.conf", "[Service]\nTimeoutStartSec=3\nWatchdogSec=4\n")
-    machine.write("/run/systemd/system/docker.service", "[Service]\nType=oneshot\nExecStart=/sbin/ip route show dev cali1\n")
+    machine.write(
+        "/run/systemd/system/docker.service", "[Service]\nType=oneshot\nExecStart=/sbin/ip route show dev cali1\n"
+    )
     machine.run("systemctl daemon-reload && systemctl start --no-block felixpy docker && sleep 5")
     assert machine.show("felixpy", "ActiveState") == "activating"
     assert "not ready: IPv4, IPv6" in machine.show("felixpy", "StatusText")
@@ -141,7 +144,9 @@ def test_workloads_do_not_wait_for_ever(machine: Machine) -> None:
     machine.run("systemctl stop felixpy felixpy-wait docker && mv /etc/felixpy/resources /etc/felixpy/away")
     machine.write("/run/systemd/system/felixpy-wait.service.d/test.conf", "[Service]\nTimeoutStartSec=2\n")
     machine.run("systemctl daemon-reload && systemctl start --no-block felixpy docker")
-    machine.until(lambda: "10.48.0.1" in machine.run("journalctl -o cat -u docker | tail -n 3"), "docker has started", 10)
+    machine.until(
+        lambda: "10.48.0.1" in machine.run("journalctl -o cat -u docker | tail -n 3"), "docker has started", 10
+    )
     assert machine.show("felixpy", "ActiveState") == "activating"
     machine.run("mv /etc/felixpy/away /etc/felixpy/resources")
     machine.until(lambda: active(machine), "the service is active")
@@ -185,7 +190,9 @@ def test_another_user_can_run_it_with_nftables(machine: Machine) -> None:
     assert "10.48.0.1" in machine.run("nft list table ip felixpy")
     assert machine.run("sysctl -n net.ipv6.conf.cali1.accept_ra") == "0\n"
     assert machine.run(f"ps -o user= -p {machine.show('felixpy', 'MainPID')}").strip() == "nobody"
-    machine.run(f"rm {drop_in} && chown root /etc/felixpy/felixpy.toml && systemctl daemon-reload && systemctl restart felixpy")
+    machine.run(
+        f"rm {drop_in} && chown root /etc/felixpy/felixpy.toml && systemctl daemon-reload && systemctl restart felixpy"
+    )
 
 
 def test_a_frozen_agent_is_replaced_and_the_kernel_keeps_its_state(machine: Machine) -> None:

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
 from pathlib import Path
 
-import msgspec
-from broker import Broker, running
-from stream_lab import endpoint, following, pool, settings_for, wep_key
-
-from felixpy.model.documents import load_text
-from felixpy.publish import open_publisher
-from felixpy.sources import SyncState
-from felixpy.sources.batch import prepare
-from felixpy.sources.mqtt import MqttSource
+from broker import running
 
 CONFIG = Path(__file__).parents[2] / "config" / "mosquitto.conf"
 
