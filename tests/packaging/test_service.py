@@ -14,7 +14,7 @@ import pytest
 from tests.packaging.debian import Machine, booted
 
 INSTALL = "cd /usr/src/felixpy && PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels make install"
-EXPOSURE = 2.0
+EXPOSURE = 2.2
 """At most this in ``systemd-analyze security``, where 10 is a service without any sandbox."""
 
 MANIFESTS = """
@@ -158,6 +158,13 @@ def test_it_runs_with_two_capabilities_and_little_else(machine: Machine) -> None
         assert re.search(rf"^{name}:\t0+3000$", status, re.M), status  # bits 12 and 13: NET_ADMIN, NET_RAW
     assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
     assert re.search(r"^Seccomp:\t2$", status, re.M)
+
+
+def test_it_can_tell_the_name_of_another_writer(machine: Machine) -> None:
+    """A process of root with all capabilities, seen from the agent's mounts with the agent's two."""
+    pid = machine.show("felixpy", "MainPID")
+    rights = "--bounding-set=-all,+net_admin,+net_raw --inh-caps=-all"
+    assert machine.run(f"nsenter --target={pid} --mount setpriv {rights} cat /proc/1/comm") == "systemd\n"
 
 
 @pytest.mark.parametrize(
