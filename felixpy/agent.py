@@ -197,6 +197,17 @@ class Agent:
         missing = [str(f) for f in self._families() if not self.ready.get(f)]
         return (False, f"not ready: {', '.join(missing)}; {self.stream.reason}") if missing else (True, "ready")
 
+    def describe(self) -> str:
+        """The state in one line, for ``systemctl status``."""
+        return f"{self.is_ready()[1]}; stream {self.stream.state.value}: {self.stream.reason}"
+
+    def reload(self, sources: Sequence[SettingsSource]) -> None:
+        """Take this machine's settings anew. What cannot change in a running agent stays, and is named in the log."""
+        if kept := self.live_settings.renew(sources):
+            log.warning("settings take effect at the next start", settings=", ".join(kept))
+        self._configuration_due = True
+        self._wake.set()
+
     # --- the loop ----------------------------------------------------------------------------------------------
 
     async def _apply_forever(self) -> None:

@@ -9,17 +9,20 @@ import asyncio
 import json
 import signal
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from felixpy import __version__
-from felixpy.command import Local, SettingsFile, finish, local_settings, plain_errors
-from felixpy.config import Settings
+from felixpy.command import CommandError, Local, SettingsFile, finish, local_settings, local_sources, plain_errors
+from felixpy.config import Settings, SettingsFileError
 from felixpy.observe.log import configure_logging
 from felixpy.stream_commands import apply, delete, get
+from felixpy.supervisor import Supervisor
 
 LEAVE_SECONDS = 3.0
 """How long the parts of the agent may take to say goodbye before they are told again."""
@@ -48,6 +51,7 @@ def run(config: SettingsFile = None) -> None:
 
     Settings come from FELIX_* in the environment, the settings file and FelixConfigurations of the stream.
     Resources come from the MQTT broker FELIX_MQTTHOST, or from FELIX_RESOURCEDIRECTORY without one.
+    SIGHUP makes it read the settings file again.
 
     Examples:
 
@@ -57,10 +61,10 @@ def run(config: SettingsFile = None) -> None:
     """
     with plain_errors():
         local = local_settings(config, log=True)
-    finish(_run(local))
+    finish(_run(local, config))
 
 
-async def _run(local: Local) -> int:
+async def _run(local: Local, config: Path | None) -> int:
     from felixpy import collector
     from felixpy.agent import Agent
     from felixpy.observe.server import serve_latest
@@ -79,14 +83,24 @@ async def _run(local: Local) -> int:
         changes.put_nowait(newer)
 
     agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
+    supervisor = Supervisor()
+
+    def reload() -> None:
+        try:
+            agent.reload(local_sources(config)[0])
+        except (CommandError, SettingsFileError) as error:
+            structlog.get_logger("felixpy").error("settings stay as they were", reason=str(error))
+
     parts = (
         serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text),
         agent.run(),
         source.run(agent),
+        supervisor.follow(agent.live, agent.is_ready, agent.describe),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.reload, reload)
     tasks = [asyncio.create_task(part) for part in (stop.wait(), *parts)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

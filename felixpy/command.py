@@ -18,7 +18,15 @@ from typing import Annotated, Any, NamedTuple
 import structlog
 import typer
 
-from felixpy.config import Settings, SettingsFileError, SettingsSource, load_environment, load_toml, resolve
+from felixpy.config import (
+    SettingProblem,
+    Settings,
+    SettingsFileError,
+    SettingsSource,
+    load_environment,
+    load_toml,
+    resolve,
+)
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.observe.log import configure_logging
 
@@ -41,11 +49,12 @@ class Local(NamedTuple):
     sources: tuple[SettingsSource, ...]
 
 
-def local_settings(path: Path | None, *, log: bool = False) -> Local:
-    """Settings from environment and file.
+def local_sources(path: Path | None) -> tuple[tuple[SettingsSource, ...], Settings, tuple[SettingProblem, ...]]:
+    """What environment and file say, the settings that follow, and what is passed over.
 
     Raises:
-        CommandError: a value is bad, or the file cannot be read.
+        CommandError: a value is bad, or there is no such file.
+        SettingsFileError: the file cannot be read.
     """
     sources = [load_environment(os.environ)]
     if path is not None and not path.exists():
@@ -55,11 +64,17 @@ def local_settings(path: Path | None, *, log: bool = False) -> Local:
     settings, problems = resolve(sources)
     if fatal := [str(problem) for problem in problems if problem.fatal]:
         raise CommandError("; ".join(fatal))
+    return tuple(sources), settings, problems
+
+
+def local_settings(path: Path | None, *, log: bool = False) -> Local:
+    """Settings from environment and file; raises what ``local_sources`` raises."""
+    sources, settings, problems = local_sources(path)
     settings = replace(settings, nodename=settings.nodename or socket.gethostname())
     configure_logging(settings.log_severity_screen if log else "ERROR")
     for problem in problems if log else ():
         structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
-    return Local(settings, tuple(sources))
+    return Local(settings, sources)
 
 
 @contextlib.contextmanager

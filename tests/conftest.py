@@ -1,8 +1,8 @@
 """How tests are spread over workers, and what every run ends with: what was skipped, and why.
 
 A behaviour test names its combination of back-end and mode in its id, ``[nftables-dual]``; a combination stays in one
-worker, because its lab is shared; so do the tests of a ``crowd`` of interfaces. (``--dist loadgroup`` of xdist 3.8 does
-not group with pytest 9.2.)
+worker, because its lab is shared; so do the tests of a ``crowd`` of interfaces, and those on a booted ``machine``.
+(``--dist loadgroup`` of xdist 3.8 does not group with pytest 9.2.)
 
 ``FELIXPY_TEST_COMPLETE=1`` (set by ``make test``) turns each skip into a failure of the whole run: the set-up has
 installed everything that the tests ask for.
@@ -23,7 +23,7 @@ from tests.netns import enter_new_network, enter_private_namespaces
 COMPLETE = "FELIXPY_TEST_COMPLETE"
 
 
-COMBINATION = re.compile(r"\[((?:nftables|legacy|nft)-(?:dual|v4|v6)|crowd)\b")
+COMBINATION = re.compile(r"\[((?:nftables|legacy|nft)-(?:dual|v4|v6)|crowd|machine)\b")
 
 
 class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from felixpy.config import (
     DenyAction,
     EndpointToHostAction,
     IptablesBackend,
+    LiveSettings,
     NATOutgoingExclusions,
     NFTablesMode,
     PortRange,
@@ -296,3 +298,13 @@ def test_any_values_give_settings_and_problems(values: dict[str, object]) -> Non
     for problem in problems:
         assert "\n" not in str(problem)
         hash(problem)
+
+
+def test_sources_renewed_while_running_change_what_can_change_and_name_the_rest() -> None:
+    start = load_environment({"FELIX_MQTTHOST": "a.example", "FELIX_LOGSEVERITYSCREEN": "INFO"})
+    settings = replace(resolve([start])[0], nodename="host-name")
+    live = LiveSettings(settings, [start])
+    later = load_environment({"FELIX_MQTTHOST": "b.example", "FELIX_LOGSEVERITYSCREEN": "DEBUG"})
+    assert live.renew([later]) == ("MQTTHost",)
+    assert live.take((), {}) == replace(settings, log_severity_screen="DEBUG")
+    assert live.renew([start]) == ()

@@ -25,7 +25,7 @@ from felixpy.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = sorted([README, ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([README, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")])
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->"
 TOPIC_ROOT = Settings().mqtt_topic_root
 REGENERATE = ".venv/bin/python -m tests.test_docs"

@@ -9,11 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from felixpy.config.resolve import ProblemKind, SettingProblem, resolve_stream
-from felixpy.config.settings import Settings
+from felixpy.config.resolve import ProblemKind, SettingProblem, resolve, resolve_stream
+from felixpy.config.settings import DECLARATIONS, Settings
 from felixpy.config.sources import SettingsSource
 from felixpy.model.resources import FelixConfiguration, ResourceKey
 
+LOCAL_ONLY = tuple(declaration for declaration in DECLARATIONS.values() if declaration.local_only)
 _PASSED_OVER = frozenset({ProblemKind.UNKNOWN, ProblemKind.NO_EFFECT})
 
 
@@ -28,14 +29,24 @@ class LiveSettings:
         self.problems: dict[ResourceKey, str] = {}
         self.passed_over: frozenset[str] = frozenset()
         self._sources = tuple(sources)
+        self._fixed = {each.attribute: getattr(settings, each.attribute) for each in LOCAL_ONLY}
+
+    def renew(self, sources: Sequence[SettingsSource]) -> tuple[str, ...]:
+        """Take this machine's sources anew, for the next ``take``.
+
+        Returns the names of settings that are other ones now, but are as at the start until the agent starts again.
+        """
+        self._sources = tuple(sources)
+        newer, _ = resolve(self._sources)
+        newer = replace(newer, nodename=newer.nodename or self.settings.nodename)  # not set: the host name
+        return tuple(each.name for each in LOCAL_ONLY if getattr(newer, each.attribute) != self._fixed[each.attribute])
 
     def take(self, configurations: Iterable[FelixConfiguration], labels: Mapping[str, str]) -> Settings:
         """Resolve everything anew and return the settings in force."""
         known = {str(each.key): each for each in configurations}
-        node = self.settings.nodename
-        resolved, problems = resolve_stream(self._sources, known.values(), node, labels)
+        resolved, problems = resolve_stream(self._sources, known.values(), self.settings.nodename, labels)
         self._judge(problems, known)
-        self.settings = replace(resolved, nodename=node)
+        self.settings = replace(resolved, **self._fixed)
         return self.settings
 
     def _judge(self, problems: Iterable[SettingProblem], known: Mapping[str, FelixConfiguration]) -> None:

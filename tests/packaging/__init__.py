@@ -1,0 +1,1 @@
+"""What an operator installs: service, image, manifests, dashboard, alerts, access rules."""
