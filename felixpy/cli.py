@@ -141,7 +141,8 @@ async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: AS
         else:
             for verb, table, entry in operations:
                 typer.echo(f"{ {'add': '+', 'change': '~', 'remove': '-'}[verb] } {table}: {entry}")
-            typer.echo(f"{len(operations)} changes" if operations else "nothing to change")
+            count = f"{len(operations)} change{'s' if len(operations) > 1 else ''}"
+            typer.echo(count if operations else "nothing to change")
     return 2 if operations else 0
 
 

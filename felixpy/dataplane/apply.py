@@ -237,6 +237,8 @@ class Dataplane:
             operations += _describe(table, now)
         for one in self.filters.values():
             operations += [Operation(("remove", one.chains.name, f"{name} of another layout")) for name in one.foreign]
+            if not one.containers:
+                operations.append(Operation(("change", one.elements.name, "sets that are missing or not in our form")))
         return operations
 
     def next_wake(self) -> float | None:

@@ -81,6 +81,17 @@ def test_plan_names_what_another_back_end_left(node: None, tmp_path: Path) -> No
         assert felixpy("plan", env={**NFTABLES, **env}).out == "nothing to change\n"
 
 
+def test_plan_names_a_set_that_holds_what_we_never_write(node: None, tmp_path: Path) -> None:
+    env = {**NFTABLES, **resources(tmp_path / "r", GOOD)}
+    with agent(env, tmp_path / "log"):
+        pass
+    run("nft", "add", "element", "ip", "felixpy", "pools", "{ 198.18.0.1-198.18.0.3 }")
+    plan = felixpy("plan", env=env)
+    assert (plan.code, plan.out) == (2, "~ ipv4-sets: sets that are missing or not in our form\n1 change\n")
+    with agent(env, tmp_path / "log"):
+        assert felixpy("plan", env=env).out == "nothing to change\n"
+
+
 def test_a_network_in_which_nothing_was_ever_routed(network: None, tmp_path: Path) -> None:
     env = environment({"NODENAME": "n1", **NFTABLES, **resources(tmp_path / "r", *POOLS)})
     done = subprocess.run(("unshare", "-n", *FELIXPY, "show", "routes"), env=env, capture_output=True, check=False)
