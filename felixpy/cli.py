@@ -18,6 +18,7 @@ from rich.table import Table
 from felixpy import __version__
 from felixpy.command import Local, SettingsFile, finish, local_settings, plain_errors
 from felixpy.config import Settings
+from felixpy.node_commands import explain
 from felixpy.observe.log import configure_logging
 from felixpy.stream_commands import apply, delete, get
 
@@ -220,7 +221,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
         typer.echo("nothing of felixpy is in the kernel")
 
 
-for _command in (apply, delete, get):
+for _command in (explain, apply, delete, get):
     app.command()(_command)
 
 
