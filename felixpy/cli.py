@@ -9,16 +9,16 @@ import asyncio
 import json
 import signal
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from felixpy import __version__
-from felixpy.command import Local, SettingsFile, finish, local_settings, plain_errors
+from felixpy.command import Local, SettingsFile, finish, local_settings, observer, plain_errors
 from felixpy.config import Settings
-from felixpy.node_commands import explain
+from felixpy.node_commands import check, explain
 from felixpy.observe.log import configure_logging
 from felixpy.stream_commands import apply, delete, get
 
@@ -119,7 +119,7 @@ def plan(config: SettingsFile = None, as_json: AsJson = False, timeout: Timeout 
 async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
     from felixpy import survey
 
-    async with survey.survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
+    async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
         operations = sorted(await survey.plan(agent), key=lambda operation: operation[1:])
         if as_json:
             typer.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
@@ -128,15 +128,6 @@ async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: AS
                 typer.echo(f"{ {'add': '+', 'change': '~', 'remove': '-'}[verb] } {table}: {entry}")
             typer.echo(f"{len(operations)} changes" if operations else "nothing to change")
     return 2 if operations else 0
-
-
-def _observer(settings: Settings) -> Any:
-    from felixpy.sources.directory import DirectorySource
-    from felixpy.sources.mqtt import MqttSource
-
-    if settings.mqtt_enabled:
-        return MqttSource(settings, settings.nodename, observer=True)
-    return DirectorySource(settings.resource_directory)
 
 
 class What(StrEnum):
@@ -174,7 +165,7 @@ def show(
 async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None:  # noqa: ASYNC109
     from felixpy import survey
 
-    async with survey.survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
+    async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
         if what is What.ENDPOINTS:
             lines = survey.endpoints(agent)
         elif what is What.POOLS:
@@ -221,7 +212,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
         typer.echo("nothing of felixpy is in the kernel")
 
 
-for _command in (explain, apply, delete, get):
+for _command in (check, explain, apply, delete, get):
     app.command()(_command)
 
 

@@ -6,10 +6,61 @@ import json
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from felixpy.command import CommandError, finish
+from felixpy.command import CommandError, Local, SettingsFile, finish, local_settings, observer, plain_errors
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def check(
+    config: SettingsFile = None,
+    as_json: AsJson = False,
+    family: Annotated[str, typer.Option(help="4, 6 or dual; else what the settings say.")] = "",
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for the stream.")] = 5.0,
+) -> None:
+    """Check this node before felixpy runs on it, or when something does not work. Changes nothing, needs no agent.
+
+    Exit code: 0 all is well, 1 warnings, 2 failures (or it could not be told).
+
+    Examples:
+
+        felixpy check
+
+        felixpy check --family 6 --json | jq '.[] | select(.level == "fail")'
+    """
+    if family not in ("", "4", "6", "dual"):
+        raise typer.BadParameter(f"'{family}' is none of 4, 6, dual", param_hint="--family")
+    with plain_errors(2):
+        local = local_settings(config)
+    finish(_check(local, as_json, family, timeout), error_code=2)
+
+
+async def _check(local: Local, as_json: bool, family: str, timeout: float) -> int:  # noqa: ASYNC109
+    from felixpy.check.facts import read_facts
+    from felixpy.check.finding import exit_code
+    from felixpy.check.judge import judge, wanted_families
+
+    facts = await read_facts(local.settings, observer(local.settings), timeout)
+    findings = judge(local.settings, facts, wanted_families(local.settings, family))
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        colours = {"ok": "green", "info": "cyan", "warn": "yellow", "fail": "red"}
+        for id_, level, found, why, fix in findings:
+            console.print(f"[{colours[level]}]{level:<4}[/] {id_:<16} ", end="")
+            console.print(found, markup=False)
+            if level in ("warn", "fail"):
+                console.print(f"{'':<22}why: {why}", markup=False)
+            if fix and level != "ok":
+                console.print(f"{'':<22}fix: {fix}", markup=False)
+        levels = [finding.level.value for finding in findings]
+        console.print(f"{len(levels)} checks: {levels.count('fail')} failures, {levels.count('warn')} warnings")
+    return exit_code(findings)
 
 
 # --- explain ---------------------------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ from felixpy.explain.walk import Node, Route
 from felixpy.model.net import Family, format_address
 from felixpy.netlink import ipset, rtnetlink
 from felixpy.netlink.lookup import look_up, open_lookup
-from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
 
 PROC_SYS_NET = Path("/proc/sys/net")
+LOCAL_TABLE = 255
 ROUTE_KINDS = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast"}
 _REFUSALS = {
     errno.ENETUNREACH: "no route to {destination}",
@@ -156,14 +157,28 @@ def _link_names() -> dict[int, str]:
 
 
 def _local_addresses(family: Family) -> frozenset[bytes]:
-    """Addresses of this node: the kernel's table ``local`` (255), but not its broadcasts."""
+    """Addresses of this node: the kernel's table ``local``, but not its broadcasts."""
     socket = NetlinkSocket(NETLINK_ROUTE)
     try:
-        messages = socket.dump_all(rtnetlink.route_dump_request(family, 255))
+        messages = dump_table(socket, family, LOCAL_TABLE)
     finally:
         socket.close()
     decoded = filter(None, map(rtnetlink.decode_route, messages))
     return frozenset(key.destination.packed for key, route in decoded if route.type == 2)
+
+
+def dump_table(socket: NetlinkSocket, family: Family, table: int) -> list[Message]:
+    """Routes of one table; none if nothing has made it yet.
+
+    Raises:
+        NetlinkError: the kernel refused.
+    """
+    try:
+        return socket.dump_all(rtnetlink.route_dump_request(family, table))
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return []
 
 
 def _read_sets(family: Family, missing: list[str]) -> Sets:
