@@ -18,7 +18,7 @@ from rich.table import Table
 from felixpy import __version__
 from felixpy.command import Local, SettingsFile, finish, local_settings, observer, plain_errors
 from felixpy.config import Settings
-from felixpy.node_commands import check, explain
+from felixpy.node_commands import check, explain, status
 from felixpy.observe.log import configure_logging
 from felixpy.stream_commands import apply, delete, get
 
@@ -63,10 +63,15 @@ def run(config: SettingsFile = None) -> None:
 
 async def _run(local: Local) -> int:
     from felixpy.agent import Agent
+    from felixpy.config.table import shown
+    from felixpy.observe.control import serve_control_forever
+    from felixpy.observe.lag import measure_lag
+    from felixpy.observe.metrics import count_stream
     from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
     from felixpy.sources.ending import end
     from felixpy.sources.mqtt import MqttSource
+    from felixpy.status import details, health
 
     settings = local.settings
     mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
@@ -78,8 +83,17 @@ async def _run(local: Local) -> int:
         changes.put_nowait(newer)
 
     agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
+    if mqtt is not None:
+        agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
+    answers = {
+        "status": lambda: details(agent),
+        "metrics": lambda: agent.metrics.text().decode(),
+        "settings": lambda: shown(agent.settings),
+    }
     parts = (
-        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text),
+        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent)),
+        serve_control_forever(settings.control_socket, answers),
+        measure_lag(agent.metrics),
         agent.run(),
         source.run(agent),
     )
@@ -212,7 +226,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
         typer.echo("nothing of felixpy is in the kernel")
 
 
-for _command in (check, explain, apply, delete, get):
+for _command in (check, explain, status, apply, delete, get):
     app.command()(_command)
 
 

@@ -75,12 +75,13 @@ def observer(settings: Settings) -> Any:
 @contextlib.contextmanager
 def plain_errors(exit_code: int = 1) -> Iterator[None]:
     """Turn what can be expected to go wrong into one sentence and an exit code."""
+    from felixpy.observe.control import ControlError
     from felixpy.sources.batch import PublishError
     from felixpy.survey import SurveyError
 
     try:
         yield
-    except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError) as error:
+    except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError, ControlError) as error:
         fail(str(error), exit_code)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Annotated
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from felixpy.command import CommandError, Local, SettingsFile, finish, local_settings, observer, plain_errors
+from felixpy.observe.control import ControlError, ask
+
+WATCH_SECONDS = 1.0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -61,6 +70,81 @@ async def _check(local: Local, as_json: bool, family: str, timeout: float) -> in
         levels = [finding.level.value for finding in findings]
         console.print(f"{len(levels)} checks: {levels.count('fail')} failures, {levels.count('warn')} warnings")
     return exit_code(findings)
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+def status(
+    config: SettingsFile = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second until Ctrl-C.")] = False,
+) -> None:
+    """Ask the running agent: state of stream and families, counts, latencies, what is degraded and why.
+
+    Exit code: 0 in sync and nothing degraded, 2 something is, 1 no agent answers.
+
+    Examples:
+
+        felixpy status --watch
+
+        felixpy status --json | jq .degraded
+    """
+    with plain_errors():
+        local = local_settings(config)
+    finish(_status(local, as_json, watch))
+
+
+async def _status(local: Local, as_json: bool, watch: bool) -> int:
+    path = local.settings.control_socket
+    said = await ask(path, "status")
+    if as_json:
+        while True:
+            typer.echo(json.dumps(said))
+            if not watch:
+                return 2 if said["degraded"] else 0
+            await asyncio.sleep(WATCH_SECONDS)
+            said = await ask(path, "status")
+    console = Console(soft_wrap=True, highlight=False)
+    if not watch:
+        console.print(_status_text(said))
+        return 2 if said["degraded"] else 0
+    with Live(_status_text(said), console=console, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                live.update(_status_text(await ask(path, "status")), refresh=True)
+            except ControlError as error:
+                live.update(Text(str(error), style="red"), refresh=True)
+
+
+def _status_text(said: Mapping[str, Any]) -> Group:
+    """The agent's answer for people."""
+    state = f"{said['state']} {said['got']}/{said['want']}" + (f": {said['reason']}" if said["reason"] else "")
+    lines = [
+        f"node        {said['hostname']}, felixpy {said['version']}, {said['backend']}, up {said['uptime_seconds']:.0f} s",
+        f"stream      {state}",
+    ]
+    for version, family in said["families"].items():
+        word = "ready" if family["ready"] else "not ready"
+        lines.append(f"IPv{version}        {word}" + (f": {family['reason']}" if family["reason"] else ""))
+    objects = ", ".join(f"{number} {name}" for name, number in said["objects"].items() if number or name != "left_out")
+    lines.append(f"objects     {objects}; {said['endpoints']} endpoints of this node")
+    for name, found in said["latency_ms"].items():
+        if found:
+            lines.append(
+                f"{name}: p50 {found['p50']} ms, p99 {found['p99']} ms, max {found['max']} ms of {found['count']}"
+            )
+    table = Table("table", "wanted", "kernel", "dirty", "waiting", "failed", "repaired")
+    for name, counts in said["tables"].items():
+        table.add_row(name, *(str(counts[column.header]) for column in table.columns[1:]))
+    told = [Text(f"degraded    {line}", style="red") for line in said["degraded"]]
+    told += [Text(f"problem     {line}", style="yellow") for line in said["problems"]]
+    told += [
+        Text(f"{time.strftime('%H:%M:%S', time.localtime(one['ts']))}    {one['what']}: {one['reason']}", style="dim")
+        for one in said["failures"][-5:]
+    ]
+    return Group(Text("\n".join(lines)), table, *told)
 
 
 # --- explain ---------------------------------------------------------------------------------------------------------
