@@ -360,6 +360,7 @@ class Agent:
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
                 self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
+        self.outcome.measures = True
         self.files.start()
         if self._leftovers_due and not self.failures and time.monotonic() >= self._leftovers_at:
             problems = await remove_leftovers(self.backend, self.families(), self.settings)

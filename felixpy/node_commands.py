@@ -122,7 +122,8 @@ def _status_text(said: Mapping[str, Any]) -> Group:
     """The agent's answer for people."""
     state = f"{said['state']} {said['got']}/{said['want']}" + (f": {said['reason']}" if said["reason"] else "")
     lines = [
-        f"node        {said['hostname']}, felixpy {said['version']}, {said['backend']}, up {said['uptime_seconds']:.0f} s",
+        f"node        {said['hostname']}, felixpy {said['version']}, {said['backend']}",
+        f"up          {said['uptime_seconds']:.0f} s, last progress {said['last_progress_seconds']:.1f} s ago",
         f"stream      {state}",
     ]
     for version, family in said["families"].items():
@@ -132,9 +133,8 @@ def _status_text(said: Mapping[str, Any]) -> Group:
     lines.append(f"objects     {objects}; {said['endpoints']} endpoints of this node")
     for name, found in said["latency_ms"].items():
         if found:
-            lines.append(
-                f"{name}: p50 {found['p50']} ms, p99 {found['p99']} ms, max {found['max']} ms of {found['count']}"
-            )
+            figures = ", ".join(f"{at} {found[at]} ms" for at in ("p50", "p99", "max"))
+            lines.append(f"latency     {name}: {figures} (last {found['count']})")
     table = Table("table", "wanted", "kernel", "dirty", "waiting", "failed", "repaired")
     for name, counts in said["tables"].items():
         table.add_row(name, *(str(counts[column.header]) for column in table.columns[1:]))

@@ -48,6 +48,8 @@ class Outcome:
         """Latencies of the latest endpoints: from arrival, and from publishing, to the kernel."""
         self.reported: dict[ResourceKey, tuple[str, str]] = {}
         """State and reason of this node's endpoints, as told last."""
+        self.measures = False
+        """Whether latencies count: what the first snapshot brings may have been published long ago."""
         self._calculation = calculation
         self._dataplane = dataplane
         self._settings = settings
@@ -123,12 +125,14 @@ class Outcome:
 
     def _latencies(self, arrival: Update) -> dict[str, float]:
         agent_seconds = (time.monotonic_ns() - arrival.received_ns) / 1e9
-        self._metrics.programmed_seconds.observe(agent_seconds)
-        self.programmed.take(agent_seconds)
+        if self.measures:
+            self._metrics.programmed_seconds.observe(agent_seconds)
+            self.programmed.take(agent_seconds)
         found = {"agent_ms": round(agent_seconds * 1000, 3)}
         if arrival.published_ns:
             seconds = (time.time_ns() - arrival.published_ns) / 1e9
-            self._metrics.published_seconds.observe(seconds)
-            self.published.take(seconds)
+            if self.measures:
+                self._metrics.published_seconds.observe(seconds)
+                self.published.take(seconds)
             found["latency_ms"] = round(seconds * 1000, 3)
         return found

@@ -63,7 +63,7 @@ class EndpointFiles:
         self._wanted: dict[str, bytes] = {}
         self._names: dict[ResourceKey, str] = {}
         self._dirty: set[str] = set()
-        self._started = False
+        self._started = self._listed = False
         self._failure = ""
         self._retry_at = 0.0
         self._log = structlog.get_logger("felixpy")
@@ -86,34 +86,30 @@ class EndpointFiles:
 
     def start(self) -> None:
         """The first complete apply is over: what is there and not wanted, or different, is mended from now on."""
-        if self._started or self._folder is None:
-            return
         self._started = True
-        try:
-            self._dirty.update(self._present())
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            self._fail(error)
 
     def use(self, prefix: Path | None) -> None:
         """Take another prefix; the old files go."""
         folder = prefix / FOLDER if prefix else None
         if folder == self._folder:
             return
-        wanted, names, started = self._wanted, self._names, self._started
+        wanted, names = self._wanted, self._names
         self._wanted, self._dirty = {}, set(wanted)
         self.flush()
         self._folder, self._wanted, self._names, self._dirty = folder, wanted, names, set(wanted)
-        self._started = False
-        if started:
-            self.start()
+        self._listed, self._retry_at = False, 0.0
 
     def flush(self) -> None:
         """Write what has changed; after a failure not before ``RETRY_SECONDS``."""
-        if not self._started or not self._dirty or self._folder is None or self._clock() < self._retry_at:
+        is_due = self._started and (self._dirty or not self._listed)
+        if self._folder is None or not is_due or self._clock() < self._retry_at:
             return
         try:
+            if not self._listed:
+                self._dirty.update(self._present())
+                self._listed = True
+            if not self._dirty:
+                return
             self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             for name in sorted(self._dirty):
                 self._write(name)
@@ -127,10 +123,13 @@ class EndpointFiles:
 
     def next_retry(self) -> float:
         """When something is due again, on the clock; infinity if nothing is."""
-        return self._retry_at if self._started and self._dirty else float("inf")
+        waits = self._folder is not None and self._started and (self._dirty or not self._listed)
+        return self._retry_at if waits else float("inf")
 
     def _present(self) -> list[str]:
         assert self._folder is not None
+        if not self._folder.exists():
+            return []
         return [entry.name for entry in os.scandir(self._folder) if entry.is_file(follow_symlinks=False)]
 
     def _write(self, name: str) -> None:
