@@ -37,6 +37,7 @@ from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
+from felixpy.observe.standing import Standing
 from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.ending import end
@@ -52,6 +53,8 @@ RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADE
 
 LONGEST_SLEEP_SECONDS = 10.0
 LEFTOVERS_RETRY_SECONDS = 10.0
+UNTAKEN = "settings or host cannot be taken; will be tried again each second"
+UNREAD = "the kernel cannot be read; will be tried again each second"
 RETRY_SECONDS = 1.0
 """Between two tries to read the kernel, or to take settings and facts of the host."""
 RESYNC_END_SECONDS = 1.0
@@ -86,6 +89,7 @@ class Agent:
         self.dataplane.release.changed = self._wake_up
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.recent = RecentFailures()
+        self._standing = Standing(self.recent)
         self.files = EndpointFiles(settings.endpoint_status_path_prefix)
         self.outcome = Outcome(
             self.calculation, self.dataplane, self.live_settings, self.metrics, status, self.recent, self.files
@@ -222,8 +226,9 @@ class Agent:
             await self._settle_doubts()
             try:
                 await self.absorb(UPDATES_PER_APPLY)
+                self._standing.works(UNTAKEN)
             except (OSError, FilterError) as error:
-                log.error("settings or host cannot be taken; will be tried again in a second", reason=str(error))
+                self._standing.fails(UNTAKEN, str(error))
                 self._reconfigure_at = time.monotonic() + RETRY_SECONDS
             await self._apply()
             if self._pending:
@@ -245,7 +250,7 @@ class Agent:
                 self._resync_now.set()
         for family, changed_by in doubts.filters.items():
             if reason := await self.dataplane.read_filter(family, changed_by):
-                log.error("packet filter cannot be read", family=str(family), reason=reason)
+                self._standing.fails(f"packet filter of {family} cannot be read", reason, family=str(family))
                 self._resync_now.set()
         if doubts.everything:
             log.warning("notifications were lost; everything is read again")
@@ -261,8 +266,9 @@ class Agent:
             self._resync_now.clear()
             try:
                 whole = await self._read_kernel()
+                self._standing.works(UNREAD)
             except OSError as error:
-                log.error("the kernel cannot be read; will be tried again in a second", reason=str(error))
+                self._standing.fails(UNREAD, str(error))
                 whole = False
             if not whole:
                 await asyncio.sleep(RETRY_SECONDS)
@@ -438,8 +444,12 @@ class Agent:
     async def _read_kernel(self) -> bool:
         """Read everything of ours; differences show at the next apply. Returns whether all of it could be read."""
         failures = await self.dataplane.read()
-        for family, reason in failures.items():
-            log.error("packet filter cannot be read", family=str(family), reason=reason)
+        for family in self.families():
+            what = f"packet filter of {family} cannot be read"
+            if reason := failures.get(family):
+                self._standing.fails(what, reason, family=str(family))
+            else:
+                self._standing.works(what, family=str(family))
         self._host_due = True
         return not failures
 

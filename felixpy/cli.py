@@ -14,11 +14,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from structlog.contextvars import bind_contextvars
 
 from felixpy import __version__
 from felixpy.command import Local, SettingsFile, finish, local_settings, observer, plain_errors
 from felixpy.config import Settings
-from felixpy.node_commands import check, explain, status
+from felixpy.node_commands import check, diag, explain, status
 from felixpy.observe.log import configure_logging
 from felixpy.stream_commands import apply, delete, get
 
@@ -58,6 +59,7 @@ def run(config: SettingsFile = None) -> None:
     """
     with plain_errors():
         local = local_settings(config, log=True)
+    bind_contextvars(node=local.settings.nodename)
     finish(_run(local))
 
 
@@ -226,7 +228,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
         typer.echo("nothing of felixpy is in the kernel")
 
 
-for _command in (check, explain, status, apply, delete, get):
+for _command in (check, explain, status, diag, apply, delete, get):
     app.command()(_command)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -189,3 +190,42 @@ async def _explain(
         for line in report.as_text(packet, verdict, iif, missing):
             typer.echo(line)
     return report.exit_code(verdict)
+
+
+# --- diag ------------------------------------------------------------------------------------------------------------
+
+
+def diag(
+    config: SettingsFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; must not exist.")
+    ] = None,
+) -> None:
+    """Write one archive (tar.gz) with kernel state, settings without secrets, metrics, checks, log and versions.
+
+    What cannot be had is named in its missing.txt. It has addresses and names of workloads: look before you share it.
+
+    Examples:
+
+        felixpy diag
+
+        felixpy diag -o /tmp/node1.tar.gz
+    """
+    with plain_errors():
+        local = local_settings(config)
+    finish(_diag(local, output))
+
+
+async def _diag(local: Local, output: Path | None) -> None:
+    from felixpy.diag.collect import archive, collect
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = output or Path(f"felixpy-diag-{local.settings.nodename}-{stamp}.tar.gz")
+    if path.exists():
+        raise CommandError(f"{path} exists already; name another file with --output")
+    parts = await collect(local.settings, observer(local.settings))
+    archive(parts, path)
+    missing = [part.name for part in parts if part.missing]
+    typer.echo(f"{path}: {len(parts) - len(missing)} files")
+    if missing:
+        typer.echo(f"not to be had (missing.txt says why): {', '.join(missing)}")

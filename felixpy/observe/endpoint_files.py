@@ -70,19 +70,21 @@ class EndpointFiles:
 
     def set(self, key: ResourceKey, endpoint: WorkloadEndpoint | None) -> None:
         """Note that an endpoint is up in the kernel, or (None) that it is not or no longer."""
-        if self._folder is None:
-            return
         name = file_name(endpoint) if endpoint else ""
         old = self._names.pop(key, "")
         if old and old != name:
             self._wanted.pop(old, None)
-            self._dirty.add(old)
+            self._mark(old)
         if name and endpoint:
             self._names[key] = name
             text = content(endpoint)
             if self._wanted.get(name) != text:
                 self._wanted[name] = text
-                self._dirty.add(name)
+                self._mark(name)
+
+    def _mark(self, name: str) -> None:
+        if self._folder is not None:
+            self._dirty.add(name)
 
     def start(self) -> None:
         """The first complete apply is over: what is there and not wanted, or different, is mended from now on."""
@@ -96,7 +98,7 @@ class EndpointFiles:
         wanted, names = self._wanted, self._names
         self._wanted, self._dirty = {}, set(wanted)
         self.flush()
-        self._folder, self._wanted, self._names, self._dirty = folder, wanted, names, set(wanted)
+        self._folder, self._wanted, self._names, self._dirty = (folder, wanted, names, set(wanted) if folder else set())
         self._listed, self._retry_at = False, 0.0
 
     def flush(self) -> None:

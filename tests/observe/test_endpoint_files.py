@@ -76,6 +76,9 @@ def test_off_writes_nothing_and_another_prefix_takes_the_files_along(tmp_path: P
     files.start()
     files.flush()
     assert list(tmp_path.iterdir()) == []
+    files.use(tmp_path / "late")
+    files.flush()
+    assert len(list((tmp_path / "late" / FOLDER).iterdir())) == 1
     files = EndpointFiles(tmp_path / "one")
     files.start()
     files.set(endpoint().key, endpoint())
