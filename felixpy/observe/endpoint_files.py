@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,6 +25,8 @@ from felixpy.model.resources import ResourceKey, WorkloadEndpoint
 
 FOLDER = "endpoint-status"
 RETRY_SECONDS = 10.0
+FILES_PER_FLUSH = 50
+"""So that many endpoints at once never hold an update back for long."""
 _TEMPORARY = ".felixpy-"
 _SEPARATOR = re.compile(r"(?<!-)-(?!-)")
 
@@ -102,7 +105,7 @@ class EndpointFiles:
         self._listed, self._retry_at = False, 0.0
 
     def flush(self) -> None:
-        """Write what has changed; after a failure not before ``RETRY_SECONDS``."""
+        """Write some of what has changed (``next_retry`` says whether more is due); after a failure wait first."""
         is_due = self._started and (self._dirty or not self._listed)
         if self._folder is None or not is_due or self._clock() < self._retry_at:
             return
@@ -113,7 +116,7 @@ class EndpointFiles:
             if not self._dirty:
                 return
             self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            for name in sorted(self._dirty):
+            for name in list(islice(self._dirty, FILES_PER_FLUSH)):
                 self._write(name)
                 self._dirty.discard(name)
         except OSError as error:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from felixpy.model.net import Net
 from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
-from felixpy.observe.endpoint_files import FOLDER, RETRY_SECONDS, EndpointFiles, content, file_name
+from felixpy.observe.endpoint_files import FILES_PER_FLUSH, FOLDER, RETRY_SECONDS, EndpointFiles, content, file_name
 from tests.kernel import Clock
 
 
@@ -106,4 +106,17 @@ def test_a_failure_is_said_once_and_tried_again(tmp_path: Path) -> None:
         files.flush()
     assert [line["log_level"] for line in logs][-2:] == ["warning", "info"]
     assert len(list((tmp_path / FOLDER).iterdir())) == 1
+    assert files.next_retry() == float("inf")
+
+
+def test_many_files_are_written_a_few_at_a_time(tmp_path: Path) -> None:
+    files = EndpointFiles(tmp_path)
+    files.start()
+    for number in range(3 * FILES_PER_FLUSH):
+        one = endpoint(f"p{number}")
+        files.set(one.key, one)
+    for written in range(1, 4):
+        assert files.next_retry() <= 0.0
+        files.flush()
+        assert len(list((tmp_path / FOLDER).iterdir())) == written * FILES_PER_FLUSH
     assert files.next_retry() == float("inf")
