@@ -11,7 +11,7 @@ INPUTS ?= 100000
 SEED ?= 1
 ARGS ?=
 
-.PHONY: help setup demo test soak fuzz lint clean
+.PHONY: help setup demo test soak fuzz bench lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,13 @@ soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600
 
 fuzz: .venv/ready ## the parsers of the stream against random input; make fuzz INPUTS=100000 SEED=1
 	@$(PYTHON) -m tests.model.fuzz_parse $(INPUTS) $(SEED)
+
+.venv/bench-ready: .venv/ready
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+bench: .venv/bench-ready ## measure latency beside other techniques, write docs/performance.md; BENCH=quick make bench
+	@$(AS_ROOT) $(PYTHON) -m bench $(if $(filter quick,$(BENCH)),--quick) $(ARGS)
 
 lint: .venv/ready ## formatting, lint, types and import directions
 	@.venv/bin/ruff check .

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from felixpy import __version__
+from felixpy import __version__, collector
 from felixpy import status as node_status
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
@@ -274,6 +274,7 @@ class Agent:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._resync_now.set()
             self._wake.set()
+            collector.tidy()
 
     def _resync_interval(self) -> float | None:
         """The shortest refresh interval that is not off, in seconds."""
@@ -302,6 +303,8 @@ class Agent:
             OSError, FilterError: the updates are taken, but settings, host or back-end are as before and stay due.
         """
         updates = [self._pending.pop(key) for key in list(islice(self._pending, limit))]
+        if not self._pending:
+            self._pending = {}  # an emptied dictionary keeps its size, and to walk over it costs that
         if updates:
             self.metrics.batch_size.observe(len(updates))
         dirty: set[ResourceKey] = set()
@@ -366,6 +369,7 @@ class Agent:
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
                 self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
+                collector.tidy()
         self.outcome.measures = True
         self.files.start()
         if self._leftovers_due and not self.failures and time.monotonic() >= self._leftovers_at:

@@ -64,6 +64,7 @@ def run(config: SettingsFile = None) -> None:
 
 
 async def _run(local: Local) -> int:
+    from felixpy import collector
     from felixpy.agent import Agent
     from felixpy.config.table import shown
     from felixpy.observe.control import serve_control_forever
@@ -75,6 +76,7 @@ async def _run(local: Local) -> int:
     from felixpy.sources.mqtt import MqttSource
     from felixpy.status import details, health
 
+    collector.take_over()
     settings = local.settings
     mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
     source = mqtt or DirectorySource(settings.resource_directory)

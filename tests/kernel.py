@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from collections.abc import Iterable
@@ -81,7 +82,7 @@ def read_links(links: Links) -> LinkEvents:
         messages = socket.dump_all(rtnetlink.link_dump_request())
     finally:
         socket.close()
-    return links.replace(rtnetlink.decode_link(message) for message in messages)
+    return asyncio.run(links.adopt(map(rtnetlink.decode_link, messages)))
 
 
 def reread_links(links: Links, table: KeyedTable[Any, Any, Any]) -> None:

@@ -163,7 +163,7 @@ class Dataplane:
         """
         with self.links.reading() as newer:
             messages = await self.socket.dump_sliced(rtnetlink.link_dump_request())
-            self.link_events(self.links.replace(map(rtnetlink.decode_link, messages), newer))
+            self.link_events(await self.links.adopt(map(rtnetlink.decode_link, messages), newer))
         await self._read_table(self.routes.table, self.routes.read)
         await self._read_table(self.neighbours.table, self.neighbours.read)
         await self._read_table(self.interface_settings.table, self.interface_settings.read)

@@ -13,7 +13,6 @@ node: the kernel drops advertised default routes whenever any ``forwarding`` bec
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -21,10 +20,11 @@ from collections.abc import Callable, Mapping
 from felixpy.calc.entries import SettingKey
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.dataplane.links import Links
-from felixpy.dataplane.table import KEYS_PER_SLICE, KeyedTable, Waiting
+from felixpy.dataplane.table import KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.transport import Message, NetlinkSocket
+from felixpy.slices import in_slices
 
 PROC_SYS_NET = "/proc/sys/net"
 
@@ -61,12 +61,10 @@ class InterfaceSettingTable:
         Read in slices, from the last link dump where it has them.
         """
         found = {}
-        for number, key in enumerate(list(self.table.desired), start=1):
+        async for key in in_slices(list(self.table.desired)):
             value = self._read_one(key)
             if value is not None:
                 found[key] = value
-            if number % KEYS_PER_SLICE == 0:
-                await asyncio.sleep(0)
         return found
 
     def notify(self, message: Message) -> None:

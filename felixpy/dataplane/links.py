@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from felixpy.netlink.rtnetlink import RTM_DELLINK, RTM_NEWLINK, Link, decode_link, is_af_specific
 from felixpy.netlink.transport import Message
+from felixpy.slices import in_slices
 
 
 @dataclass(slots=True)
@@ -49,14 +50,14 @@ class Links:
         finally:
             self._readers = [one for one in self._readers if one is not newer]
 
-    def replace(self, links: Iterable[Link], newer: Container[int] = frozenset()) -> LinkEvents:
-        """Take a dump; the difference to what was known counts as events."""
+    async def adopt(self, links: Iterable[Link], newer: Container[int] = frozenset()) -> LinkEvents:
+        """Take a dump, in slices; the difference to what was known counts as events."""
         events = LinkEvents()
-        found = {link.ifindex: link for link in links}
+        found = {link.ifindex: link async for link in in_slices(links)}
         for index in self.by_index.keys() - found.keys():
             if index not in newer:
                 self._remove(index, events)
-        for link in found.values():
+        async for link in in_slices(found.values()):
             if link.ifindex not in newer:
                 self._add(link, events)
         return events

@@ -15,6 +15,7 @@ from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelNeighbour
 from felixpy.netlink.transport import Message, NetlinkSocket, Request
+from felixpy.slices import in_slices
 
 
 class NeighbourTable:
@@ -36,7 +37,7 @@ class NeighbourTable:
         """
         found = {}
         for family in Family:
-            for message in await socket.dump_sliced(rtnetlink.neighbour_dump_request(family)):
+            async for message in in_slices(await socket.dump_sliced(rtnetlink.neighbour_dump_request(family))):
                 neighbour = rtnetlink.decode_neighbour(message)
                 if neighbour is None or neighbour.protocol != self.settings.device_route_protocol:
                     continue

@@ -19,6 +19,7 @@ from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
 from felixpy.netlink.transport import Message, NetlinkError, NetlinkSocket, Request
+from felixpy.slices import in_slices
 
 GRACE_SECONDS = 10.0
 """Felix's grace period for routes on new workload interfaces (reference/felix.md §3.6)."""
@@ -62,7 +63,7 @@ class RouteTable:
         """
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
-            for message in await self._dump(socket, family, interface):
+            async for message in in_slices(await self._dump(socket, family, interface)):
                 decoded = self.decode(message)
                 if decoded is not None:
                     found[decoded[0]] = decoded[1]

@@ -6,12 +6,13 @@ retries differ only in how keys become dirty. Never does I/O.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
+
+from felixpy.slices import in_slices
 
 K = TypeVar("K")
 D = TypeVar("D")
@@ -45,7 +46,6 @@ class Missing:
 MISSING: Final = Missing()
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.1, 30.0
-KEYS_PER_SLICE = 500
 CONTEST_WINDOW_SECONDS = 60.0
 CONTEST_TOLERATED = 10
 MAX_CONTESTS = 10_000
@@ -142,12 +142,12 @@ class KeyedTable(Generic[K, D, C]):
 
     async def adopt(self, found: Mapping[K, C], newer: set[K], now: float) -> None:
         """Take a fresh dump, in slices. Keys whose kernel value is not what was believed are looked at again."""
-        gone = [key for key in self.committed if key not in found]
-        for number, key in enumerate([*found, *gone], start=1):
+        async for key, value in in_slices(found.items()):
             if key not in newer:
-                self._believe(key, found.get(key, MISSING), now)
-            if number % KEYS_PER_SLICE == 0:
-                await asyncio.sleep(0)
+                self._believe(key, value, now)
+        async for key in in_slices(list(self.committed)):
+            if key not in found and key not in newer:
+                self._believe(key, MISSING, now)
         self._adopted = True
 
     def adopt_interface(self, interface: str, found: Mapping[K, C], newer: set[K], now: float) -> None:
@@ -256,8 +256,8 @@ class KeyedTable(Generic[K, D, C]):
             else:
                 delta.put[key] = value
         for key in settled:
-            self.dirty.discard(key)
-            self.refused.pop(key, None)
+            self._settle(key)
+        self._shrink()
         return delta
 
     def record(
@@ -277,6 +277,7 @@ class KeyedTable(Generic[K, D, C]):
                     self.committed.pop(key, None)
                 self._touch(key)
                 self._settle(key)
+        self._shrink()
 
     def state_of(self, key: K) -> str:
         """Empty if the kernel holds what is wanted, else why not."""
@@ -286,7 +287,7 @@ class KeyedTable(Generic[K, D, C]):
 
     def next_retry(self) -> float | None:
         """When the first refused key is due again, on the caller's clock."""
-        return min((refused.retry_at for refused in self.refused.values()), default=None)
+        return min((refused.retry_at for refused in self.refused.values()), default=None) if self.refused else None
 
     def _quarantine(self, key: K, reason: str, now: float) -> None:
         tries = self.refused[key].tries + 1 if key in self.refused else 1
@@ -297,6 +298,13 @@ class KeyedTable(Generic[K, D, C]):
     def _settle(self, key: K) -> None:
         self.refused.pop(key, None)
         self.dirty.discard(key)
+
+    def _shrink(self) -> None:
+        """Emptied sets and dictionaries keep the size of their best days, and to walk over them costs that."""
+        if not self.dirty:
+            self.dirty = set()
+        if not self.refused:
+            self.refused = {}
 
     def _unindex(self, key: K) -> None:
         if key not in self.desired:

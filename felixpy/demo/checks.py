@@ -16,8 +16,9 @@ from felixpy.demo.topology import EXT, INTERNET, NODE1, P1A, P1B, P2A, UNALLOCAT
 from felixpy.model.net import Family
 
 ANSWER, NO_ANSWER = "an answer", "no answer"
-ANSWER_S, SILENCE_S = 1.0, 0.4
-"""How long an answer may take, and how long none must come."""
+ANSWER_S, SILENCE_S = 3.0, 0.4
+"""How long an answer may take (a workload that asked in vain for its gateway asks again only every second), and how
+long none must come."""
 
 FOREIGN = {Family.V4: "203.0.113.9", Family.V6: "2001:db8:bad::9"}
 """Source addresses that nobody in the lab has."""

@@ -19,9 +19,8 @@ from felixpy.check.facts import read_facts
 from felixpy.check.judge import judge, wanted_families
 from felixpy.config import Settings
 from felixpy.config.table import shown
-from felixpy.dataplane.iptables.legacy import legacy_in_use
-from felixpy.dataplane.iptables.nft_variant import IPTABLES_TABLES, table_names
 from felixpy.dataplane.iptables.tools import find_tool, tool_name
+from felixpy.explain.facts import variants_in_use
 from felixpy.model.net import FAMILIES
 from felixpy.observe.control import ControlError, ask
 from felixpy.sources import Source
@@ -162,7 +161,7 @@ def _iptables() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for family in FAMILIES:
         try:
-            in_use = {"legacy": legacy_in_use(family), "nft": bool(IPTABLES_TABLES & table_names(family))}
+            in_use = variants_in_use(family)
         except OSError:
             continue
         for variant, used in in_use.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from felixpy.dataplane.iptables.legacy import legacy_in_use
-from felixpy.dataplane.iptables.nft_variant import IPTABLES_TABLES, table_names
+from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, table_names
 from felixpy.dataplane.iptables.tools import Tools, find_tool, tool_name
 from felixpy.explain import nft, xtables
 from felixpy.explain.packet import Packet, Ruleset
@@ -198,14 +198,23 @@ def _read_sets(family: Family, missing: list[str]) -> Sets:
     return sets
 
 
+def variants_in_use(family: Family) -> dict[str, bool]:
+    """Which iptables variants hold tables; to ask the tools of another one would bring its tables into being.
+
+    Raises:
+        OSError: the kernel's nftables cannot be asked.
+    """
+    with contextlib.closing(NetlinkSocket(NETLINK_NETFILTER)) as socket:
+        tables = table_names(socket, family)
+    return {"legacy": legacy_in_use(family), "nft": not IPTABLES_TABLES.isdisjoint(tables)}
+
+
 async def _read_rules(family: Family, sets: Sets, local: frozenset[bytes], missing: list[str]) -> list[Ruleset]:
     tools = Tools()
     rulesets: list[Ruleset] = []
     is_local = local.__contains__
     by_iptables: set[str] = set()
-    tables = table_names(family)
-    variants = [("legacy", legacy_in_use(family)), ("nft", bool(IPTABLES_TABLES & tables))]
-    for variant, in_use in variants:
+    for variant, in_use in variants_in_use(family).items():
         name = tool_name(family, variant, "save")
         if not in_use:
             continue

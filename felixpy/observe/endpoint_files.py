@@ -14,7 +14,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -116,9 +115,13 @@ class EndpointFiles:
             if not self._dirty:
                 return
             self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            for name in list(islice(self._dirty, FILES_PER_FLUSH)):
-                self._write(name)
-                self._dirty.discard(name)
+            for _ in range(min(FILES_PER_FLUSH, len(self._dirty))):
+                name = self._dirty.pop()  # walking over a set that was large costs its former size
+                try:
+                    self._write(name)
+                except OSError:
+                    self._dirty.add(name)
+                    raise
         except OSError as error:
             self._fail(error)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -42,6 +43,16 @@ def test_a_change_a_return_and_a_removal(plain: Plain) -> None:
     plain.table.drop("never")
     assert write(plain) == Delta(remove={"a1": 20})
     assert plain.table.dirty == set()
+
+
+def test_a_busy_past_costs_nothing_later(plain: Plain) -> None:
+    """An emptied set keeps its size, and to look for one dirty key in it would cost as much as at the start."""
+    for number in range(5000):
+        plain.table.want(f"a{number}", number)
+    busy = sys.getsizeof(plain.table.dirty)
+    write(plain)
+    plain.table.want("a1", 2)
+    assert sys.getsizeof(plain.table.dirty) < busy / 100
 
 
 def test_only_dirty_keys_are_looked_at(plain: Plain) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import struct
@@ -175,8 +176,12 @@ def test_a_refused_dump_raises_the_kernels_words(netlink: RecordingSocket) -> No
     assert netlink.dump_all(request) == []  # the socket is still good
 
 
+def _packed(m: Message) -> bytes:
+    return _HEADER.pack(16 + len(m.payload), m.type, m.flags, m.sequence, 0) + m.payload
+
+
 class Kernel:
-    """What the kernel rarely says, said by hand: every socket that is opened finds the next answer waiting."""
+    """What the kernel rarely says, said by hand: a socket that is opened finds the answers to its requests waiting."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answers: list[list[list[Message]]] = []
@@ -184,23 +189,24 @@ class Kernel:
         monkeypatch.setattr(transport, "open_socket", self._open)
 
     def answer(self, *datagrams: list[Message]) -> None:
-        """What the next socket will receive."""
+        """What the next request will receive."""
         self.answers.append(list(datagrams))
 
     def heard(self) -> list[Message]:
         """All requests so far."""
         found: list[Message] = []
         for end in self.ends:
-            while data := end.recv(1 << 16):
-                found += parse_messages(data)
+            with contextlib.suppress(BlockingIOError):
+                while data := end.recv(1 << 16, socket.MSG_DONTWAIT):
+                    found += parse_messages(data)
         return found
 
     def _open(self, protocol: int) -> socket.socket:
         ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(5)
-        for datagram in self.answers.pop(0):
-            parts = [_HEADER.pack(16 + len(m.payload), m.type, m.flags, m.sequence, 0) + m.payload for m in datagram]
-            end.send(b"".join(parts))
+        for number, datagrams in enumerate(self.answers, start=1):
+            for datagram in datagrams:
+                end.send(b"".join(_packed(m._replace(sequence=number) if m.sequence == 1 else m) for m in datagram))
         self.ends.append(end)
         return ours
 
@@ -247,6 +253,21 @@ def test_a_table_that_never_keeps_still_is_said_so(kernel: Kernel, dump: Dump) -
         dump(NetlinkSocket(NETLINK_ROUTE), ANY)
     assert caught.value.errno == errno.EINTR
     assert len(kernel.heard()) == MAX_DUMP_ATTEMPTS
+
+
+def test_a_dump_that_is_given_up_leaves_nothing_for_the_next_one(netlink: RecordingSocket) -> None:
+    """One socket serves one dump after the other; one whose rest is still to come is closed."""
+    netlink.transact([blackhole(f"10.{n >> 8}.{n & 255}.0/24") for n in range(2000)])
+    request = rt.route_dump_request(Family.V4, MAIN)
+    netlink.dump_all(request)
+    (reader,) = netlink._readers
+    first = netlink.dump(request)
+    next(first)
+    assert len(netlink.dump_all(request)) == 2000, "another one beside it"
+    first.close()
+    assert reader._socket is None
+    assert len(netlink.dump_all(request)) == 2000
+    assert len(netlink._readers) == 1
 
 
 def test_messages_of_other_dumps_are_left_out(kernel: Kernel) -> None:

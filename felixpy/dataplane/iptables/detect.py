@@ -6,6 +6,7 @@ even by loading a module or bringing a table into being. Must never choose silen
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ from felixpy.config import IptablesBackend, NFTablesMode, Settings
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.legacy import legacy_in_use
-from felixpy.dataplane.iptables.nft_variant import IPTABLES_TABLES, table_names
+from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, table_names
 from felixpy.dataplane.iptables.tools import Tools, find_tool, tool_name
 from felixpy.model.net import FAMILIES, Family
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
 
 HINT_CHAINS = frozenset({"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"})
 """Chains that the kubelet puts into the mangle table of the variant that the node uses (KEP-3178)."""
@@ -116,7 +118,10 @@ async def gather(tools: Tools | None = None) -> Facts:
         FilterError: an iptables tool did not end.
     """
     tools = tools or Tools()
-    nft_tables = frozenset((prefix, name) for prefix, family in NFT_FAMILIES for name in table_names(family))
+    with contextlib.closing(NetlinkSocket(NETLINK_NETFILTER)) as netlink:
+        nft_tables = frozenset(
+            (prefix, name) for prefix, family in NFT_FAMILIES for name in table_names(netlink, family)
+        )
     nft_families = [
         family for prefix, family in NFT_FAMILIES if any((prefix, name) in nft_tables for name in IPTABLES_TABLES)
     ]

@@ -1,4 +1,4 @@
-"""The nft variant of iptables: rules written by ``iptables-nft-restore``.
+"""The nft variant of iptables: rules written by ``iptables-nft-restore``; what the kernel told of is read by netlink.
 
 Invariant: one restore per write, with every table in one document; only when it fails, one per table, so that a table
 that is refused does not hold up the others. Must never use the ``xtables`` lock: nf_tables transactions need none.
@@ -7,26 +7,32 @@ that is refused does not hold up the others. Must never use the ``xtables`` lock
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from errno import EINVAL, EOPNOTSUPP
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.rules import Table
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
+from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, RuleTexts, look, table_names
 from felixpy.dataplane.iptables.plan import TablePlan, restore_text
+from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.dataplane.iptables.tools import tool_name
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkError, NetlinkSocket
-
-IPTABLES_TABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
+from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket
 
 
 class NftVariantFilter(IptablesFilter):
     """Rules through ``iptables-nft-restore`` and ``ip6tables-nft-restore``."""
 
     variant: ClassVar[str] = "nft"
+
+    def __init__(self, family: Family, **options: Any) -> None:
+        super().__init__(family, **options)
+        self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+        self._texts = RuleTexts()
+        self._learned = False
+        self._told = False
 
     def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
         """Chains, rules and built-in chains that carry our jumps; what other programs do to theirs is of no interest.
@@ -36,9 +42,11 @@ class NftVariantFilter(IptablesFilter):
         command = message.type & 0xFF
         if message.type >> 8 != nft.NFNL_SUBSYS_NFTABLES or message.payload[0] != nft.NFPROTO[self.family]:
             return ()
-        if command in (nft.NEWRULE, nft.DELRULE, nft.NEWCHAIN, nft.DELCHAIN) and self._ours(message, command):
+        changed = command in (nft.NEWRULE, nft.DELRULE, nft.NEWCHAIN, nft.DELCHAIN) and self._ours(message, command)
+        if changed or (command == nft.DELTABLE and nft.table_of(message, command) in IPTABLES_TABLES):
+            self._told = True
             return None
-        return None if command == nft.DELTABLE and nft.table_of(message, command) in IPTABLES_TABLES else ()
+        return ()
 
     @staticmethod
     def _ours(message: Message, command: int) -> bool:
@@ -47,8 +55,26 @@ class NftVariantFilter(IptablesFilter):
         chain = nft.chain_of(message, command)
         return chain.startswith(CHAIN_PREFIX) or chain.isupper()
 
+    def close(self) -> None:
+        super().close()
+        self._netlink.close()
+
+    async def _save(self) -> dict[str, SavedTable]:
+        """By the tool, and by netlink alone after a notification of what somebody else did to rules that are known."""
+        told, self._told = self._told, False
+        if not self._in_use():
+            return {}
+        seen = await look(self._netlink, self.family)
+        if told and self._learned and (saved := self._texts.saved(seen)) is not None:
+            return saved
+        saved = await super()._save()
+        if seen == await look(self._netlink, self.family):
+            self._texts.learn(seen, saved)
+            self._learned = True
+        return saved
+
     def _in_use(self) -> bool:
-        return not IPTABLES_TABLES.isdisjoint(table_names(self.family))
+        return not IPTABLES_TABLES.isdisjoint(table_names(self._netlink, self.family))
 
     async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
         if not plans or not await self._restore(plans):
@@ -61,26 +87,9 @@ class NftVariantFilter(IptablesFilter):
         return errors
 
     async def _restore(self, plans: Sequence[TablePlan]) -> str:
+        self._learned = False
         name = tool_name(self.family, self.variant, "restore")
         finished = await self.tools.run(name, "--noflush", stdin=restore_text(plans))
         if not finished.code:
             return ""
         return finished.error or f"{name} ended with code {finished.code}"
-
-
-def table_names(family: Family) -> set[str]:
-    """Names of all nftables tables of a family; the nft variant's own are those of ``IPTABLES_TABLES``.
-
-    Raises:
-        OSError: the kernel cannot be asked.
-    """
-    netlink = NetlinkSocket(NETLINK_NETFILTER)
-    try:
-        messages = netlink.dump_all(nft.dump(nft.GETTABLE, family))
-    except NetlinkError as error:
-        if error.errno not in (EINVAL, EOPNOTSUPP):  # nfnetlink's answers for a kernel without nf_tables
-            raise
-        return set()
-    finally:
-        netlink.close()
-    return {nft.message_attributes(message)[1].rstrip(b"\0").decode(errors="replace") for message in messages}

@@ -17,6 +17,7 @@ from felixpy.model.net import Family, Net
 from felixpy.netlink import ipset
 from felixpy.netlink.ipset import Member, SetHeader
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Request
+from felixpy.slices import in_slices
 
 MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends
 _IN_USE = (4100, 4109)  # IPSET_ERR_BUSY, IPSET_ERR_REFERENCED
@@ -76,7 +77,8 @@ class IpSets:
         for name in SetName:
             header = headers.get(set_name(self._family, name))
             if header and (header.type, header.family) == (ipset_type(name), self._family):
-                members = [ElementKey(name, *member) for member in await self._members(header.name)]
+                found = await self._members(header.name)
+                members = [ElementKey(name, *member) async for member in in_slices(found)]
                 elements.update(self._join_halves(name, members))
         return elements
 
@@ -147,16 +149,10 @@ class IpSets:
 
     async def _members(self, name: str) -> list[Member]:
         members: list[Member] = []
-        complete = False
-        try:
-            for batch in self.socket.dump(ipset.list_members(name)):
-                for message in batch:
-                    members += ipset.decode_members(message)
-                await asyncio.sleep(0)
-            complete = True
-        finally:
-            if not complete:
-                self.socket.close()  # the rest of the dump must not be taken for the answer to a later request
+        for batch in self.socket.dump(ipset.list_members(name)):
+            async for message in in_slices(batch):
+                members += ipset.decode_members(message)
+            await asyncio.sleep(0)
         return members
 
     def _join_halves(self, name: SetName, members: list[ElementKey]) -> list[ElementKey]:

@@ -6,7 +6,6 @@ the back-end, because closing one after a delete waits for a kernel grace period
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
@@ -29,6 +28,7 @@ from felixpy.netlink.transport import (
     Request,
     attribute,
 )
+from felixpy.slices import in_slices
 
 TABLE = "felixpy"
 ELEMENTS_PER_MESSAGE = 400  # an attribute holds 64 KiB; an IPv6 interval takes up to 120 bytes
@@ -169,12 +169,16 @@ class NftablesFilter:
         return seen
 
     async def _look_into(self, name: SetName, seen: _Seen) -> None:
-        found: list[nft.KernelElement] = []
-        for message in await self.socket.dump_sliced(nft.get_elements(self.family, TABLE, name)):
-            found += nft.decode_elements(message)
-            await asyncio.sleep(0)
+        members: set[ElementKey] = set()
+        ends: list[nft.KernelElement] = []
         try:
-            seen.elements |= elements.decode(name, self.family, found)
+            async for message in in_slices(await self.socket.dump_sliced(nft.get_elements(self.family, TABLE, name))):
+                found = nft.decode_elements(message)
+                if SET_TYPES[name] is SetType.NET:
+                    ends += found  # the ends of an interval may come in two messages
+                else:
+                    members |= elements.decode(name, self.family, found)
+            seen.elements |= members | elements.decode(name, self.family, ends)
         except elements.NotOursError:
             seen.tainted.add(name)
 

@@ -1,0 +1,176 @@
+"""The performance budget, row by row: what was measured, what is allowed, and the verdict. Pure.
+
+The budget was set for one class of machine (two cores); a verdict on another machine, or of a noisy run, says less.
+Invariant: every row is listed, measured or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench.comparators import FOR_BACKEND
+from bench.results import BACKENDS, Cell, Results
+
+MET, MISSED, UNMEASURED = "met", "**missed**", "not measured"
+SOONER = 50.0
+"""So many times sooner than starting a program per change."""
+RESYNC_SIZE = 5_000
+"""Workloads of both families that make 10,000 routes and 20,000 elements."""
+
+
+class Row(NamedTuple):
+    """One line of the table: texts for people."""
+
+    what: str
+    where: str
+    budget: str
+    measured: str
+    verdict: str
+
+
+def rows(results: Results) -> list[Row]:
+    """Every row of the budget, for each back-end to which it applies."""
+    found: list[Row] = []
+    for backend in BACKENDS:
+        found += _latency(results, backend)
+    for backend in BACKENDS:
+        found += [
+            _row(results, Cell(backend, "dual", 10_000), "agent's own share of one update", "add one",
+                 "agent's own share", 0.25, "ms", fallback=True),
+            _row(results, Cell(backend, "dual", 10_000), "burst of 100: last one after its publish", "burst of 100",
+                 "last visible after the last publish", 25, "ms", fallback=True),
+        ]  # fmt: skip
+    for backend in BACKENDS:
+        cell = Cell(backend, "dual", 5_000)
+        empty, correct = "cold start, empty kernel", "cold start, correct kernel"
+        found += [
+            _row(results, cell, "cold start to in sync, empty kernel", empty, "in sync", 2000, "ms"),
+            _row(results, cell, "cold start to in sync, correct kernel", correct, "in sync", 1500, "ms"),
+            _row(results, cell, "writes of a cold start, correct kernel", correct, "messages", 0, ""),
+        ]
+    found += _drift(results)
+    for backend in BACKENDS:
+        cell = Cell(backend, "dual", RESYNC_SIZE)
+        found += [
+            _row(results, cell, "resync of 10,000 routes + 20,000 elements", "resync", "duration", 250, "ms"),
+            _row(results, cell, "longest that a resync holds the loop", "resync", "longest hold", 5, "ms", _maximum),
+            _held_back(results, cell),
+        ]
+    cell = Cell("nftables", "dual", 10_000)
+    found += [
+        _row(results, cell, "resident memory", "idle", "resident memory", 150, "MiB"),
+        _row(results, cell, "idle processor share", "idle", "cpu share", 0.1, "%"),
+    ]
+    found += [_sooner(results, backend) for backend in BACKENDS]
+    return found
+
+
+def _median(results: Results, cell: Cell, scenario: str, metric: str) -> float | None:
+    found = results.get(cell, scenario, metric)
+    return found.median if found else None
+
+
+def _p99(results: Results, cell: Cell, scenario: str, metric: str) -> float | None:
+    found = results.get(cell, scenario, metric)
+    return found.p99 if found else None
+
+
+def _maximum(results: Results, cell: Cell, scenario: str, metric: str) -> float | None:
+    found = results.get(cell, scenario, metric)
+    return found.maximum if found else None
+
+
+Statistic = Callable[[Results, Cell, str, str], float | None]
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return (
+        f"{value:.1f}".removesuffix(".0") if value >= 10 else f"{value:.2f}".rstrip("0").rstrip(".") if value else "0"
+    )
+
+
+def _row(
+    results: Results,
+    cell: Cell,
+    what: str,
+    scenario: str,
+    metric: str,
+    limit: float,
+    unit: str,
+    statistic: Statistic = _median,
+    *,
+    fallback: bool = False,
+) -> Row:
+    """One row; ``fallback`` takes the largest size that was measured if the cell itself was not."""
+    value = statistic(results, cell, scenario, metric)
+    if value is None and fallback:
+        sizes = [c.size for c in results.cells if c[:2] == cell[:2] and results.get(c, scenario, metric)]
+        if sizes:
+            cell = cell._replace(size=max(sizes))
+            value = statistic(results, cell, scenario, metric)
+    return _judged(results, cell, what, scenario, metric, limit, unit, value)
+
+
+def _judged(
+    results: Results, cell: Cell, what: str, scenario: str, metric: str, limit: float, unit: str, value: float | None
+) -> Row:
+    allowed = f"≤ {number(limit)} {unit}".strip()
+    if value is None:
+        return Row(what, str(cell), allowed, "–", UNMEASURED)
+    found = results.get(cell, scenario, metric)
+    verdict = (MET if value <= limit else MISSED) + (", noisy" if found and found.noisy else "")
+    return Row(what, str(cell), allowed, f"{number(value)} {unit}".strip(), verdict)
+
+
+def _latency(results: Results, backend: str) -> list[Row]:
+    found = []
+    sizes = sorted({cell.size for cell in results.cells if cell.backend == backend and cell.mode == "dual"})
+    for size in sorted({10, 10_000, *sizes}):
+        cell = Cell(backend, "dual", size)
+        what = "publish → programmed, one workload"
+        found += [
+            _row(results, cell, f"{what}, p50", "add one", "visible", 1, "ms"),
+            _row(results, cell, f"{what}, p99", "add one", "visible", 3, "ms", _p99),
+        ]
+    few = results.get(Cell(backend, "dual", 10), "add one", "visible")
+    many = results.get(Cell(backend, "dual", 10_000), "add one", "visible")
+    ratio = many.median / few.median if few and many else None
+    verdict = UNMEASURED if ratio is None else MET if ratio <= 1.3 else MISSED
+    text = "–" if ratio is None else f"{ratio:.2f} ×"
+    return [*found, Row("p50 at 10,000 against p50 at 10", f"{backend} dual", "≤ 1.3 ×", text, verdict)]
+
+
+def _drift(results: Results) -> list[Row]:
+    found = []
+    for backend in BACKENDS:
+        for what in ("route", "rule", "element") if backend == "nftables" else ("route",):
+            cell = Cell(backend, "dual", 10_000)
+            found.append(
+                _row(
+                    results, cell, f"drift: deleted {what} is back", "drift", f"{what} is back", 10, "ms", fallback=True
+                )
+            )
+    return found
+
+
+def _held_back(results: Results, cell: Cell) -> Row:
+    """By how much the latest update during a resync came later than one without."""
+    during, alone = results.get(cell, "update during a resync", "visible"), results.get(cell, "add one", "visible")
+    value = max(0.0, during.maximum - alone.median) if during and alone else None
+    what = "longest that a resync held an update back"
+    return _judged(results, cell, what, "update during a resync", "visible", 5, "ms", value)
+
+
+def _sooner(results: Results, backend: str) -> Row:
+    rival = FOR_BACKEND[backend][0]
+    cell = Cell(backend, "dual", 5_000)
+    ours, theirs = results.get(cell, "add one", "visible"), results.get(cell, "add one", "visible", rival)
+    what = f"one workload visible sooner than by {rival}"
+    if not ours or not theirs:
+        return Row(what, str(cell), f"≥ {SOONER:.0f} ×", "–", UNMEASURED)
+    ratio = theirs.median / ours.median
+    return Row(what, str(cell), f"≥ {SOONER:.0f} ×", f"{ratio:.1f} ×", MET if ratio >= SOONER else MISSED)

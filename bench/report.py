@@ -1,0 +1,243 @@
+"""The report: Markdown written from the samples of one run, the budget first. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bench import budget
+from bench.budget import number
+from bench.marks import STAGES
+from bench.results import EXTERNAL, FELIXPY, Results
+from bench.statistics import Summary
+
+HEAD = ("min", "median", "p90", "p99", "max", "n")
+
+METHOD = """\
+Each change is one retained MQTT message. Its time begins when the publisher's client gets it and ends when a second
+observer, a process with notification sockets of its own in the node's namespace, has seen everything that the change
+must bring: routes, permanent neighbours and set elements of both families. IP set members have no notification; the
+observer asks the kernel for them after each notification and every millisecond. The stages between come from clocks
+wrapped around the agent's functions from outside. All clocks are CLOCK_MONOTONIC of one machine; publisher,
+Mosquitto, agent and observer share its processors.
+
+Workloads are real interfaces in the node's namespace. Comparators run on a second node of the same network in turn
+with the agent's changes. They get their change by a pipe, not by a broker, and calculate nothing, so the ratios
+favour them. Their routes and neighbours go by one `ip -batch`, their rules by one restore per family or one `nft` for
+both; their crowd has chains and routes, but its routes share one interface.
+
+Changes of one workload are 60 ms apart, so that each meets an idle agent and kernel; what an addition meets shortly
+after a deletion shows in the churn.
+
+The first packet is the first answer to a workload that tries TCP and UDP once a millisecond; its gateway is a
+permanent neighbour, so that no retry of ARP is in the figure. Forwarding rates are those of a Python client and
+server, which is why only their ratio to the same path without rules and without connection tracking says anything.\
+"""
+
+
+def write(results: Results, path: Path, plots: Sequence[str], command: str) -> None:
+    """Write the report; ``plots`` are names in the folder beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(results, plots, command))
+
+
+def render(results: Results, plots: Sequence[str], command: str) -> str:
+    """The whole page."""
+    parts = [
+        "# Performance",
+        "How long the network takes to follow an update, measured by `bench/`. This page is written by the benchmark; "
+        f"to measure again:\n\n```\n{command}\n```",
+        _machine(results),
+        _remarks(results),
+        "## The budget",
+        _budget(results),
+        "## One workload",
+        *(f"![{name.replace('-', ' ')}](performance/{name}.svg)" for name in plots),
+        _changes(results),
+        "### Against other techniques",
+        "One workload added or deleted, median; `ratio` is how many times longer than felixpy it takes. `libnftables` "
+        "writes no routes and `pyroute2` no rules.",
+        _comparators(results),
+        "### Stages",
+        "One workload added: median since the publish, ms. `on the wire`: the publisher has written it to its socket. "
+        "The agent's own share is received → acknowledged without the time inside netlink calls.",
+        _stages(results),
+        "## Many workloads",
+        _table(results, _MANY),
+        "Stages of an addition during churn:",
+        _stages(results, "churn 50/s"),
+        "## Start, resync, drift",
+        _table(results, _WHOLE),
+        "## Packets",
+        _table(results, _PACKETS),
+        "Forwarding between two workloads, per second, against no rules:",
+        _forwarding(results),
+        "## Costs",
+        _costs(results),
+        "## How it is measured",
+        METHOD,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _machine(results: Results) -> str:
+    m = results.machine
+    versions = ", ".join(f"{name} {version}" for name, version in m.get("versions", {}).items())
+    load = " ".join(map(str, m.get("load_before", [])))
+    return (
+        f"{m.get('processors')} × {m.get('processor')}, {m.get('memory_mib'):,} MiB, Linux {m.get('kernel')} "
+        f"({m.get('architecture')}), Python {m.get('python')}; {versions}. Load average before the run: {load}. "
+        f"The run took {m.get('seconds', 0):.0f} s. Times are milliseconds unless another unit stands there."
+    )
+
+
+def _remarks(results: Results) -> str:
+    if not results.remarks:
+        return ""
+    return "Of this run:\n\n" + "\n".join(f"- {remark}" for remark in results.remarks)
+
+
+def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; empty without rows."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    if not lines:
+        return "Not measured in this run."
+    titles = list(head)
+    return "\n".join(["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles), *lines])
+
+
+def _budget(results: Results) -> str:
+    return _markdown(("what", "where", "budget", "measured", "verdict"), budget.rows(results))
+
+
+def _figures(found: Summary) -> list[str]:
+    return [number(value) for value in found[:5]] + [f"{found.samples}{' noisy' if found.noisy else ''}"]
+
+
+_CHANGES = (
+    ("add one", "visible"),
+    ("delete one", "visible"),
+    ("change address", "visible"),
+    ("natOutgoing toggled", "visible"),
+    ("remote block moved", "visible"),
+)
+_MANY = (
+    ("burst of 100", "last visible after the last publish"),
+    ("burst of 100", "last visible after the first publish"),
+    ("burst of 100 deleted", "last visible after the last publish"),
+    ("churn 50/s", "visible"),
+    ("churn 50/s", "gone"),
+)
+_EXTERNAL = (
+    ("snapshot", "last workload visible"),
+    *((scenario, metric) for scenario, _ in _CHANGES[:3] for metric in ("visible", "settled")),
+    ("burst of 100", "last visible after the last publish"),
+    ("burst of 100 deleted", "last visible after the last publish"),
+)
+_WHOLE = (
+    ("cold start, empty kernel", "first message received"),
+    ("cold start, empty kernel", "last workload visible"),
+    ("cold start, empty kernel", "in sync"),
+    ("cold start, correct kernel", "in sync"),
+    ("resync", "duration"),
+    ("resync", "longest hold"),
+    ("update during a resync", "visible"),
+    ("drift", "route is back"),
+    ("drift", "element is back"),
+    ("drift", "rule is back"),
+)
+_PACKETS = tuple(
+    ("first packet", metric) for metric in ("routes visible", "tcp IPv4", "udp IPv4", "tcp IPv6", "udp IPv6")
+)
+
+
+def _table(results: Results, wanted: Sequence[tuple[str, str]], subject: str = FELIXPY) -> str:
+    rows = []
+    for scenario, metric in wanted:
+        for cell in results.cells:
+            if found := results.get(cell, scenario, metric, subject):
+                rows.append([f"{scenario}: {metric}", str(cell), *_figures(found)])
+    return _markdown(("what", "where", *HEAD), rows)
+
+
+def _changes(results: Results) -> str:
+    text = _table(results, _CHANGES)
+    if EXTERNAL in results.subjects:
+        text += (
+            "\n\nThe agent given by `--external`; visible are its routes, settled is the last that the kernel told:\n\n"
+        )
+        text += _table(results, _EXTERNAL, EXTERNAL)
+    return text
+
+
+def _comparators(results: Results) -> str:
+    rows = []
+    for cell in results.cells:
+        for scenario in ("add one", "delete one"):
+            ours = results.get(cell, scenario, "visible")
+            for subject in results.subjects:
+                theirs = results.get(cell, scenario, "visible", subject)
+                if subject != FELIXPY and ours and theirs:
+                    started = results.get(cell, scenario, "processes", subject)
+                    count = f"{theirs.samples}{' noisy' if theirs.noisy else ''}"
+                    rows.append(
+                        [
+                            str(cell), scenario, subject, number(ours.median), number(theirs.median),
+                            f"{theirs.median / ours.median:.1f} ×", count,
+                            number(started.median) if started else "",
+                        ]
+                    )  # fmt: skip
+    return _markdown(("where", "what", "technique", "felixpy", "technique's", "ratio", "n", "processes"), rows)
+
+
+def _stages(results: Results, scenario: str = "add one") -> str:
+    columns = ("on the wire", *STAGES, "visible", "agent's own share", "inside the kernel")
+    rows = []
+    for cell in results.cells:
+        found = [results.get(cell, scenario, column) for column in columns]
+        if any(found):
+            rows.append([str(cell), *(number(one.median) if one else "" for one in found)])
+    return _markdown(("where", *columns), rows)
+
+
+def _forwarding(results: Results) -> str:
+    rows = []
+    for cell in results.cells:
+        for metric in ("new connections IPv4", "new connections IPv6", "packets IPv4", "packets IPv6"):
+            ours, bare = results.get(cell, "forwarding", metric), results.get(cell, "forwarding", metric, "none")
+            if ours and bare:
+                share = ours.median / bare.median if bare.median else 0.0
+                rows.append(
+                    [str(cell), metric, number(ours.median), number(bare.median), f"{share:.0%}", str(ours.samples)]
+                )
+    return _markdown(("where", "what", "through felixpy's rules", "no rules", "share", "n"), rows)
+
+
+_COSTED = (
+    "cold start, empty kernel", "cold start, correct kernel", "add one", "change address", "burst of 100", "churn 50/s",
+    "natOutgoing toggled", "remote block moved", "resync", "idle",
+)  # fmt: skip
+
+
+def _costs(results: Results) -> str:
+    """Processor and memory of a whole scenario; messages, bytes and processes of one change."""
+    text = (
+        "Processor seconds and peak memory (VmHWM) are the agent's over the whole scenario; messages, sends, bytes and "
+        "processes are medians of one change (of the start, of the burst).\n\n"
+    )
+    rows = []
+    for cell in results.cells:
+        for scenario in _COSTED:
+            found = [
+                results.get(cell, scenario, metric)
+                for metric in ("cpu", "elapsed", "peak memory", "messages", "sends", "bytes", "processes")
+            ]
+            if any(found):
+                rows.append([str(cell), scenario, *(number(one.median) if one else "" for one in found)])
+    head = ("where", "what", "cpu s", "of s", "peak MiB", "messages", "sends", "bytes", "processes")
+    return text + _markdown(head, rows)
+
+
+def command_of(quick: bool) -> str:
+    """The command that reproduces a run."""
+    return "BENCH=quick make bench" if quick else "make bench"

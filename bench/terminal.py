@@ -1,0 +1,76 @@
+"""What the benchmark shows while it runs and at its end: a line of progress and a table; plain text without a TTY."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.results import FELIXPY, Cell, Results
+
+_ROWS = (
+    ("add one", "visible"),
+    ("delete one", "visible"),
+    ("change address", "visible"),
+    ("burst of 100", "last visible after the last publish"),
+    ("churn 50/s", "visible"),
+    ("natOutgoing toggled", "visible"),
+    ("remote block moved", "visible"),
+    ("cold start, empty kernel", "in sync"),
+    ("cold start, correct kernel", "in sync"),
+    ("resync", "duration"),
+    ("drift", "route is back"),
+    ("drift", "element is back"),
+    ("drift", "rule is back"),
+    ("first packet", "tcp IPv4"),
+    ("first packet", "udp IPv4"),
+    ("first packet", "tcp IPv6"),
+    ("first packet", "udp IPv6"),
+)
+
+
+class Progress:
+    """One line that changes on a terminal; one line per step elsewhere."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._begin = time.monotonic()
+        # A spinner that turns often would take the processor that is measured.
+        self._status = console.status("", refresh_per_second=1) if console.is_terminal else None
+        if self._status:
+            self._status.start()
+
+    def step(self, number: int, cell: Cell, what: str) -> None:
+        text = f"{time.monotonic() - self._begin:5.0f} s  {number}/{self._total}  {cell}: {what}"
+        if self._status:
+            self._status.update(text)
+        else:
+            self._console.print(text)
+
+    def close(self) -> None:
+        if self._status:
+            self._status.stop()
+
+
+def show(console: Console, results: Results, cell: Cell) -> None:
+    """The table of one cell: medians and more, and each comparator's ratio to felixpy."""
+    table = Table(title=str(cell), title_justify="left", box=None, pad_edge=False)
+    table.add_column("milliseconds", no_wrap=True)
+    for head in ("min", "median", "p90", "p99", "max", "n"):
+        table.add_column(head, justify="right")
+    table.add_column("")
+    for scenario, metric in _ROWS:
+        for subject in (FELIXPY, *(one for one in results.subjects if one != FELIXPY)):
+            found = results.get(cell, scenario, metric, subject)
+            if found is None:
+                continue
+            ours = results.get(cell, scenario, metric)
+            name = f"{scenario}: {metric}" if subject == FELIXPY else f"  {subject}"
+            note = "noisy" if found.noisy else ""
+            if subject != FELIXPY and ours:
+                note = f"{found.median / ours.median:.1f} × felixpy {note}"
+            table.add_row(name, *(f"{value:.2f}" for value in found[:5]), str(found.samples), note)
+    console.print(table)
+    console.print()

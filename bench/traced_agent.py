@@ -1,0 +1,212 @@
+"""The agent with a clock at each of its stages: ``python -m bench.traced_agent MARKS run`` is ``felixpy run``.
+
+Wraps functions of the agent from outside, so that the product holds no trace code, and writes one line per mark to the
+file MARKS: monotonic nanoseconds, stage, words. Marks wait in memory until an apply is over, so that writing them is
+not part of what is measured; a stage costs about two microseconds more for its clock. SIGUSR1 makes the agent read the
+whole kernel again, as its periodic resync does. Invariant: nothing that the agent decides changes.
+
+    received TOPIC        the message has been read from the broker's socket and parsed as MQTT
+    decoded TOPIC         it is a typed resource and lies before the agent
+    calculated            what is wanted of the kernel is known
+    sent BYTES MESSAGES ENDED    a netlink send that writes; ENDED is when the kernel had worked it off
+    asked BYTES MESSAGES ENDED   one that only reads
+    answered ENDED        a netlink receive
+    acknowledged          the answers of one send have been read
+    beside …              one of the last four, in another thread: the conntrack pass after a deletion
+    applied               one turn of the apply loop is over
+    process PROGRAM       a process was started
+    resync BEGIN LONGEST  a reading of the whole kernel is over; the longest hold of the event loop in nanoseconds
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from felixpy import cli
+from felixpy.agent import Agent
+from felixpy.model.resources import Update
+from felixpy.netlink.transport import NetlinkSocket, Refusal, Request
+from felixpy.sources.mqtt import MqttSource
+
+TICK_SECONDS = 0.0005
+
+
+class Marks:
+    """Marks in memory, and the file that they go to."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1 << 20)
+        self._lines: list[str] = []
+        self._thread = threading.get_ident()
+        self.topic = ""
+
+    def add(self, stage: str, words: str = "", at: int = 0) -> None:
+        at = at or time.monotonic_ns()
+        if threading.get_ident() != self._thread:
+            stage = f"beside {stage}"
+        self._lines.append(f"{at} {stage} {words}\n")
+
+    def flush(self) -> None:
+        if self._lines:
+            self._file.writelines(self._lines)
+            self._file.flush()
+            self._lines.clear()
+
+
+class TracedSocket:
+    """A netlink socket that stamps its calls; everything else is the socket's own."""
+
+    def __init__(self, inner: Any, marks: Marks) -> None:
+        self._inner = inner
+        self._marks = marks
+        self.messages = 0
+        self.stage = "sent"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def send(self, data: bytes) -> int:
+        begin = time.monotonic_ns()
+        sent: int = self._inner.send(data)
+        self._marks.add(self.stage, f"{len(data)} {self.messages} {time.monotonic_ns()}", begin)
+        return sent
+
+    def recv(self, size: int) -> bytes:
+        begin = time.monotonic_ns()
+        data: bytes = self._inner.recv(size)
+        self._marks.add("answered", str(time.monotonic_ns()), begin)
+        return data
+
+
+def trace(marks: Marks) -> None:
+    """Wrap the stages of one update."""
+    _trace_stream(marks)
+    _trace_loop(marks)
+    _trace_netlink(marks)
+    _trace_processes(marks)
+
+
+def _trace_stream(marks: Marks) -> None:
+    receive, take = MqttSource._receive, Agent.update
+
+    def traced_receive(self: MqttSource, message: Any, sink: Any) -> None:
+        at = time.monotonic_ns()
+        marks.topic = message.topic.value
+        marks.add("received", marks.topic, at)
+        receive(self, message, sink)
+
+    def traced_update(self: Agent, update: Update) -> None:
+        marks.add("decoded", marks.topic)
+        take(self, update)
+
+    MqttSource._receive = traced_receive  # type: ignore[method-assign]
+    Agent.update = traced_update  # type: ignore[method-assign]
+
+
+def _trace_loop(marks: Marks) -> None:
+    run, read = Agent.run, Agent._read_kernel
+
+    async def traced_run(self: Agent) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._resync_now.set)
+        await run(self)
+
+    async def traced_read(self: Agent) -> bool:
+        begin = time.monotonic_ns()
+        async with _longest_hold() as longest:
+            whole = await read(self)
+        marks.add("resync", f"{begin} {max(longest, default=0)}")
+        marks.flush()
+        return whole
+
+    Agent.run = traced_run  # type: ignore[method-assign]
+    Agent._read_kernel = traced_read  # type: ignore[method-assign]
+    Agent.absorb = _after(Agent.absorb, lambda: marks.add("calculated"))  # type: ignore[method-assign]
+
+    def applied() -> None:
+        marks.add("applied")
+        marks.flush()
+
+    Agent._apply = _after(Agent._apply, applied)  # type: ignore[method-assign]
+
+
+def _after(function: Callable[..., Awaitable[Any]], then: Callable[[], None]) -> Any:
+    @functools.wraps(function)
+    async def wrapped(*arguments: Any, **named: Any) -> Any:
+        result = await function(*arguments, **named)
+        then()
+        return result
+
+    return wrapped
+
+
+@contextlib.asynccontextmanager
+async def _longest_hold() -> Any:
+    """Collects by how many nanoseconds a timer of the event loop came late."""
+    late: list[int] = []
+
+    async def tick() -> None:
+        while True:
+            due = time.monotonic_ns() + int(TICK_SECONDS * 1e9)
+            await asyncio.sleep(TICK_SECONDS)
+            late.append(time.monotonic_ns() - due)
+
+    ticking = asyncio.create_task(tick())
+    try:
+        yield late
+    finally:
+        ticking.cancel()
+
+
+def _trace_netlink(marks: Marks) -> None:
+    opened, send, transact = NetlinkSocket._open, NetlinkSocket._send, NetlinkSocket.transact
+
+    def traced_open(self: NetlinkSocket) -> Any:
+        inner = opened(self)
+        if not isinstance(inner, TracedSocket):
+            self._socket = TracedSocket(inner, marks)  # type: ignore[assignment]
+        return self._socket
+
+    def traced_send(self: NetlinkSocket, requests: Sequence[Request], ack_at: int) -> None:
+        traced = traced_open(self)
+        traced.messages, traced.stage = len(requests), "asked" if ack_at < 0 else "sent"
+        send(self, requests, ack_at)
+
+    def traced_transact(self: NetlinkSocket, requests: Sequence[Request], *, batch: bool = False) -> dict[int, Refusal]:
+        refusals = transact(self, requests, batch=batch)
+        marks.add("acknowledged")
+        return refusals
+
+    NetlinkSocket._open = traced_open  # type: ignore[method-assign]
+    NetlinkSocket._send = traced_send  # type: ignore[method-assign]
+    NetlinkSocket.transact = traced_transact  # type: ignore[method-assign]
+
+
+def _trace_processes(marks: Marks) -> None:
+    begin = subprocess.Popen.__init__
+
+    def traced_begin(self: Any, command: Any, *arguments: Any, **named: Any) -> None:
+        program = command if isinstance(command, str) else command[0]
+        marks.add("process", str(program))
+        begin(self, command, *arguments, **named)
+
+    subprocess.Popen.__init__ = traced_begin  # type: ignore[method-assign, assignment]
+
+
+def main() -> None:
+    path = Path(sys.argv.pop(1))
+    trace(Marks(path))
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The benchmark's own arithmetic, report and protocols; nothing is measured here."""
