@@ -110,6 +110,11 @@ async def _status(local: Local, as_json: bool, watch: bool) -> int:
     if not watch:
         console.print(_status_text(said))
         return 2 if said["degraded"] else 0
+    if not console.is_terminal:
+        while True:  # into a file or a pipe: one after the other
+            console.print(_status_text(said))
+            await asyncio.sleep(WATCH_SECONDS)
+            said = await ask(path, "status")
     with Live(_status_text(said), console=console, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(WATCH_SECONDS)

@@ -5,8 +5,10 @@ Invariant: reads only; loads no module, writes no file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.explain.facts import dump_table, read_kernel
 from felixpy.explain.packet import Ruleset
-from felixpy.model.net import FAMILIES, Family, parse_address
+from felixpy.model.net import FAMILIES, Family, Net, parse_address
 from felixpy.model.resources import IPPool, Node
 from felixpy.netlink import ipset, rtnetlink
 from felixpy.netlink import nftables as nft
@@ -32,6 +34,7 @@ from felixpy.sources import Source, SyncState, SyncStatus
 from felixpy.sources.once import read_once
 
 PROC_SYS_NET = Path("/proc/sys/net")
+KUBERNETES_MANIFESTS = Path("/etc/kubernetes/manifests")
 WORKLOAD_GATEWAY = parse_address("169.254.1.1")
 MAX_PEERS = 1000
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
@@ -70,6 +73,8 @@ class Facts:
     kernel_parts: dict[str, bool] = field(default_factory=dict)  # nf_tables, ip_set, nf_conntrack → answers
     peers: dict[str, dict[Family, str]] = field(default_factory=dict)  # node → family → interface, empty: no route
     stream: Stream | None = None
+    service_cidrs: tuple[Net, ...] = ()  # of Kubernetes, where its control plane runs on this node
+    cluster_cidrs: tuple[Net, ...] = ()
     unread: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,6 +88,8 @@ async def read_facts(settings: Settings, source: Source, seconds: float) -> Fact
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/all/disable_ipv6", "ipv4/conf/all/rp_filter",
                  "netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max"):  # fmt: skip
         _read_sysctl(facts, path)
+    facts.service_cidrs = _kubernetes_cidrs("service-cluster-ip-range")
+    facts.cluster_cidrs = _kubernetes_cidrs("cluster-cidr")
     links = Links(lambda: 0.0)
     await _try(facts, "links", lambda: _read_links(facts, links, settings))
     await _try(facts, "routes", lambda: _read_routes(facts, links))
@@ -107,6 +114,20 @@ def _read_sysctl(facts: Facts, path: str) -> None:
         facts.sysctls[path] = (PROC_SYS_NET / path).read_text().strip()
     except OSError:
         pass
+
+
+def _kubernetes_cidrs(flag: str, folder: Path = KUBERNETES_MANIFESTS) -> tuple[Net, ...]:
+    """What a flag of the control plane says, from its static pods; nothing on other nodes."""
+    found: dict[Net, None] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            values = re.findall(rf"--{flag}=([0-9a-fA-F:./,]+)", path.read_text())
+        except OSError:
+            continue
+        for text in ",".join(values).split(","):
+            with contextlib.suppress(ValueError):
+                found[Net.parse_masked(text)] = None
+    return tuple(found)
 
 
 def _capabilities() -> frozenset[str]:

@@ -327,6 +327,17 @@ def _overlaps(facts: Facts) -> Iterator[Finding]:
             clean = False
             found = f"pool {pool.key.name} {pool.cidr} lies in link-local addresses"
             yield Finding("pool.overlap", FAIL, found, why, "choose another range")
+        for service in facts.service_cidrs:
+            if pool.cidr.overlaps(service):
+                clean = False
+                found = f"pool {pool.key.name} {pool.cidr} overlaps the Services' range {service}"
+                yield Finding("pool.overlap", FAIL, found, why, "choose another range")
+        same = [cidr for cidr in facts.cluster_cidrs if cidr.family is pool.cidr.family]
+        if same and not any(cidr.covers(pool.cidr) for cidr in same):
+            clean = False
+            found = f"pool {pool.key.name} {pool.cidr} lies outside the cluster's range {same[0]}"
+            fix = "kube-proxy takes its addresses for foreign ones: use a part of --cluster-cidr"
+            yield Finding("pool.overlap", WARN, found, why, fix)
         for address in facts.addresses or ():
             if pool.cidr.covers(address.net.packed):
                 clean = False

@@ -69,7 +69,7 @@ def parse(text: str, family: Family, is_local: IsLocal, skipped: Collection[tupl
     objects = json.loads(text or "{}").get("nftables", [])
     wanted = {"inet", "ip" if family is Family.V4 else "ip6"}
     tables: dict[tuple[str, str], Ruleset] = {}
-    sets: dict[tuple[str, str, str], Json] = {}
+    sets: dict[tuple[str, str], dict[str, Json]] = {}
     for one in objects:
         for kind, body in one.items():
             key = body.get("family", ""), body.get("name" if kind == "table" else "table", "")
@@ -78,12 +78,12 @@ def parse(text: str, family: Family, is_local: IsLocal, skipped: Collection[tupl
             if kind == "table":
                 tables[key] = Ruleset(f"nftables table {key[0]} {key[1]}")
             elif kind in ("set", "map"):
-                sets[(*key, body["name"])] = body.get("elem", [])
+                sets.setdefault(key, {})[body["name"]] = body.get("elem", [])
             elif kind == "chain":
                 tables[key].chains[body["name"]] = _chain(body)
             elif kind == "rule":
-                named = {name: elements for (*table, name), elements in sets.items() if tuple(table) == key}
-                tables[key].chains[body["chain"]].rules.append(rule(body, named, is_local))
+                made = rule(body, sets.setdefault(key, {}), is_local)
+                tables[key].chains[body["chain"]].rules.append(made)
     return list(tables.values())
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from felixpy.explain.packet import ACCEPT, Action, Chain, Packet, Ruleset, owner
+from felixpy.explain.packet import Action, Chain, Packet, Ruleset, owner
 from felixpy.model.net import format_address
 
 MAX_DOUBTS = 64
@@ -264,6 +264,3 @@ class _Walk:
             elif isinstance(answer, Action):
                 return answer
         return None
-
-
-__all__ = ["ACCEPT", "Node", "Outcome", "Route", "Stage", "Verdict", "explain", "tell"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from felixpy.calc.host import HostAddress
-from felixpy.check.facts import Facts, Stream
+from felixpy.check.facts import Facts, Stream, _kubernetes_cidrs
 from felixpy.check.finding import Finding, Level, exit_code
 from felixpy.check.judge import judge, wanted_families
 from felixpy.config import NFTablesMode, Settings
@@ -124,6 +125,8 @@ def forward_drop(table: str, chain: str) -> Callable[[Facts], None]:
         (stream(pools=[pool("10.48.0.0/16"), pool("10.48.1.0/24", "q")]), "pool.overlap", "fail"),
         (stream(pools=[pool("172.31.0.0/16")]), "pool.overlap", "warn"),
         (stream(pools=[pool("169.254.0.0/17")]), "pool.overlap", "fail"),
+        (change(service_cidrs=(Net.parse("10.48.0.0/20"),)), "pool.overlap", "fail"),
+        (change(cluster_cidrs=(Net.parse("10.0.0.0/16"),)), "pool.overlap", "warn"),
         (change(unread={"links": "no"}), "read", "warn"),
     ],
 )
@@ -164,6 +167,14 @@ def test_nothing_that_could_not_be_read_is_called_good() -> None:
     found = {finding.id: finding for finding in judge(SETTINGS, Facts(unread=unread), FAMILIES)}
     good_ones = {name for name, finding in found.items() if finding.level is Level.OK}
     assert good_ones <= {"caps.lock", "rp_filter", "v6.stack"}
+
+
+def test_ranges_of_a_control_plane_are_read_from_its_static_pods(tmp_path: Path) -> None:
+    (tmp_path / "kube-apiserver.yaml").write_text("  - --service-cluster-ip-range=10.96.0.0/12,fd00:96::/112\n")
+    nets = (Net.parse("10.96.0.0/12"), Net.parse("fd00:96::/112"))
+    assert _kubernetes_cidrs("service-cluster-ip-range", tmp_path) == nets
+    assert _kubernetes_cidrs("cluster-cidr", tmp_path) == ()
+    assert _kubernetes_cidrs("cluster-cidr", tmp_path / "none") == ()
 
 
 def test_families() -> None:
