@@ -60,7 +60,14 @@ def tries(rng: random.Random, family: Family) -> list[Try]:
                 continue
             port = PORT  # where it answers, which is how delivery is seen
         found.append(Try(sender, source, target, protocol, port, spoofed))
-    return [one for one in found if one.source != one.destination]
+    hairpin = P1B.name, ELSEWHERE[family]  # comes back to its sender, where nobody watches
+    return [one for one in found if one.source != one.destination and (one.sender, one.destination) != hairpin]
+
+
+async def redirects(world: World, value: int) -> None:
+    """Whether the outside host obeys a node that tells it of a shorter way, round the node."""
+    for name in ("ipv4/conf/all", "ipv4/conf/eth0", "ipv6/conf/eth0"):
+        await world.lab.ext.sysctl(f"{name}/accept_redirects", value)
 
 
 @contextlib.asynccontextmanager
@@ -85,9 +92,11 @@ async def others(world: World) -> AsyncIterator[None]:
         for table_name, chain, *rule in rules:
             for six in ("", "6"):
                 await world.node1.run(f"ip{six}tables-{iptables}", "-t", table_name, "-I", chain, *rule)
+        await redirects(world, 0)
         await world.lab.ext.ip([f"route add {POOLS[f]} via {NODE1.addresses[f]}" for f in world.families])
         yield
     finally:
+        await redirects(world, 1)
         for family in world.families:
             await world.lab.ext.run("ip", "route", "del", POOLS[family], check=False)
         await world.node1.run("nft", "delete", "table", "inet", "otherprogram", check=False)
