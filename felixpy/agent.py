@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from felixpy import __version__, collector
+from felixpy import status as node_status
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
 from felixpy.config import LiveSettings, Settings, SettingsSource
@@ -33,7 +34,10 @@ from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family
 from felixpy.model.resources import Kind, ResourceKey, Update
+from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.metrics import Metrics
+from felixpy.observe.samples import RecentFailures
+from felixpy.observe.standing import Standing
 from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.ending import end
@@ -47,9 +51,10 @@ UPDATES_PER_APPLY = 500
 
 RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADED: 2, SyncState.IN_SYNC: 3}
 
-MAX_PROBLEMS_IN_STATUS = 20
 LONGEST_SLEEP_SECONDS = 10.0
 LEFTOVERS_RETRY_SECONDS = 10.0
+UNTAKEN = "settings or host cannot be taken; will be tried again each second"
+UNREAD = "the kernel cannot be read; will be tried again each second"
 RETRY_SECONDS = 1.0
 """Between two tries to read the kernel, or to take settings and facts of the host."""
 RESYNC_END_SECONDS = 1.0
@@ -83,14 +88,19 @@ class Agent:
         self.dataplane = Dataplane(settings, self.links, {})
         self.dataplane.release.changed = self._wake_up
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
-        self.outcome = Outcome(self.calculation, self.dataplane, self.live_settings, self.metrics, status)
+        self.recent = RecentFailures()
+        self._standing = Standing(self.recent)
+        self.files = EndpointFiles(settings.endpoint_status_path_prefix)
+        self.outcome = Outcome(
+            self.calculation, self.dataplane, self.live_settings, self.metrics, status, self.recent, self.files
+        )
         self.complete = False
         self.ready: dict[Family, bool] = {}
         self._filters_of: object = None
-        self._failures: dict[Family, str] = {}
+        self.failures: dict[Family, str] = {}
         self._status = status
-        self._limit = ObjectLimit(settings.max_objects)
-        self._adopted = 0
+        self.limit = ObjectLimit(settings.max_objects)
+        self.adopted = 0
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._wake = asyncio.Event()
@@ -105,30 +115,35 @@ class Agent:
         self._leftovers_due = True
         self._status_due = True
         self._status_at = 0.0
-        self._last_progress = time.monotonic()
+        self.started = self.last_progress = time.monotonic()
+        self.metrics.sampled.append(lambda: node_status.sample(self))
 
     # --- Sink ------------------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
         """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
-        before = len(self._limit.left_out)
-        if self._limit.takes(update):
+        before = len(self.limit.left_out)
+        if self.limit.takes(update):
             self._pending.pop(update.key, None)
             self._pending[update.key] = update
             self._wake.set()
-        left_out = len(self._limit.left_out)
+        left_out = len(self.limit.left_out)
         if left_out != before:
             self.metrics.left_out.set(left_out)
             self._status_due = True
             self._wake.set()
             if not (before and left_out):
-                log.error("object limit", reason=self._limit.reason() or "nothing is left out any more")
+                log.error("object limit", reason=self.limit.reason() or "nothing is left out any more")
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
             return
         level = log.warning if status.state is SyncState.DEGRADED else log.info
         level("stream", state=status.state.value, reason=status.reason, got=status.got, want=status.want)
+        if status.state is SyncState.RESYNC and self.stream.state is not SyncState.RESYNC:
+            self.metrics.resyncs_started.inc()
+        if status.state is SyncState.DEGRADED:
+            self.recent.note("stream", status.reason)
         self.stream = status
         self.metrics.resync_state.set(RESYNC_STATES[status.state])
         self._status_due = True
@@ -175,7 +190,7 @@ class Agent:
         """Follow the stream and the kernel until cancelled; leave the kernel as it is."""
         await self.open()
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
-        self._adopted = sum(entries.values())
+        self.adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
@@ -189,13 +204,15 @@ class Agent:
 
     def live(self) -> tuple[bool, str]:
         """Whether the loop makes progress, for ``/liveness``."""
-        stuck = time.monotonic() - self._last_progress
-        return (False, f"no progress for {stuck:.0f} s") if stuck > 90 else (True, "live")
+        return node_status.live(self)
 
     def is_ready(self) -> tuple[bool, str]:
         """Whether the first complete apply succeeded in every supported family, for ``/readiness``."""
-        missing = [str(f) for f in self._families() if not self.ready.get(f)]
-        return (False, f"not ready: {', '.join(missing)}; {self.stream.reason}") if missing else (True, "ready")
+        return node_status.is_ready(self)
+
+    def status(self) -> dict[str, Any]:
+        """The agent's state as it is published on ``status/<node>``."""
+        return node_status.summary(self)
 
     def describe(self) -> str:
         """The state in one line, for ``systemctl status``."""
@@ -213,15 +230,16 @@ class Agent:
     async def _apply_forever(self) -> None:
         while True:
             await self._sleep()
-            started = self._last_progress = time.monotonic()
+            started = self.last_progress = time.monotonic()
             self._wake.clear()
             if self._failure:
                 raise self._failure
             await self._settle_doubts()
             try:
                 await self.absorb(UPDATES_PER_APPLY)
+                self._standing.works(UNTAKEN)
             except (OSError, FilterError) as error:
-                log.error("settings or host cannot be taken; will be tried again in a second", reason=str(error))
+                self._standing.fails(UNTAKEN, str(error))
                 self._reconfigure_at = time.monotonic() + RETRY_SECONDS
             await self._apply()
             if self._pending:
@@ -243,7 +261,7 @@ class Agent:
                 self._resync_now.set()
         for family, changed_by in doubts.filters.items():
             if reason := await self.dataplane.read_filter(family, changed_by):
-                log.error("packet filter cannot be read", family=str(family), reason=reason)
+                self._standing.fails(f"packet filter of {family} cannot be read", reason, family=str(family))
                 self._resync_now.set()
         if doubts.everything:
             log.warning("notifications were lost; everything is read again")
@@ -259,8 +277,9 @@ class Agent:
             self._resync_now.clear()
             try:
                 whole = await self._read_kernel()
+                self._standing.works(UNREAD)
             except OSError as error:
-                log.error("the kernel cannot be read; will be tried again in a second", reason=str(error))
+                self._standing.fails(UNREAD, str(error))
                 whole = False
             if not whole:
                 await asyncio.sleep(RETRY_SECONDS)
@@ -282,6 +301,7 @@ class Agent:
         """Until something is to do, or 10 s."""
         now = time.monotonic()
         due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
+        due = min(due, self.files.next_retry())
         due = min(due, self._reconfigure_at) if self._reconfiguration_due else due
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(due - now, 0.0)):
@@ -296,6 +316,8 @@ class Agent:
         updates = [self._pending.pop(key) for key in list(islice(self._pending, limit))]
         if not self._pending:
             self._pending = {}  # an emptied dictionary keeps its size, and to walk over it costs that
+        if updates:
+            self.metrics.batch_size.observe(len(updates))
         dirty: set[ResourceKey] = set()
         for update in updates:
             dirty |= self._take(update)
@@ -341,24 +363,28 @@ class Agent:
         """Say of each family that does not work as a whole why, once."""
         for family, reason in failures.items():
             self.metrics.failures.inc()
-            if self._failures.get(family) != reason:
+            if self.failures.get(family) != reason:
+                self.recent.note(str(family), reason)
                 log.error("family is not programmed", family=str(family), backend=self.backend.value, reason=reason)
-        for family in self._failures.keys() - failures.keys():
-            log.info("family is programmed again", family=str(family), was=self._failures[family])
-        self._status_due = self._status_due or failures != self._failures
-        self._failures = failures
+        for family in self.failures.keys() - failures.keys():
+            log.info("family is programmed again", family=str(family), was=self.failures[family])
+        self._status_due = self._status_due or failures != self.failures
+        self.failures = failures
 
     async def _settled(self) -> None:
         """A complete apply is over: say so once, and remove what other back-ends and families left."""
-        for family in self._families():
-            if not self.ready.get(family) and family not in self._failures:
+        for family in self.families():
+            if not self.ready.get(family) and family not in self.failures:
                 self.ready[family] = True
                 self._status_due = True
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
+                self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
                 collector.tidy()
-        if self._leftovers_due and not self._failures and time.monotonic() >= self._leftovers_at:
-            problems = await remove_leftovers(self.backend, self._families(), self.settings)
+        self.outcome.measures = True
+        self.files.start()
+        if self._leftovers_due and not self.failures and time.monotonic() >= self._leftovers_at:
+            problems = await remove_leftovers(self.backend, self.families(), self.settings)
             self._leftovers_due = bool(problems)
             self._leftovers_at = time.monotonic() + LEFTOVERS_RETRY_SECONDS if problems else 0.0
             for problem in problems:
@@ -366,7 +392,7 @@ class Agent:
 
     # --- settings, back-end, kernel ----------------------------------------------------------------------------
 
-    def _families(self) -> tuple[Family, ...]:
+    def families(self) -> tuple[Family, ...]:
         return supported_families(self.settings, self.calculation.host)
 
     async def _reconfigure(self) -> None:
@@ -409,11 +435,12 @@ class Agent:
         self.settings = settings
         self._on_settings(settings)
         self.dataplane.configure(settings)
+        self.files.use(settings.endpoint_status_path_prefix)
         await self._read_kernel()  # what of it is ours depends on the settings
 
     async def _use_backend(self, facts: Facts | None = None) -> None:
         """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
-        settings, families = self.settings, self._families()
+        settings, families = self.settings, self.families()
         backend, evidence = decide(settings, facts) if facts else await detect(settings)
         made_of = backend, families, settings.chain_insert_mode, settings.max_ipset_size
         if made_of != self._filters_of:
@@ -432,42 +459,16 @@ class Agent:
     async def _read_kernel(self) -> bool:
         """Read everything of ours; differences show at the next apply. Returns whether all of it could be read."""
         failures = await self.dataplane.read()
-        for family, reason in failures.items():
-            log.error("packet filter cannot be read", family=str(family), reason=reason)
+        for family in self.families():
+            what = f"packet filter of {family} cannot be read"
+            if reason := failures.get(family):
+                self._standing.fails(what, reason, family=str(family))
+            else:
+                self._standing.works(what, family=str(family))
         self._host_due = True
         return not failures
 
     # --- outcome -----------------------------------------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        """The agent's state as it is published on ``status/<node>``."""
-        state, reason = self.stream.state.value, self.stream.reason
-        if self.stream.state is SyncState.CONNECTING and not self.complete:
-            state = "starting"
-        elif self.stream.state is SyncState.IN_SYNC and not self.is_ready()[0]:
-            families = [f"{family} is not programmed: {why}" for family, why in self._failures.items()]
-            reason = "; ".join(families) or "the snapshot is complete; the kernel is being programmed"
-            state = SyncState.RESYNC.value
-        elif self.stream.state is SyncState.IN_SYNC and self._limit.left_out:
-            state, reason = SyncState.DEGRADED.value, self._limit.reason()
-        if self._adopted and not self.complete:
-            reason += f"; {self._adopted} entries that the kernel had at the start stay until the stream is complete"
-        problems = [f"{family}: {why}" for family, why in self._failures.items()]
-        problems += [f"{key}: {why}" for key, why in self.outcome.problems.items()]
-        return {
-            "state": state,
-            "reason": reason,
-            "got": self.stream.got,
-            "want": self.stream.want,
-            "families": {str(f.version): {"ready": self.ready.get(f, False)} for f in self._families()},
-            "backend": self.backend.value,
-            "endpoints": len(self.outcome.reported),
-            "problems": problems[:MAX_PROBLEMS_IN_STATUS],
-            "problem_count": len(problems),
-            "version": __version__,
-            "hostname": self.settings.nodename,
-            "ts": time.time(),
-        }
 
     def _next_status(self) -> float:
         """When the status is published again if nothing else happens."""
@@ -475,13 +476,10 @@ class Agent:
         return self._status_at + (PROBLEMS_SECONDS if self.outcome.problems.has_news else interval)
 
     def _publish(self) -> None:
+        self.files.flush()
         if not self._status_due and time.monotonic() < self._next_status():
             return
         self._status_due, self._status_at, self.outcome.problems.has_news = False, time.monotonic(), False
-        self.metrics.local_endpoints.set(len(self.outcome.reported))
-        self.metrics.hosts.set(len(self.store.nodes))
-        for table in self.dataplane.tables():
-            self.metrics.entries.labels(table.name).set(len(table.desired))
         if self._status:
             self._status.publish_status(self.status())
 

@@ -10,16 +10,27 @@ import json
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
+from structlog.contextvars import bind_contextvars
 
 from felixpy import __version__
-from felixpy.command import CommandError, Local, SettingsFile, finish, local_settings, local_sources, plain_errors
+from felixpy.command import (
+    CommandError,
+    Local,
+    SettingsFile,
+    finish,
+    local_settings,
+    local_sources,
+    observer,
+    plain_errors,
+)
 from felixpy.config import Settings, SettingsFileError
+from felixpy.node_commands import check, diag, explain, status
 from felixpy.observe.log import configure_logging
 from felixpy.stream_commands import apply, delete, get
 from felixpy.supervisor import Supervisor
@@ -61,16 +72,22 @@ def run(config: SettingsFile = None) -> None:
     """
     with plain_errors():
         local = local_settings(config, log=True)
+    bind_contextvars(node=local.settings.nodename)
     finish(_run(local, config))
 
 
 async def _run(local: Local, config: Path | None) -> int:
     from felixpy import collector
     from felixpy.agent import Agent
+    from felixpy.config.table import shown
+    from felixpy.observe.control import serve_control_forever
+    from felixpy.observe.lag import measure_lag
+    from felixpy.observe.metrics import count_stream
     from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
     from felixpy.sources.ending import end
     from felixpy.sources.mqtt import MqttSource
+    from felixpy.status import details, health
 
     collector.take_over()
     settings = local.settings
@@ -91,8 +108,17 @@ async def _run(local: Local, config: Path | None) -> int:
         except (CommandError, SettingsFileError) as error:
             structlog.get_logger("felixpy").error("settings stay as they were", reason=str(error))
 
+    if mqtt is not None:
+        agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
+    answers = {
+        "status": lambda: details(agent),
+        "metrics": lambda: agent.metrics.text().decode(),
+        "settings": lambda: shown(agent.settings),
+    }
     parts = (
-        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text),
+        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent)),
+        serve_control_forever(settings.control_socket, answers),
+        measure_lag(agent.metrics),
         agent.run(),
         source.run(agent),
         supervisor.follow(agent.live, agent.is_ready, agent.describe),
@@ -134,7 +160,7 @@ def plan(config: SettingsFile = None, as_json: AsJson = False, timeout: Timeout 
 async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
     from felixpy import survey
 
-    async with survey.survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
+    async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
         operations = sorted(await survey.plan(agent), key=lambda operation: operation[1:])
         if as_json:
             typer.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
@@ -144,15 +170,6 @@ async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: AS
             count = f"{len(operations)} change{'s' if len(operations) > 1 else ''}"
             typer.echo(count if operations else "nothing to change")
     return 2 if operations else 0
-
-
-def _observer(settings: Settings) -> Any:
-    from felixpy.sources.directory import DirectorySource
-    from felixpy.sources.mqtt import MqttSource
-
-    if settings.mqtt_enabled:
-        return MqttSource(settings, settings.nodename, observer=True)
-    return DirectorySource(settings.resource_directory)
 
 
 class What(StrEnum):
@@ -190,7 +207,7 @@ def show(
 async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None:  # noqa: ASYNC109
     from felixpy import survey
 
-    async with survey.survey(local.settings, local.sources, _observer(local.settings), timeout) as agent:
+    async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
         if what is What.ENDPOINTS:
             lines = survey.endpoints(agent)
         elif what is What.POOLS:
@@ -237,7 +254,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
         typer.echo("nothing of felixpy is in the kernel")
 
 
-for _command in (apply, delete, get):
+for _command in (check, explain, status, diag, apply, delete, get):
     app.command()(_command)
 
 

@@ -77,31 +77,43 @@ def local_settings(path: Path | None, *, log: bool = False) -> Local:
     return Local(settings, sources)
 
 
+def observer(settings: Settings) -> Any:
+    """The source that the settings name, for looking only: it takes nothing from a running agent."""
+    from felixpy.sources.directory import DirectorySource
+    from felixpy.sources.mqtt import MqttSource
+
+    if settings.mqtt_enabled:
+        return MqttSource(settings, settings.nodename, observer=True)
+    return DirectorySource(settings.resource_directory)
+
+
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn what can be expected to go wrong into one sentence and exit code 1."""
+def plain_errors(exit_code: int = 1) -> Iterator[None]:
+    """Turn what can be expected to go wrong into one sentence and an exit code."""
+    from felixpy.observe.control import ControlError
     from felixpy.sources.batch import PublishError
     from felixpy.survey import SurveyError
 
     try:
         yield
-    except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError) as error:
-        fail(str(error))
+    except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError, ControlError) as error:
+        fail(str(error), exit_code)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError
             place = f"{error.filename}: " if error.filename else ""
-            fail(f"{place}{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo")
-        fail(f"{error}")
+            fail(f"{place}{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo", exit_code)
+        fail(f"{error}", exit_code)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str, exit_code: int = 1) -> None:
     typer.echo(f"felixpy: {sentence}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(exit_code)
 
 
-def finish(work: Coroutine[Any, Any, int | None]) -> None:
-    with plain_errors():
+def finish(work: Coroutine[Any, Any, int | None], error_code: int = 1) -> None:
+    """Run a command to its end; ends with the code that it returns, or with ``error_code``."""
+    with plain_errors(error_code):
         code = asyncio.run(work)
     raise typer.Exit(code or 0)

@@ -16,8 +16,10 @@ from felixpy.calc.graph import HOST, Calculation
 from felixpy.config import LiveSettings
 from felixpy.dataplane.apply import Dataplane
 from felixpy.model.resources import Kind, ResourceKey, Update
+from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.problems import Problems
+from felixpy.observe.samples import RecentFailures, Samples
 
 
 class StatusPublisher(Protocol):
@@ -38,15 +40,22 @@ class Outcome:
         settings: LiveSettings,
         metrics: Metrics,
         status: StatusPublisher | None,
+        recent: RecentFailures,
+        files: EndpointFiles,
     ) -> None:
-        self.problems = Problems(metrics)
+        self.problems = Problems(metrics, recent)
+        self.programmed, self.published = Samples(), Samples()
+        """Latencies of the latest endpoints: from arrival, and from publishing, to the kernel."""
         self.reported: dict[ResourceKey, tuple[str, str]] = {}
         """State and reason of this node's endpoints, as told last."""
+        self.measures = False
+        """Whether latencies count: what the first snapshot brings may have been published long ago."""
         self._calculation = calculation
         self._dataplane = dataplane
         self._settings = settings
         self._metrics = metrics
         self._status = status
+        self._files = files
         self._invalid: dict[ResourceKey, str] = {}
         self._arrivals: dict[ResourceKey, Update] = {}
 
@@ -102,6 +111,7 @@ class Outcome:
         if (state, reason) == self.reported.get(thing, ("", "")) and not is_written:
             return
         payload: dict[str, Any] | None = None
+        self._files.set(thing, self._calculation.store.endpoints.get(thing) if state == "up" else None)
         if state:
             self.reported[thing] = state, reason
             payload = {"state": state, "reason": reason, "ts": time.time()}
@@ -115,8 +125,14 @@ class Outcome:
 
     def _latencies(self, arrival: Update) -> dict[str, float]:
         agent_seconds = (time.monotonic_ns() - arrival.received_ns) / 1e9
-        self._metrics.programmed_seconds.observe(agent_seconds)
+        if self.measures:
+            self._metrics.programmed_seconds.observe(agent_seconds)
+            self.programmed.take(agent_seconds)
         found = {"agent_ms": round(agent_seconds * 1000, 3)}
         if arrival.published_ns:
-            found["latency_ms"] = round((time.time_ns() - arrival.published_ns) / 1e6, 3)
+            seconds = (time.time_ns() - arrival.published_ns) / 1e9
+            if self.measures:
+                self._metrics.published_seconds.observe(seconds)
+                self.published.take(seconds)
+            found["latency_ms"] = round(seconds * 1000, 3)
         return found

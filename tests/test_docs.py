@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from felixpy.config import DECLARATIONS, Settings, load_toml, resolve, settings_
 from felixpy.model.documents import Document, load_directory, load_text
 from felixpy.model.net import FAMILIES, Family, Net, parse_address
 from felixpy.model.resources import FelixConfiguration, Kind, Update, WorkloadEndpoint
+from felixpy.observe.metrics import Metrics, Totals
 from felixpy.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -240,6 +242,35 @@ def check_node(name: str, documents: list[Document], families: tuple[Family, ...
     assert routes.count("blackhole") == len(families)
     assert not any(isinstance(d.resource, FelixConfiguration) for d in documents)
     assert {d.resource.key.kind for d in documents if d.resource} >= {Kind.IP_POOL, Kind.NODE, Kind.WORKLOAD_ENDPOINT}
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_metrics_has_every_metric_with_its_type_and_labels() -> None:
+    rows = re.findall(
+        r"^\| `(felix(?:py)?_\w+)` \| (\w+) \| ([^|]*)\|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE
+    )
+    told = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert told == metrics_of_the_code()
+
+
+def metrics_of_the_code() -> dict[str, tuple[str, tuple[str, ...]]]:
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for collector in Metrics("n1").registry._collector_to_names:
+        if isinstance(collector, Totals):
+            found[collector._name] = "counter", (collector._label,) if collector._label else ()
+        elif isinstance(collector, MetricWrapperBase):
+            found[collector._name] = collector._type, tuple(collector._labelnames)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_metrics_that_are_named_exist(page: Path) -> None:
+    ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+    known = {name + end for name, (kind, _) in metrics_of_the_code().items() for end in ("", *ends.get(kind, ()))}
+    named = set(re.findall(r"\b(felix(?:py)?_[a-z]\w+)", page.read_text()))
+    assert sorted(named - known - {"felixpy_test"}) == []
 
 
 # --- the other files ---------------------------------------------------------------------------------------------

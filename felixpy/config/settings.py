@@ -217,6 +217,10 @@ class Settings:
         "", "PrometheusMetricsHost", TEXT, "Where to serve them; empty: on every address."
     )
     prometheus_metrics_port: int = _setting(9091, "PrometheusMetricsPort", PORT, "Port of them.")
+    endpoint_status_path_prefix: Path | None = _setting(
+        Path("/var/run/calico"), "EndpointStatusPathPrefix", OPTIONAL_PATH, "Where `endpoint-status/` lies: a file per "
+        "endpoint that is up, for CNI plugins that wait for it. Empty: none.",
+    )  # fmt: skip
     log_severity_screen: str = _setting(
         "INFO",
         "LogSeverityScreen",
@@ -226,6 +230,10 @@ class Settings:
     reporting_interval_secs: float = _setting(
         30.0, "ReportingIntervalSecs", duration(), "How often the agent's status is published. 0: at changes only.",
         "ReportingInterval",
+    )  # fmt: skip
+    control_socket: Path | None = _local(
+        Path("/run/felixpy/felixpy.sock"), "ControlSocket", OPTIONAL_PATH,
+        "Where `felixpy status` asks the running agent; for root only. Empty: nowhere.",
     )  # fmt: skip
     # The stream. All our own, environment and file only.
     resource_directory: Path = _local(

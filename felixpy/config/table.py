@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from felixpy.config.settings import DECLARATIONS, DEFAULTS, Declaration
+from felixpy.config.settings import DECLARATIONS, DEFAULTS, Declaration, Settings
 
 
 def settings_table_markdown() -> str:
@@ -51,3 +51,15 @@ def _default(value: Any, declaration: Declaration) -> str:
     if isinstance(value, tuple):
         return f"`{','.join(str(item) for item in value)}`"
     return f"`{value}`"
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """All settings as text by name, for people: secrets are left out, and said to be set or not."""
+    found = {}
+    for attribute, declaration in DECLARATIONS.items():
+        value = getattr(settings, attribute)
+        if declaration.secret:
+            found[declaration.name] = "(set)" if value else ""
+        else:
+            found[declaration.name] = _default(value, declaration).strip("`")
+    return found

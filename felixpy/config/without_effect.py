@@ -9,7 +9,6 @@ _PREFIXES = (
     "bpf",
     "debug",
     "endpointreporting",
-    "endpointstatuspathprefix",
     "etcd",
     "failsafe",
     "flowlogs",

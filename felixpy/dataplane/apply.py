@@ -100,6 +100,14 @@ class Dataplane:
             tables += [one.chains, one.elements]
         return tables
 
+    def sockets(self) -> dict[str, NetlinkSocket]:
+        """The sockets that write, by what they write; those of the iptables tools' processes are not among them."""
+        found = {"routing": self.socket}
+        for family, tables in self.filters.items():
+            if isinstance(socket := getattr(tables.filter, "socket", None), NetlinkSocket):
+                found[f"filter {family}"] = socket
+        return found
+
     def close(self) -> None:
         self.socket.close()
         self.release.close()

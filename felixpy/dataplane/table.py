@@ -6,6 +6,7 @@ retries differ only in how keys become dirty. Never does I/O.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ class KeyedTable(Generic[K, D, C]):
         self._adopted = False
         self.contests: dict[K, Contest] = {}
         self.drifted = 0
+        self.repairs: Counter[str] = Counter()
+        """Entries that were right and are no more, by cause; ``drifted`` counts those that another program did."""
         self._changed_by: Callable[[], str] = str
 
     def want(self, key: K, value: D) -> None:
@@ -203,6 +206,7 @@ class KeyedTable(Generic[K, D, C]):
         contest = Contest(contest.first, now, contest.times + 1)
         self.contests[key] = contest
         self.drifted += 1
+        self.repairs["removed" if isinstance(value, Missing) else "changed"] += 1
         if contest.times > CONTEST_TOLERATED:
             pause = min(2.0 ** (contest.times - CONTEST_TOLERATED - 1), LAST_RETRY_SECONDS)
             did = "removed" if isinstance(value, Missing) else f"made it {self._describe(value)}"
@@ -217,6 +221,7 @@ class KeyedTable(Generic[K, D, C]):
     def forget(self, keys: Iterable[K]) -> None:
         """The kernel has lost these entries by itself (a link went down)."""
         for key in keys:
+            self.repairs["link lost"] += key in self.committed
             self.committed.pop(key, None)
             self._touch(key)
             self.dirty.add(key)

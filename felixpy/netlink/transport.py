@@ -153,6 +153,22 @@ class NetlinkSocket:
         first = self._sequence - len(requests) + 1
         return self._collect(first, first + ack_at, batch)
 
+    def ask(self, request: Request) -> Message:
+        """Send one request that the kernel answers with one message, such as a route lookup.
+
+        Raises:
+            NetlinkError: the kernel refused.
+        """
+        self._send([request], -1)
+        sequence = self._sequence
+        while True:
+            for message in self._receive():
+                if message.sequence != sequence:
+                    continue
+                if message.type == NLMSG_ERROR:
+                    raise _error(Refusal(-struct.unpack_from("=i", message.payload)[0], _extended_ack(message)))
+                return message
+
     def dump(self, request: Request) -> Iterator[list[Message]]:
         """Send a dump request and yield its messages, one list per datagram.
 

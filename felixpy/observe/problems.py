@@ -9,6 +9,7 @@ import structlog
 
 from felixpy.model.resources import ResourceKey
 from felixpy.observe.metrics import Metrics
+from felixpy.observe.samples import RecentFailures
 
 MAX_IGNORED = 1000
 """Distinct unknown names that are told apart; the rest is counted together, so that memory stays bounded."""
@@ -17,11 +18,12 @@ MAX_IGNORED = 1000
 class Problems:
     """Reasons by object; the newest word counts."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, recent: RecentFailures | None = None) -> None:
         self.has_news = False
         """Something was told since whoever publishes the whole list last said that he has it."""
         self._log = structlog.get_logger("felixpy")
         self._metrics = metrics
+        self._recent = recent or RecentFailures()
         self._reasons: dict[ResourceKey, str] = {}
         self._kinds: Counter[str] = Counter()
         self._ignored: set[str] = set()
@@ -37,6 +39,7 @@ class Problems:
         self.has_news = True
         if reason:
             self._reasons[key] = reason
+            self._recent.note(str(key), reason)
             self._log.warning("problem", object=str(key), reason=reason)
         else:
             del self._reasons[key]

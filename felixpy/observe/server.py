@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -25,8 +26,17 @@ class ListenError(OSError):
     """An address cannot be had: one sentence with address, reason and setting."""
 
 
+Details = Callable[[], Mapping[str, Any]]
+"""What a probe shows beside its answer: ``components`` by name, each with ``ok`` and ``detail``."""
+
+
 async def serve_latest(
-    settings: Settings, changes: asyncio.Queue[Settings], live: Probe, ready: Probe, metrics: Callable[[], bytes]
+    settings: Settings,
+    changes: asyncio.Queue[Settings],
+    live: Probe,
+    ready: Probe,
+    metrics: Callable[[], bytes],
+    details: Details = dict,
 ) -> None:
     """Serve for ever what the latest settings switch on.
 
@@ -36,7 +46,7 @@ async def serve_latest(
     is_first = True
     while True:
         try:
-            async with serve(settings, live, ready, metrics):
+            async with serve(settings, live, ready, metrics, details):
                 settings, is_first = await _change(settings, changes), False
         except ListenError as error:
             if is_first:
@@ -60,7 +70,9 @@ def _served(settings: Settings) -> tuple[object, ...]:
 
 
 @asynccontextmanager
-async def serve(settings: Settings, live: Probe, ready: Probe, metrics: Callable[[], bytes]) -> AsyncIterator[None]:
+async def serve(
+    settings: Settings, live: Probe, ready: Probe, metrics: Callable[[], bytes], details: Details = dict
+) -> AsyncIterator[None]:
     """Serve what the settings switch on, for the duration of the context.
 
     Raises:
@@ -69,7 +81,7 @@ async def serve(settings: Settings, live: Probe, ready: Probe, metrics: Callable
     runners = []
     try:
         if settings.health_enabled:
-            routes = [web.get("/liveness", _probe(live)), web.get("/readiness", _probe(ready))]
+            routes = [web.get("/liveness", _probe(live, details)), web.get("/readiness", _probe(ready, details))]
             runners.append(await _listen(routes, "Health", settings.health_host, settings.health_port))
         if settings.prometheus_metrics_enabled:
             routes = [web.get("/metrics", _text(metrics))]
@@ -84,10 +96,15 @@ async def serve(settings: Settings, live: Probe, ready: Probe, metrics: Callable
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _probe(probe: Probe) -> Handler:
-    async def answer(_: web.Request) -> web.StreamResponse:
+def _probe(probe: Probe, details: Details) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
         good, reason = probe()
-        return web.Response(status=200 if good else 503, text=reason + "\n")
+        status, found = 200 if good else 503, details()
+        if "application/json" in request.headers.get("Accept", "") or request.query.get("format") == "json":
+            return web.json_response({"ok": good, "reason": reason, **found}, status=status)
+        components = found.get("components", {}).items()
+        lines = [f"{name:<8} {'ok ' if one['ok'] else 'bad'} {one['detail']}" for name, one in components]
+        return web.Response(status=status, text="\n".join((reason, *lines)) + "\n")
 
     return answer
 

@@ -70,6 +70,8 @@ class MqttSource:
         self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
         self._short_connections = 0
+        self.messages = self.bytes = 0
+        """Taken from the broker since the start."""
 
     async def run(self, sink: Sink) -> None:
         """Deliver for ever. On cancellation flush the status and disconnect cleanly."""
@@ -215,6 +217,8 @@ class MqttSource:
         now = now_ns / 1e9
         topic = message.topic.value.removeprefix(self._prefix)
         payload = bytes(message.payload) if message.payload else b""
+        self.messages += 1
+        self.bytes += len(payload)
         scope = topics.scope_of_manifest(topic)
         if scope is not None:
             self._perform(self._manifest(scope, payload, now), sink)

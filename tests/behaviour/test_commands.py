@@ -11,6 +11,7 @@ from felixpy.demo.agent import FELIXPY, Agent
 from felixpy.demo.agent import environment as settings_only
 from felixpy.demo.resources import felix_configuration
 from felixpy.demo.topology import P1A, P1B
+from felixpy.model.net import Family
 
 from .world import P1C, World, becomes
 
@@ -71,3 +72,19 @@ async def test_without_rights_a_command_says_what_it_needs(world: World) -> None
     said, _ = await process.communicate()
     assert process.returncode == 1
     assert said.decode() == "felixpy: Operation not permitted: felixpy needs root or CAP_NET_ADMIN; run it with sudo\n"
+
+
+async def test_check_finds_nothing_wrong_with_a_node_that_works(world: World) -> None:
+    findings = json.loads(await felixpy(world, "check", "--json"))
+    wrong = {finding["id"]: finding["found"] for finding in findings if finding["level"] in ("warn", "fail")}
+    no_nat = "no-nat-6 fd00:49::/64 has natOutgoing false"  # which is meant, in this lab
+    assert wrong == ({"pool.nat6": no_nat} if Family.V6 in world.families else {})
+    known = {finding["id"] for finding in findings}
+    assert {"peer.reach", "stream", "filter.forward", "owners.felix", "kmod", "mtu"} <= known
+
+
+async def test_status_of_the_running_agent(world: World) -> None:
+    said = json.loads(await felixpy(world, "status", "--json"))
+    assert (said["state"], said["degraded"], said["endpoints"]) == ("in-sync", [], 3)
+    assert all(family["ready"] for family in said["families"].values())
+    assert all(table["wanted"] == table["kernel"] for table in said["tables"].values())

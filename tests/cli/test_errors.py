@@ -11,7 +11,8 @@ from tests.agent.bench import dump
 from tests.broker import running
 from tests.cli.command import at, felixpy, sentence
 
-COMMANDS = ("run", "plan", "show", "cleanup", "apply", "delete", "get", "demo", "version")
+COMMANDS = ("run", "plan", "show", "cleanup", "apply", "delete", "get", "demo", "version", "check", "explain",
+            "status", "diag")  # fmt: skip
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 
 

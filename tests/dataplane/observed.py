@@ -179,10 +179,10 @@ class InProcess:
         """
         quiet, deadline = 0, time.monotonic() + PATIENCE_SECONDS
         while quiet < QUIET_LOOKS:
-            passes = self.agent._last_progress
+            passes = self.agent.last_progress
             await asyncio.sleep(0.005)
             busy = self._busy_with()
-            quiet = quiet + 1 if not busy and self.agent._last_progress == passes else 0
+            quiet = quiet + 1 if not busy and self.agent.last_progress == passes else 0
             assert time.monotonic() < deadline, busy
 
     def _busy_with(self) -> list[object]:

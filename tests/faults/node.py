@@ -179,7 +179,7 @@ class Node:
         tables = agent.dataplane.tables()
         return {
             "ready": agent.is_ready(),
-            "failures": agent._failures,
+            "failures": agent.failures,
             "pending": len(agent._pending),
             "dirty": {table.name: sorted(map(str, table.dirty))[:5] for table in tables if table.dirty},
             "refused": {str(key): why for table in tables for key, why in table.refused.items()},

@@ -39,7 +39,7 @@ def test_the_text_is_prometheus_own_format_with_felix_names() -> None:
 
 def test_every_metric_of_ours_says_whose_it_is_and_what_it_means() -> None:
     families = list(text_string_to_metric_families(Metrics("n1").text().decode()))
-    assert {family.name.partition("_")[0] for family in families} == {"felix", "felixpy"}
+    assert {family.name.partition("_")[0] for family in families} == {"felix", "felixpy", "process"}
     assert all(family.documentation.endswith(".") for family in families)
 
 

@@ -21,7 +21,7 @@ from felixpy.dataplane.iptables.sets import IpSets
 from felixpy.dataplane.iptables.tools import Tools, tool_name
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, FilterState, RenderedChain
 from felixpy.model.net import Family
-from felixpy.netlink.transport import Message
+from felixpy.netlink.transport import Message, NetlinkSocket
 
 FRESH_SECONDS = 0.1
 
@@ -69,6 +69,11 @@ class IptablesFilter(ABC):
             containers=self.sets.usable(headers),
             foreign=self._foreign_chains + self._foreign_sets,
         )
+
+    @property
+    def socket(self) -> NetlinkSocket:
+        """The socket that set members are written by."""
+        return self.sets.socket
 
     def ports(self) -> tuple[int, ...]:
         """None: rules are written by a process or by libiptc, and IP sets send no notifications."""

@@ -1,0 +1,239 @@
+"""Reads what the checks judge. Each fact stands alone: one that cannot be read stays None and is named in ``unread``.
+
+Invariant: reads only; loads no module, writes no file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from felixpy.calc.host import HostAddress
+from felixpy.config import Settings
+from felixpy.dataplane.host import is_host_interface, read_host
+from felixpy.dataplane.iptables.detect import Facts as FilterFacts
+from felixpy.dataplane.iptables.detect import gather
+from felixpy.dataplane.links import Links
+from felixpy.dataplane.packet_filter import FilterError
+from felixpy.explain.facts import dump_table, read_kernel
+from felixpy.explain.packet import Ruleset
+from felixpy.model.net import FAMILIES, Family, Net, parse_address
+from felixpy.model.resources import IPPool, Node
+from felixpy.netlink import ipset, rtnetlink
+from felixpy.netlink import nftables as nft
+from felixpy.netlink.inventory import read_advertised_default_interfaces
+from felixpy.netlink.lookup import look_up, open_lookup
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
+from felixpy.sources import Source, SyncState, SyncStatus
+from felixpy.sources.once import read_once
+
+PROC_SYS_NET = Path("/proc/sys/net")
+KUBERNETES_MANIFESTS = Path("/etc/kubernetes/manifests")
+WORKLOAD_GATEWAY = parse_address("169.254.1.1")
+MAX_PEERS = 1000
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+BIRD_PROTOCOL = 12
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Stream:
+    """What the source delivers: how complete, and the objects that checks need."""
+
+    status: SyncStatus
+    pools: list[IPPool] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Facts:
+    """Everything that was found; None: could not be read."""
+
+    sysctls: dict[str, str] = field(default_factory=dict)  # path under /proc/sys/net → value
+    sysctls_writable: bool = False
+    ipv6: bool = True
+    capabilities: frozenset[str] = frozenset()
+    lock_writable: bool = True
+    addresses: tuple[HostAddress, ...] | None = None
+    links: dict[str, bool] = field(default_factory=dict)  # name → up
+    mtus: dict[str, int] = field(default_factory=dict)
+    default_routes: dict[Family, str] = field(default_factory=dict)  # family → interface
+    advertised: list[str] = field(default_factory=list)  # interfaces of default routes by router advertisement
+    workload_gateway: str = ""  # interface that leads to 169.254.1.1
+    bird_routes: int = 0
+    filter: FilterFacts | None = None
+    rulesets: dict[Family, list[Ruleset]] = field(default_factory=dict)
+    kernel_parts: dict[str, bool] = field(default_factory=dict)  # nf_tables, ip_set, nf_conntrack → answers
+    peers: dict[str, dict[Family, str]] = field(default_factory=dict)  # node → family → interface, empty: no route
+    stream: Stream | None = None
+    service_cidrs: tuple[Net, ...] = ()  # of Kubernetes, where its control plane runs on this node
+    cluster_cidrs: tuple[Net, ...] = ()
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+async def read_facts(settings: Settings, source: Source, seconds: float) -> Facts:
+    """Read all facts; at most ``seconds`` are spent on the stream."""
+    facts = Facts()
+    facts.ipv6 = (PROC_SYS_NET / "ipv6").exists()
+    facts.sysctls_writable = os.access(PROC_SYS_NET / "ipv4/ip_forward", os.W_OK)
+    facts.capabilities = _capabilities()
+    facts.lock_writable = os.access("/run", os.W_OK)
+    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/all/disable_ipv6", "ipv4/conf/all/rp_filter",
+                 "netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max"):  # fmt: skip
+        _read_sysctl(facts, path)
+    facts.service_cidrs = _kubernetes_cidrs("service-cluster-ip-range")
+    facts.cluster_cidrs = _kubernetes_cidrs("cluster-cidr")
+    links = Links(lambda: 0.0)
+    await _try(facts, "links", lambda: _read_links(facts, links, settings))
+    await _try(facts, "routes", lambda: _read_routes(facts, links))
+    await _try(facts, "filter", lambda: _read_filter(facts))
+    await _try(facts, "kernel", lambda: _read_kernel_parts(facts))
+    for family in FAMILIES:
+        await _try(facts, f"rules of {family}", lambda family=family: _read_rules(facts, family))  # type: ignore[misc]
+    await _try(facts, "stream", lambda: _read_stream(facts, source, seconds))
+    await _try(facts, "peers", lambda: _read_peers(facts, settings, links))
+    return facts
+
+
+async def _try(facts: Facts, what: str, read: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await read()
+    except (OSError, FilterError, ValueError) as error:
+        facts.unread[what] = str(error) or type(error).__name__
+
+
+def _read_sysctl(facts: Facts, path: str) -> None:
+    try:
+        facts.sysctls[path] = (PROC_SYS_NET / path).read_text().strip()
+    except OSError:
+        pass
+
+
+def _kubernetes_cidrs(flag: str, folder: Path = KUBERNETES_MANIFESTS) -> tuple[Net, ...]:
+    """What a flag of the control plane says, from its static pods; nothing on other nodes."""
+    found: dict[Net, None] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            values = re.findall(rf"--{flag}=([0-9a-fA-F:./,]+)", path.read_text())
+        except OSError:
+            continue
+        for text in ",".join(values).split(","):
+            with contextlib.suppress(ValueError):
+                found[Net.parse_masked(text)] = None
+    return tuple(found)
+
+
+def _capabilities() -> frozenset[str]:
+    effective = 0
+    for line in Path("/proc/thread-self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+    return frozenset(name for name, bit in CAPABILITIES.items() if effective >> bit & 1)
+
+
+async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
+    socket = NetlinkSocket(NETLINK_ROUTE)
+    try:
+        await links.adopt(map(rtnetlink.decode_link, socket.dump_all(rtnetlink.link_dump_request())))
+    finally:
+        socket.close()
+    for link in links.by_name.values():
+        facts.links[link.name] = link.up
+        try:
+            facts.mtus[link.name] = int(Path(f"/sys/class/net/{link.name}/mtu").read_text())
+        except (OSError, ValueError):
+            continue
+    facts.addresses = (await read_host(links, settings)).addresses
+    for name in facts.links:
+        if is_host_interface(name, settings):
+            _read_sysctl(facts, f"ipv6/conf/{name}/accept_ra")
+
+
+async def _read_routes(facts: Facts, links: Links) -> None:
+    socket = open_lookup()
+    try:
+        for family in FAMILIES:
+            for message in dump_table(socket, family, 254):
+                decoded = rtnetlink.decode_route(message)
+                if decoded is None:
+                    continue
+                key, route = decoded
+                facts.bird_routes += route.protocol == BIRD_PROTOCOL
+                if key.destination.length == 0 and route.type == rtnetlink.RTN_UNICAST:
+                    facts.default_routes.setdefault(family, links.name_of(route.interface) or "several")
+        try:
+            facts.workload_gateway = links.name_of(look_up(socket, WORKLOAD_GATEWAY).interface) or ""
+        except NetlinkError:
+            facts.workload_gateway = ""
+    finally:
+        socket.close()
+    found = await read_advertised_default_interfaces()
+    facts.advertised = sorted(links.name_of(index) or str(index) for index in found)
+
+
+async def _read_filter(facts: Facts) -> None:
+    facts.filter = await gather()
+
+
+async def _read_kernel_parts(facts: Facts) -> None:
+    socket = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        for part, request in (("nf_tables", nft.dump(nft.GETTABLE, Family.V4)), ("ip_set", ipset.list_headers())):
+            try:
+                socket.dump_all(request)
+                facts.kernel_parts[part] = True
+            except NetlinkError as error:
+                if error.errno not in (errno.EPERM, errno.EACCES):  # no rights: nothing is known
+                    facts.kernel_parts[part] = False
+    finally:
+        socket.close()
+    facts.kernel_parts["nf_conntrack"] = "netfilter/nf_conntrack_max" in facts.sysctls
+
+
+async def _read_rules(facts: Facts, family: Family) -> None:
+    async with read_kernel(family) as kernel:
+        facts.rulesets[family] = kernel.rulesets
+        if kernel.missing:
+            facts.unread[f"rules of {family}"] = "; ".join(kernel.missing)
+
+
+async def _read_stream(facts: Facts, source: Source, seconds: float) -> None:
+    try:
+        collected = await read_once(source, seconds)
+    except (TimeoutError, OSError, ValueError) as error:
+        facts.stream = Stream(SyncStatus(SyncState.CONNECTING, str(error)))
+        return
+    facts.stream = Stream(collected.status)
+    for key, update in sorted(collected.updates.items()):
+        if update.error:
+            facts.stream.bad.append(f"{key}: {update.error}")
+        if isinstance(update.resource, IPPool):
+            facts.stream.pools.append(update.resource)
+        if isinstance(update.resource, Node):
+            facts.stream.nodes[key.name] = update.resource
+
+
+async def _read_peers(facts: Facts, settings: Settings, links: Links) -> None:
+    """Which interface leads to each other node, by the kernel."""
+    nodes = facts.stream.nodes if facts.stream else {}
+    socket = open_lookup()
+    try:
+        for name in list(nodes)[:MAX_PEERS]:
+            for family in FAMILIES:
+                address = nodes[name].address(family)
+                if name == settings.nodename or address is None:
+                    continue
+                try:
+                    interface = links.name_of(look_up(socket, address.packed).interface) or ""
+                except NetlinkError:
+                    interface = ""
+                facts.peers.setdefault(name, {})[family] = interface
+    finally:
+        socket.close()

@@ -1,0 +1,236 @@
+"""The commands that look at this node: ``check``, ``explain``, ``status``, ``diag``. They change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from felixpy.command import CommandError, Local, SettingsFile, finish, local_settings, observer, plain_errors
+from felixpy.observe.control import ControlError, ask
+
+WATCH_SECONDS = 1.0
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def check(
+    config: SettingsFile = None,
+    as_json: AsJson = False,
+    family: Annotated[str, typer.Option(help="4, 6 or dual; else what the settings say.")] = "",
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for the stream.")] = 5.0,
+) -> None:
+    """Check this node before felixpy runs on it, or when something does not work. Changes nothing, needs no agent.
+
+    Exit code: 0 all is well, 1 warnings, 2 failures (or it could not be told).
+
+    Examples:
+
+        felixpy check
+
+        felixpy check --family 6 --json | jq '.[] | select(.level == "fail")'
+    """
+    if family not in ("", "4", "6", "dual"):
+        raise typer.BadParameter(f"'{family}' is none of 4, 6, dual", param_hint="--family")
+    with plain_errors(2):
+        local = local_settings(config)
+    finish(_check(local, as_json, family, timeout), error_code=2)
+
+
+async def _check(local: Local, as_json: bool, family: str, timeout: float) -> int:  # noqa: ASYNC109
+    from felixpy.check.facts import read_facts
+    from felixpy.check.finding import exit_code
+    from felixpy.check.judge import judge, wanted_families
+
+    facts = await read_facts(local.settings, observer(local.settings), timeout)
+    findings = judge(local.settings, facts, wanted_families(local.settings, family))
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        colours = {"ok": "green", "info": "cyan", "warn": "yellow", "fail": "red"}
+        for id_, level, found, why, fix in findings:
+            console.print(f"[{colours[level]}]{level:<4}[/] {id_:<16} ", end="")
+            console.print(found, markup=False)
+            if level in ("warn", "fail"):
+                console.print(f"{'':<22}why: {why}", markup=False)
+            if fix and level != "ok":
+                console.print(f"{'':<22}fix: {fix}", markup=False)
+        levels = [finding.level.value for finding in findings]
+        console.print(f"{len(levels)} checks: {levels.count('fail')} failures, {levels.count('warn')} warnings")
+    return exit_code(findings)
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+def status(
+    config: SettingsFile = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second until Ctrl-C.")] = False,
+) -> None:
+    """Ask the running agent: state of stream and families, counts, latencies, what is degraded and why.
+
+    Exit code: 0 in sync and nothing degraded, 2 something is, 1 no agent answers.
+
+    Examples:
+
+        felixpy status --watch
+
+        felixpy status --json | jq .degraded
+    """
+    with plain_errors():
+        local = local_settings(config)
+    finish(_status(local, as_json, watch))
+
+
+async def _status(local: Local, as_json: bool, watch: bool) -> int:
+    path = local.settings.control_socket
+    said = await ask(path, "status")
+    if as_json:
+        while True:
+            typer.echo(json.dumps(said))
+            if not watch:
+                return 2 if said["degraded"] else 0
+            await asyncio.sleep(WATCH_SECONDS)
+            said = await ask(path, "status")
+    console = Console(soft_wrap=True, highlight=False)
+    if not watch:
+        console.print(_status_text(said))
+        return 2 if said["degraded"] else 0
+    if not console.is_terminal:
+        while True:  # into a file or a pipe: one after the other
+            console.print(_status_text(said))
+            await asyncio.sleep(WATCH_SECONDS)
+            said = await ask(path, "status")
+    with Live(_status_text(said), console=console, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                live.update(_status_text(await ask(path, "status")), refresh=True)
+            except ControlError as error:
+                live.update(Text(str(error), style="red"), refresh=True)
+
+
+def _status_text(said: Mapping[str, Any]) -> Group:
+    """The agent's answer for people."""
+    state = f"{said['state']} {said['got']}/{said['want']}" + (f": {said['reason']}" if said["reason"] else "")
+    lines = [
+        f"node        {said['hostname']}, felixpy {said['version']}, {said['backend']}",
+        f"up          {said['uptime_seconds']:.0f} s, last progress {said['last_progress_seconds']:.1f} s ago",
+        f"stream      {state}",
+    ]
+    for version, family in said["families"].items():
+        word = "ready" if family["ready"] else "not ready"
+        lines.append(f"IPv{version}        {word}" + (f": {family['reason']}" if family["reason"] else ""))
+    objects = ", ".join(f"{number} {name}" for name, number in said["objects"].items() if number or name != "left_out")
+    lines.append(f"objects     {objects}; {said['endpoints']} endpoints of this node")
+    for name, found in said["latency_ms"].items():
+        if found:
+            figures = ", ".join(f"{at} {found[at]} ms" for at in ("p50", "p99", "max"))
+            lines.append(f"latency     {name}: {figures} (last {found['count']})")
+    table = Table("table", "wanted", "kernel", "dirty", "waiting", "failed", "repaired")
+    for name, counts in said["tables"].items():
+        table.add_row(name, *(str(counts[column.header]) for column in table.columns[1:]))
+    told = [Text(f"degraded    {line}", style="red") for line in said["degraded"]]
+    told += [Text(f"problem     {line}", style="yellow") for line in said["problems"]]
+    told += [
+        Text(f"{time.strftime('%H:%M:%S', time.localtime(one['ts']))}    {one['what']}: {one['reason']}", style="dim")
+        for one in said["failures"][-5:]
+    ]
+    return Group(Text("\n".join(lines)), table, *told)
+
+
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+def explain(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Source address.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Destination address.")],
+    protocol: Annotated[str, typer.Argument(help="icmp, tcp, udp or a number.")] = "icmp",
+    port: Annotated[int | None, typer.Argument(help="Destination port; 80 of tcp and 53 of udp without one.")] = None,
+    interface: Annotated[
+        str | None, typer.Option("--in", metavar="INTERFACE", help="Where it comes in; else where the route leads to.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what becomes of a packet on this node, by the rules, sets and routes that the kernel has now.
+
+    Rules of every program count. Exit code: 0 it passes, 2 it is dropped, 3 that is not certain, 1 cannot be told.
+
+    Examples:
+
+        felixpy explain 10.48.0.1 198.51.100.1 tcp 443
+
+        felixpy explain fd00:48::99 fd00:48::2 udp 53 --in cali68caf03a5f4
+    """
+    finish(_explain(source, destination, protocol, port, interface, as_json))
+
+
+async def _explain(
+    source: str, destination: str, protocol: str, port: int | None, interface: str | None, as_json: bool
+) -> int:
+    from felixpy.explain import report
+
+    try:
+        packet = report.make_packet(source, destination, protocol, port)
+        verdict, iif, missing = await report.answer(packet, interface)
+    except report.ExplainError as error:
+        raise CommandError(str(error)) from None
+    if as_json:
+        typer.echo(json.dumps(report.as_json(packet, verdict, iif, missing)))
+    else:
+        for line in report.as_text(packet, verdict, iif, missing):
+            typer.echo(line)
+    return report.exit_code(verdict)
+
+
+# --- diag ------------------------------------------------------------------------------------------------------------
+
+
+def diag(
+    config: SettingsFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; must not exist.")
+    ] = None,
+) -> None:
+    """Write one archive (tar.gz) with kernel state, settings without secrets, metrics, checks, log and versions.
+
+    What cannot be had is named in its missing.txt. It has addresses and names of workloads: look before you share it.
+
+    Examples:
+
+        felixpy diag
+
+        felixpy diag -o /tmp/node1.tar.gz
+    """
+    with plain_errors():
+        local = local_settings(config)
+    finish(_diag(local, output))
+
+
+async def _diag(local: Local, output: Path | None) -> None:
+    from felixpy.diag.collect import archive, collect
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = output or Path(f"felixpy-diag-{local.settings.nodename}-{stamp}.tar.gz")
+    if path.exists():
+        raise CommandError(f"{path} exists already; name another file with --output")
+    parts = await collect(local.settings, observer(local.settings))
+    archive(parts, path)
+    missing = [part.name for part in parts if part.missing]
+    typer.echo(f"{path}: {len(parts) - len(missing)} files")
+    if missing:
+        typer.echo(f"not to be had (missing.txt says why): {', '.join(missing)}")

@@ -1,0 +1,53 @@
+"""The latest measurements, for percentiles that people read; the metrics keep the whole distribution.
+
+Invariant: a bounded number of values, and a constant cost for each one taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import NamedTuple
+
+KEPT = 1000
+KEPT_FAILURES = 20
+
+
+class Samples:
+    """The last ``KEPT`` durations, in seconds."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=KEPT)
+
+    def take(self, seconds: float) -> None:
+        self._values.append(seconds)
+
+    def summary_ms(self) -> dict[str, float]:
+        """Count, median, 99th percentile and most, in milliseconds; empty without values."""
+        values = sorted(self._values)
+        if not values:
+            return {}
+        at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+        found = {name: values[min(int(share * len(values)), len(values) - 1)] for name, share in at.items()}
+        return {"count": len(values), **{name: round(value * 1000, 3) for name, value in found.items()}}
+
+
+class Failure(NamedTuple):
+    """Something that went wrong: when (Unix time), of what, and why."""
+
+    ts: float
+    what: str
+    reason: str
+
+
+class RecentFailures:
+    """The last failures, newest last. They stay after they are mended: that is what one looks for."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Failure] = deque(maxlen=KEPT_FAILURES)
+
+    def note(self, what: str, reason: str) -> None:
+        self._kept.append(Failure(time.time(), what, reason))
+
+    def all(self) -> list[Failure]:
+        return list(self._kept)

@@ -1,0 +1,183 @@
+"""What facts mean: each check alone, from facts of a node where all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from felixpy.calc.host import HostAddress
+from felixpy.check.facts import Facts, Stream, _kubernetes_cidrs
+from felixpy.check.finding import Finding, Level, exit_code
+from felixpy.check.judge import judge, wanted_families
+from felixpy.config import NFTablesMode, Settings
+from felixpy.dataplane.backend import Backend
+from felixpy.dataplane.iptables.detect import Facts as FilterFacts
+from felixpy.dataplane.iptables.detect import RuleSurvey
+from felixpy.explain.packet import DROP, Chain, Ruleset
+from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.model.resources import Encapsulation, IPPool, Kind, Node, ResourceKey
+from felixpy.sources import SyncState, SyncStatus
+
+SETTINGS = Settings(nodename="n1", nftables_mode=NFTablesMode.ENABLED, mqtt_host="broker")
+V4, V6 = Net.parse_interface("172.31.0.1/24"), Net.parse_interface("fd00:31::1/64")
+
+
+def pool(cidr: str, name: str = "p", **fields: Any) -> IPPool:
+    return IPPool(ResourceKey(Kind.IP_POOL, name), Net.parse(cidr), 26, **{"nat_outgoing": True, **fields})
+
+
+def good() -> Facts:
+    return Facts(
+        sysctls={"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv6/conf/all/disable_ipv6": "0",
+                 "ipv4/conf/all/rp_filter": "0", "netfilter/nf_conntrack_count": "1",
+                 "netfilter/nf_conntrack_max": "100", "ipv6/conf/eth0/accept_ra": "0"},
+        sysctls_writable=True,
+        capabilities=frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW"}),
+        addresses=(HostAddress("eth0", V4), HostAddress("eth0", V6)),
+        links={"eth0": True, "cali1": True},
+        mtus={"eth0": 1500, "cali1": 1500},
+        default_routes=dict.fromkeys(FAMILIES, "eth0"),
+        workload_gateway="eth0",
+        filter=FilterFacts(default_variant=Backend.NFT_VARIANT),
+        rulesets={family: [] for family in FAMILIES},
+        kernel_parts={"nf_tables": True, "ip_set": True, "nf_conntrack": True},
+        peers={"n2": dict.fromkeys(FAMILIES, "eth0")},
+        stream=Stream(
+            SyncStatus(SyncState.IN_SYNC, "", 5, 5),
+            [pool("10.48.0.0/16", "four"), pool("fd00:48::/48", "six")],
+            {"n1": Node(ResourceKey(Kind.NODE, "n1"), V4, V6)},
+        ),
+    )  # fmt: skip
+
+
+def bad(facts: Facts, settings: Settings = SETTINGS, families: tuple[Family, ...] = FAMILIES) -> dict[str, Finding]:
+    found = judge(settings, facts, families)
+    assert all(finding.why and finding.found for finding in found)
+    wrong = {finding.id: finding for finding in found if finding.level in (Level.WARN, Level.FAIL)}
+    assert all(finding.fix for finding in wrong.values())
+    return wrong
+
+
+def test_a_good_node_has_no_warning() -> None:
+    assert bad(good()) == {}
+    assert exit_code(judge(SETTINGS, good(), FAMILIES)) == 0
+
+
+def change(**fields: Any) -> Callable[[Facts], None]:
+    def apply(facts: Facts) -> None:
+        for name, value in fields.items():
+            setattr(facts, name, value)
+
+    return apply
+
+
+def sysctl(path: str, value: str) -> Callable[[Facts], None]:
+    return lambda facts: facts.sysctls.__setitem__(path, value)
+
+
+def stream(**fields: Any) -> Callable[[Facts], None]:
+    return lambda facts: setattr(facts, "stream", replace(facts.stream, **fields))  # type: ignore[type-var]
+
+
+def forward_drop(table: str, chain: str) -> Callable[[Facts], None]:
+    rulesets = {Family.V4: [Ruleset(table, {chain: Chain(chain, hook="forward", policy=DROP)})]}
+    return change(rulesets=rulesets)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "level"),
+    [
+        (change(capabilities=frozenset()), "caps", "fail"),
+        (change(capabilities=frozenset({"CAP_NET_ADMIN"})), "caps", "warn"),
+        (change(lock_writable=False), "caps.lock", "warn"),
+        (lambda f: (sysctl("ipv4/ip_forward", "0")(f), change(sysctls_writable=False)(f)), "sysctl.v4fwd", "fail"),
+        (change(ipv6=False), "v6.stack", "fail"),
+        (sysctl("ipv6/conf/all/disable_ipv6", "1"), "v6.stack", "fail"),
+        (change(advertised=["eth0"]), "v6.ra", "fail"),
+        (change(default_routes={Family.V4: "eth0"}), "route.default6", "warn"),
+        (change(addresses=()), "addr.v4", "fail"),
+        (change(links={"eth0": False}), "addr.v6", "fail"),
+        (
+            stream(nodes={"n1": Node(ResourceKey(Kind.NODE, "n1"), Net.parse_interface("9.9.9.9/24"))}),
+            "addr.v4",
+            "fail",
+        ),
+        (stream(nodes={"n2": Node(ResourceKey(Kind.NODE, "n2"), V4)}), "addr.v4.twice", "fail"),
+        (change(workload_gateway=""), "route.gateway4", "warn"),
+        (change(kernel_parts={"nf_tables": False}), "kmod", "fail"),
+        (forward_drop("nftables table ip filter", "FORWARD"), "filter.forward", "warn"),
+        (change(filter=FilterFacts(nft=RuleSurvey(felix_chains=("cali-INPUT",)))), "owners.felix", "fail"),
+        (change(rulesets={Family.V4: [Ruleset("iptables table filter", {"ufw-x": Chain("ufw-x")})]}), "owners", "warn"),
+        (sysctl("netfilter/nf_conntrack_count", "90"), "conntrack", "warn"),
+        (change(mtus={"eth0": 1400, "cali1": 1500}), "mtu", "warn"),
+        (stream(status=SyncStatus(SyncState.CONNECTING, "refused")), "stream", "fail"),
+        (stream(bad=["IPPool x: bad"]), "stream.objects", "warn"),
+        (change(peers={"n2": {Family.V4: ""}}), "peer.reach", "warn"),
+        (change(peers={"n2": {Family.V4: "cali1"}}), "peer.reach", "warn"),
+        (stream(pools=[pool("10.48.0.0/16")]), "pool.v6", "fail"),
+        (stream(pools=[pool("10.48.0.0/16"), pool("fd00::/64", "q", disabled=True)]), "pool.v6", "fail"),
+        (stream(pools=[pool("10.48.0.0/16"), pool("fd00:48::/64", "q", nat_outgoing=False)]), "pool.nat6", "warn"),
+        (stream(pools=[pool("10.48.0.0/16", encapsulation=Encapsulation.IPIP)]), "pool.encapsulation", "fail"),
+        (stream(pools=[pool("10.48.0.0/16"), pool("10.48.1.0/24", "q")]), "pool.overlap", "fail"),
+        (stream(pools=[pool("172.31.0.0/16")]), "pool.overlap", "warn"),
+        (stream(pools=[pool("169.254.0.0/17")]), "pool.overlap", "fail"),
+        (change(service_cidrs=(Net.parse("10.48.0.0/20"),)), "pool.overlap", "fail"),
+        (change(cluster_cidrs=(Net.parse("10.0.0.0/16"),)), "pool.overlap", "warn"),
+        (change(unread={"links": "no"}), "read", "warn"),
+    ],
+)
+def test_what_is_wrong_is_found(spoil: Callable[[Facts], None], name: str, level: str) -> None:
+    facts = good()
+    spoil(facts)
+    found = bad(facts)
+    assert found[name].level == level
+    assert exit_code(list(found.values())) == max(2 if one.level == "fail" else 1 for one in found.values())
+
+
+def test_what_is_off_is_not_asked_for() -> None:
+    facts = good()
+    change(ipv6=False, advertised=["eth0"])(facts)
+    stream(pools=[pool("10.48.0.0/16")])(facts)
+    assert bad(facts, families=(Family.V4,)) == {}
+    facts = good()
+    change(workload_gateway="", default_routes={Family.V6: "eth0"})(facts)
+    assert bad(facts, families=(Family.V6,)) == {}
+
+
+def test_forwarding_that_felixpy_turns_on_is_no_fault() -> None:
+    facts = good()
+    sysctl("ipv4/ip_forward", "0")(facts)
+    assert bad(facts) == {}
+    assert "sysctl.v4fwd" in bad(facts, replace(SETTINGS, ip_forwarding=False))
+
+
+def test_a_policy_that_felixpy_comes_before_is_no_fault() -> None:
+    facts = good()
+    forward_drop("iptables-nft table filter", "FORWARD")(facts)
+    iptables = replace(SETTINGS, nftables_mode=NFTablesMode.DISABLED)
+    assert bad(facts, iptables) == {}
+
+
+def test_nothing_that_could_not_be_read_is_called_good() -> None:
+    unread = {"links": "x", "routes": "x", "filter": "x", "kernel": "x", "stream": "x"}
+    found = {finding.id: finding for finding in judge(SETTINGS, Facts(unread=unread), FAMILIES)}
+    good_ones = {name for name, finding in found.items() if finding.level is Level.OK}
+    assert good_ones <= {"caps.lock", "rp_filter", "v6.stack"}
+
+
+def test_ranges_of_a_control_plane_are_read_from_its_static_pods(tmp_path: Path) -> None:
+    (tmp_path / "kube-apiserver.yaml").write_text("  - --service-cluster-ip-range=10.96.0.0/12,fd00:96::/112\n")
+    nets = (Net.parse("10.96.0.0/12"), Net.parse("fd00:96::/112"))
+    assert _kubernetes_cidrs("service-cluster-ip-range", tmp_path) == nets
+    assert _kubernetes_cidrs("cluster-cidr", tmp_path) == ()
+    assert _kubernetes_cidrs("cluster-cidr", tmp_path / "none") == ()
+
+
+def test_families() -> None:
+    assert wanted_families(SETTINGS, "") == FAMILIES
+    assert wanted_families(replace(SETTINGS, ipv4_support=False), "") == (Family.V6,)
+    assert wanted_families(SETTINGS, "4") == (Family.V4,)

@@ -1,0 +1,105 @@
+"""status and diag beside a running agent and without one: the same truth, no secret, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tests.agent.bench import GOOD, NFTABLES, POOLS, dump, endpoint
+from tests.cli.command import HEALTH, agent, answers, felixpy, sentence
+from tests.kernel import ip
+
+
+def resources(folder: Path, *documents: Any) -> dict[str, str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "all.json").write_text(json.dumps([*POOLS, *documents]))
+    return {**NFTABLES, "FELIX_RESOURCEDIRECTORY": str(folder), "FELIX_ENDPOINTSTATUSPATHPREFIX": str(folder / "cni")}
+
+
+def contents(path: Path) -> dict[str, str]:
+    with tarfile.open(path) as file:
+        return {
+            name.split("/", 1)[1]: found.read().decode()
+            for name in file.getnames()
+            if (found := file.extractfile(name)) is not None
+        }
+
+
+def test_status_says_what_is_and_what_is_degraded(node: None, tmp_path: Path) -> None:
+    env = resources(tmp_path / "r", endpoint("n1-k8s-good-eth0", 1))
+    files = tmp_path / "r" / "cni" / "endpoint-status"
+    with agent(env, tmp_path / "log"):
+        done = felixpy("status", env=env)
+        assert (done.code, done.err) == (0, ""), done
+        assert "stream      in-sync" in done.out
+        assert "IPv6        ready" in done.out
+        said = felixpy("status", "--json", env=env).json
+        assert (said["state"], said["degraded"], said["endpoints"]) == ("in-sync", [], 1)
+        assert said["tables"]["routes"]["wanted"] == said["tables"]["routes"]["kernel"] == 2
+        assert [path.name for path in files.iterdir()] == ["k8s default%2Fgood eth0"]
+        (tmp_path / "r" / "all.json").write_text(json.dumps([*POOLS, {**GOOD, "spec": {"node": "n1"}}]))
+        deadline = time.monotonic() + 10
+        while not (said := felixpy("status", "--json", env=env).json)["problems"]:
+            assert time.monotonic() < deadline, said
+        assert "is missing" in said["problems"][0]
+        assert "is missing" in said["failures"][-1]["reason"]
+        assert list(files.iterdir()) == []
+    assert "no agent answers at /run/felixpy/felixpy.sock" in sentence(felixpy("status", env=env))
+
+
+def test_repairs_are_counted_by_cause(node: None, tmp_path: Path) -> None:
+    env = {**resources(tmp_path / "r", GOOD), "FELIX_PROMETHEUSMETRICSENABLED": "true"}
+    with agent(env, tmp_path / "log"):
+        ip("route del 10.48.0.1 proto 222")
+        deadline = time.monotonic() + 10
+        while 'felixpy_repairs_total{cause="removed"} 1.0' not in (text := answers("http://127.0.0.1:9091/metrics")):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+        assert felixpy("status", "--json", env=env).json["tables"]["routes"]["repaired"] == 1
+        assert 'felix_route_table_num_routes{table="IPv4:254"} 1.0' in text
+        assert 'felixpy_netlink_messages_total{socket="routing"}' in text
+        assert "felixpy_stream_want" in text
+
+
+def test_probes_have_details_as_text_and_json(node: None, tmp_path: Path) -> None:
+    with agent(resources(tmp_path / "r", GOOD), tmp_path / "log"):
+        lines = answers(f"{HEALTH}/readiness").splitlines()
+        assert lines[0] == "ready"
+        assert [line.split()[:2] for line in lines[1:]] == [
+            ["loop", "ok"], ["stream", "ok"], ["IPv4", "ok"], ["IPv6", "ok"]
+        ]  # fmt: skip
+        request = urllib.request.Request(f"{HEALTH}/liveness", headers={"Accept": "application/json"})
+        with urllib.request.urlopen(request, timeout=2) as response:
+            said = json.load(response)
+        assert (said["ok"], said["reason"], said["ready"]) == (True, "live", True)
+        assert set(said["components"]) == {"loop", "stream", "IPv4", "IPv6"}
+
+
+def test_diag_has_everything_but_secrets(node: None, tmp_path: Path) -> None:
+    env = {**resources(tmp_path / "r", GOOD), "FELIX_MQTTPASSWORD": "do-not-tell"}
+    with agent(env, tmp_path / "log"):
+        before = dump()
+        done = felixpy("diag", "-o", str(tmp_path / "d.tar.gz"), env=env)
+        assert (done.code, done.err) == (0, ""), done
+        assert dump() == before
+    assert (tmp_path / "d.tar.gz").stat().st_mode & 0o777 == 0o600
+    found = contents(tmp_path / "d.tar.gz")
+    assert {"versions.json", "settings.json", "agent/status.json", "agent/metrics.txt", "check.json", "kernel/nft.txt",
+            "kernel/ip-route-6.txt", "kernel/sysctl.txt", "missing.txt"} <= set(found)  # fmt: skip
+    assert "10.48.0.1" in found["kernel/ip-route-4.txt"]
+    assert json.loads(found["settings.json"])["MQTTPassword"] == "(set)"
+    assert [name for name, text in found.items() if "do-not-tell" in text] == []
+
+
+def test_diag_without_an_agent_names_what_is_missing(node: None, tmp_path: Path) -> None:
+    env = resources(tmp_path / "r", GOOD)
+    done = felixpy("diag", "-o", str(tmp_path / "d.tar.gz"), env=env)
+    assert done.code == 0
+    assert "agent/status.json" in done.out
+    assert "agent/status.json: no agent answers" in contents(tmp_path / "d.tar.gz")["missing.txt"]
+    again = felixpy("diag", "-o", str(tmp_path / "d.tar.gz"), env=env)
+    assert "exists already" in sentence(again)
