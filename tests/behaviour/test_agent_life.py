@@ -74,7 +74,7 @@ async def test_plan_beside_a_running_agent_finds_nothing_to_change(world: World)
     await agent.kill()
     await world.node1.ip([f"route del {P1A.addresses[family]}/{family.bits} dev {P1A.interface}"])
     said = await agent.command(world.node1, settings, "plan", check=False)
-    assert "1 changes" in said and P1A.addresses[family] in said
+    assert "1 change\n" in said and P1A.addresses[family] in said
     await world.restart_agent()
     await hold(checks.connectivity(world.lab))
 

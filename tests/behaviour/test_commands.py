@@ -35,7 +35,7 @@ async def test_plan_names_what_is_missing_and_show_says_pending(world: World) ->
     await world.node1.run("ip", f"-{family.version}", "route", "del", P1A.addresses[family], "dev", P1A.interface)
     said = await felixpy(world, "plan")
     assert f"+ routes: {P1A.addresses[family]}/{family.bits} " in said
-    assert said.endswith("1 changes\n")
+    assert said.endswith("\n1 change\n")
     lines = json.loads(await felixpy(world, "show", "endpoints", "--json"))
     assert {line["entry"]: line["kernel"] for line in lines} == {
         f"default/{P1A.endpoint}": "pending",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
@@ -82,9 +83,10 @@ async def events(world: TrafficWorld) -> AsyncIterator[list[str]]:
 
 
 def of_flow(lines: Sequence[str], verb: str, flow: Counted) -> list[int]:
-    """Positions of events of one kind of a flow, known by the source port that the other side saw."""
-    _, port = flow.peers[0].split()
-    return [at for at, line in enumerate(lines) if f"[{verb}]" in line and f" sport={port} dport=7000 " in line]
+    """Positions of events of one kind of a flow, known by the source that the other side saw."""
+    address, port = flow.peers[0].split()
+    source = re.compile(rf" src={re.escape(address)} dst=\S+ sport={port} dport=7000 ")
+    return [at for at, line in enumerate(lines) if f"[{verb}]" in line and source.search(line)]
 
 
 async def by_one_update(world: TrafficWorld) -> None:
