@@ -34,6 +34,7 @@ demo: .venv/ready ## show felixpy working on real packets; make demo ARGS="--bac
 PYTEST := $(AS_ROOT) FELIXPY_TEST_COMPLETE=1 $(PYTHON) -m pytest -q
 
 test: .venv/ready ## all tests, on the real kernel in private namespaces; make test ARGS="-k nat"
+	@.ci/setup tests
 	@$(PYTHON) -m compileall -q felixpy tests  # a thousand processes are started; as root they compile for themselves
 	-@$(AS_ROOT) .ci/debian-tree >/dev/null  # where it cannot be made, the tests that need it say so
 	@$(PYTEST) -n $(WORKERS) $(ARGS)
