@@ -12,7 +12,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-SLICE_SECONDS = 0.001
+SLICE_SECONDS = 0.0003
 
 
 async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:
