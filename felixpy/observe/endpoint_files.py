@@ -9,6 +9,7 @@ nothing. The cost of an update does not grow with the number of files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -97,10 +98,11 @@ class EndpointFiles:
         folder = prefix / FOLDER if prefix else None
         if folder == self._folder:
             return
-        wanted, names = self._wanted, self._names
-        self._wanted, self._dirty = {}, set(wanted)
-        self.flush()
-        self._folder, self._wanted, self._names, self._dirty = (folder, wanted, names, set(wanted) if folder else set())
+        if self._folder is not None and self._started:
+            for name in self._wanted:  # all at once: nobody will look at this folder again
+                with contextlib.suppress(OSError):
+                    (self._folder / name).unlink()
+        self._folder, self._dirty = folder, set(self._wanted) if folder else set()
         self._listed, self._retry_at = False, 0.0
 
     def flush(self) -> None:

@@ -89,6 +89,21 @@ def test_off_writes_nothing_and_another_prefix_takes_the_files_along(tmp_path: P
     assert len(list((tmp_path / "two" / FOLDER).iterdir())) == 1
 
 
+@pytest.mark.parametrize("other", ["two", ""])
+def test_no_file_stays_at_a_prefix_that_is_left(tmp_path: Path, other: str) -> None:
+    """However many there are: nobody looks at the folder again."""
+    files = EndpointFiles(tmp_path / "one")
+    files.start()
+    for number in range(2 * FILES_PER_FLUSH):
+        one = endpoint(f"pod{number}")
+        files.set(one.key, one)
+    files.flush()
+    files.flush()
+    assert len(list((tmp_path / "one" / FOLDER).iterdir())) == 2 * FILES_PER_FLUSH
+    files.use(tmp_path / other if other else None)
+    assert list((tmp_path / "one" / FOLDER).iterdir()) == []
+
+
 def test_a_failure_is_said_once_and_tried_again(tmp_path: Path) -> None:
     clock = Clock()
     (tmp_path / FOLDER).write_text("in the way")

@@ -28,19 +28,19 @@ BOOT = f"""
 set -e
 mkdir -p "$2/memory"
 mount -t tmpfs tmpfs "$2/memory"
-mkdir "$2/memory/upper" "$2/memory/work" "$2/memory/root"
-mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/memory/upper,workdir=$2/memory/work" "$2/memory/root"
+mkdir "$2/memory/upper" "$2/memory/work" "$2/memory/tree"
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/memory/upper,workdir=$2/memory/work" "$2/memory/tree"
 umount -R /sys/fs/cgroup 2>/dev/null || true
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 for left in /sys/fs/cgroup/{CGROUP}-*; do find "$left" -depth -type d -exec rmdir {{}} + 2>/dev/null || true; done
 mkdir "/sys/fs/cgroup/$3"
 echo $$ >"/sys/fs/cgroup/$3/cgroup.procs"
 mount -t tmpfs tmpfs /run
-mkdir -p "$2/memory/root/usr/src/felixpy"
+mkdir -p "$2/memory/tree/usr/src/felixpy"
 cd {ROOT}
 cp -r Makefile constraints.txt pyproject.toml README.md CHANGELOG.md LICENSE felixpy systemd config docs \\
-    "$2/memory/root/usr/src/felixpy"
-exec systemd-nspawn --quiet --boot --directory="$2/memory/root" --machine=felixpy-test --private-network \\
+    "$2/memory/tree/usr/src/felixpy"
+exec systemd-nspawn --quiet --boot --directory="$2/memory/tree" --machine=felixpy-test --private-network \\
     --register=no --keep-unit --console=pipe --link-journal=no --resolv-conf=off --timezone=off
 """
 
@@ -137,7 +137,7 @@ def _leader(process: subprocess.Popen[bytes], console: Path) -> int:
         for child in [below for above in _children(process.pid) for below in _children(above)]:
             with contextlib.suppress(OSError):
                 name = Path(f"/proc/{child}/comm").read_text().strip()
-                if name == "systemd" and Path(f"/proc/{child}/root/run/dbus/system_bus_socket").exists():
+                if name == "systemd" and Path("/proc", str(child), "root", "run/dbus/system_bus_socket").exists():
                     return child
         time.sleep(0.05)
     raise AssertionError(f"the machine did not start:\n{console.read_text(errors='replace')}")

@@ -18,6 +18,7 @@ from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.nftables import NftRule
 from felixpy.netlink.transport import Message, NetlinkError, NetlinkSocket, attribute
+from felixpy.slices import in_slices
 
 IPTABLES_TABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
 UNKNOWN_RULE: Final = "(a rule of another program)"
@@ -53,7 +54,8 @@ async def look(socket: NetlinkSocket, family: Family) -> Look:
         if table in IPTABLES_TABLES:
             found.setdefault(table, {})[chain] = []
     for table, chains in found.items():
-        for message in await socket.dump_sliced(nft.dump(nft.GETRULE, family, attribute(1, nft.name(table)))):
+        request = nft.dump(nft.GETRULE, family, attribute(1, nft.name(table)))
+        async for message in in_slices(await socket.dump_sliced(request)):
             chain = nft.chain_of(message, nft.NEWRULE)
             chains.setdefault(chain, []).append(_rule(message))
     return found
