@@ -39,6 +39,7 @@ from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
 from felixpy.observe.standing import Standing
 from felixpy.outcome import Outcome, StatusPublisher
+from felixpy.slices import giving_way
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.ending import end
 from felixpy.sources.limit import ObjectLimit
@@ -103,7 +104,7 @@ class Agent:
         self.adopted = 0
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
-        self._wake = asyncio.Event()
+        self._wake, self._calm = asyncio.Event(), asyncio.Event()
         self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
@@ -126,12 +127,12 @@ class Agent:
         if self.limit.takes(update):
             self._pending.pop(update.key, None)
             self._pending[update.key] = update
-            self._wake.set()
+            self._wake_up()
         left_out = len(self.limit.left_out)
         if left_out != before:
             self.metrics.left_out.set(left_out)
             self._status_due = True
-            self._wake.set()
+            self._wake_up()
             if not (before and left_out):
                 log.error("object limit", reason=self.limit.reason() or "nothing is left out any more")
 
@@ -147,18 +148,19 @@ class Agent:
         self.stream = status
         self.metrics.resync_state.set(RESYNC_STATES[status.state])
         self._status_due = True
-        self._wake.set()
+        self._wake_up()
 
     def ignored(self, what: str) -> None:
         self.outcome.problems.ignored(what)
 
     def _wake_up(self) -> None:
+        self._calm.clear()
         self._wake.set()
 
     def _fail(self, error: BaseException) -> None:
         """Keep an error of a callback for the loop: the event loop would log it and go on."""
         self._failure = error
-        self._wake.set()
+        self._wake_up()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -223,7 +225,7 @@ class Agent:
         if kept := self.live_settings.renew(sources):
             log.warning("settings take effect at the next start", settings=", ".join(kept))
         self._configuration_due = True
-        self._wake.set()
+        self._wake_up()
 
     # --- the loop ----------------------------------------------------------------------------------------------
 
@@ -243,7 +245,7 @@ class Agent:
                 self._reconfigure_at = time.monotonic() + RETRY_SECONDS
             await self._apply()
             if self._pending:
-                self._wake.set()
+                self._wake_up()
             self._publish()
             if not self.complete:
                 # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
@@ -270,6 +272,7 @@ class Agent:
 
     async def _resync_forever(self) -> None:
         """Compare everything now and then, in slices beside the updates: the net below the notifications."""
+        giving_way(self._calm)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._resync_interval()):
@@ -284,7 +287,7 @@ class Agent:
             if not whole:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._resync_now.set()
-            self._wake.set()
+            self._wake_up()
             collector.tidy()
 
     def _resync_interval(self) -> float | None:
@@ -299,6 +302,8 @@ class Agent:
 
     async def _sleep(self) -> None:
         """Until something is to do, or 10 s."""
+        if not self._wake.is_set():
+            self._calm.set()
         now = time.monotonic()
         due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
         due = min(due, self.files.next_retry())
@@ -306,6 +311,7 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(due - now, 0.0)):
                 await self._wake.wait()
+        self._calm.clear()
 
     async def absorb(self, limit: int | None = None) -> None:
         """Take pending updates into the store and the calculation, without touching the kernel.

@@ -1,18 +1,40 @@
 """Long work in small slices, so that an update never waits for it.
 
-Invariant: between two slices every other task of the loop has its turn.
+Invariant: between two slices every other task of the loop has its turn, and work in the background (``giving_way``)
+stands still from the moment an update arrives until the kernel has it, for ``LONGEST_WAIT_SECONDS`` at most, so that a
+flood cannot keep a comparison from ever ending.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.0003
+LONGEST_WAIT_SECONDS = 0.02
+
+_calm: ContextVar[asyncio.Event | None] = ContextVar("calm", default=None)
+
+
+def giving_way(calm: asyncio.Event) -> None:
+    """The current task is work in the background: between its slices it waits until ``calm`` is set."""
+    _calm.set(calm)
+
+
+async def pause() -> None:
+    """Let every other task have its turn; in the background, let what is urgent end first."""
+    await asyncio.sleep(0)
+    calm = _calm.get()
+    if calm is not None and not calm.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_WAIT_SECONDS):
+                await calm.wait()
 
 
 async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:
@@ -21,5 +43,5 @@ async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:
     for item in items:
         yield item
         if time.perf_counter() >= until:
-            await asyncio.sleep(0)
+            await pause()
             until = time.perf_counter() + SLICE_SECONDS

@@ -7,7 +7,6 @@ has lost messages. Must never be shared between threads.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import errno
@@ -16,6 +15,8 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+from felixpy.slices import pause
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -235,7 +236,7 @@ class NetlinkSocket:
             with contextlib.suppress(DumpInterrupted):
                 for batch in self.dump(request):
                     messages += batch
-                    await asyncio.sleep(0)
+                    await pause()
                 return messages
         raise NetlinkError(errno.EINTR, "the kernel's table kept changing while it was read; will be tried again")
 

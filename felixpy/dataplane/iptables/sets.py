@@ -149,10 +149,8 @@ class IpSets:
 
     async def _members(self, name: str) -> list[Member]:
         members: list[Member] = []
-        for batch in self.socket.dump(ipset.list_members(name)):
-            async for message in in_slices(batch):
-                members += ipset.decode_members(message)
-            await asyncio.sleep(0)
+        async for message in in_slices(await self.socket.dump_sliced(ipset.list_members(name))):
+            members += ipset.decode_members(message)
         return members
 
     def _join_halves(self, name: SetName, members: list[ElementKey]) -> list[ElementKey]:
