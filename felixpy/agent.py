@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import islice
@@ -104,6 +105,8 @@ class Agent:
         self.adopted = 0
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
+        self._taken: list[Update] = []
+        self._unjudged: set[ResourceKey] = set()
         self._wake, self._calm = asyncio.Event(), asyncio.Event()
         self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
@@ -308,9 +311,11 @@ class Agent:
         due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
         due = min(due, self.files.next_retry())
         due = min(due, self._reconfigure_at) if self._reconfiguration_due else due
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(due - now, 0.0)):
-                await self._wake.wait()
+        alarm = asyncio.get_running_loop().call_later(max(due - now, 0.0), self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            alarm.cancel()
         self._calm.clear()
 
     async def absorb(self, limit: int | None = None) -> None:
@@ -322,13 +327,12 @@ class Agent:
         updates = [self._pending.pop(key) for key in list(islice(self._pending, limit))]
         if not self._pending:
             self._pending = {}  # an emptied dictionary keeps its size, and to walk over it costs that
-        if updates:
-            self.metrics.batch_size.observe(len(updates))
         dirty: set[ResourceKey] = set()
         for update in updates:
             dirty |= self._take(update)
         self.dataplane.want(self.calculation.calculate(dirty))
-        self.outcome.judge(dirty)
+        self._taken += updates
+        self._unjudged |= dirty
         completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
         if (completes or self._reconfiguration_due) and time.monotonic() >= self._reconfigure_at:
             self.complete = self.complete or completes
@@ -345,7 +349,6 @@ class Agent:
 
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
-        self.metrics.updates.labels(key.kind).inc()
         self.outcome.arrived(update)
         if key.kind is Kind.FELIX_CONFIGURATION or key == self._own_node:
             self._configuration_due = True
@@ -354,8 +357,10 @@ class Agent:
     async def _apply(self) -> None:
         started = time.perf_counter()
         report = await self.dataplane.apply(complete=self.complete)
-        owners = {self.calculation.owner_of(key) for key in report.looked_at}
-        self.outcome.judge(owner for owner in owners if owner is not None)
+        # The kernel comes first: everything that is only told or counted has time until here.
+        self._count_taken()
+        unjudged, self._unjudged = self._unjudged, set()
+        self.outcome.judge(unjudged | self.calculation.owners_of(report.looked_at))
         if report.written:
             self.metrics.writes.inc(report.written)
             self.metrics.apply_seconds.observe(time.perf_counter() - started)
@@ -364,6 +369,13 @@ class Agent:
             self._resync_now.set()
         if self.complete and not self._pending:
             await self._settled()
+
+    def _count_taken(self) -> None:
+        taken, self._taken = self._taken, []
+        if taken:
+            self.metrics.batch_size.observe(len(taken))
+        for kind, count in Counter(update.key.kind for update in taken).items():
+            self.metrics.updates.labels(kind).inc(count)
 
     def _note_failures(self, failures: dict[Family, str]) -> None:
         """Say of each family that does not work as a whole why, once."""

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 from felixpy.slices import LONGEST_WAIT_SECONDS, SLICE_SECONDS, giving_way, in_slices
 
 
-def slow(count: int, done: list[float]) -> Iterator[int]:
+async def work(count: int, done: list[float], calm: asyncio.Event | None = None) -> None:
     """Items of which each takes a slice."""
-    for number in range(count):
+    if calm is not None:
+        giving_way(calm)
+    async for _ in in_slices(range(count), 1):
         end = time.perf_counter() + SLICE_SECONDS
         while time.perf_counter() < end:
             pass
         done.append(time.perf_counter())
-        yield number
-
-
-async def work(count: int, done: list[float], calm: asyncio.Event | None = None) -> None:
-    if calm is not None:
-        giving_way(calm)
-    async for _ in in_slices(slow(count, done)):
-        pass
 
 
 def test_others_have_their_turn_between_two_slices() -> None:
@@ -82,3 +75,10 @@ def test_only_the_task_that_says_so_is_in_the_background() -> None:
         await asyncio.gather(background, return_exceptions=True)
 
     asyncio.run(check())
+
+
+def test_every_item_comes_once_in_order() -> None:
+    async def check() -> list[int]:
+        return [item async for some in in_slices(iter(range(100)), 7) for item in some]
+
+    assert asyncio.run(check()) == list(range(100))

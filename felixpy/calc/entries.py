@@ -123,7 +123,7 @@ class ElementKey(NamedTuple):
 
     @property
     def family(self) -> Family:
-        return self.net.family
+        return family_of(self.net.packed)
 
     def __str__(self) -> str:
         member = format_address(self.net.packed) if self.net.is_host else str(self.net)

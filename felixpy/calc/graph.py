@@ -54,6 +54,10 @@ class Calculation:
         """The object whose value of a key counts."""
         return self._owner.get(key)
 
+    def owners_of(self, keys: Iterable[Key]) -> set[ResourceKey]:
+        """The objects whose values of these keys count."""
+        return {self._owner[key] for key in keys if key in self._owner}
+
     def entries(self) -> Changes:
         """Every entry that counts, for a table that starts empty."""
         return {key: self._entries[owner][key] for key, owner in self._owner.items()}

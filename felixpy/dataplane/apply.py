@@ -73,6 +73,11 @@ class Dataplane:
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
         }
+        self._tables: dict[type, AnyTable] = {
+            RouteKey: self.routes.table,
+            NeighbourKey: self.neighbours.table,
+            SettingKey: self.interface_settings.table,
+        }
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; what is ours in the kernel may now be something else."""
@@ -131,14 +136,10 @@ class Dataplane:
 
     def table_of(self, key: Key) -> AnyTable | None:
         """The table that a key belongs to; None for a set member of a family without a packet filter."""
-        if isinstance(key, RouteKey):
-            return self.routes.table
         if isinstance(key, ElementKey):
             tables = self.filters.get(key.family)
             return tables.elements if tables else None
-        if isinstance(key, NeighbourKey):
-            return self.neighbours.table
-        return self.interface_settings.table
+        return self._tables[type(key)]
 
     def want_rules(self, *, nftables: bool) -> None:
         """Take the rules that the settings mean."""

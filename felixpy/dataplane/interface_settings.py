@@ -61,10 +61,11 @@ class InterfaceSettingTable:
         Read in slices, from the last link dump where it has them.
         """
         found = {}
-        async for key in in_slices(list(self.table.desired)):
-            value = self._read_one(key)
-            if value is not None:
-                found[key] = value
+        async for keys in in_slices(list(self.table.desired)):
+            for key in keys:
+                value = self._read_one(key)
+                if value is not None:
+                    found[key] = value
         return found
 
     def notify(self, message: Message) -> None:

@@ -53,13 +53,16 @@ class Links:
     async def adopt(self, links: Iterable[Link], newer: Container[int] = frozenset()) -> LinkEvents:
         """Take a dump, in slices; the difference to what was known counts as events."""
         events = LinkEvents()
-        found = {link.ifindex: link async for link in in_slices(links)}
+        found: dict[int, Link] = {}
+        async for some in in_slices(links, 8):
+            found.update((link.ifindex, link) for link in some)
         for index in self.by_index.keys() - found.keys():
             if index not in newer:
                 self._remove(index, events)
-        async for link in in_slices(found.values()):
-            if link.ifindex not in newer:
-                self._add(link, events)
+        async for some in in_slices(found.values()):
+            for link in some:
+                if link.ifindex not in newer:
+                    self._add(link, events)
         return events
 
     def notify(self, messages: Iterable[Message]) -> LinkEvents:

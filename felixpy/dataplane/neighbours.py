@@ -37,13 +37,14 @@ class NeighbourTable:
         """
         found = {}
         for family in Family:
-            async for message in in_slices(await socket.dump_sliced(rtnetlink.neighbour_dump_request(family))):
-                neighbour = rtnetlink.decode_neighbour(message)
-                if neighbour is None or neighbour.protocol != self.settings.device_route_protocol:
-                    continue
-                interface = self.links.name_of(neighbour.interface)
-                if interface is not None:
-                    found[NeighbourKey(interface, neighbour.address)] = neighbour
+            async for messages in in_slices(await socket.dump_sliced(rtnetlink.neighbour_dump_request(family))):
+                for message in messages:
+                    neighbour = rtnetlink.decode_neighbour(message)
+                    if neighbour is None or neighbour.protocol != self.settings.device_route_protocol:
+                        continue
+                    interface = self.links.name_of(neighbour.interface)
+                    if interface is not None:
+                        found[NeighbourKey(interface, neighbour.address)] = neighbour
         return found
 
     def notify(self, message: Message) -> None:

@@ -63,10 +63,8 @@ class RouteTable:
         """
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
-            async for message in in_slices(await self._dump(socket, family, interface)):
-                decoded = self.decode(message)
-                if decoded is not None:
-                    found[decoded[0]] = decoded[1]
+            async for messages in in_slices(await self._dump(socket, family, interface)):
+                found.update(filter(None, map(self.decode, messages)))
         return found
 
     @staticmethod

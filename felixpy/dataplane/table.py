@@ -7,7 +7,7 @@ retries differ only in how keys become dirty. Never does I/O.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -99,19 +99,27 @@ class KeyedTable(Generic[K, D, C]):
         self._changed_by: Callable[[], str] = str
 
     def want(self, key: K, value: D) -> None:
-        self._unindex(key)
+        if key in self.desired:
+            self._unindex(key)
         interface = self._interface_of(key, value)
         if interface is not None:
-            self._by_interface.setdefault(interface, set()).add(key)
+            keys = self._by_interface.get(interface)
+            if keys is None:
+                self._by_interface[interface] = {key}
+            else:
+                keys.add(key)
         self.desired[key] = value
-        self.refused.pop(key, None)
+        if self.refused:
+            self.refused.pop(key, None)
         self.dirty.add(key)
 
     def drop(self, key: K) -> None:
         """No longer want a key."""
-        self._unindex(key)
-        self.desired.pop(key, None)
-        self.refused.pop(key, None)
+        if key in self.desired:
+            self._unindex(key)
+            del self.desired[key]
+        if self.refused:
+            self.refused.pop(key, None)
         self.dirty.add(key)
 
     def interface_changed(self, interface: str, *, lost: bool) -> None:
@@ -142,12 +150,15 @@ class KeyedTable(Generic[K, D, C]):
 
     async def adopt(self, found: Mapping[K, C], newer: set[K], now: float) -> None:
         """Take a fresh dump, in slices. Keys whose kernel value is not what was believed are looked at again."""
-        async for key, value in in_slices(found.items()):
-            if key not in newer:
-                self._believe(key, value, now)
-        async for key in in_slices(list(self.committed)):
-            if key not in found and key not in newer:
-                self._believe(key, MISSING, now)
+        committed = self.committed
+        async for entries in in_slices(found.items(), 64):
+            for key, value in entries:
+                if committed.get(key, MISSING) != value and key not in newer:
+                    self._believe(key, value, now)
+        async for keys in in_slices(list(committed), 64):
+            for key in keys:
+                if key not in found and key not in newer:
+                    self._believe(key, MISSING, now)
         self._adopted = True
 
     def adopt_interface(self, interface: str, found: Mapping[K, C], newer: set[K], now: float) -> None:
@@ -233,51 +244,53 @@ class KeyedTable(Generic[K, D, C]):
     def delta(self, now: float) -> Delta[K, C]:
         """Differences on dirty keys. Keys without a difference, or that wait for an event, become clean."""
         delta: Delta[K, C] = Delta()
-        settled = []
+        if not self.dirty:
+            return delta
+        settled: list[K] = []
+        desired, committed, refused, waiting = self.desired, self.committed, self.refused, self.waiting
         for key in self.dirty:
-            if key in self.refused and self.refused[key].retry_at > now:
+            if refused and key in refused and refused[key].retry_at > now:
                 continue
-            if key not in self.desired:
-                self.waiting.pop(key, None)
-                if key not in self.committed:
+            if key not in desired:
+                waiting.pop(key, None)
+                if key not in committed:
                     settled.append(key)
-                elif self._removable(key, self.committed[key]):
-                    delta.remove[key] = self.committed[key]
+                elif self._removable(key, committed[key]):
+                    delta.remove[key] = committed[key]
                 continue
             try:
-                value = self._resolve(key, self.desired[key])
+                value = self._resolve(key, desired[key])
             except Waiting as reason:
-                self.waiting[key] = str(reason)
+                waiting[key] = str(reason)
                 settled.append(key)
                 continue
-            self.waiting.pop(key, None)
-            if key in self.committed and self.committed[key] == value:
+            if waiting:
+                waiting.pop(key, None)
+            if committed.get(key, MISSING) == value:
                 settled.append(key)
             else:
                 delta.put[key] = value
-        for key in settled:
-            self._settle(key)
-        self._shrink()
+        self._settle(settled)
         return delta
 
-    def record(
-        self, delta: Delta[K, C], refused: Mapping[K, str], now: float, observed: Container[K] = frozenset()
-    ) -> None:
+    def record(self, delta: Delta[K, C], refused: Mapping[K, str], now: float, observed: Set[K] = frozenset()) -> None:
         """Take the outcome of a write: refused keys go into quarantine, the rest is committed.
 
         ``observed`` are keys that the kernel told of after the write began: what it told counts.
         """
-        for key in (*delta.put, *delta.remove):
-            if key in refused:
-                self._quarantine(key, refused[key], now)
-            elif key not in observed:
-                if key in delta.put:
-                    self.committed[key] = delta.put[key]
-                else:
-                    self.committed.pop(key, None)
-                self._touch(key)
-                self._settle(key)
-        self._shrink()
+        put, removed = delta.put, list(delta.remove)
+        if refused or observed:
+            put = {key: value for key, value in put.items() if key not in refused and key not in observed}
+            removed = [key for key in removed if key not in refused and key not in observed]
+            for key in (*delta.put, *delta.remove):
+                if key in refused:
+                    self._quarantine(key, refused[key], now)
+        self.committed.update(put)
+        for key in removed:
+            self.committed.pop(key, None)
+        for newer in self._readers:
+            newer.update(put, removed)
+        self._settle((*put, *removed))
 
     def state_of(self, key: K) -> str:
         """Empty if the kernel holds what is wanted, else why not."""
@@ -295,20 +308,18 @@ class KeyedTable(Generic[K, D, C]):
         self.refused[key] = Refused(reason, tries, now + pause)
         self.dirty.add(key)
 
-    def _settle(self, key: K) -> None:
-        self.refused.pop(key, None)
-        self.dirty.discard(key)
-
-    def _shrink(self) -> None:
-        """Emptied sets and dictionaries keep the size of their best days, and to walk over them costs that."""
+    def _settle(self, keys: Collection[K]) -> None:
+        self.dirty.difference_update(keys)
+        if self.refused:
+            for key in keys:
+                self.refused.pop(key, None)
+        # Emptied sets and dictionaries keep the size of their best days, and to walk over them costs that.
         if not self.dirty:
             self.dirty = set()
         if not self.refused:
             self.refused = {}
 
     def _unindex(self, key: K) -> None:
-        if key not in self.desired:
-            return
         interface = self._interface_of(key, self.desired[key])
         keys = self._by_interface.get(interface or "", set())
         keys.discard(key)

@@ -33,11 +33,12 @@ class Family(IntEnum):
 
 
 FAMILIES = (Family.V4, Family.V6)
+_FAMILY_BY_BYTES = {4: Family.V4, 16: Family.V6}
 
 
 def family_of(address: bytes) -> Family:
     """Family of a packed address."""
-    return Family.V4 if len(address) == 4 else Family.V6
+    return _FAMILY_BY_BYTES[len(address)]
 
 
 def format_address(address: bytes) -> str:
@@ -94,7 +95,7 @@ class Net(NamedTuple):
 
     @property
     def family(self) -> Family:
-        return family_of(self.packed)
+        return _FAMILY_BY_BYTES[len(self.packed)]
 
     @property
     def is_host(self) -> bool:

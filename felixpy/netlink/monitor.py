@@ -9,7 +9,14 @@ import errno
 from collections.abc import Iterable
 from typing import Final
 
-from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, Message, open_monitor, parse_messages
+from felixpy.netlink.transport import (
+    DATAGRAM_BYTES,
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    Message,
+    open_monitor,
+    parse_messages,
+)
 
 # linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF
 ROUTE_GROUPS: Final = (1, 3, 5, 7, 9, 11, 24, 25)
@@ -31,7 +38,7 @@ class Monitor:
         messages: list[Message] = []
         while True:
             try:
-                messages += parse_messages(self._socket.recv(1 << 20))
+                messages += parse_messages(self._socket.recv(DATAGRAM_BYTES))
             except BlockingIOError:
                 return messages
             except InterruptedError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from felixpy.model.net import Family
@@ -59,6 +60,10 @@ ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH = 3, 4
 
 UDATA_RULE_COMMENT = 0
 UDATA_SET_KEYBYTEORDER, BYTEORDER_BIG_ENDIAN = 0, 2
+
+
+_FRAME = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
+_BATCH_BEGIN, _BATCH_END = Request(NFNL_MSG_BATCH_BEGIN, 0, _FRAME), Request(NFNL_MSG_BATCH_END, 0, _FRAME)
 
 
 class Expression(NamedTuple):
@@ -138,8 +143,7 @@ def request(command: int, flags: int, family: Family, *parts: bytes) -> Request:
 
 def batch(requests: Sequence[Request]) -> list[Request]:
     """Wrap requests into one transaction; the first of ``requests`` has index 1 in the result."""
-    frame = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
-    return [Request(NFNL_MSG_BATCH_BEGIN, 0, frame), *requests, Request(NFNL_MSG_BATCH_END, 0, frame)]
+    return [_BATCH_BEGIN, *requests, _BATCH_END]
 
 
 def new_table(family: Family, table: str) -> Request:
@@ -193,8 +197,16 @@ def new_set(family: Family, table: str, shape: KernelSet, set_id: int, fields: S
     return request(NEWSET, NLM_F_CREATE, family, *parts)
 
 
+@cache
+def _key_headers(length: int) -> bytes:
+    """The three attribute headers before the key of an element that has nothing but a key."""
+    return nested(1, nested(ELEMENT_KEY, attribute(1, bytes(length))))[: -((length + 3) & ~3)]
+
+
 def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = False) -> bytes:
     """One list entry of an element message."""
+    if key_end is None and not interval_end and not len(key) & 3:
+        return _key_headers(len(key)) + key
     parts = [nested(ELEMENT_KEY, attribute(1, key))]
     if interval_end:
         parts.append(attribute(ELEMENT_FLAGS, be32(NFT_SET_ELEM_INTERVAL_END)))
@@ -205,14 +217,14 @@ def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = Fa
 
 def set_elements(command: int, family: Family, table: str, set_name: str, elements: Iterable[bytes]) -> Request:
     """NEWSETELEM or DELSETELEM with the given list entries (at most 64 KiB: an attribute's limit)."""
-    return request(
-        command,
-        NLM_F_CREATE if command == NEWSETELEM else 0,
-        family,
-        attribute(1, name(table)),
-        attribute(2, name(set_name)),
-        nested(3, *elements),
-    )
+    flags = NLM_F_CREATE if command == NEWSETELEM else 0
+    return Request(NFNL_SUBSYS_NFTABLES << 8 | command, flags, _in_set(family, table, set_name) + nested(3, *elements))
+
+
+@cache
+def _in_set(family: Family, table: str, set_name: str) -> bytes:
+    """The begin of every element message of one set; there are a dozen sets."""
+    return request(0, 0, family, attribute(1, name(table)), attribute(2, name(set_name))).payload
 
 
 def flush_set(family: Family, table: str, set_name: str) -> Request:

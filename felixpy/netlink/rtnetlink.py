@@ -57,6 +57,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BBHiHBB")
 _LINK = struct.Struct("=BBHiII")
 _U32 = struct.Struct("=I")
+_U32_ATTRIBUTE = struct.Struct("=HHI")
 
 
 class KernelRoute(NamedTuple):
@@ -126,15 +127,15 @@ def route_request(key: KernelRouteKey, route: KernelRoute, *, delete: bool = Fal
     )
     parts = [header, attribute(RTA_DST, destination.packed)]
     if route.interface:
-        parts.append(attribute(RTA_OIF, _U32.pack(route.interface)))
+        parts.append(_U32_ATTRIBUTE.pack(8, RTA_OIF, route.interface))
     if route.gateway:
         parts.append(attribute(RTA_GATEWAY, route.gateway))
     if route.source:
         parts.append(attribute(RTA_PREFSRC, route.source))
     if metric:
-        parts.append(attribute(RTA_PRIORITY, _U32.pack(metric)))
+        parts.append(_U32_ATTRIBUTE.pack(8, RTA_PRIORITY, metric))
     if table >= 256:
-        parts.append(attribute(RTA_TABLE, _U32.pack(table)))
+        parts.append(_U32_ATTRIBUTE.pack(8, RTA_TABLE, table))
     if delete:
         return Request(RTM_DELROUTE, 0, b"".join(parts))
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, b"".join(parts))

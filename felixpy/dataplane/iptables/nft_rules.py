@@ -55,9 +55,10 @@ async def look(socket: NetlinkSocket, family: Family) -> Look:
             found.setdefault(table, {})[chain] = []
     for table, chains in found.items():
         request = nft.dump(nft.GETRULE, family, attribute(1, nft.name(table)))
-        async for message in in_slices(await socket.dump_sliced(request)):
-            chain = nft.chain_of(message, nft.NEWRULE)
-            chains.setdefault(chain, []).append(_rule(message))
+        async for messages in in_slices(await socket.dump_sliced(request)):
+            for message in messages:
+                chain = nft.chain_of(message, nft.NEWRULE)
+                chains.setdefault(chain, []).append(_rule(message))
     return found
 
 

@@ -77,8 +77,9 @@ class IpSets:
         for name in SetName:
             header = headers.get(set_name(self._family, name))
             if header and (header.type, header.family) == (ipset_type(name), self._family):
-                found = await self._members(header.name)
-                members = [ElementKey(name, *member) async for member in in_slices(found)]
+                members: list[ElementKey] = []
+                async for some in in_slices(await self._members(header.name), 64):
+                    members += [ElementKey(name, *member) for member in some]
                 elements.update(self._join_halves(name, members))
         return elements
 
@@ -149,7 +150,7 @@ class IpSets:
 
     async def _members(self, name: str) -> list[Member]:
         members: list[Member] = []
-        async for message in in_slices(await self.socket.dump_sliced(ipset.list_members(name))):
+        async for [message] in in_slices(await self.socket.dump_sliced(ipset.list_members(name)), 1):
             members += ipset.decode_members(message)
         return members
 

@@ -31,6 +31,7 @@ from felixpy.netlink.transport import (
 from felixpy.slices import in_slices
 
 TABLE = "felixpy"
+EVERY_SET = frozenset(SetName)
 ELEMENTS_PER_MESSAGE = 400  # an attribute holds 64 KiB; an IPv6 interval takes up to 120 bytes
 
 
@@ -52,6 +53,11 @@ class _Seen:
     elements: set[ElementKey] = field(default_factory=set)
     tainted: set[SetName] = field(default_factory=set)
     replace: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the table stands with all its sets, as we make them."""
+        return self.table and self.sets == EVERY_SET and not self.tainted and not self.replace
 
     def add_set(self, shape: nft.KernelSet, family: Family) -> None:
         if shape.name in set(SetName) and shape == elements.set_shape(SetName(shape.name), family):
@@ -106,7 +112,7 @@ class NftablesFilter:
         return FilterState(
             chains={key: tuple(rules) for key, rules in seen.chains.items()},
             elements=seen.elements,
-            containers=seen.table and seen.sets == set(SetName) and not seen.tainted,
+            containers=seen.is_whole,
         )
 
     async def create_containers(self) -> None:
@@ -172,7 +178,8 @@ class NftablesFilter:
         members: set[ElementKey] = set()
         ends: list[nft.KernelElement] = []
         try:
-            async for message in in_slices(await self.socket.dump_sliced(nft.get_elements(self.family, TABLE, name))):
+            dumped = await self.socket.dump_sliced(nft.get_elements(self.family, TABLE, name))
+            async for [message] in in_slices(dumped, 1):
                 found = nft.decode_elements(message)
                 if SET_TYPES[name] is SetType.NET:
                     ends += found  # the ends of an interval may come in two messages
@@ -206,8 +213,10 @@ class NftablesFilter:
         ]
 
     def _container_steps(self) -> list[_Step]:
-        steps = []
+        steps: list[_Step] = []
         seen = self._seen
+        if seen.is_whole:
+            return steps
         if seen.table and seen.replace:
             steps.append(_Step(nft.delete_table(self.family, TABLE), ()))
         if not seen.table or seen.replace:
@@ -268,16 +277,18 @@ class NftablesFilter:
 
     def _remember(self, steps: list[_Step]) -> None:
         """Note what stands now; a read that was under way starts again if it was more than members."""
+        others = [step for step in steps if step.request.type & 0xFF not in (nft.NEWSETELEM, nft.DELSETELEM)]
+        if not others and self._seen.is_whole:
+            return
+        self._generation += len(others)
         chains = set() if self._seen.replace else set(self._seen.chains)
-        for step in steps:
+        for step in others:
             command = step.request.type & 0xFF
-            if command not in (nft.NEWSETELEM, nft.DELSETELEM):
-                self._generation += 1
             if command == nft.NEWCHAIN:
                 chains |= {key for key in step.keys if isinstance(key, ChainKey)}
             elif command == nft.DELCHAIN:
                 chains -= {key for key in step.keys if isinstance(key, ChainKey)}
-        self._seen = _Seen(True, set(SetName), {key: [] for key in chains})
+        self._seen = _Seen(True, set(EVERY_SET), {key: [] for key in chains})
 
     def _commit_singly(self, change: FilterChange) -> dict[ChainKey | ElementKey, str]:
         """The kernel refused the transaction: repeat it with a message per element, without the culprits."""
