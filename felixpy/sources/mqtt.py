@@ -29,6 +29,7 @@ from felixpy.sources.ending import end
 from felixpy.sources.manifest import parse_manifest
 from felixpy.sources.outbox import Outbox
 from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
+from felixpy.standing import Standing
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,8 @@ FLUSH_SECONDS = 2.0
 PART_SECONDS = 0.2
 PAST_STATUS_SECONDS = 5.0
 """For so long the retained status of endpoints is listened to, once the resources are known."""
+
+LOST = "stream lost"
 
 _OPTIONS = SubscribeOptions(qos=1)
 
@@ -70,6 +73,7 @@ class MqttSource:
         self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
         self._short_connections = 0
+        self._standing = Standing(level="warning")
         self.messages = self.bytes = 0
         """Taken from the broker since the start."""
 
@@ -83,7 +87,7 @@ class MqttSource:
             except StreamError as error:
                 delay, reason = self._judge(error, attempt)
                 attempt = 0 if self._was_stable() else attempt + 1
-                log.warning("stream lost", reason=reason, retry_seconds=round(delay, 1))
+                self._standing.fails(LOST, reason, retry_seconds=round(delay, 1))
                 self._perform(self._snapshot.on_disconnected(reason), sink)
                 await asyncio.sleep(delay)
 
@@ -201,6 +205,8 @@ class MqttSource:
         while True:
             in_sync = self._snapshot.state is SyncState.IN_SYNC
             await asyncio.sleep(IDLE_TICK_SECONDS if in_sync else TICK_SECONDS)
+            if self._was_stable():  # a connection that breaks soon again is the same failure
+                self._standing.works(LOST, since=self._connected_at)
             self._perform(self._snapshot.on_tick(time.monotonic()), sink)
 
     async def _leave(self, connection: Connection, reason: str) -> None:
