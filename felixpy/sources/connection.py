@@ -65,7 +65,6 @@ def broker_port(settings: Settings) -> int:
 
 
 def _password(settings: Settings) -> str | None:
-    """Read anew for each connection, so that a rotated password file takes effect."""
     if settings.mqtt_password_file is None:
         return settings.mqtt_password or None
     try:
@@ -74,6 +73,10 @@ def _password(settings: Settings) -> str | None:
         raise StreamError(
             f"cannot read the MQTT password file {settings.mqtt_password_file}: {error.strerror}; "
             "check FELIX_MQTTPASSWORDFILE"
+        ) from None
+    except UnicodeDecodeError:
+        raise StreamError(
+            f"the MQTT password file {settings.mqtt_password_file} is not UTF-8 text; check FELIX_MQTTPASSWORDFILE"
         ) from None
 
 
@@ -186,7 +189,8 @@ class Connection:
 async def open_connection(
     settings: Settings, client_id: str, receive: Receive, will: aiomqtt.Will | None = None
 ) -> AsyncIterator[Connection]:
-    """Connect; disconnect cleanly (so that no will fires) when the block is left.
+    """Connect, with what the files of certificates and password hold now; disconnect cleanly (so that no will fires)
+    when the block is left.
 
     Raises:
         StreamError: no connection, or the connection was lost inside the block.
@@ -208,7 +212,7 @@ async def open_connection(
         will=will,
         properties=properties,
         keepalive=max(1, int(settings.mqtt_keepalive)),
-        tls_context=_tls_context(settings),
+        tls_context=await asyncio.to_thread(_tls_context, settings),  # a system's CAs take tens of milliseconds
         timeout=_ANSWER_SECONDS,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )

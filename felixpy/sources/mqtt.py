@@ -1,7 +1,8 @@
 """The MQTT source: keeps a connection to the broker, and the sink equal to what the broker retains.
 
 The decisions are ``Snapshot``'s; here is only I/O. Invariant: a lost connection, a refused one or an empty broker never
-removes a key. It must never raise for what a broker or publisher does; it reports and goes on.
+removes a key; a connection that is made anew for new certificates is one of them. It must never raise for what a broker
+or publisher does; it reports and goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from felixpy.model.parse import parse_payload
 from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, topics
 from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.sources.credentials import Credentials, CredentialsChanged
 from felixpy.sources.ending import end
 from felixpy.sources.manifest import parse_manifest
 from felixpy.sources.outbox import Outbox
@@ -52,6 +54,11 @@ LOST = "stream lost"
 _OPTIONS = SubscribeOptions(qos=1)
 
 
+def _another(client_id: str) -> str:
+    """For a client beside the one with this id."""
+    return f"{client_id}-{uuid4().hex[:8]}"
+
+
 def backoff_seconds(attempt: int) -> float:
     """Exponential with full jitter, so that a thousand agents do not return to a broker at once."""
     return random.uniform(0, min(BACKOFF_LAST_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(attempt, 20)))
@@ -65,7 +72,8 @@ class MqttSource:
         self._node = node
         self._observer = observer
         base = settings.mqtt_client_id or f"felixpy-{node}"
-        self._client_id = f"{base}-{uuid4().hex[:8]}" if observer else base
+        self._client_id = _another(base) if observer else base
+        self._credentials = Credentials(settings, self._try_to_connect)
         self._prefix = f"{settings.mqtt_topic_root}/"
         self._snapshot = Snapshot(node, timeout=settings.snapshot_timeout, quiet_time=settings.snapshot_quiet_time)
         self._outbox = Outbox()
@@ -84,12 +92,23 @@ class MqttSource:
             self._connected_at = None
             try:
                 await self._session(sink)
+            except CredentialsChanged as change:
+                log.info("stream is connected anew", reason=str(change))
+                self._perform(self._snapshot.on_disconnected(str(change)), sink)
             except StreamError as error:
                 delay, reason = self._judge(error, attempt)
                 attempt = 0 if self._was_stable() else attempt + 1
                 self._standing.fails(LOST, reason, retry_seconds=round(delay, 1))
                 self._perform(self._snapshot.on_disconnected(reason), sink)
                 await asyncio.sleep(delay)
+
+    async def _try_to_connect(self) -> None:
+        async with open_connection(self._settings, _another(self._client_id), lambda message: None):
+            pass
+
+    def reload(self) -> None:
+        """Look now whether files of certificates and password are others; returns at once."""
+        self._credentials.look()
 
     def _was_stable(self) -> bool:
         return self._connected_at is not None and time.monotonic() - self._connected_at >= STABLE_SECONDS
@@ -123,6 +142,7 @@ class MqttSource:
             self._receive(message, sink)
 
         self._commands, self._in_sync = asyncio.Queue(), asyncio.Event()
+        await self._credentials.note()
         async with open_connection(self._settings, self._client_id, receive, self._will()) as connection:
             log.info("stream connected", broker=broker_name(self._settings), client_id=self._client_id)
             self._connected_at = time.monotonic()
@@ -153,6 +173,7 @@ class MqttSource:
             self._tick(sink),
             self._outbox.run(connection.publish_retained),
             self._read_past_status(connection),
+            self._credentials.until_changed(),
         )
         tasks = [asyncio.create_task(part) for part in parts]
         try:

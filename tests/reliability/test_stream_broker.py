@@ -206,6 +206,34 @@ async def test_second_client_with_our_id_makes_the_agent_back_off_say_so_and_rec
         assert await monitor.pairs("delete") == []
 
 
+FOLLOW_AT_ONCE = (
+    "-c",
+    "import felixpy.sources.credentials as m, felixpy.cli as c; "
+    "m.LOOK_SECONDS, m.SPREAD_SECONDS = 600, (0, 0.1); c.main()",
+    "run",
+)
+"""The agent, but it looks at the files of its credentials only when told, and does not wait for others."""
+
+
+@scenario
+async def test_a_new_password_file_is_taken_at_sighup_without_a_write(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("old")
+    async with World.made(tmp_path) as world:
+        await world.put_all({**POOL, **endpoints(range(1, 6))})
+        world.start_agent(*FOLLOW_AT_ONCE, FELIX_MQTTUSERNAME=NODE, FELIX_MQTTPASSWORDFILE=str(secret))
+        await world.says("in-sync")
+        monitor, before = await world.monitor(), kernel()
+        secret.write_text("new")
+        world.reload_agent()
+        await until(lambda: len(world.events("stream connected")) == 2)
+        await until(lambda: world.states()[-2:] == ["resync", "in-sync"])
+        assert "offline" not in world.states()
+        assert world.events("stream lost") == []
+        assert kernel() == before
+        assert await monitor.lines() == []
+
+
 @contextlib.contextmanager
 def mute_broker(port: int) -> Iterator[threading.Event]:
     """Accepts connections and never says a word; the event tells that somebody came."""
