@@ -13,7 +13,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar, TypeVar
 
 import aiomqtt
@@ -127,6 +127,7 @@ class Connection:
 
     def __init__(self, client: aiomqtt.Client, inbox: type[_Inbox], broker: str) -> None:
         self.client = client
+        self._verdicts = _watch_verdicts(client)
         self._inbox = inbox
         self._failed = inbox.failed
         self._broker = broker
@@ -162,7 +163,17 @@ class Connection:
         """Publish a retained message and wait until the broker has it."""
         await self._answered(self.client.publish(topic, payload, qos=1, retain=True, timeout=_LONGEST_ANSWER_SECONDS))
 
-    async def _answered(self, request: Coroutine[Any, Any, T]) -> T:
+    async def refusal(self, topic: str) -> str:
+        """Why this client may not write to a topic, tried by an empty message that is not retained; empty if it may.
+
+        A broker that drops what it does not allow without a word allows everything, as far as this can tell.
+        """
+        verdict: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
+        self._verdicts[self.client._client.publish(topic, b"", qos=1).mid] = verdict
+        code = await self._answered(verdict)
+        return str(code) if code.is_failure else ""
+
+    async def _answered(self, request: Awaitable[T]) -> T:
         """The broker's answer, which comes behind all that it has queued for us: wait as long as messages come.
 
         Raises:
@@ -226,6 +237,22 @@ async def open_connection(
     finally:
         if not failed.done():
             failed.cancel()
+
+
+def _watch_verdicts(client: aiomqtt.Client) -> dict[int, asyncio.Future[ReasonCode]]:
+    """Futures by message id that get the broker's verdict on a publication, which aiomqtt does not tell."""
+    waiting: dict[int, asyncio.Future[ReasonCode]] = {}
+    paho = client._client
+    acknowledged = client._on_publish
+
+    def on_publish(sender: Any, data: Any, mid: int, code: ReasonCode, properties: Properties) -> None:
+        verdict = waiting.pop(mid, None)
+        if verdict is not None and not verdict.done():
+            verdict.set_result(code)
+        acknowledged(sender, data, mid, code, properties)
+
+    paho.on_publish = on_publish
+    return waiting
 
 
 def _read_bursts(client: aiomqtt.Client) -> None:

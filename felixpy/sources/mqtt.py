@@ -186,6 +186,7 @@ class MqttSource:
 
     async def _subscribe(self, connection: Connection) -> None:
         """Subscribe, then carry out what the snapshot asks for, one at a time and in order."""
+        await self._check_rights(connection)
         for filters in (self._snapshot.manifest_filters, self._snapshot.filters):
             await connection.subscribe(tuple(self._prefix + name for name in filters), options=_OPTIONS)
             self._snapshot.on_subscribed(time.monotonic())
@@ -200,8 +201,25 @@ class MqttSource:
             if isinstance(command, Stop):
                 await connection.unsubscribe(name)
             else:
+                if command.filter in self._snapshot.manifest_filters:
+                    await self._check_rights(connection)
                 await connection.subscribe((name,), options=_OPTIONS)
                 self._snapshot.on_subscribed(time.monotonic())
+
+    async def _check_rights(self, connection: Connection) -> None:
+        """Learn whether the broker takes us for this node.
+
+        A subscription does not tell: a broker grants one to what its access rules forbid, and sends nothing.
+        """
+        refusal = await connection.refusal(self._prefix + topics.rights_topic(self._node))
+        name = self._settings.mqtt_username
+        user = f"user {name!r}" if name else "the user of this client"
+        reason = (
+            f"the broker shows no endpoints of node {self._node}, and refuses {user} to write its status ({refusal}); "
+            "user and node must have one name: check NODENAME, FELIX_MQTTUSERNAME or the client certificate, and the "
+            "broker's access rules (config/mosquitto.acl)"
+        )
+        self._snapshot.on_rights(reason if refusal else "", time.monotonic())
 
     async def _read_past_status(self, connection: Connection) -> None:
         """Once in sync, see what earlier agents said of endpoints; ``_judge_past_status`` deletes what is untrue."""

@@ -13,7 +13,9 @@ import pytest
 
 from tests.reliability.mqtt_wire import kick
 from tests.reliability.stream_world import (
+    ANONYMOUS,
     NODE,
+    ROOT,
     World,
     endpoints,
     kernel,
@@ -231,6 +233,27 @@ async def test_a_new_password_file_is_taken_at_sighup_without_a_write(tmp_path: 
         assert "offline" not in world.states()
         assert world.events("stream lost") == []
         assert kernel() == before
+        assert await monitor.lines() == []
+
+
+@scenario
+async def test_restarted_with_the_user_of_another_node_it_takes_nothing_from_the_kernel(tmp_path: Path) -> None:
+    rules = Path(__file__).parents[2] / "config" / "mosquitto.acl"
+    (tmp_path / "acl").write_text(f"topic readwrite {ROOT}/#\n{rules.read_text()}")  # the test itself has no user
+    async with World.made(tmp_path, (*ANONYMOUS, f"acl_file {tmp_path}/acl")) as world:
+        await world.put({**POOL, **endpoints(range(1, 6))})  # no manifest that could be missed
+        world.start_agent(FELIX_MQTTUSERNAME=NODE)
+        await world.says("in-sync")
+        world.kill_agent()
+        monitor, before = await world.monitor(), kernel()
+        world.start_agent(FELIX_MQTTUSERNAME="n2")
+        await until(lambda: world.events("stream")[-1]["state"] == "degraded")
+        assert "refuses user 'n2'" in world.events("stream")[-1]["reason"]
+        assert kernel() == before
+        assert await monitor.lines() == []
+        world.kill_agent()
+        world.start_agent(FELIX_MQTTUSERNAME=NODE)
+        await world.says("in-sync")
         assert await monitor.lines() == []
 
 
