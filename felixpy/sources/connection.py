@@ -300,6 +300,14 @@ def explain(error: aiomqtt.MqttError, settings: Settings) -> StreamError:
     return StreamError(f"{broker} {_network_reason(error, settings)}")
 
 
+def _certificate_hint(settings: Settings) -> str:
+    """With TLS 1.3 a refused certificate looks like silence: the broker checks it after our side of the handshake."""
+    if not settings.mqtt_tls:
+        return ""
+    verb = "wants a" if settings.mqtt_cert_file is None else "does not trust the"
+    return f"; or it {verb} client certificate (FELIX_MQTTCERTFILE)"
+
+
 def _reason_code(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, aiomqtt.exceptions.MqttCodeError) and isinstance(error.rc, ReasonCode):
@@ -322,8 +330,7 @@ def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
     if isinstance(origin, ConnectionRefusedError):
         return "refuses connections; is it running, and is FELIX_MQTTPORT right?"
     if isinstance(origin, TimeoutError) or "timed out" in str(error):
-        hint = " or wants a client certificate (FELIX_MQTTCERTFILE)" if settings.mqtt_tls else ""
-        return f"does not answer; check FELIX_MQTTHOST, FELIX_MQTTPORT and firewalls{hint}"
+        return f"does not answer; check FELIX_MQTTHOST, FELIX_MQTTPORT and firewalls{_certificate_hint(settings)}"
     if isinstance(origin, OSError):
         return f"cannot be reached: {origin.strerror or origin}"
     code = _reason_code(error)

@@ -203,7 +203,9 @@ def test_a_certificate_that_the_broker_does_not_trust_leaves_the_connection(
         async with in_sync(world.broker, world.settings) as agent:
             world.secrets.show(world.secrets.issue("stranger", by=trustme.CA()))
             await agent.sink.until(agent.refused)
-            assert "the connection with the old ones stays" in agent.refused()[0]["reason"]
+            reason = agent.refused()[0]["reason"]
+            assert "does not trust the client certificate" in reason
+            assert "the connection with the old ones stays" in reason
             world.secrets.show(world.secrets.folder / "first")
             await agent.sink.until(lambda: agent.lines(f"{credentials.UNUSABLE}: over"))
             assert agent.is_undisturbed() and world.users() == ["first"]
