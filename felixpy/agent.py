@@ -38,12 +38,12 @@ from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
-from felixpy.observe.standing import Standing
 from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.slices import giving_way
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.ending import end
 from felixpy.sources.limit import ObjectLimit
+from felixpy.standing import Standing
 from felixpy.store import Store
 
 log = structlog.get_logger("felixpy")
@@ -91,7 +91,7 @@ class Agent:
         self.dataplane.release.changed = self._wake_up
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.recent = RecentFailures()
-        self._standing = Standing(self.recent)
+        self._standing = Standing(self.recent.note)
         self.files = EndpointFiles(settings.endpoint_status_path_prefix)
         self.outcome = Outcome(
             self.calculation, self.dataplane, self.live_settings, self.metrics, status, self.recent, self.files

@@ -62,7 +62,7 @@ def run(config: SettingsFile = None) -> None:
 
     Settings come from FELIX_* in the environment, the settings file and FelixConfigurations of the stream.
     Resources come from the MQTT broker FELIX_MQTTHOST, or from FELIX_RESOURCEDIRECTORY without one.
-    SIGHUP makes it read the settings file again.
+    SIGHUP makes it read the settings file again, and the files of MQTT's certificates and password.
 
     Examples:
 
@@ -103,6 +103,8 @@ async def _run(local: Local, config: Path | None) -> int:
     supervisor = Supervisor()
 
     def reload() -> None:
+        if mqtt is not None:
+            mqtt.reload()
         try:
             agent.reload(local_sources(config)[0])
         except (CommandError, SettingsFileError) as error:

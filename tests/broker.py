@@ -70,6 +70,11 @@ class Broker:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def reload(self) -> None:
+        """SIGHUP: read passwords and access rules again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
     def restart(self) -> None:
         """Stop and start; without ``persistence`` in the configuration the new one is empty."""
         self.stop()

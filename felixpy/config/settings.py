@@ -251,13 +251,19 @@ class Settings:
     mqtt_client_id: str = _local("", "MQTTClientID", TEXT, "Client id; empty: made from the node's name.")
     mqtt_username: str = _local("", "MQTTUsername", TEXT, "User at the broker.")
     mqtt_password: str = _local("", "MQTTPassword", SECRET, "Password. Never logged.", secret=True)
-    mqtt_password_file: Path | None = _local(None, "MQTTPasswordFile", OPTIONAL_PATH, "File that holds the password.")
+    mqtt_password_file: Path | None = _local(
+        None, "MQTTPasswordFile", OPTIONAL_PATH, "File that holds the password; a new one is followed."
+    )
     mqtt_tls: bool = _local(False, "MQTTTLS", BOOLEAN, "Use TLS.")
     mqtt_ca_file: Path | None = _local(
-        None, "MQTTCAFile", OPTIONAL_PATH, "Certificates to trust; unset: the system's.", "MQTTCACertFile"
+        None, "MQTTCAFile", OPTIONAL_PATH, "Certificates to trust, followed; unset: the system's.", "MQTTCACertFile"
     )
-    mqtt_cert_file: Path | None = _local(None, "MQTTCertFile", OPTIONAL_PATH, "Client certificate.")
-    mqtt_key_file: Path | None = _local(None, "MQTTKeyFile", OPTIONAL_PATH, "Key of the client certificate.")
+    mqtt_cert_file: Path | None = _local(
+        None, "MQTTCertFile", OPTIONAL_PATH, "Client certificate; a new one is followed."
+    )
+    mqtt_key_file: Path | None = _local(
+        None, "MQTTKeyFile", OPTIONAL_PATH, "Key of the client certificate; a new one is followed."
+    )
     mqtt_keepalive: float = _local(20.0, "MQTTKeepalive", duration(1.0, 65535.0), "MQTT keep-alive.")
     snapshot_timeout: float = _local(
         5.0, "SnapshotTimeout", duration(0.1), "Without progress for so long, a snapshot is read again in parts."

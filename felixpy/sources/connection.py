@@ -13,7 +13,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar, TypeVar
 
 import aiomqtt
@@ -65,7 +65,6 @@ def broker_port(settings: Settings) -> int:
 
 
 def _password(settings: Settings) -> str | None:
-    """Read anew for each connection, so that a rotated password file takes effect."""
     if settings.mqtt_password_file is None:
         return settings.mqtt_password or None
     try:
@@ -74,6 +73,10 @@ def _password(settings: Settings) -> str | None:
         raise StreamError(
             f"cannot read the MQTT password file {settings.mqtt_password_file}: {error.strerror}; "
             "check FELIX_MQTTPASSWORDFILE"
+        ) from None
+    except UnicodeDecodeError:
+        raise StreamError(
+            f"the MQTT password file {settings.mqtt_password_file} is not UTF-8 text; check FELIX_MQTTPASSWORDFILE"
         ) from None
 
 
@@ -124,6 +127,7 @@ class Connection:
 
     def __init__(self, client: aiomqtt.Client, inbox: type[_Inbox], broker: str) -> None:
         self.client = client
+        self._verdicts = _watch_verdicts(client)
         self._inbox = inbox
         self._failed = inbox.failed
         self._broker = broker
@@ -159,7 +163,17 @@ class Connection:
         """Publish a retained message and wait until the broker has it."""
         await self._answered(self.client.publish(topic, payload, qos=1, retain=True, timeout=_LONGEST_ANSWER_SECONDS))
 
-    async def _answered(self, request: Coroutine[Any, Any, T]) -> T:
+    async def refusal(self, topic: str) -> str:
+        """Why this client may not write to a topic, tried by an empty message that is not retained; empty if it may.
+
+        A broker that drops what it does not allow without a word allows everything, as far as this can tell.
+        """
+        verdict: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
+        self._verdicts[self.client._client.publish(topic, b"", qos=1).mid] = verdict
+        code = await self._answered(verdict)
+        return str(code) if code.is_failure else ""
+
+    async def _answered(self, request: Awaitable[T]) -> T:
         """The broker's answer, which comes behind all that it has queued for us: wait as long as messages come.
 
         Raises:
@@ -186,7 +200,8 @@ class Connection:
 async def open_connection(
     settings: Settings, client_id: str, receive: Receive, will: aiomqtt.Will | None = None
 ) -> AsyncIterator[Connection]:
-    """Connect; disconnect cleanly (so that no will fires) when the block is left.
+    """Connect, with what the files of certificates and password hold now; disconnect cleanly (so that no will fires)
+    when the block is left.
 
     Raises:
         StreamError: no connection, or the connection was lost inside the block.
@@ -208,7 +223,7 @@ async def open_connection(
         will=will,
         properties=properties,
         keepalive=max(1, int(settings.mqtt_keepalive)),
-        tls_context=_tls_context(settings),
+        tls_context=await asyncio.to_thread(_tls_context, settings),  # a system's CAs take tens of milliseconds
         timeout=_ANSWER_SECONDS,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )
@@ -222,6 +237,22 @@ async def open_connection(
     finally:
         if not failed.done():
             failed.cancel()
+
+
+def _watch_verdicts(client: aiomqtt.Client) -> dict[int, asyncio.Future[ReasonCode]]:
+    """Futures by message id that get the broker's verdict on a publication, which aiomqtt does not tell."""
+    waiting: dict[int, asyncio.Future[ReasonCode]] = {}
+    paho = client._client
+    acknowledged = client._on_publish
+
+    def on_publish(sender: Any, data: Any, mid: int, code: ReasonCode, properties: Properties) -> None:
+        verdict = waiting.pop(mid, None)
+        if verdict is not None and not verdict.done():
+            verdict.set_result(code)
+        acknowledged(sender, data, mid, code, properties)
+
+    paho.on_publish = on_publish
+    return waiting
 
 
 def _read_bursts(client: aiomqtt.Client) -> None:
@@ -269,6 +300,14 @@ def explain(error: aiomqtt.MqttError, settings: Settings) -> StreamError:
     return StreamError(f"{broker} {_network_reason(error, settings)}")
 
 
+def _certificate_hint(settings: Settings) -> str:
+    """With TLS 1.3 a refused certificate looks like silence: the broker checks it after our side of the handshake."""
+    if not settings.mqtt_tls:
+        return ""
+    verb = "wants a" if settings.mqtt_cert_file is None else "does not trust the"
+    return f"; or it {verb} client certificate (FELIX_MQTTCERTFILE)"
+
+
 def _reason_code(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, aiomqtt.exceptions.MqttCodeError) and isinstance(error.rc, ReasonCode):
@@ -291,8 +330,7 @@ def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
     if isinstance(origin, ConnectionRefusedError):
         return "refuses connections; is it running, and is FELIX_MQTTPORT right?"
     if isinstance(origin, TimeoutError) or "timed out" in str(error):
-        hint = " or wants a client certificate (FELIX_MQTTCERTFILE)" if settings.mqtt_tls else ""
-        return f"does not answer; check FELIX_MQTTHOST, FELIX_MQTTPORT and firewalls{hint}"
+        return f"does not answer; check FELIX_MQTTHOST, FELIX_MQTTPORT and firewalls{_certificate_hint(settings)}"
     if isinstance(origin, OSError):
         return f"cannot be reached: {origin.strerror or origin}"
     code = _reason_code(error)

@@ -1,7 +1,8 @@
 """The MQTT source: keeps a connection to the broker, and the sink equal to what the broker retains.
 
 The decisions are ``Snapshot``'s; here is only I/O. Invariant: a lost connection, a refused one or an empty broker never
-removes a key. It must never raise for what a broker or publisher does; it reports and goes on.
+removes a key; a connection that is made anew for new certificates is one of them. It must never raise for what a broker
+or publisher does; it reports and goes on.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from felixpy.model.parse import parse_payload
 from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, topics
 from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.sources.credentials import Credentials, CredentialsChanged
 from felixpy.sources.ending import end
 from felixpy.sources.manifest import parse_manifest
 from felixpy.sources.outbox import Outbox
 from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
+from felixpy.standing import Standing
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +49,14 @@ PART_SECONDS = 0.2
 PAST_STATUS_SECONDS = 5.0
 """For so long the retained status of endpoints is listened to, once the resources are known."""
 
+LOST = "stream lost"
+
 _OPTIONS = SubscribeOptions(qos=1)
+
+
+def _another(client_id: str) -> str:
+    """For a client beside the one with this id."""
+    return f"{client_id}-{uuid4().hex[:8]}"
 
 
 def backoff_seconds(attempt: int) -> float:
@@ -62,7 +72,8 @@ class MqttSource:
         self._node = node
         self._observer = observer
         base = settings.mqtt_client_id or f"felixpy-{node}"
-        self._client_id = f"{base}-{uuid4().hex[:8]}" if observer else base
+        self._client_id = _another(base) if observer else base
+        self._credentials = Credentials(settings, self._try_to_connect)
         self._prefix = f"{settings.mqtt_topic_root}/"
         self._snapshot = Snapshot(node, timeout=settings.snapshot_timeout, quiet_time=settings.snapshot_quiet_time)
         self._outbox = Outbox()
@@ -70,6 +81,7 @@ class MqttSource:
         self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
         self._short_connections = 0
+        self._standing = Standing(level="warning")
         self.messages = self.bytes = 0
         """Taken from the broker since the start."""
 
@@ -80,12 +92,23 @@ class MqttSource:
             self._connected_at = None
             try:
                 await self._session(sink)
+            except CredentialsChanged as change:
+                log.info("stream is connected anew", reason=str(change))
+                self._perform(self._snapshot.on_disconnected(str(change)), sink)
             except StreamError as error:
                 delay, reason = self._judge(error, attempt)
                 attempt = 0 if self._was_stable() else attempt + 1
-                log.warning("stream lost", reason=reason, retry_seconds=round(delay, 1))
+                self._standing.fails(LOST, reason, retry_seconds=round(delay, 1))
                 self._perform(self._snapshot.on_disconnected(reason), sink)
                 await asyncio.sleep(delay)
+
+    async def _try_to_connect(self) -> None:
+        async with open_connection(self._settings, _another(self._client_id), lambda message: None):
+            pass
+
+    def reload(self) -> None:
+        """Look now whether files of certificates and password are others; returns at once."""
+        self._credentials.look()
 
     def _was_stable(self) -> bool:
         return self._connected_at is not None and time.monotonic() - self._connected_at >= STABLE_SECONDS
@@ -119,6 +142,7 @@ class MqttSource:
             self._receive(message, sink)
 
         self._commands, self._in_sync = asyncio.Queue(), asyncio.Event()
+        await self._credentials.note()
         async with open_connection(self._settings, self._client_id, receive, self._will()) as connection:
             log.info("stream connected", broker=broker_name(self._settings), client_id=self._client_id)
             self._connected_at = time.monotonic()
@@ -149,6 +173,7 @@ class MqttSource:
             self._tick(sink),
             self._outbox.run(connection.publish_retained),
             self._read_past_status(connection),
+            self._credentials.until_changed(),
         )
         tasks = [asyncio.create_task(part) for part in parts]
         try:
@@ -161,6 +186,7 @@ class MqttSource:
 
     async def _subscribe(self, connection: Connection) -> None:
         """Subscribe, then carry out what the snapshot asks for, one at a time and in order."""
+        await self._check_rights(connection)
         for filters in (self._snapshot.manifest_filters, self._snapshot.filters):
             await connection.subscribe(tuple(self._prefix + name for name in filters), options=_OPTIONS)
             self._snapshot.on_subscribed(time.monotonic())
@@ -175,8 +201,25 @@ class MqttSource:
             if isinstance(command, Stop):
                 await connection.unsubscribe(name)
             else:
+                if command.filter in self._snapshot.manifest_filters:
+                    await self._check_rights(connection)
                 await connection.subscribe((name,), options=_OPTIONS)
                 self._snapshot.on_subscribed(time.monotonic())
+
+    async def _check_rights(self, connection: Connection) -> None:
+        """Learn whether the broker takes us for this node.
+
+        A subscription does not tell: a broker grants one to what its access rules forbid, and sends nothing.
+        """
+        refusal = await connection.refusal(self._prefix + topics.rights_topic(self._node))
+        name = self._settings.mqtt_username
+        user = f"user {name!r}" if name else "the user of this client"
+        reason = (
+            f"the broker shows no endpoints of node {self._node}, and refuses {user} to write its status ({refusal}); "
+            "user and node must have one name: check NODENAME, FELIX_MQTTUSERNAME or the client certificate, and the "
+            "broker's access rules (config/mosquitto.acl)"
+        )
+        self._snapshot.on_rights(reason if refusal else "", time.monotonic())
 
     async def _read_past_status(self, connection: Connection) -> None:
         """Once in sync, see what earlier agents said of endpoints; ``_judge_past_status`` deletes what is untrue."""
@@ -201,6 +244,8 @@ class MqttSource:
         while True:
             in_sync = self._snapshot.state is SyncState.IN_SYNC
             await asyncio.sleep(IDLE_TICK_SECONDS if in_sync else TICK_SECONDS)
+            if self._was_stable():  # a connection that breaks soon again is the same failure
+                self._standing.works(LOST, since=self._connected_at)
             self._perform(self._snapshot.on_tick(time.monotonic()), sink)
 
     async def _leave(self, connection: Connection, reason: str) -> None:

@@ -76,6 +76,8 @@ class Scope:
         self.groups = {segment: Group(segment) for segment in segments}
         self.manifest: Manifest | None = None
         self.manifest_error = ""
+        self.refusal = ""
+        """Why the broker does not take us for whom the scope belongs to; what it does not show may be there then."""
         self._had_manifest = False
         self._lost = False
         self._newest: Manifest | None = None
@@ -151,8 +153,13 @@ class Scope:
 
     @property
     def _doubted(self) -> bool:
-        """Without a manifest: a broker that lost its topics looks like one whose objects were all deleted."""
-        return self._had_manifest or (self._lost and self._stale)
+        """Without a manifest: a broker that lost or hides its topics looks like one whose objects were all deleted."""
+        return self._had_manifest or (self._lost and self._stale) or self._hidden
+
+    @property
+    def _hidden(self) -> bool:
+        """Access rules hide topics without a word; whoever sees one sees them all."""
+        return bool(self.refusal) and self.manifest is None and self.got == 0
 
     def doubtful(self) -> Iterator[Group]:
         """Groups that are worth reading again."""
@@ -193,6 +200,8 @@ class Scope:
     def _why_without_manifest(self, topic: str) -> str:
         if not self._doubted:
             return ""
+        if self._hidden:
+            return self.refusal
         if self._had_manifest:
             return f"the broker no longer holds the manifest {topic}; publish the objects again with 'felixpy apply'"
         return (

@@ -4,7 +4,8 @@ MQTT has no end of a snapshot, and a broker may drop part of a retained burst wi
 message in; actions come out. Pure: no clock (``now`` is seconds on any steady clock), no I/O.
 
 Invariants: in sync with a scope that has a manifest only if counts and digests are equal to it; a key is removed only
-by its own deletion or when the whole snapshot is in sync; a broker that lost its topics never removes anything.
+by its own deletion or when the whole snapshot is in sync; a broker that lost its topics, or hides them from a user that
+is not the node's, never removes anything.
 """
 
 from __future__ import annotations
@@ -72,10 +73,8 @@ class Snapshot:
         self._node = node
         self._timeout = timeout
         self._quiet_time = quiet_time
-        self._scopes = (
-            Scope(topics.SHARED, topics.SHARED_SEGMENTS),
-            Scope(topics.node_scope(node), topics.NODE_SEGMENTS),
-        )
+        self._own = Scope(topics.node_scope(node), topics.NODE_SEGMENTS)
+        self._scopes = (Scope(topics.SHARED, topics.SHARED_SEGMENTS), self._own)
         self._groups = {segment: group for scope in self._scopes for segment, group in scope.groups.items()}
         self._state = SyncState.CONNECTING
         self._last_message = 0.0
@@ -118,6 +117,11 @@ class Snapshot:
     def on_subscribed(self, now: float) -> None:
         """The broker has confirmed the latest subscription."""
         self._is_subscribed = True
+        self._last_message = max(self._last_message, now)
+
+    def on_rights(self, refusal: str, now: float) -> None:
+        """The broker has said whether it takes us for the node: why it does not, in a sentence, or nothing."""
+        self._own.refusal = refusal
         self._last_message = max(self._last_message, now)
 
     def on_message(self, topic: str, payload: bytes, now: float) -> Sequence[Action]:

@@ -154,6 +154,11 @@ def topic_of_status(topic: str) -> str | None:
     return f"wep/{levels[1]}/{levels[3]}/{levels[4]}"
 
 
+def rights_topic(node: str) -> str:
+    """Whoever may write here is, for the broker's access rules, this node. Empty messages, never retained."""
+    return f"{status_topic(node)}/probe"
+
+
 def command_topic(node: str, verb: str) -> str:
     """Never retained."""
     return f"cmd/{escape(node)}/{escape(verb)}"

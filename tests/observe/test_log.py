@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from felixpy.config import SettingsSource, resolve
 from felixpy.observe.log import SEVERITIES, configure_logging
 from felixpy.observe.samples import RecentFailures
-from felixpy.observe.standing import Standing
+from felixpy.standing import Standing
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_under_systemd_a_line_begins_with_its_priority(tmp_path: Path, monkeypat
 def test_a_failure_that_stands_is_said_when_it_begins_changes_and_ends() -> None:
     with capture_logs() as logs:
         recent = RecentFailures()
-        standing = Standing(recent)
+        standing = Standing(recent.note)
         for reason in ("no memory", "no memory", "no memory", "no rights", "no rights"):
             standing.fails("the kernel cannot be read", reason)
         standing.works("the kernel cannot be read")
@@ -105,4 +105,5 @@ def test_a_failure_that_stands_is_said_when_it_begins_changes_and_ends() -> None
         ("error", "no rights"),
         ("info", "no rights"),
     ]
+    assert (logs[-1]["times"], logs[-1]["seconds"]) == (5, 0.0)
     assert [failure.reason for failure in recent.all()] == ["no memory", "no rights"]

@@ -116,4 +116,11 @@ def test_these_rules_are_enough_for_an_agent(broker: Broker) -> None:
     done = felixpy("plan", env=as_user(broker, "n1") | {"NODENAME": "n1"})
     assert done.code in (0, 2), done
     assert felixpy("show", env=as_user(broker, "n1") | {"NODENAME": "n1"}).out.count("10.48.0.1")
-    assert not felixpy("show", env=as_user(broker, "n1") | {"NODENAME": "n2"}).out.count("10.48.0.2")
+
+
+def test_the_user_of_another_node_is_told_so_and_no_plan_is_made(broker: Broker) -> None:
+    env = as_user(broker, "n1") | {"NODENAME": "n2", "FELIX_SNAPSHOTTIMEOUT": "0.5"}
+    assert not felixpy("show", env=env).out.count("10.48.0.2")
+    done = felixpy("plan", env=env)
+    assert done.code == 1, done
+    assert "no endpoints of node n2, and refuses user 'n1'" in done.err

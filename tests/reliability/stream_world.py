@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -263,6 +264,10 @@ class World:
             self._agent.kill()
             self._agent.wait()
             self._agent = None
+
+    def reload_agent(self) -> None:
+        assert self._agent is not None
+        self._agent.send_signal(signal.SIGHUP)
 
     def log(self) -> str:
         file = self.folder / "agent.log"

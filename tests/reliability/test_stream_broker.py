@@ -13,7 +13,9 @@ import pytest
 
 from tests.reliability.mqtt_wire import kick
 from tests.reliability.stream_world import (
+    ANONYMOUS,
     NODE,
+    ROOT,
     World,
     endpoints,
     kernel,
@@ -192,9 +194,9 @@ async def test_second_client_with_our_id_makes_the_agent_back_off_say_so_and_rec
         monitor = await world.monitor()
         for count in range(1, 4):
             await asyncio.to_thread(kick, world.broker.port, f"felixpy-{NODE}")
-            await until(lambda count=count: len(world.events("stream lost")) == count)
             if count < 3:
                 await until(lambda count=count: len(world.events("stream connected")) == count + 1)
+        await until(lambda: len(world.events("stream lost")) == 2)  # a line when it begins, one when it is understood
         last = world.events("stream lost")[-1]
         assert f"another client with the client id felixpy-{NODE}" in last["reason"]
         assert last["retry_seconds"] >= 1.5
@@ -204,6 +206,55 @@ async def test_second_client_with_our_id_makes_the_agent_back_off_say_so_and_rec
         await world.says("in-sync")
         await world.kernel_becomes(range(1, 7))
         assert await monitor.pairs("delete") == []
+
+
+FOLLOW_AT_ONCE = (
+    "-c",
+    "import felixpy.sources.credentials as m, felixpy.cli as c; "
+    "m.LOOK_SECONDS, m.SPREAD_SECONDS = 600, (0, 0.1); c.main()",
+    "run",
+)
+"""The agent, but it looks at the files of its credentials only when told, and does not wait for others."""
+
+
+@scenario
+async def test_a_new_password_file_is_taken_at_sighup_without_a_write(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("old")
+    async with World.made(tmp_path) as world:
+        await world.put_all({**POOL, **endpoints(range(1, 6))})
+        world.start_agent(*FOLLOW_AT_ONCE, FELIX_MQTTUSERNAME=NODE, FELIX_MQTTPASSWORDFILE=str(secret))
+        await world.says("in-sync")
+        monitor, before = await world.monitor(), kernel()
+        secret.write_text("new")
+        world.reload_agent()
+        await until(lambda: len(world.events("stream connected")) == 2)
+        await until(lambda: world.states()[-2:] == ["resync", "in-sync"])
+        assert "offline" not in world.states()
+        assert world.events("stream lost") == []
+        assert kernel() == before
+        assert await monitor.lines() == []
+
+
+@scenario
+async def test_restarted_with_the_user_of_another_node_it_takes_nothing_from_the_kernel(tmp_path: Path) -> None:
+    rules = Path(__file__).parents[2] / "config" / "mosquitto.acl"
+    (tmp_path / "acl").write_text(f"topic readwrite {ROOT}/#\n{rules.read_text()}")  # the test itself has no user
+    async with World.made(tmp_path, (*ANONYMOUS, f"acl_file {tmp_path}/acl")) as world:
+        await world.put({**POOL, **endpoints(range(1, 6))})  # no manifest that could be missed
+        world.start_agent(FELIX_MQTTUSERNAME=NODE)
+        await world.says("in-sync")
+        world.kill_agent()
+        monitor, before = await world.monitor(), kernel()
+        world.start_agent(FELIX_MQTTUSERNAME="n2")
+        await until(lambda: world.events("stream")[-1]["state"] == "degraded")
+        assert "refuses user 'n2'" in world.events("stream")[-1]["reason"]
+        assert kernel() == before
+        assert await monitor.lines() == []
+        world.kill_agent()
+        world.start_agent(FELIX_MQTTUSERNAME=NODE)
+        await world.says("in-sync")
+        assert await monitor.lines() == []
 
 
 @contextlib.contextmanager

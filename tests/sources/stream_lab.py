@@ -18,6 +18,8 @@ from felixpy.sources import Source, SyncState, SyncStatus
 
 NODE = "n1"
 ROOT = "felixpy/v1"
+PUBLISHER: dict[str, Any] = {"username": "publisher", "password": "secret"}
+"""How the tests log in, where the broker asks."""
 
 
 def settings_for(broker: Broker, **changes: Any) -> Settings:
@@ -135,7 +137,7 @@ async def following(source: Source) -> AsyncIterator[Recorder]:
 
 async def put(broker: Broker, messages: dict[str, Any]) -> None:
     """Publish as a person with ``mosquitto_pub -r`` would: bytes as they are, anything else as JSON."""
-    async with aiomqtt.Client("127.0.0.1", broker.port, max_queued_outgoing_messages=0) as client:
+    async with aiomqtt.Client("127.0.0.1", broker.port, max_queued_outgoing_messages=0, **PUBLISHER) as client:
         client.pending_calls_threshold = 100_000
         for topic, value in messages.items():
             payload = value if isinstance(value, bytes) else msgspec.json.encode(value)
@@ -145,7 +147,7 @@ async def put(broker: Broker, messages: dict[str, Any]) -> None:
 async def retained(broker: Broker, filters: str, seconds: float = 0.3) -> dict[str, bytes]:
     """What the broker retains under a filter."""
     found: dict[str, bytes] = {}
-    async with aiomqtt.Client("127.0.0.1", broker.port) as client:
+    async with aiomqtt.Client("127.0.0.1", broker.port, **PUBLISHER) as client:
         await client.subscribe(f"{ROOT}/{filters}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import msgspec
@@ -28,6 +29,7 @@ from stream_lab import (
     settings_for,
     wep_key,
 )
+from structlog.testing import capture_logs
 
 from felixpy.config import Settings
 from felixpy.model.documents import load_text
@@ -305,6 +307,34 @@ def test_broker_that_is_not_there_is_said_in_one_sentence(tmp_path: Path) -> Non
             await sink.until(lambda: "refuses connections" in sink.status.reason)
 
     asyncio.run(scenario())
+
+
+def test_a_lost_stream_is_said_when_it_begins_changes_and_ends_and_not_at_each_try(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "backoff_seconds", lambda attempt: 0.05)
+    monkeypatch.setattr(mqtt, "STABLE_SECONDS", 0.2)
+
+    async def scenario() -> list[dict[str, Any]]:
+        await put(broker, {"ippool/a": pool("a")})
+        with capture_logs() as logs:
+            async with following(source_for(broker)) as sink:
+                await sink.state(SyncState.IN_SYNC)
+                await asyncio.sleep(0.2)
+                broker.stop()
+                await sink.until(lambda: "refuses connections" in sink.status.reason)
+                await asyncio.sleep(0.3)
+                broker.start()
+                await sink.until(lambda: any("over" in line["event"] for line in logs))
+        return [dict(line) for line in logs if line["event"].startswith("stream lost")]
+
+    *_, refused, over = lines = asyncio.run(scenario())
+    assert [line["log_level"] for line in lines] == ["warning", "warning", "info"]
+    assert "closed the connection" in lines[0]["reason"]
+    assert "refuses connections" in refused["reason"]
+    assert over["was"] == refused["reason"]
+    assert over["times"] > 3
+    assert over["seconds"] >= 0.3
 
 
 def test_wrong_password_is_a_clear_error_without_the_password(tmp_path: Path) -> None:

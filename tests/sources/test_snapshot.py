@@ -570,6 +570,43 @@ def test_live_history_matches_the_manifest_of_its_outcome(history: list[tuple[st
     assert stream.held == content
 
 
+def test_a_user_that_is_not_the_nodes_sees_nothing_and_that_is_not_believed() -> None:
+    stream = Stream()
+    stream.snapshot.on_rights("the user is another's", stream.now)
+    stream.message("ippool/a", b"1")
+    stream.wait(20)
+    assert stream.state is SyncState.DEGRADED
+    assert stream.reason == "the user is another's"
+    stream.snapshot.on_rights("", stream.now)
+    stream.wait(100)
+    assert stream.state is SyncState.IN_SYNC
+
+
+def test_a_user_that_loses_its_rights_loses_no_endpoint() -> None:
+    stream = Stream()
+    stream.messages({"ippool/a": b"1", "wep/n1/default/w": b"1"})
+    stream.wait(5)
+    assert stream.state is SyncState.IN_SYNC
+    stream.reconnect()
+    stream.snapshot.on_rights("the user is another's", stream.now)
+    stream.message("ippool/a", b"1")
+    stream.wait(20)
+    assert (stream.state, stream.reason, stream.removed) == (SyncState.DEGRADED, "the user is another's", [])
+
+
+def test_a_user_that_may_only_read_is_believed_by_what_it_sees() -> None:
+    stream = Stream()
+    stream.snapshot.on_rights("may not write", stream.now)
+    stream.messages({"ippool/a": b"1", "wep/n1/default/w": b"1"})
+    stream.wait(5)
+    assert stream.state is SyncState.IN_SYNC
+    other = Stream()
+    other.snapshot.on_rights("may not write", other.now)
+    other.manifests({})
+    other.wait(5)
+    assert other.state is SyncState.IN_SYNC
+
+
 @given(content=CONTENT)
 def test_keys_of_the_generated_topics_are_known(content: dict[str, bytes]) -> None:
     assert all(key_of(topic) is not None for topic in content)
