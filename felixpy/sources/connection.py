@@ -131,15 +131,30 @@ class Connection:
         self._inbox = inbox
         self._failed = inbox.failed
         self._broker = broker
+        self._asked: dict[object, float] = {}
+        """Requests without an answer, the oldest first, and when each was made."""
+        self._silent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def until_lost(self) -> None:
-        """Return never; raise when the connection is lost, or the error of ``receive`` if it failed."""
+        """Return never; raise when the connection is lost, or the error of ``receive`` if it failed.
+
+        Raises:
+            StreamError: silence. Mosquitto drops answers, too, when its queue for a client is full (eclipse-mosquitto
+                issue 3542), and then only a new connection helps.
+        """
+        lost = asyncio.ensure_future(anext(self.client.messages))
         try:
-            await anext(self.client.messages)
+            await asyncio.wait((lost, self._silent), return_when=asyncio.FIRST_COMPLETED)
+            if self._silent.done():
+                self._silent.result()
+            await lost
         except aiomqtt.MqttError:
             if self._failed.done():
                 self._failed.result()
             raise
+        finally:
+            lost.cancel()
+            self._silent.cancel()
 
     async def subscribe(self, filters: tuple[str, ...], *, options: Any) -> None:
         """Subscribe to all filters in one packet.
@@ -161,39 +176,49 @@ class Connection:
 
     async def publish_retained(self, topic: str, payload: bytes) -> None:
         """Publish a retained message and wait until the broker has it."""
-        await self._answered(self.client.publish(topic, payload, qos=1, retain=True, timeout=_LONGEST_ANSWER_SECONDS))
+        await self._publish(topic, payload, retain=True)
 
     async def refusal(self, topic: str) -> str:
         """Why this client may not write to a topic, tried by an empty message that is not retained; empty if it may.
 
         A broker that drops what it does not allow without a word allows everything, as far as this can tell.
         """
-        verdict: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
-        self._verdicts[self.client._client.publish(topic, b"", qos=1).mid] = verdict
-        code = await self._answered(verdict)
+        code = await self._publish(topic, b"", retain=False)
         return str(code) if code.is_failure else ""
 
-    async def _answered(self, request: Awaitable[T]) -> T:
-        """The broker's answer, which comes behind all that it has queued for us: wait as long as messages come.
+    async def _publish(self, topic: str, payload: bytes, *, retain: bool) -> ReasonCode:
+        """Publish by paho itself: aiomqtt makes three tasks and a timer for each message, and hides the verdict."""
+        verdict: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
+        sent = self.client._client.publish(topic, payload, qos=1, retain=retain)
+        if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise StreamError(f"the connection to the MQTT broker {self._broker} was lost")
+        self._verdicts[sent.mid] = verdict
+        return await self._answered(verdict)
 
-        Raises:
-            StreamError: silence. Mosquitto drops answers, too, when its queue for a client is full (eclipse-mosquitto
-                issue 3542), and then only a new connection helps.
-        """
-        task = asyncio.ensure_future(request)
-        asked_at = time.monotonic()
+    async def _answered(self, request: Awaitable[T]) -> T:
+        """The broker's answer, which comes behind all that it has queued for us: wait as long as messages come."""
+        if not self._asked:
+            asyncio.get_running_loop().call_later(_ANSWER_SECONDS, self._listen)
+        mark = object()
+        self._asked[mark] = time.monotonic()
         try:
-            while not task.done():
-                silence = time.monotonic() - max(asked_at, self._inbox.heard_at)
-                if silence >= _ANSWER_SECONDS:
-                    raise StreamError(
-                        f"the MQTT broker {self._broker} does not answer a request; it is stuck, or its queue for a "
-                        "client is too short (max_queued_messages, see config/mosquitto.conf)"
-                    )
-                await asyncio.wait((task,), timeout=_ANSWER_SECONDS - silence)
-            return task.result()
+            return await request
         finally:
-            task.cancel()
+            del self._asked[mark]
+
+    def _listen(self) -> None:
+        """Judge whether the broker is silent, now and for as long as a request waits."""
+        if not self._asked or self._silent.done():
+            return
+        silence = time.monotonic() - max(next(iter(self._asked.values())), self._inbox.heard_at)
+        if silence < _ANSWER_SECONDS:
+            asyncio.get_running_loop().call_later(_ANSWER_SECONDS - silence, self._listen)
+            return
+        reason = (
+            f"the MQTT broker {self._broker} does not answer a request; it is stuck, or its queue for a client is too "
+            "short (max_queued_messages, see config/mosquitto.conf)"
+        )
+        self._silent.set_exception(StreamError(reason))
 
 
 @contextlib.asynccontextmanager
@@ -225,7 +250,6 @@ async def open_connection(
         keepalive=max(1, int(settings.mqtt_keepalive)),
         tls_context=await asyncio.to_thread(_tls_context, settings),  # a system's CAs take tens of milliseconds
         timeout=_ANSWER_SECONDS,
-        socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
     )
     client.pending_calls_threshold = RECEIVE_MAXIMUM
     _read_bursts(client)

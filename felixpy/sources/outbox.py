@@ -15,6 +15,10 @@ IN_FLIGHT = 20
 """Writes without acknowledgement: Mosquitto's default for a client that sends. One by one, thousands take long."""
 
 
+REST_SECONDS = 0.02
+"""Between news and their writing: a burst of updates comes first, and of many news of a topic one is written."""
+
+
 class Outbox:
     """Latest payload per topic; empty means: delete the retained message."""
 
@@ -71,5 +75,6 @@ class Outbox:
         """Write for ever."""
         while True:
             await self._wake.wait()
+            await asyncio.sleep(REST_SECONDS)
             self._wake.clear()
             await self.write_all(publish)

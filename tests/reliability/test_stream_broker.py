@@ -229,7 +229,7 @@ async def test_a_new_password_file_is_taken_at_sighup_without_a_write(tmp_path: 
         secret.write_text("new")
         world.reload_agent()
         await until(lambda: len(world.events("stream connected")) == 2)
-        await until(lambda: world.states()[-2:] == ["resync", "in-sync"])
+        await until(lambda: [event["state"] for event in world.events("stream")][-2:] == ["resync", "in-sync"])
         assert "offline" not in world.states()
         assert world.events("stream lost") == []
         assert kernel() == before
