@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.rules import ChainKey, Chains
 from felixpy.model.net import Family
-from felixpy.netlink.transport import Message
+from felixpy.netlink.transport import Message, NetlinkSocket
 
 RenderedChain = tuple[Any, ...]
 """One comparable value per rule, in the back-end's own canonical form. A hook chain holds our rules only."""
@@ -57,6 +57,10 @@ class PacketFilter(Protocol):
     """One back-end for one family. Calls come from one task at a time; none may block the loop for long."""
 
     family: Family
+
+    @property
+    def socket(self) -> NetlinkSocket:
+        """Writes set members, and with nftables everything else, too; opened at its first use."""
 
     def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
         """Canonical form of abstract chains. Pure."""
