@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from felixpy import __version__, collector
+from felixpy import __version__, collector, sampling
 from felixpy import status as node_status
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
@@ -116,7 +116,7 @@ class Agent:
         self._status_due = True
         self._status_at = 0.0
         self.started = self.last_progress = time.monotonic()
-        self.metrics.sampled.append(lambda: node_status.sample(self))
+        self.metrics.sampled.append(lambda: sampling.sample(self))
 
     # --- Sink ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
 from felixpy.calc.rules import ChainKey, Chains, Jump, Rule
-from felixpy.dataplane.packet_filter import FilterChange, FilterState, RenderedChain
+from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket
 
@@ -68,6 +68,9 @@ class FakePacketFilter:
 
     async def remove_all(self) -> None:
         self.chains, self.elements, self.containers = {}, set(), False
+
+    def counts(self) -> FilterCounts:
+        return FilterCounts(writes=self.writes)
 
     def close(self) -> None:
         """Nothing is open."""
