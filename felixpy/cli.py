@@ -32,6 +32,7 @@ from felixpy.command import (
 from felixpy.config import Settings, SettingsFileError
 from felixpy.node_commands import check, diag, explain, status
 from felixpy.observe.log import configure_logging
+from felixpy.observe.log_limit import LogLimit, tell_forever
 from felixpy.stream_commands import apply, delete, get
 from felixpy.supervisor import Supervisor
 
@@ -70,19 +71,20 @@ def run(config: SettingsFile = None) -> None:
 
         NODENAME=node1 FELIX_RESOURCEDIRECTORY=/etc/felixpy/resources felixpy run
     """
+    limit = LogLimit()
     with plain_errors():
-        local = local_settings(config, log=True)
+        local = local_settings(config, log=limit)
     bind_contextvars(node=local.settings.nodename)
-    finish(_run(local, config))
+    finish(_run(local, config, limit))
 
 
-async def _run(local: Local, config: Path | None) -> int:
+async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     from felixpy import collector
     from felixpy.agent import Agent
     from felixpy.config.table import shown
     from felixpy.observe.control import serve_control_forever
     from felixpy.observe.lag import measure_lag
-    from felixpy.observe.metrics import count_stream
+    from felixpy.observe.metrics import count_log, count_stream
     from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
     from felixpy.sources.ending import end
@@ -96,7 +98,7 @@ async def _run(local: Local, config: Path | None) -> int:
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
-        configure_logging(newer.log_severity_screen)
+        configure_logging(newer.log_severity_screen, limit)
         changes.put_nowait(newer)
 
     agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
@@ -110,6 +112,7 @@ async def _run(local: Local, config: Path | None) -> int:
 
     if mqtt is not None:
         agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
+    agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
     answers = {
         "status": lambda: details(agent),
         "metrics": lambda: agent.metrics.text().decode(),
@@ -119,6 +122,7 @@ async def _run(local: Local, config: Path | None) -> int:
         serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent)),
         serve_control_forever(settings.control_socket, answers),
         measure_lag(agent.metrics),
+        tell_forever(limit),
         agent.run(),
         source.run(agent),
         supervisor.follow(agent.live, agent.is_ready, agent.describe),
@@ -132,6 +136,7 @@ async def _run(local: Local, config: Path | None) -> int:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         await end(tasks, LEAVE_SECONDS)
+        limit.tell()
     for task in done:
         task.result()  # raises what a part failed with
     return 0

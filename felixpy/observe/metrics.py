@@ -191,6 +191,8 @@ class Metrics:
         self.loop_lag_seconds = make.histogram(
             "felixpy_loop_lag_seconds", "How late the event loop was, once a second."
         )
+        self.logs_dropped = make.totals("felix_logs_dropped", "Lines left out: there were too many of their event.")
+        self.log_errors = make.totals("felix_log_errors", "Lines that standard error did not take.")
         ProcessCollector(registry=self.registry)
 
     def text(self) -> bytes:
@@ -204,3 +206,9 @@ def count_stream(metrics: Metrics, messages: int, size: int) -> None:
     """Take over what a source has counted: messages, and bytes of their payloads."""
     metrics.stream_messages.take(messages)
     metrics.stream_bytes.take(size)
+
+
+def count_log(metrics: Metrics, dropped: int, errors: int) -> None:
+    """Take over what the log has counted: lines left out, and lines that could not be written."""
+    metrics.logs_dropped.take(dropped)
+    metrics.log_errors.take(errors)

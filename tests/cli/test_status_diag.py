@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from felixpy.observe.log_limit import BURST
 from tests.agent.bench import GOOD, NFTABLES, POOLS, dump, endpoint
 from tests.cli.command import HEALTH, agent, answers, felixpy, sentence
 from tests.kernel import ip
@@ -49,6 +50,25 @@ def test_status_says_what_is_and_what_is_degraded(node: None, tmp_path: Path) ->
         assert "is missing" in said["failures"][-1]["reason"]
         assert list(files.iterdir()) == []
     assert "no agent answers at /run/felixpy/felixpy.sock" in sentence(felixpy("status", env=env))
+
+
+def test_many_bad_objects_give_a_readable_log_and_the_count_is_told(node: None, tmp_path: Path) -> None:
+    bad = [
+        {**GOOD, "metadata": {"name": f"bad{n}", "namespace": "default"}, "spec": {"node": "n1"}} for n in range(300)
+    ]
+    log = tmp_path / "log"
+    env = resources(tmp_path / "r", GOOD, *bad) | {"FELIX_PROMETHEUSMETRICSENABLED": "true"}
+    with agent(env, log):
+        text = answers("http://127.0.0.1:9091/metrics")
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    counts = {line["of"]: line["count"] for line in said if line["event"] == "lines left out"}
+    assert counts.keys() == {"bad document", "problem"}
+    for event, count in counts.items():
+        shown = sum(line["event"] == event for line in said)
+        assert BURST <= shown < 2 * BURST
+        assert shown + count == 300
+    assert f"felix_logs_dropped_total {sum(counts.values())}.0" in text
+    assert 'felixpy_problems{kind="WorkloadEndpoint"} 300.0' in text
 
 
 def test_repairs_are_counted_by_cause(node: None, tmp_path: Path) -> None:
