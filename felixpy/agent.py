@@ -35,6 +35,7 @@ from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family
 from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.endpoint_files import EndpointFiles
+from felixpy.observe.endpoint_folders import Folders
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
 from felixpy.observe.standing import Standing
@@ -90,7 +91,7 @@ class Agent:
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.recent = RecentFailures()
         self._standing = Standing(self.recent)
-        self.files = EndpointFiles(settings.endpoint_status_path_prefix)
+        self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings))
         self.outcome = Outcome(
             self.calculation, self.dataplane, self.live_settings, self.metrics, status, self.recent, self.files
         )

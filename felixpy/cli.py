@@ -233,10 +233,10 @@ def cleanup(
     config: SettingsFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Remove everything of felixpy from this node's kernel, and nothing else. Stop the agent first.
+    """Remove everything of felixpy from this node's kernel and its endpoint-status files, and nothing else.
 
-    Routes with our protocol number, our neighbours, the nft tables `felixpy`, iptables chains `fpy-*`, IP sets
-    `fpy4-*` and `fpy6-*` go; interface settings stay.
+    Stop the agent first. Routes with our protocol number, our neighbours, the nft tables `felixpy`, iptables chains
+    `fpy-*`, IP sets `fpy4-*` and `fpy6-*` go; interface settings stay.
 
     Examples:
 
@@ -256,7 +256,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
     for entry in sorted(found):
         typer.echo(f"{'would remove' if dry_run else 'removed'} {entry}")
     if not found:
-        typer.echo("nothing of felixpy is in the kernel")
+        typer.echo("nothing of felixpy is on this node")
 
 
 for _command in (check, explain, status, diag, apply, delete, get):
