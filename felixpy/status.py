@@ -121,6 +121,7 @@ def details(agent: Subject) -> dict[str, Any]:
     return {
         **said,
         "families": families,
+        "adopted": agent.adopted,
         "uptime_seconds": round(time.monotonic() - agent.started, 1),
         "last_progress_seconds": round(time.monotonic() - agent.last_progress, 3),
         "objects": {
