@@ -193,6 +193,7 @@ class Agent:
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
         self.adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
+        self.files.forget_earlier_boot()
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
         resync.add_done_callback(self._ended)

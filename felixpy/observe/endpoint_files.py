@@ -3,9 +3,9 @@
     <EndpointStatusPathPrefix>/endpoint-status/k8s default%2Fpod-a eth0  →  {"ifaceName": …, "ipv4Nets": […], …}
 
 Invariant: a file is there only while its endpoint is up in the kernel; each is written whole or not at all. Nothing is
-touched before the first complete apply; then what is stale goes, also in folders of ours that are in use no more
-(``felixpy.observe.endpoint_folders``). Failures are said once and tried again; they stop nothing. The cost of an update
-does not grow with the number of files.
+touched before the first complete apply, but for files of an earlier boot, whose endpoints are gone; then what is stale
+goes, also in folders of ours that are in use no more (``felixpy.observe.endpoint_folders``). Failures are said once and
+tried again; they stop nothing. The cost of an update does not grow with the number of files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ import structlog
 
 from felixpy.model.net import Family
 from felixpy.model.resources import ResourceKey, WorkloadEndpoint
-from felixpy.observe.endpoint_folders import FOLDER, Folders, files_in, is_ours, is_same, write_whole
+from felixpy.observe.endpoint_folders import (
+    FOLDER,
+    Folders,
+    empty,
+    files_in,
+    is_of_earlier_boot,
+    is_ours,
+    is_same,
+    write_whole,
+)
 
 RETRY_SECONDS = 10.0
 FILES_PER_FLUSH = 50
@@ -91,6 +100,16 @@ class EndpointFiles:
     def _mark(self, name: str) -> None:
         if self._folder is not None:
             self._dirty.add(name)
+
+    def forget_earlier_boot(self) -> None:
+        """The agent starts: what was up before the machine started anew is not."""
+        folders = self._folders.ours() + ([self._folder] if self._folder else [])
+        for folder in filter(is_of_earlier_boot, folders):
+            try:
+                empty(self._folders, folder)
+            except OSError as error:
+                reason = f"{folder}: {error.strerror or error}"
+                self._log.warning("endpoint-status files of an earlier boot remain; remove that folder", reason=reason)
 
     def start(self) -> None:
         """The first complete apply is over: what is there and not wanted, or different, is mended from now on."""

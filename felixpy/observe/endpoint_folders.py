@@ -1,6 +1,6 @@
 """Which folders of endpoint-status files are ours, over restarts and changes of EndpointStatusPathPrefix.
 
-    <prefix>/endpoint-status/.felixpy    every file in this folder is felixpy's
+    <prefix>/endpoint-status/.felixpy    every file in this folder is felixpy's, and of which boot they are
     /run/felixpy/felixpy.endpoint-status a line per such folder, beside the control socket
 
 Felix's format names no owner, so the folder does. Felix removes what it does not know from a folder that it takes over:
@@ -22,8 +22,7 @@ from felixpy.config import Settings
 
 FOLDER = "endpoint-status"
 MARK = ".felixpy"
-MARK_TEXT = json.dumps({"felixpy": "every file in this folder is made and removed by felixpy"}) + "\n"
-"""JSON, for programs that read every file of the folder."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Folders:
@@ -57,10 +56,12 @@ class Folders:
         Raises:
             OSError: it cannot be marked.
         """
-        if is_ours(folder) and (self._record is None or folder in self._recorded()):
+        if _boot_of(folder) == _boot() and (self._record is None or folder in self._recorded()):
             return
         self._remember([*filter(is_ours, self._recorded()), folder])
-        write_whole(folder / MARK, MARK_TEXT.encode())
+        # JSON, for programs that read every file of the folder.
+        text = {"felixpy": "every file in this folder is made and removed by felixpy", "boot": _boot()}
+        write_whole(folder / MARK, json.dumps(text).encode() + b"\n")
 
     def release(self, folder: Path) -> None:
         """Remove the mark of a folder without files, and the folder unless others use it.
@@ -101,6 +102,26 @@ def is_ours(folder: Path) -> bool:
         return (folder / MARK).is_file()
     except OSError:
         return False  # it cannot be looked into, so it is none that we write
+
+
+def is_of_earlier_boot(folder: Path) -> bool:
+    """Whether a folder of ours tells of endpoints that were up before the machine started anew."""
+    return is_ours(folder) and _boot_of(folder) != _boot()
+
+
+def _boot() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _boot_of(folder: Path) -> str | None:
+    try:
+        found = json.loads((folder / MARK).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return str(found.get("boot")) if isinstance(found, dict) else None
 
 
 def is_same(one: Path, other: Path) -> bool:

@@ -266,3 +266,33 @@ def test_no_file_comes_before_the_mark_of_its_folder(tmp_path: Path) -> None:
         files.flush()
     assert (tmp_path / FOLDER / MARK).is_file()
     assert len(names(tmp_path / FOLDER)) == 1
+
+
+@pytest.mark.parametrize("later", ["one", "two", ""])
+def test_files_of_an_earlier_boot_go_at_once(tmp_path: Path, folders: Folders, later: str) -> None:
+    """On a disk they outlive the kernel's state; a CNI plugin must not take them for news."""
+    folder = tmp_path / "one" / FOLDER
+    run_at(tmp_path / "one", folders, "a")
+    files = EndpointFiles(tmp_path / later if later else None, folders=folders)
+    files.forget_earlier_boot()
+    assert len(names(folder)) == 1, "this boot's are true"
+    mark = json.loads((folder / MARK).read_text())
+    (folder / MARK).write_text(json.dumps({**mark, "boot": "an earlier one"}))
+    files.forget_earlier_boot()
+    assert not folder.exists()
+    run_at(tmp_path / "one", folders, "a")
+    assert json.loads((folder / MARK).read_text()) == mark
+
+
+def test_a_folder_of_an_earlier_boot_that_only_the_stream_names_is_marked_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "one" / FOLDER
+    run_at(tmp_path / "one", Folders(), "a")
+    mark = (folder / MARK).read_text()
+    (folder / MARK).write_text("{}")
+    files = EndpointFiles(None)
+    files.forget_earlier_boot()
+    files.use(tmp_path / "one")
+    files.start()
+    files.flush()
+    assert names(folder) == []
+    assert (folder / MARK).read_text() == mark
