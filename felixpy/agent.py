@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from felixpy import __version__, collector
+from felixpy import __version__, collector, sampling
 from felixpy import status as node_status
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
@@ -36,6 +36,7 @@ from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family
 from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.endpoint_files import EndpointFiles
+from felixpy.observe.endpoint_folders import Folders
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
 from felixpy.outcome import Outcome, StatusPublisher
@@ -92,7 +93,7 @@ class Agent:
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.recent = RecentFailures()
         self._standing = Standing(self.recent.note)
-        self.files = EndpointFiles(settings.endpoint_status_path_prefix)
+        self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings))
         self.outcome = Outcome(
             self.calculation, self.dataplane, self.live_settings, self.metrics, status, self.recent, self.files
         )
@@ -120,7 +121,7 @@ class Agent:
         self._status_due = True
         self._status_at = 0.0
         self.started = self.last_progress = time.monotonic()
-        self.metrics.sampled.append(lambda: node_status.sample(self))
+        self.metrics.sampled.append(lambda: sampling.sample(self))
 
     # --- Sink ------------------------------------------------------------------------------------------------
 
@@ -197,6 +198,7 @@ class Agent:
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
         self.adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
+        self.files.forget_earlier_boot()
         self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
         resync.add_done_callback(self._ended)

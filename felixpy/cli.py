@@ -32,6 +32,7 @@ from felixpy.command import (
 from felixpy.config import Settings, SettingsFileError
 from felixpy.node_commands import check, diag, explain, status
 from felixpy.observe.log import configure_logging
+from felixpy.observe.log_limit import LogLimit, tell_forever
 from felixpy.stream_commands import apply, delete, get
 from felixpy.supervisor import Supervisor
 
@@ -70,19 +71,20 @@ def run(config: SettingsFile = None) -> None:
 
         NODENAME=node1 FELIX_RESOURCEDIRECTORY=/etc/felixpy/resources felixpy run
     """
+    limit = LogLimit()
     with plain_errors():
-        local = local_settings(config, log=True)
+        local = local_settings(config, log=limit)
     bind_contextvars(node=local.settings.nodename)
-    finish(_run(local, config))
+    finish(_run(local, config, limit))
 
 
-async def _run(local: Local, config: Path | None) -> int:
+async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     from felixpy import collector
     from felixpy.agent import Agent
     from felixpy.config.table import shown
     from felixpy.observe.control import serve_control_forever
     from felixpy.observe.lag import measure_lag
-    from felixpy.observe.metrics import count_stream
+    from felixpy.observe.metrics import count_log, count_stream
     from felixpy.observe.server import serve_latest
     from felixpy.sources.directory import DirectorySource
     from felixpy.sources.ending import end
@@ -96,7 +98,7 @@ async def _run(local: Local, config: Path | None) -> int:
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
-        configure_logging(newer.log_severity_screen)
+        configure_logging(newer.log_severity_screen, limit)
         changes.put_nowait(newer)
 
     agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
@@ -112,6 +114,7 @@ async def _run(local: Local, config: Path | None) -> int:
 
     if mqtt is not None:
         agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
+    agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
     answers = {
         "status": lambda: details(agent),
         "metrics": lambda: agent.metrics.text().decode(),
@@ -121,6 +124,7 @@ async def _run(local: Local, config: Path | None) -> int:
         serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent)),
         serve_control_forever(settings.control_socket, answers),
         measure_lag(agent.metrics),
+        tell_forever(limit),
         agent.run(),
         source.run(agent),
         supervisor.follow(agent.live, agent.is_ready, agent.describe),
@@ -134,6 +138,7 @@ async def _run(local: Local, config: Path | None) -> int:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         await end(tasks, LEAVE_SECONDS)
+        limit.tell()
     for task in done:
         task.result()  # raises what a part failed with
     return 0
@@ -230,10 +235,10 @@ def cleanup(
     config: SettingsFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Remove everything of felixpy from this node's kernel, and nothing else. Stop the agent first.
+    """Remove everything of felixpy from this node's kernel and its endpoint-status files, and nothing else.
 
-    Routes with our protocol number, our neighbours, the nft tables `felixpy`, iptables chains `fpy-*`, IP sets
-    `fpy4-*` and `fpy6-*` go; interface settings stay.
+    Stop the agent first. Routes with our protocol number, our neighbours, the nft tables `felixpy`, iptables chains
+    `fpy-*`, IP sets `fpy4-*` and `fpy6-*` go; interface settings stay.
 
     Examples:
 
@@ -253,7 +258,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
     for entry in sorted(found):
         typer.echo(f"{'would remove' if dry_run else 'removed'} {entry}")
     if not found:
-        typer.echo("nothing of felixpy is in the kernel")
+        typer.echo("nothing of felixpy is on this node")
 
 
 for _command in (check, explain, status, diag, apply, delete, get):

@@ -29,6 +29,7 @@ from felixpy.config import (
 )
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.observe.log import configure_logging
+from felixpy.observe.log_limit import LogLimit
 
 DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
 
@@ -67,11 +68,11 @@ def local_sources(path: Path | None) -> tuple[tuple[SettingsSource, ...], Settin
     return tuple(sources), settings, problems
 
 
-def local_settings(path: Path | None, *, log: bool = False) -> Local:
-    """Settings from environment and file; raises what ``local_sources`` raises."""
+def local_settings(path: Path | None, *, log: LogLimit | None = None) -> Local:
+    """Settings from environment and file; raises what ``local_sources`` raises. ``log``: more than errors is."""
     sources, settings, problems = local_sources(path)
     settings = replace(settings, nodename=settings.nodename or socket.gethostname())
-    configure_logging(settings.log_severity_screen if log else "ERROR")
+    configure_logging(settings.log_severity_screen if log else "ERROR", log)
     for problem in problems if log else ():
         structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
     return Local(settings, sources)

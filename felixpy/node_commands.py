@@ -19,6 +19,7 @@ from felixpy.command import CommandError, Local, SettingsFile, finish, local_set
 from felixpy.observe.control import ControlError, ask
 
 WATCH_SECONDS = 1.0
+SHOWN_FAILURES = 5
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -125,32 +126,45 @@ async def _status(local: Local, as_json: bool, watch: bool) -> int:
 
 
 def _status_text(said: Mapping[str, Any]) -> Group:
-    """The agent's answer for people."""
+    """The agent's answer for people: all that the JSON says, but of the failures only the latest."""
+    table = Table("table", "wanted", "kernel", "dirty", "waiting", "failed", "repaired")
+    for name, counts in said["tables"].items():
+        table.add_row(name, *(str(counts[column.header]) for column in table.columns[1:]))
+    return Group(Text("\n".join(_status_lines(said))), table, *_status_troubles(said))
+
+
+def _status_lines(said: Mapping[str, Any]) -> list[str]:
     state = f"{said['state']} {said['got']}/{said['want']}" + (f": {said['reason']}" if said["reason"] else "")
     lines = [
-        f"node        {said['hostname']}, felixpy {said['version']}, {said['backend']}",
+        f"node        {said['hostname']}, felixpy {said['version']}",
+        f"back-end    {said['backend']}",
         f"up          {said['uptime_seconds']:.0f} s, last progress {said['last_progress_seconds']:.1f} s ago",
         f"stream      {state}",
     ]
     for version, family in said["families"].items():
         word = "ready" if family["ready"] else "not ready"
         lines.append(f"IPv{version}        {word}" + (f": {family['reason']}" if family["reason"] else ""))
-    objects = ", ".join(f"{number} {name}" for name, number in said["objects"].items() if number or name != "left_out")
+    names = {"left_out": "left out, beyond MaxObjects"}
+    found = said["objects"].items()
+    objects = ", ".join(f"{number} {names.get(name, name)}" for name, number in found if number or name != "left_out")
     lines.append(f"objects     {objects}; {said['endpoints']} endpoints of this node")
+    lines.append(f"adopted     {said['adopted']} entries that the kernel had at the start")
     for name, found in said["latency_ms"].items():
         if found:
             figures = ", ".join(f"{at} {found[at]} ms" for at in ("p50", "p99", "max"))
             lines.append(f"latency     {name}: {figures} (last {found['count']})")
-    table = Table("table", "wanted", "kernel", "dirty", "waiting", "failed", "repaired")
-    for name, counts in said["tables"].items():
-        table.add_row(name, *(str(counts[column.header]) for column in table.columns[1:]))
+    return lines
+
+
+def _status_troubles(said: Mapping[str, Any]) -> list[Text]:
     told = [Text(f"degraded    {line}", style="red") for line in said["degraded"]]
     told += [Text(f"problem     {line}", style="yellow") for line in said["problems"]]
-    told += [
-        Text(f"{time.strftime('%H:%M:%S', time.localtime(one['ts']))}    {one['what']}: {one['reason']}", style="dim")
-        for one in said["failures"][-5:]
-    ]
-    return Group(Text("\n".join(lines)), table, *told)
+    if (more := said["problem_count"] - len(said["problems"])) > 0:
+        told.append(Text(f"problem     and {more} more: `felixpy show`, status topics", style="yellow"))
+    for one in said["failures"][-SHOWN_FAILURES:]:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["ts"]))
+        told.append(Text(f"failure     {at} {one['what']}: {one['reason']}", style="dim"))
+    return told
 
 
 # --- explain ---------------------------------------------------------------------------------------------------------

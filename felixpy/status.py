@@ -1,4 +1,4 @@
-"""What the agent says of itself: published (``summary``), to commands (``details``), probes (``health``), in metrics.
+"""What the agent says of itself: published (``summary``), to commands (``details``) and probes (``health``).
 
 Invariant: looks only. What is counted here is counted when somebody asks; nothing of it is on the path of an update.
 """
@@ -121,6 +121,7 @@ def details(agent: Subject) -> dict[str, Any]:
     return {
         **said,
         "families": families,
+        "adopted": agent.adopted,
         "uptime_seconds": round(time.monotonic() - agent.started, 1),
         "last_progress_seconds": round(time.monotonic() - agent.last_progress, 3),
         "objects": {
@@ -162,32 +163,3 @@ def health(agent: Subject) -> dict[str, Any]:
         word = agent.failures.get(family, "programmed" if programmed else "no complete apply yet")
         components[str(family)] = {"ok": programmed and family not in agent.failures, "detail": word}
     return {"live": alive[0], "ready": ready[0], "components": components}
-
-
-def sample(agent: Subject) -> None:
-    """Set the metrics that are counted only when somebody asks."""
-    metrics = agent.metrics
-    metrics.local_endpoints.set(len(agent.outcome.reported))
-    metrics.hosts.set(len(agent.store.nodes))
-    metrics.stream_got.set(agent.stream.got)
-    metrics.stream_want.set(agent.stream.want)
-    repairs: dict[str, float] = {}
-    for table in agent.dataplane.tables():
-        metrics.entries.labels(table.name).set(len(table.desired))
-        metrics.committed.labels(table.name).set(len(table.committed))
-        metrics.refused.labels(table.name).set(len(table.refused))
-        metrics.waiting.labels(table.name).set(len(table.waiting))
-        for cause, count in table.repairs.items():
-            repairs[cause] = repairs.get(cause, 0) + count
-    # A table goes with its back-end; a counter never falls.
-    for cause, times in repairs.items():
-        metrics.repairs.values[cause] = max(metrics.repairs.values.get(cause, 0.0), times)
-    routes = {f"{family}:254": 0 for family in agent.families()}
-    for key in agent.dataplane.routes.table.committed:
-        name = f"{key.family}:{key.table}"
-        routes[name] = routes.get(name, 0) + 1
-    for name, number in routes.items():
-        metrics.routes.labels(name).set(number)
-    for name, socket in agent.dataplane.sockets().items():
-        metrics.netlink_messages.values[name] = socket.messages_sent
-        metrics.netlink_bytes.values[name] = socket.bytes_sent

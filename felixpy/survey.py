@@ -18,6 +18,7 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.report import Operation
 from felixpy.model.net import FAMILIES, Family
+from felixpy.observe.endpoint_folders import FOLDER, Folders, describe, empty
 from felixpy.sources import Source, SyncState
 from felixpy.sources.once import read_once
 
@@ -126,7 +127,7 @@ def _kernel_text(links: Links, key: Key | ChainKey, value: object) -> str:
 
 
 async def cleanup(settings: Settings, *, dry_run: bool) -> list[str]:
-    """Remove everything of ours from this node, whatever back-end or family made it; returns what it was.
+    """Remove everything of ours from this node, whatever back-end, family or prefix made it; returns what it was.
 
     Interface settings stay: nobody knows what stood there before.
 
@@ -139,8 +140,13 @@ async def cleanup(settings: Settings, *, dry_run: bool) -> list[str]:
         await dataplane.read()
         found = [f"{table}: {entry}" for _, table, entry in dataplane.plan()]
         found += [line for backend in Backend for family in FAMILIES for line in await _left(backend, family, settings)]
+        folders = Folders.of(settings)
+        left = folders.ours()
+        found += [f"{FOLDER} {describe(folder)}" for folder in left]
         if dry_run:
             return found
+        for folder in left:  # first: a file that is there says that its endpoint is up
+            empty(folders, folder)
         await dataplane.apply(complete=True)
         remaining = [
             f"{table.name} {key}: {why.reason}" for table in dataplane.tables() for key, why in table.refused.items()
@@ -154,7 +160,7 @@ async def cleanup(settings: Settings, *, dry_run: bool) -> list[str]:
 
 
 async def plan(agent: Agent) -> list[Operation]:
-    """What a running agent would write now, and what it would remove of other back-ends and families."""
+    """What a running agent would write now, and what it would remove of other back-ends, families and prefixes."""
     operations, families = agent.dataplane.plan(), set(agent.dataplane.filters)
     for backend in Backend:
         for family in FAMILIES:
@@ -163,7 +169,9 @@ async def plan(agent: Agent) -> list[Operation]:
             shares_sets = Backend.NFTABLES not in (backend, agent.backend) and family in families
             found = await _left(backend, family, agent.settings, rules_only=shares_sets)
             operations += [Operation(("remove", f"{backend} {family}", line.partition(": ")[2])) for line in found]
-    return operations
+    prefix = agent.settings.endpoint_status_path_prefix
+    left = Folders.of(agent.settings).ours(besides=prefix and prefix / FOLDER)
+    return operations + [Operation(("remove", FOLDER, describe(folder))) for folder in left]
 
 
 async def _left(backend: Backend, family: Family, settings: Settings, *, rules_only: bool = False) -> list[str]:

@@ -107,11 +107,8 @@ class Dataplane:
 
     def sockets(self) -> dict[str, NetlinkSocket]:
         """The sockets that write, by what they write; those of the iptables tools' processes are not among them."""
-        found = {"routing": self.socket}
-        for family, tables in self.filters.items():
-            if isinstance(socket := getattr(tables.filter, "socket", None), NetlinkSocket):
-                found[f"filter {family}"] = socket
-        return found
+        filters = {f"filter {family}": tables.filter.socket for family, tables in self.filters.items()}
+        return {"routing": self.socket, **filters}
 
     def close(self) -> None:
         self.socket.close()

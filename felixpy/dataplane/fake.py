@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
 from felixpy.calc.rules import ChainKey, Chains, Jump, Rule
-from felixpy.dataplane.packet_filter import FilterChange, FilterState, RenderedChain
+from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, RenderedChain
 from felixpy.model.net import Family
-from felixpy.netlink.transport import Message
+from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket
 
 
 class FakePacketFilter:
@@ -23,6 +23,7 @@ class FakePacketFilter:
 
     def __init__(self, family: Family) -> None:
         self.family = family
+        self.socket = NetlinkSocket(NETLINK_NETFILTER)  # never used, so never opened
         self.chains: dict[ChainKey, RenderedChain] = {}
         self.elements: set[ElementKey] = set()
         self.containers = False
@@ -67,6 +68,9 @@ class FakePacketFilter:
 
     async def remove_all(self) -> None:
         self.chains, self.elements, self.containers = {}, set(), False
+
+    def counts(self) -> FilterCounts:
+        return FilterCounts(writes=self.writes)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.rules import ChainKey, Chains
 from felixpy.model.net import Family
-from felixpy.netlink.transport import Message
+from felixpy.netlink.transport import Message, NetlinkSocket
 
 RenderedChain = tuple[Any, ...]
 """One comparable value per rule, in the back-end's own canonical form. A hook chain holds our rules only."""
@@ -53,10 +53,33 @@ class FilterChange:
         )
 
 
+@dataclass(slots=True)
+class FilterCounts:
+    """What a back-end has done since it was made, for metrics; what it does not do stays 0.
+
+    ``writes`` and ``reads`` are of rules, and with nftables of everything. ``lines`` are changes of chains and rules by
+    table, ``set_calls`` and ``set_lines`` those of IP sets; ``all_sets`` are everybody's, when they were last read.
+    """
+
+    writes: int = 0
+    write_errors: int = 0
+    reads: int = 0
+    read_errors: int = 0
+    lines: Mapping[str, int] = field(default_factory=dict)
+    set_calls: int = 0
+    set_errors: int = 0
+    set_lines: int = 0
+    all_sets: int = 0
+
+
 class PacketFilter(Protocol):
     """One back-end for one family. Calls come from one task at a time; none may block the loop for long."""
 
     family: Family
+
+    @property
+    def socket(self) -> NetlinkSocket:
+        """Writes set members, and with nftables everything else, too; opened at its first use."""
 
     def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
         """Canonical form of abstract chains. Pure."""
@@ -101,6 +124,9 @@ class PacketFilter(Protocol):
         Raises:
             NetlinkError, FilterError
         """
+
+    def counts(self) -> FilterCounts:
+        """What was done so far."""
 
     def close(self) -> None:
         """Release sockets and threads; leave the kernel as it is."""

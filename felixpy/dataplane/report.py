@@ -15,6 +15,18 @@ class Operation(tuple[str, str, str]):
 
 
 @dataclass(slots=True)
+class Spent:
+    """How often something was done, and the seconds of all times together."""
+
+    times: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.times += 1
+        self.seconds += seconds
+
+
+@dataclass(slots=True)
 class ApplyReport:
     """What one apply did: entries written, keys looked at, and why a family as a whole does not work.
 

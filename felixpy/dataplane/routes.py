@@ -8,12 +8,14 @@ may have made it for an endpoint that has not arrived yet.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
 from felixpy.config import Settings
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.release import AddressRelease
+from felixpy.dataplane.report import Spent
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
@@ -38,6 +40,8 @@ class RouteTable:
         self.settings = settings
         self._clock = clock
         self._release = release
+        self.whole, self.partial = Spent(), Spent()
+        """Readings of all routes, and of one interface's."""
         self.table: KeyedTable[RouteKey, Route, KernelRoute] = KeyedTable(
             "routes",
             self._resolve,
@@ -61,10 +65,12 @@ class RouteTable:
         Raises:
             NetlinkError: the kernel refused, or the table kept changing.
         """
+        started = time.perf_counter()
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
             async for messages in in_slices(await self._dump(socket, family, interface)):
                 found.update(filter(None, map(self.decode, messages)))
+        (self.partial if interface else self.whole).add(time.perf_counter() - started)
         return found
 
     @staticmethod

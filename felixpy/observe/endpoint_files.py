@@ -3,15 +3,14 @@
     <EndpointStatusPathPrefix>/endpoint-status/k8s default%2Fpod-a eth0  →  {"ifaceName": …, "ipv4Nets": […], …}
 
 Invariant: a file is there only while its endpoint is up in the kernel; each is written whole or not at all. Nothing is
-touched before the first complete apply; then what is stale goes. Failures are said once and tried again; they stop
-nothing. The cost of an update does not grow with the number of files.
+touched before the first complete apply, but for files of an earlier boot, whose endpoints are gone; then what is stale
+goes, also in folders of ours that are in use no more (``felixpy.observe.endpoint_folders``). Failures are said once and
+tried again; they stop nothing. The cost of an update does not grow with the number of files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -22,12 +21,20 @@ import structlog
 
 from felixpy.model.net import Family
 from felixpy.model.resources import ResourceKey, WorkloadEndpoint
+from felixpy.observe.endpoint_folders import (
+    FOLDER,
+    Folders,
+    empty,
+    files_in,
+    is_of_earlier_boot,
+    is_ours,
+    is_same,
+    write_whole,
+)
 
-FOLDER = "endpoint-status"
 RETRY_SECONDS = 10.0
 FILES_PER_FLUSH = 50
 """So that many endpoints at once never hold an update back for long."""
-_TEMPORARY = ".felixpy-"
 _SEPARATOR = re.compile(r"(?<!-)-(?!-)")
 
 
@@ -60,13 +67,18 @@ def content(endpoint: WorkloadEndpoint) -> bytes:
 class EndpointFiles:
     """The files of this node's endpoints; ``prefix`` None: off. ``set`` notes, ``flush`` writes."""
 
-    def __init__(self, prefix: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, prefix: Path | None, clock: Callable[[], float] = time.monotonic, folders: Folders | None = None
+    ) -> None:
+        self._folders = folders or Folders()
         self._folder = prefix / FOLDER if prefix else None
         self._clock = clock
         self._wanted: dict[str, bytes] = {}
         self._names: dict[ResourceKey, str] = {}
         self._dirty: set[str] = set()
-        self._started = self._listed = False
+        self._started, self._listed, self._claimed = False, self._folder is None, False
+        self._left: list[Path] = []
+        self._doomed: list[Path] = []
         self._failure = ""
         self._retry_at = 0.0
         self._log = structlog.get_logger("felixpy")
@@ -89,9 +101,21 @@ class EndpointFiles:
         if self._folder is not None:
             self._dirty.add(name)
 
+    def forget_earlier_boot(self) -> None:
+        """The agent starts: what was up before the machine started anew is not."""
+        folders = self._folders.ours() + ([self._folder] if self._folder else [])
+        for folder in filter(is_of_earlier_boot, folders):
+            try:
+                empty(self._folders, folder)
+            except OSError as error:
+                reason = f"{folder}: {error.strerror or error}"
+                self._log.warning("endpoint-status files of an earlier boot remain; remove that folder", reason=reason)
+
     def start(self) -> None:
         """The first complete apply is over: what is there and not wanted, or different, is mended from now on."""
-        self._started = True
+        if not self._started:
+            self._started = True
+            self._left += self._folders.ours(besides=self._folder)
 
     def use(self, prefix: Path | None) -> None:
         """Take another prefix; the old files go."""
@@ -99,31 +123,21 @@ class EndpointFiles:
         if folder == self._folder:
             return
         if self._folder is not None and self._started:
-            for name in self._wanted:  # all at once: nobody will look at this folder again
-                with contextlib.suppress(OSError):
-                    (self._folder / name).unlink()
+            self._left.append(self._folder)
+        self._doomed = []
         self._folder, self._dirty = folder, set(self._wanted) if folder else set()
-        self._listed, self._retry_at = False, 0.0
+        self._listed, self._claimed, self._retry_at = folder is None, False, 0.0
 
     def flush(self) -> None:
-        """Write some of what has changed (``next_retry`` says whether more is due); after a failure wait first."""
-        is_due = self._started and (self._dirty or not self._listed)
-        if self._folder is None or not is_due or self._clock() < self._retry_at:
+        """Do some of what is to be done (``next_retry`` says whether more is due); after a failure wait first."""
+        if not self._is_due or self._clock() < self._retry_at:
+            return
+        if self._left:
+            self._leave(self._left[-1])
+        if self._folder is None:
             return
         try:
-            if not self._listed:
-                self._dirty.update(self._present())
-                self._listed = True
-            if not self._dirty:
-                return
-            self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            for _ in range(min(FILES_PER_FLUSH, len(self._dirty))):
-                name = self._dirty.pop()  # walking over a set that was large costs its former size
-                try:
-                    self._write(name)
-                except OSError:
-                    self._dirty.add(name)
-                    raise
+            self._mend(self._folder)
         except OSError as error:
             self._fail(error)
             return
@@ -131,29 +145,58 @@ class EndpointFiles:
             self._log.info("endpoint-status files are written again", was=self._failure)
             self._failure = ""
 
+    @property
+    def _is_due(self) -> bool:
+        return self._started and bool(self._dirty or self._left or not self._listed)
+
+    def _leave(self, folder: Path) -> None:
+        """Remove some files of a folder that is in use no more; one that is not ours any more is let be."""
+        in_use = self._folder is not None and is_same(folder, self._folder)
+        try:
+            if is_ours(folder) and not in_use:
+                self._doomed = self._doomed or files_in(folder)
+                for path in self._doomed[:FILES_PER_FLUSH]:
+                    path.unlink(missing_ok=True)
+                del self._doomed[:FILES_PER_FLUSH]
+                if self._doomed:
+                    return
+                self._folders.release(folder)
+        except OSError as error:
+            reason = f"{folder}: {error.strerror or error}"
+            self._log.warning("endpoint-status files of earlier settings remain; remove that folder", reason=reason)
+        self._doomed = []
+        self._left.remove(folder)
+
+    def _mend(self, folder: Path) -> None:
+        if not self._listed:
+            self._dirty.update(path.name for path in files_in(folder))
+            self._listed = True
+        if not folder.exists():
+            if not self._dirty:
+                return
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._claimed = False
+        if not self._claimed:
+            self._folders.claim(folder)
+            self._claimed = True
+        for _ in range(min(FILES_PER_FLUSH, len(self._dirty))):
+            name = self._dirty.pop()  # walking over a set that was large costs its former size
+            try:
+                self._write(folder / name)
+            except OSError:
+                self._dirty.add(name)
+                raise
+
     def next_retry(self) -> float:
         """When something is due again, on the clock; infinity if nothing is."""
-        waits = self._folder is not None and self._started and (self._dirty or not self._listed)
-        return self._retry_at if waits else float("inf")
+        return self._retry_at if self._is_due else float("inf")
 
-    def _present(self) -> list[str]:
-        assert self._folder is not None
-        if not self._folder.exists():
-            return []
-        return [entry.name for entry in os.scandir(self._folder) if entry.is_file(follow_symlinks=False)]
-
-    def _write(self, name: str) -> None:
-        assert self._folder is not None
-        path, text = self._folder / name, self._wanted.get(name)
+    def _write(self, path: Path) -> None:
+        text = self._wanted.get(path.name)
         if text is None:
             path.unlink(missing_ok=True)
-            return
-        if path.is_file() and path.read_bytes() == text:
-            return
-        temporary = self._folder / f"{_TEMPORARY}{os.getpid()}"
-        temporary.write_bytes(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        elif not (path.is_file() and path.read_bytes() == text):
+            write_whole(path, text)
 
     def _fail(self, error: OSError) -> None:
         reason = f"{self._folder}: {error.strerror or error}"

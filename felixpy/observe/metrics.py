@@ -18,93 +18,182 @@ from prometheus_client import (
     Summary,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Totals(Collector):
-    """Counters that others keep: values by label, taken over when somebody asks."""
+    """A counter that others keep, taken over when somebody asks. It never falls, though they may begin anew."""
 
-    def __init__(self, name: str, meaning: str, label: str = "") -> None:
-        self._name, self._meaning, self._label = name, meaning, label
-        self.values: dict[str, float] = {}
+    def __init__(self, name: str, meaning: str, *labels: str) -> None:
+        self.name, self.labels, self._meaning = name, labels, meaning
+        self._totals: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+        self._latest: dict[tuple[str, ...], float] = {}
+
+    def take(self, value: float, *labels: str, source: str = "") -> None:
+        """Take what one source counts now; less than at the last time means that it began again at 0."""
+        before = self._latest.get((source, *labels), 0.0)
+        self._latest[source, *labels] = value
+        self._totals[labels] = self._totals.get(labels, 0.0) + (value - before if value >= before else value)
 
     def collect(self) -> list[CounterMetricFamily]:
-        family = CounterMetricFamily(self._name, self._meaning, labels=[self._label] if self._label else [])
-        for label, value in sorted(self.values.items()) or ([] if self._label else [("", 0.0)]):
-            family.add_metric([label] if self._label else [], value)
+        family = CounterMetricFamily(self.name, self._meaning, labels=self.labels)
+        for labels, total in sorted(self._totals.items()):
+            family.add_metric(labels, total)
         return [family]
 
 
+class Durations(Collector):
+    """A summary that others keep: how often something was done, and the seconds of all times together."""
+
+    def __init__(self, name: str, meaning: str) -> None:
+        self.name, self._meaning = name, meaning
+        self.times, self.seconds = 0, 0.0
+
+    def collect(self) -> list[SummaryMetricFamily]:
+        return [SummaryMetricFamily(self.name, self._meaning, count_value=self.times, sum_value=self.seconds)]
+
+
+class _Maker:
+    """Makes metrics in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self._registry)
+
+    def counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(name, meaning, labels, registry=self._registry)
+
+    def histogram(self, name: str, meaning: str) -> Histogram:
+        return Histogram(name, meaning, registry=self._registry, buckets=SECONDS)
+
+    def summary(self, name: str, meaning: str) -> Summary:
+        return Summary(name, meaning, registry=self._registry)
+
+    def totals(self, name: str, meaning: str, *labels: str) -> Totals:
+        made = Totals(name, meaning, *labels)
+        self._registry.register(made)
+        return made
+
+    def durations(self, name: str, meaning: str) -> Durations:
+        made = Durations(name, meaning)
+        self._registry.register(made)
+        return made
+
+
 class Metrics:
-    """Everything that is counted."""
+    """Everything that is counted, by subject: one method makes what one part of the agent counts."""
 
     def __init__(self, node: str) -> None:
-        registry = self.registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self.sampled: list[Callable[[], None]] = []
         """Called before the text is made, to set what is not counted as it happens."""
+        make = _Maker(self.registry)
+        make.gauge("felix_host", "Always 1, for joining.", "host").labels(node).set(1)
+        self._make_stream(make)
+        self._make_objects(make)
+        self._make_apply(make)
+        self._make_tables(make)
+        self._make_routing(make)
+        self._make_nftables(make)
+        self._make_iptables(make)
+        self._make_process(make)
 
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(name, meaning, labels, registry=registry)
-
-        def counter(name: str, meaning: str, *labels: str) -> Counter:
-            return Counter(name, meaning, labels, registry=registry)
-
-        def histogram(name: str, meaning: str) -> Histogram:
-            return Histogram(name, meaning, registry=registry, buckets=SECONDS)
-
-        def totals(name: str, meaning: str, label: str = "") -> Totals:
-            made = Totals(name, meaning, label)
-            registry.register(made)
-            return made
-
-        # Felix's
-        gauge("felix_host", "Always 1, for joining.", "host").labels(node).set(1)
-        self.resync_state = gauge(
+    def _make_stream(self, make: _Maker) -> None:
+        self.resync_state = make.gauge(
             "felix_resync_state", "State of the stream: 1 waiting, 2 resync or degraded, 3 in sync."
         )
-        self.resyncs_started = counter("felix_resyncs_started", "Times that the stream began to be read anew.")
-        self.updates = counter("felix_calc_graph_updates_processed", "Updates taken from the stream.", "type")
-        self.local_endpoints = gauge("felix_active_local_endpoints", "Endpoints of this node.")
-        self.hosts = gauge("felix_cluster_num_hosts", "Nodes known.")
-        self.failures = counter("felix_int_dataplane_failures", "Applies that left something unwritten.")
-        self.apply_seconds = histogram("felix_int_dataplane_apply_time_seconds", "Time of one apply.")
-        self.initial_resync_seconds = gauge(
-            "felix_int_dataplane_initial_resync_time_seconds", "From the start to the first complete apply."
-        )
-        self.batch_size = Summary(
-            "felix_int_dataplane_msg_batch_size", "Updates taken together before one apply.", registry=registry
-        )
-        self.routes = gauge("felix_route_table_num_routes", "Our routes in the kernel, by family and table.", "table")
-        # Ours
-        self.programmed_seconds = histogram(
+        self.resyncs_started = make.counter("felix_resyncs_started", "Times that the stream began to be read anew.")
+        self.updates = make.counter("felix_calc_graph_updates_processed", "Updates taken from the stream.", "type")
+        self.stream_messages = make.totals("felixpy_stream_messages", "Messages taken from the broker.")
+        self.stream_bytes = make.totals("felixpy_stream_bytes", "Bytes of their payloads.")
+        self.stream_got = make.gauge("felixpy_stream_got", "Objects of the snapshot that have arrived.")
+        self.stream_want = make.gauge("felixpy_stream_want", "Objects that the snapshot should have, 0 if unknown.")
+
+    def _make_objects(self, make: _Maker) -> None:
+        self.local_endpoints = make.gauge("felix_active_local_endpoints", "Endpoints of this node.")
+        self.hosts = make.gauge("felix_cluster_num_hosts", "Nodes known.")
+        self.programmed_seconds = make.histogram(
             "felixpy_endpoint_programmed_seconds",
             "From the arrival of an endpoint's update to the kernel's acknowledgement.",
         )
-        self.published_seconds = histogram(
+        self.published_seconds = make.histogram(
             "felixpy_endpoint_published_seconds",
             "From the publishing of an endpoint's update, by the publisher's clock, to the kernel's acknowledgement.",
         )
-        self.entries = gauge("felixpy_table_entries", "Entries that felixpy wants.", "table")
-        self.committed = gauge("felixpy_table_committed", "Entries that the kernel is believed to hold.", "table")
-        self.refused = gauge("felixpy_table_failed", "Entries that the kernel refused or others undo.", "table")
-        self.waiting = gauge("felixpy_table_waiting", "Entries that wait for an interface or an address.", "table")
-        self.repairs = totals("felixpy_repairs", "Entries that others changed or removed and we repaired.", "cause")
-        self.writes = counter("felixpy_kernel_writes", "Entries written or removed.")
-        self.netlink_messages = totals("felixpy_netlink_messages", "Netlink messages sent to write.", "socket")
-        self.netlink_bytes = totals("felixpy_netlink_bytes", "Bytes of them.", "socket")
-        self.stream_messages = totals("felixpy_stream_messages", "Messages taken from the broker.")
-        self.stream_bytes = totals("felixpy_stream_bytes", "Bytes of their payloads.")
-        self.stream_got = gauge("felixpy_stream_got", "Objects of the snapshot that have arrived.")
-        self.stream_want = gauge("felixpy_stream_want", "Objects that the snapshot should have, 0 if unknown.")
-        self.problems = gauge("felixpy_problems", "Objects with something wrong.", "kind")
-        self.ignored = counter("felixpy_ignored", "Unknown kinds, topics and fields in the stream.", "what")
-        self.left_out = gauge("felixpy_objects_left_out", "Objects beyond MaxObjects.")
-        self.ready = gauge("felixpy_ready", "1 once the first complete apply succeeded.", "family")
-        self.loop_lag_seconds = histogram("felixpy_loop_lag_seconds", "How late the event loop was, once a second.")
-        ProcessCollector(registry=registry)
+        self.problems = make.gauge("felixpy_problems", "Objects with something wrong.", "kind")
+        self.ignored = make.counter("felixpy_ignored", "Unknown kinds, topics and fields in the stream.", "what")
+        self.left_out = make.gauge("felixpy_objects_left_out", "Objects beyond MaxObjects.")
+
+    def _make_apply(self, make: _Maker) -> None:
+        self.failures = make.counter("felix_int_dataplane_failures", "Applies that left something unwritten.")
+        self.apply_seconds = make.histogram("felix_int_dataplane_apply_time_seconds", "Time of one apply.")
+        self.initial_resync_seconds = make.gauge(
+            "felix_int_dataplane_initial_resync_time_seconds", "From the start to the first complete apply."
+        )
+        self.batch_size = make.summary("felix_int_dataplane_msg_batch_size", "Updates taken together before one apply.")
+        self.writes = make.counter("felixpy_kernel_writes", "Entries written or removed.")
+        self.ready = make.gauge("felixpy_ready", "1 once the first complete apply succeeded.", "family")
+
+    def _make_tables(self, make: _Maker) -> None:
+        self.entries = make.gauge("felixpy_table_entries", "Entries that felixpy wants.", "table")
+        self.committed = make.gauge("felixpy_table_committed", "Entries that the kernel is believed to hold.", "table")
+        self.refused = make.gauge("felixpy_table_failed", "Entries that the kernel refused or others undo.", "table")
+        self.waiting = make.gauge("felixpy_table_waiting", "Entries that wait for an interface or an address.", "table")
+        self.repairs = make.totals(
+            "felixpy_repairs", "Entries that others changed or removed and we repaired.", "cause"
+        )
+        self.netlink_messages = make.totals("felixpy_netlink_messages", "Netlink messages sent to write.", "socket")
+        self.netlink_bytes = make.totals("felixpy_netlink_bytes", "Bytes of them.", "socket")
+
+    def _make_routing(self, make: _Maker) -> None:
+        self.routes = make.gauge("felix_route_table_num_routes", "Our routes in the kernel.", "table")
+        self.interfaces = make.gauge("felix_route_table_num_ifaces", "Workload interfaces that there are.", "table")
+        self.route_resyncs = make.durations(
+            "felix_route_table_resync_seconds", "Reading our routes of all interfaces and both families."
+        )
+        self.route_partial_resyncs = make.durations(
+            "felix_route_table_partial_resync_seconds", "Reading our routes of one interface."
+        )
+
+    def _make_nftables(self, make: _Maker) -> None:
+        self.nft_calls = make.totals("felix_nft_calls", "Transactions of rules and set members.")
+        self.nft_errors = make.totals("felix_nft_errors", "Transactions that the kernel refused.")
+        self.nft_list_calls = make.totals("felix_nft_list_calls", "Dumps of tables, chains, rules, sets and members.")
+        self.nft_list_errors = make.totals("felix_nft_list_errors", "Readings that a refused dump ended.")
+        self.nft_chains = make.gauge("felix_nft_chains", "Our chains in the kernel.", "ip_version", "table")
+        self.nft_rules = make.gauge("felix_nft_rules", "Our rules in the kernel.", "ip_version", "table")
+        self.nft_sets = make.gauge("felix_nft_sets", "Our sets in the kernel.", "ip_version")
+
+    def _make_iptables(self, make: _Maker) -> None:
+        self.save_calls = make.totals("felix_iptables_save_calls", "Processes of iptables-save.")
+        self.save_errors = make.totals("felix_iptables_save_errors", "Those that failed.")
+        self.restore_calls = make.totals(
+            "felix_iptables_restore_calls", "Processes of iptables-nft-restore, or legacy tables committed."
+        )
+        self.restore_errors = make.totals("felix_iptables_restore_errors", "Those that failed.")
+        self.iptables_lines = make.totals(
+            "felix_iptables_lines_executed", "Changes of chains and rules in them.", "ip_version", "table"
+        )
+        self.iptables_chains = make.gauge("felix_iptables_chains", "Our chains in the kernel.", "ip_version", "table")
+        self.iptables_rules = make.gauge("felix_iptables_rules", "Our rules in the kernel.", "ip_version", "table")
+        self.ipset_calls = make.totals("felix_ipset_calls", "Requests to IP sets that were sent together, and dumps.")
+        self.ipset_errors = make.totals("felix_ipset_errors", "Those of which the kernel refused something.")
+        self.ipset_lines = make.totals("felix_ipset_lines_executed", "Changes of IP sets and members.")
+        self.ipsets = make.gauge("felix_ipsets_calico", "Our IP sets in the kernel.", "ip_version")
+        self.ipsets_total = make.gauge("felix_ipsets_total", "IP sets of all programs, when they were last read.")
+
+    def _make_process(self, make: _Maker) -> None:
+        self.loop_lag_seconds = make.histogram(
+            "felixpy_loop_lag_seconds", "How late the event loop was, once a second."
+        )
+        self.logs_dropped = make.totals("felix_logs_dropped", "Lines left out: there were too many of their event.")
+        self.log_errors = make.totals("felix_log_errors", "Lines that standard error did not take.")
+        ProcessCollector(registry=self.registry)
 
     def text(self) -> bytes:
         """Exposition format."""
@@ -115,5 +204,11 @@ class Metrics:
 
 def count_stream(metrics: Metrics, messages: int, size: int) -> None:
     """Take over what a source has counted: messages, and bytes of their payloads."""
-    metrics.stream_messages.values[""] = messages
-    metrics.stream_bytes.values[""] = size
+    metrics.stream_messages.take(messages)
+    metrics.stream_bytes.take(size)
+
+
+def count_log(metrics: Metrics, dropped: int, errors: int) -> None:
+    """Take over what the log has counted: lines left out, and lines that could not be written."""
+    metrics.logs_dropped.take(dropped)
+    metrics.log_errors.take(errors)

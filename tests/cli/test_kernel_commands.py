@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from felixpy.demo.agent import FELIXPY, environment
 from felixpy.demo.resources import Object, felix_configuration, ip_pool
+from felixpy.observe.endpoint_folders import MARK
 from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, POOLS, dump, endpoint, routes
 from tests.cli.command import HEALTH, agent, answers, felixpy, sentence
 from tests.kernel import ip, run
@@ -150,12 +151,26 @@ def add_foreign_state() -> None:
     ip("neigh add 10.48.7.7 dev cali2 lladdr ee:ee:ee:ee:ee:77")
 
 
+def until(condition: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
 @backends
 def test_cleanup_removes_all_of_ours_and_nothing_else(node: None, tmp_path: Path, backend: Mapping[str, str]) -> None:
     add_foreign_state()
-    env = {**backend, **resources(tmp_path / "r", *POOLS, GOOD), "FELIX_REMOVEEXTERNALROUTES": "false"}
+    files = tmp_path / "cni" / "endpoint-status"
+    env = {
+        **backend,
+        **resources(tmp_path / "r", *POOLS, endpoint("n1-k8s-pod-eth0", 1)),
+        "FELIX_REMOVEEXTERNALROUTES": "false",
+        "FELIX_ENDPOINTSTATUSPATHPREFIX": str(files.parent),  # as the stream may set it: cleanup does not know it
+    }
     foreign = dump(sysctls=False)
     with agent(env, tmp_path / "log"):
+        until(lambda: (files / "k8s default%2Fpod eth0").exists(), tmp_path / "log")
         full = dump()
         assert routes() == {"10.48.0.1", "fd00:48::1"}
     dry = felixpy("cleanup", "--dry-run")
@@ -163,11 +178,31 @@ def test_cleanup_removes_all_of_ours_and_nothing_else(node: None, tmp_path: Path
     assert dump() == full
     assert "would remove routes: 10.48.0.1/32" in dry.out
     assert "would remove routes: fd00:48::1/128" in dry.out
+    assert f"would remove endpoint-status {files}: 1 file\n" in dry.out
+    assert {path.name for path in files.iterdir()} == {MARK, "k8s default%2Fpod eth0"}
     wet = felixpy("cleanup")
     assert wet.code == 0
     assert wet.out == dry.out.replace("would remove", "removed")
     assert dump(sysctls=False) == foreign
-    assert felixpy("cleanup") == (0, "nothing of felixpy is in the kernel\n", "")
+    assert not files.exists()
+    assert felixpy("cleanup") == (0, "nothing of felixpy is on this node\n", "")
+
+
+@pytest.mark.parametrize("later", ["other", ""])
+def test_files_at_a_prefix_that_is_left_are_planned_to_go_and_go(node: None, tmp_path: Path, later: str) -> None:
+    documents = resources(tmp_path / "r", *POOLS, endpoint("n1-k8s-pod-eth0", 1))
+    env = {**NFTABLES, **documents, "FELIX_ENDPOINTSTATUSPATHPREFIX": str(tmp_path / "cni")}
+    files = tmp_path / "cni" / "endpoint-status"
+    with agent(env, tmp_path / "log"):
+        until(lambda: (files / "k8s default%2Fpod eth0").exists(), tmp_path / "log")
+        assert felixpy("plan", env=env).out == "nothing to change\n"
+    env["FELIX_ENDPOINTSTATUSPATHPREFIX"] = str(tmp_path / later) if later else ""
+    assert felixpy("plan", env=env).out == f"- endpoint-status: {files}: 1 file\n1 change\n"
+    with agent(env, tmp_path / "log"):
+        until(lambda: not files.exists(), tmp_path / "log")
+        assert felixpy("plan", env=env).out == "nothing to change\n"
+    cleaned = felixpy("cleanup").out
+    assert (f"removed endpoint-status {tmp_path}" in cleaned) == bool(later)
 
 
 def test_health_metrics_and_log_follow_the_stream(node: None, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from felixpy.observe.endpoint_folders import MARK
+from felixpy.observe.log_limit import BURST
 from tests.agent.bench import GOOD, NFTABLES, POOLS, dump, endpoint
 from tests.cli.command import HEALTH, agent, answers, felixpy, sentence
 from tests.kernel import ip
@@ -40,15 +43,57 @@ def test_status_says_what_is_and_what_is_degraded(node: None, tmp_path: Path) ->
         said = felixpy("status", "--json", env=env).json
         assert (said["state"], said["degraded"], said["endpoints"]) == ("in-sync", [], 1)
         assert said["tables"]["routes"]["wanted"] == said["tables"]["routes"]["kernel"] == 2
-        assert [path.name for path in files.iterdir()] == ["k8s default%2Fgood eth0"]
+        assert {path.name for path in files.iterdir()} == {MARK, "k8s default%2Fgood eth0"}
         (tmp_path / "r" / "all.json").write_text(json.dumps([*POOLS, {**GOOD, "spec": {"node": "n1"}}]))
         deadline = time.monotonic() + 10
         while not (said := felixpy("status", "--json", env=env).json)["problems"]:
             assert time.monotonic() < deadline, said
         assert "is missing" in said["problems"][0]
         assert "is missing" in said["failures"][-1]["reason"]
-        assert list(files.iterdir()) == []
+        assert [path.name for path in files.iterdir()] == [MARK]
     assert "no agent answers at /run/felixpy/felixpy.sock" in sentence(felixpy("status", env=env))
+
+
+def test_text_and_json_of_status_say_the_same(node: None, tmp_path: Path) -> None:
+    bad = [{**GOOD, "metadata": {"name": f"bad{n}", "namespace": "default"}, "spec": {"node": "n1"}} for n in range(25)]
+    env = resources(tmp_path / "r", GOOD, *bad)
+    with agent(env, tmp_path / "log"):
+        assert felixpy("status", "--json", env=env).json["adopted"] == 0
+    with agent(env, tmp_path / "log"):
+        said = felixpy("status", "--json", env=env).json
+        text = felixpy("status", env=env).out
+    lines = dict(re.findall(r"^([\w-]+) {2,}(\S.*)$", text, re.M))
+    assert 0 < said["adopted"] <= sum(table["kernel"] for table in said["tables"].values())
+    assert lines["adopted"] == f"{said['adopted']} entries that the kernel had at the start"
+    assert lines["back-end"] == said["backend"] == "nftables"
+    assert [lines["IPv4"], lines["IPv6"]] == ["ready", "ready"]
+    for name, table in said["tables"].items():
+        row = next(line for line in text.splitlines() if f" {name} " in line)
+        assert re.findall(r"\b\d+\b", row.partition(name)[2]) == [str(number) for number in table.values()]
+    assert all(f"problem     {problem}\n" in text for problem in said["problems"])
+    assert f"problem     and {25 - len(said['problems'])} more" in text
+    latest = said["failures"][-1]
+    day = time.strftime("%Y-%m-%d", time.localtime(latest["ts"]))
+    assert re.search(f"^failure +{day} [0-9:]+ {re.escape(latest['what'])}: {re.escape(latest['reason'])}$", text, re.M)
+
+
+def test_many_bad_objects_give_a_readable_log_and_the_count_is_told(node: None, tmp_path: Path) -> None:
+    bad = [
+        {**GOOD, "metadata": {"name": f"bad{n}", "namespace": "default"}, "spec": {"node": "n1"}} for n in range(300)
+    ]
+    log = tmp_path / "log"
+    env = resources(tmp_path / "r", GOOD, *bad) | {"FELIX_PROMETHEUSMETRICSENABLED": "true"}
+    with agent(env, log):
+        text = answers("http://127.0.0.1:9091/metrics")
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    counts = {line["of"]: line["count"] for line in said if line["event"] == "lines left out"}
+    assert counts.keys() == {"bad document", "problem"}
+    for event, count in counts.items():
+        shown = sum(line["event"] == event for line in said)
+        assert BURST <= shown < 2 * BURST
+        assert shown + count == 300
+    assert f"felix_logs_dropped_total {sum(counts.values())}.0" in text
+    assert 'felixpy_problems{kind="WorkloadEndpoint"} 300.0' in text
 
 
 def test_repairs_are_counted_by_cause(node: None, tmp_path: Path) -> None:

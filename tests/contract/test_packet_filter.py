@@ -142,3 +142,30 @@ def test_everything_goes_and_may_go_again(packet_filter: PacketFilter) -> None:
         asyncio.run(packet_filter.remove_all())
         state = read(packet_filter)
         assert (state.chains, state.elements, state.containers) == ({}, set(), False)
+
+
+def test_what_was_done_is_counted_and_what_was_refused_too(packet_filter: PacketFilter) -> None:
+    if isinstance(packet_filter, FakePacketFilter):
+        return  # it sends nothing that could be counted
+    chains = rules(packet_filter)
+    assert packet_filter.counts().writes == 0
+    assert write(packet_filter, chains=dict(chains), add=[member(packet_filter, 1)]) == {}
+    read(packet_filter)
+    good = packet_filter.counts()
+    assert good.writes >= 1 and good.reads >= 1
+    assert (good.write_errors, good.read_errors, good.set_errors) == (0, 0, 0)
+    broken = packet_filter.render({ChainKey(Table.FILTER, "forward-from"): (Rule((), Jump("nowhere")),)})
+    assert write(packet_filter, chains=dict(broken))
+    bad = packet_filter.counts()
+    assert bad.writes > good.writes and bad.write_errors > 0
+    if isinstance(packet_filter, NftablesFilter):
+        return
+    assert good.set_calls >= 2 and good.set_lines > len(SetName), "six sets and a member"
+    assert good.lines == bad.lines, "what was refused changed nothing"
+    written = sum(map(len, chains.values()))
+    jumps = sum(key.is_hook for key in chains)
+    assert sum(good.lines.values()) == len(chains) + written + jumps
+    assert packet_filter.counts().all_sets == len(SetName)
+    assert packet_filter.counts().set_errors == 0
+    assert write(packet_filter, add=[member(packet_filter, 2)._replace(interface="a-name-that-is-too-long")])
+    assert packet_filter.counts().set_errors == 1

@@ -11,14 +11,20 @@ from structlog.testing import capture_logs
 
 from felixpy.model.net import Net
 from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
-from felixpy.observe.endpoint_files import FILES_PER_FLUSH, FOLDER, RETRY_SECONDS, EndpointFiles, content, file_name
-from tests.kernel import Clock
+from felixpy.observe.endpoint_files import FILES_PER_FLUSH, RETRY_SECONDS, EndpointFiles, content, file_name
+from felixpy.observe.endpoint_folders import FOLDER, MARK, Folders, describe, empty
+from tests.kernel import Clock, run
 
 
 def endpoint(pod: str = "pod--a", *, interface: str = "cali1", name: str = "") -> WorkloadEndpoint:
     key = ResourceKey(Kind.WORKLOAD_ENDPOINT, name or f"node1-k8s-{pod}-eth0", "default")
     addresses = (Net.parse("10.48.0.1/32"), Net.parse("fd00:48::1/128"))
     return WorkloadEndpoint(key, "node1", interface, addresses, bytes.fromhex("eeeeeeeeeeee"))
+
+
+def names(folder: Path) -> list[str]:
+    """The files that a CNI plugin may wait for."""
+    return sorted(path.name for path in folder.iterdir() if path.name != MARK)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +66,14 @@ def test_files_come_after_the_first_complete_apply_and_stale_ones_go(tmp_path: P
     assert stale.exists()
     files.start()
     files.flush()
-    assert sorted(path.name for path in folder.iterdir()) == ["k8s default%2Fb eth0", right.name]
+    assert names(folder) == ["k8s default%2Fb eth0", right.name]
+    assert json.loads((folder / MARK).read_text()), "whoever reads every file of the folder finds JSON"
     assert right.stat().st_mtime_ns == before.st_mtime_ns, "what is right is left alone"
     assert stat.S_IMODE((folder / "k8s default%2Fb eth0").stat().st_mode) == 0o644
     files.set(endpoint().key, endpoint(interface="cali2"))
     files.set(endpoint("b").key, None)
     files.flush()
-    assert [path.name for path in folder.iterdir()] == [right.name]
+    assert names(folder) == [right.name]
     assert json.loads(right.read_bytes())["ifaceName"] == "cali2"
 
 
@@ -78,20 +85,20 @@ def test_off_writes_nothing_and_another_prefix_takes_the_files_along(tmp_path: P
     assert list(tmp_path.iterdir()) == []
     files.use(tmp_path / "late")
     files.flush()
-    assert len(list((tmp_path / "late" / FOLDER).iterdir())) == 1
+    assert len(names(tmp_path / "late" / FOLDER)) == 1
     files = EndpointFiles(tmp_path / "one")
     files.start()
     files.set(endpoint().key, endpoint())
     files.flush()
     files.use(tmp_path / "two")
     files.flush()
-    assert list((tmp_path / "one" / FOLDER).iterdir()) == []
-    assert len(list((tmp_path / "two" / FOLDER).iterdir())) == 1
+    assert not (tmp_path / "one" / FOLDER).exists()
+    assert len(names(tmp_path / "two" / FOLDER)) == 1
 
 
 @pytest.mark.parametrize("other", ["two", ""])
 def test_no_file_stays_at_a_prefix_that_is_left(tmp_path: Path, other: str) -> None:
-    """However many there are: nobody looks at the folder again."""
+    """However many there are, a few at a time."""
     files = EndpointFiles(tmp_path / "one")
     files.start()
     for number in range(2 * FILES_PER_FLUSH):
@@ -99,9 +106,15 @@ def test_no_file_stays_at_a_prefix_that_is_left(tmp_path: Path, other: str) -> N
         files.set(one.key, one)
     files.flush()
     files.flush()
-    assert len(list((tmp_path / "one" / FOLDER).iterdir())) == 2 * FILES_PER_FLUSH
+    assert len(names(tmp_path / "one" / FOLDER)) == 2 * FILES_PER_FLUSH
     files.use(tmp_path / other if other else None)
-    assert list((tmp_path / "one" / FOLDER).iterdir()) == []
+    files.flush()
+    assert len(names(tmp_path / "one" / FOLDER)) == FILES_PER_FLUSH
+    assert files.next_retry() == 0.0
+    files.flush()
+    assert not (tmp_path / "one" / FOLDER).exists()
+    files.flush()
+    assert files.next_retry() == float("inf")
 
 
 def test_a_failure_is_said_once_and_tried_again(tmp_path: Path) -> None:
@@ -120,7 +133,7 @@ def test_a_failure_is_said_once_and_tried_again(tmp_path: Path) -> None:
         (tmp_path / FOLDER).unlink()
         files.flush()
     assert [line["log_level"] for line in logs][-2:] == ["warning", "info"]
-    assert len(list((tmp_path / FOLDER).iterdir())) == 1
+    assert len(names(tmp_path / FOLDER)) == 1
     assert files.next_retry() == float("inf")
 
 
@@ -133,5 +146,153 @@ def test_many_files_are_written_a_few_at_a_time(tmp_path: Path) -> None:
     for written in range(1, 4):
         assert files.next_retry() <= 0.0
         files.flush()
-        assert len(list((tmp_path / FOLDER).iterdir())) == written * FILES_PER_FLUSH
+        assert len(names(tmp_path / FOLDER)) == written * FILES_PER_FLUSH
     assert files.next_retry() == float("inf")
+
+
+# --- earlier runs ----------------------------------------------------------------------------------------------------
+
+
+def run_at(prefix: Path | None, folders: Folders, *pods: str) -> EndpointFiles:
+    """A run that became complete with these endpoints."""
+    files = EndpointFiles(prefix, folders=folders)
+    for pod in pods:
+        files.set(endpoint(pod).key, endpoint(pod))
+    files.start()
+    while files.next_retry() == 0.0:
+        files.flush()
+    return files
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path / "run" / "felixpy.endpoint-status")
+
+
+@pytest.mark.parametrize("later", ["two", ""])
+def test_a_start_with_another_prefix_removes_what_an_earlier_run_left(
+    tmp_path: Path, folders: Folders, later: str
+) -> None:
+    old = tmp_path / "one" / FOLDER
+    run_at(tmp_path / "one", folders, "a", "b")
+    files = EndpointFiles(tmp_path / later if later else None, folders=folders)
+    files.flush()
+    assert len(names(old)) == 2, "true until the first complete apply"
+    run_at(tmp_path / later if later else None, folders, "a")
+    assert not old.exists()
+    assert folders.ours() == ([tmp_path / later / FOLDER] if later else [])
+    assert (tmp_path / "run" / "felixpy.endpoint-status").exists() == bool(later)
+
+
+def test_files_of_another_program_stay(tmp_path: Path, folders: Folders) -> None:
+    """Felix removes our mark when it takes the folder over; a folder that never was ours has none."""
+    run_at(tmp_path / "one", folders, "a")
+    (tmp_path / "one" / FOLDER / MARK).unlink()
+    run_at(None, folders)
+    assert names(tmp_path / "one" / FOLDER) == ["k8s default%2Fa eth0"]
+    beside = Folders(None, [tmp_path / "one" / FOLDER])
+    run_at(None, beside)
+    assert names(tmp_path / "one" / FOLDER) == ["k8s default%2Fa eth0"]
+
+
+def test_a_link_to_the_folder_in_use_is_the_folder_in_use(tmp_path: Path) -> None:
+    """/var/run/calico is /run/calico."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    folders = Folders(tmp_path / "record", [tmp_path / "link" / FOLDER])
+    files = run_at(tmp_path / "run", folders, "a")
+    assert names(tmp_path / "run" / FOLDER) == ["k8s default%2Fa eth0"]
+    run_at(tmp_path / "run", folders, "a")
+    files.use(tmp_path / "link")
+    for _ in range(3):
+        files.flush()
+    assert names(tmp_path / "run" / FOLDER) == ["k8s default%2Fa eth0"]
+    assert len(folders.ours()) == 1
+
+
+def test_without_a_record_the_usual_place_is_looked_at(tmp_path: Path) -> None:
+    run_at(tmp_path / "usual", Folders(), "a")
+    run_at(None, Folders(None, [tmp_path / "usual" / FOLDER]))
+    assert not (tmp_path / "usual" / FOLDER).exists()
+
+
+def test_what_others_put_below_stays_and_is_said(tmp_path: Path, folders: Folders) -> None:
+    run_at(tmp_path / "one", folders, "a")
+    (tmp_path / "one" / FOLDER / "folder-of-others").mkdir()
+    assert describe(tmp_path / "one" / FOLDER).endswith(": 1 file")
+    empty(folders, tmp_path / "one" / FOLDER)
+    assert [path.name for path in (tmp_path / "one" / FOLDER).iterdir()] == ["folder-of-others"]
+    assert folders.ours() == []
+
+
+def test_a_record_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with capture_logs() as logs:
+        run_at(tmp_path / "one", Folders(tmp_path / "file" / "record"), "a")
+    assert names(tmp_path / "one" / FOLDER) == ["k8s default%2Fa eth0"]
+    assert [line["event"] for line in logs] == ["folders of endpoint-status files are not recorded"]
+
+
+def test_a_file_that_cannot_be_removed_is_said_and_holds_back_nothing(
+    private_namespaces: None, tmp_path: Path, folders: Folders
+) -> None:
+    run_at(tmp_path / "one", folders, "a")
+    busy = tmp_path / "one" / FOLDER / "k8s default%2Fa eth0"
+    run("mount", "--bind", str(busy), str(busy))
+    try:
+        with capture_logs() as logs:
+            run_at(tmp_path / "two", folders, "a")
+    finally:
+        run("umount", str(busy))
+    assert names(tmp_path / "two" / FOLDER) == [busy.name]
+    assert [line["log_level"] for line in logs] == ["warning"]
+    assert str(busy.parent) in logs[0]["reason"]
+    run_at(tmp_path / "two", folders, "a")
+    assert not busy.parent.exists(), "the next start tries again"
+
+
+def test_no_file_comes_before_the_mark_of_its_folder(tmp_path: Path) -> None:
+    clock = Clock()
+    (tmp_path / FOLDER / MARK).mkdir(parents=True)
+    files = EndpointFiles(tmp_path, clock)
+    files.set(endpoint().key, endpoint())
+    files.start()
+    with capture_logs():
+        for _ in range(3):
+            files.flush()
+            clock.now += RETRY_SECONDS
+        assert names(tmp_path / FOLDER) == []
+        (tmp_path / FOLDER / MARK).rmdir()
+        files.flush()
+    assert (tmp_path / FOLDER / MARK).is_file()
+    assert len(names(tmp_path / FOLDER)) == 1
+
+
+@pytest.mark.parametrize("later", ["one", "two", ""])
+def test_files_of_an_earlier_boot_go_at_once(tmp_path: Path, folders: Folders, later: str) -> None:
+    """On a disk they outlive the kernel's state; a CNI plugin must not take them for news."""
+    folder = tmp_path / "one" / FOLDER
+    run_at(tmp_path / "one", folders, "a")
+    files = EndpointFiles(tmp_path / later if later else None, folders=folders)
+    files.forget_earlier_boot()
+    assert len(names(folder)) == 1, "this boot's are true"
+    mark = json.loads((folder / MARK).read_text())
+    (folder / MARK).write_text(json.dumps({**mark, "boot": "an earlier one"}))
+    files.forget_earlier_boot()
+    assert not folder.exists()
+    run_at(tmp_path / "one", folders, "a")
+    assert json.loads((folder / MARK).read_text()) == mark
+
+
+def test_a_folder_of_an_earlier_boot_that_only_the_stream_names_is_marked_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "one" / FOLDER
+    run_at(tmp_path / "one", Folders(), "a")
+    mark = (folder / MARK).read_text()
+    (folder / MARK).write_text("{}")
+    files = EndpointFiles(None)
+    files.forget_earlier_boot()
+    files.use(tmp_path / "one")
+    files.start()
+    files.flush()
+    assert names(folder) == []
+    assert (folder / MARK).read_text() == mark

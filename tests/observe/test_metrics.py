@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from felixpy.observe.metrics import Metrics
+from felixpy.observe.metrics import Metrics, Totals
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -58,3 +58,17 @@ def test_buckets_hold_any_duration(seconds: float) -> None:
     found = samples(metrics)
     assert found["felixpy_endpoint_programmed_seconds_bucket{le=+Inf}"] == 1
     assert found["felixpy_endpoint_programmed_seconds_sum{}"] == pytest.approx(seconds)
+
+
+def test_a_counter_that_others_keep_never_falls() -> None:
+    """A back-end's counters go with it, and the next one begins at 0."""
+    totals = Totals("felix_x", "Something.")
+    for value, expected in ((3, 3), (5, 5), (5, 5), (2, 7), (4, 9), (0, 9)):
+        totals.take(value)
+        assert totals.collect()[0].samples[0].value == expected
+    by_cause = Totals("felix_y", "Something.", "cause")
+    assert by_cause.collect()[0].samples == []
+    by_cause.take(4, "removed", source="routes")
+    by_cause.take(2, "removed", source="rules")
+    by_cause.take(1, "removed", source="rules")
+    assert [(sample.labels, sample.value) for sample in by_cause.collect()[0].samples] == [({"cause": "removed"}, 7)]

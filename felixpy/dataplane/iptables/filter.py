@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from felixpy.dataplane.iptables.render import render_chains
 from felixpy.dataplane.iptables.save_text import SavedTable, parse_save
 from felixpy.dataplane.iptables.sets import IpSets
 from felixpy.dataplane.iptables.tools import Tools, tool_name
-from felixpy.dataplane.packet_filter import FilterChange, FilterError, FilterState, RenderedChain
+from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterError, FilterState, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink.transport import Message, NetlinkSocket
 
@@ -46,6 +47,9 @@ class IptablesFilter(ABC):
         self._foreign_chains: tuple[str, ...] = ()
         self._foreign_sets: tuple[str, ...] = ()
         self._saved: tuple[dict[str, SavedTable], float] = {}, 0.0
+        self._saves = self._save_errors = 0
+        self._writes = self._write_errors = 0
+        self._lines: Counter[str] = Counter()
 
     def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
         """Rules as text, the form in which the ``-save`` tool prints them. Pure."""
@@ -74,6 +78,20 @@ class IptablesFilter(ABC):
     def socket(self) -> NetlinkSocket:
         """The socket that set members are written by."""
         return self.sets.socket
+
+    def counts(self) -> FilterCounts:
+        """What was done so far."""
+        return FilterCounts(
+            writes=self._writes,
+            write_errors=self._write_errors,
+            reads=self._saves,
+            read_errors=self._save_errors,
+            lines=self._lines,
+            set_calls=self.sets.socket.sends + self.sets.socket.dumps_sent,
+            set_errors=self.sets.errors,
+            set_lines=self.sets.socket.messages_sent,
+            all_sets=self.sets.total,
+        )
 
     def ports(self) -> tuple[int, ...]:
         """None: rules are written by a process or by libiptc, and IP sets send no notifications."""
@@ -161,10 +179,18 @@ class IptablesFilter(ABC):
         if not self._in_use():
             return {}
         name = tool_name(self.family, self.variant, "save")
-        finished = await self.tools.run(name)
-        if finished.code:
-            raise FilterError(f"{name} failed, so the rules cannot be read: {finished.error}")
+        self._saves += 1
+        try:
+            finished = await self.tools.run(name)
+            if finished.code:
+                raise FilterError(f"{name} failed, so the rules cannot be read: {finished.error}")
+        except FilterError:
+            self._save_errors += 1
+            raise
         return parse_save(finished.output)
+
+    def _count_lines(self, done: Iterable[TablePlan]) -> None:
+        self._lines.update({plan.table: plan.lines for plan in done})
 
     @abstractmethod
     def _in_use(self) -> bool:

@@ -17,6 +17,7 @@ from felixpy.dataplane.iptables import legacy_tables
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.plan import TablePlan
 from felixpy.dataplane.iptables.tools import Tools
+from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family
 
 _TABLE_NAMES = {Family.V4: "ip_tables_names", Family.V6: "ip6_tables_names"}
@@ -72,9 +73,16 @@ class LegacyFilter(IptablesFilter):
     async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
         if not plans:
             return {}
+        self._writes += len(plans)
         loop = asyncio.get_running_loop()
-        outcome = await loop.run_in_executor(_thread.executor(self), legacy_tables.apply, self.family, tuple(plans))
+        try:
+            outcome = await loop.run_in_executor(_thread.executor(self), legacy_tables.apply, self.family, tuple(plans))
+        except FilterError:
+            self._write_errors += len(plans)
+            raise
         self.commits += len(plans) - len(outcome)
+        self._write_errors += len(outcome)
+        self._count_lines(plan for plan in plans if plan.table not in outcome)
         return outcome
 
 

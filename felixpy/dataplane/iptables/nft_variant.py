@@ -17,6 +17,7 @@ from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, RuleTexts, loo
 from felixpy.dataplane.iptables.plan import TablePlan, restore_text
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.dataplane.iptables.tools import tool_name
+from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket
@@ -89,7 +90,14 @@ class NftVariantFilter(IptablesFilter):
     async def _restore(self, plans: Sequence[TablePlan]) -> str:
         self._learned = False
         name = tool_name(self.family, self.variant, "restore")
-        finished = await self.tools.run(name, "--noflush", stdin=restore_text(plans))
+        self._writes += 1
+        try:
+            finished = await self.tools.run(name, "--noflush", stdin=restore_text(plans))
+        except FilterError:
+            self._write_errors += 1
+            raise
         if not finished.code:
+            self._count_lines(plans)
             return ""
+        self._write_errors += 1
         return finished.error or f"{name} ended with code {finished.code}"

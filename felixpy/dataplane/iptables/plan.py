@@ -32,6 +32,12 @@ class TablePlan:
     def __bool__(self) -> bool:
         return bool(self.unhook or self.rewrite or self.hook or self.delete)
 
+    @property
+    def lines(self) -> int:
+        """Changes of rules and chains: the lines of its document without the frame."""
+        rules = sum(map(len, self.rewrite.values())) + sum(map(len, self.unhook.values()))
+        return len(self.rewrite) + rules + len(self.hook) + 2 * len(self.delete)
+
 
 def present_chains(saved: Mapping[str, SavedTable], mode: ChainInsertMode) -> dict[ChainKey, RenderedChain]:
     """Our chains as the kernel has them; hook chains only if their jump is right."""

@@ -29,7 +29,7 @@ class NoIpSetsError(FilterError):
 
 
 class IpSets:
-    """All sets of one family. ``socket`` counts what was sent."""
+    """All sets of one family. ``socket`` counts what was sent; ``total`` is everybody's sets at the last look."""
 
     def __init__(self, family: Family, max_elements: int) -> None:
         self.socket = NetlinkSocket(NETLINK_NETFILTER)
@@ -37,6 +37,7 @@ class IpSets:
         self._max_elements = max_elements
         # What of (0.0.0.0/0, 0.0.0.0/1, 128.0.0.0/1) and their IPv6 twins each set of prefixes was told to hold.
         self._widest: dict[SetName, set[Net]] = {}
+        self.errors = self.total = 0
 
     def close(self) -> None:
         self.socket.close()
@@ -53,10 +54,12 @@ class IpSets:
             found = [ipset.decode_header(message) for message in self.socket.dump_all(ipset.list_headers())]
         except NetlinkError as error:
             if error.errno not in (EINVAL, EOPNOTSUPP):  # nfnetlink's answers for a subsystem that is not there
+                self.errors += 1
                 raise
             raise NoIpSetsError(
                 "the kernel has no IP sets; load its module ip_set or set FELIX_NFTABLESMODE=Enabled"
             ) from None
+        self.total = len(found)
         return {header.name: header for header in found if header and header.name.startswith(prefix)}
 
     def usable(self, headers: dict[str, SetHeader]) -> bool:
@@ -173,7 +176,15 @@ class IpSets:
             if start:
                 await asyncio.sleep(0)
             part = pairs[start : start + MEMBERS_PER_SEND]
-            refusals = self.socket.transact([encode(set_name(self._family, key.set), member) for key, member in part])
+            try:
+                refusals = self.socket.transact(
+                    [encode(set_name(self._family, key.set), member) for key, member in part]
+                )
+            except OSError:
+                self.errors += 1
+                raise
+            if refusals:
+                self.errors += 1
             for index, refusal in refusals.items():
                 errors[part[index][0]] = ipset.words(refusal)
         return errors
@@ -212,6 +223,7 @@ class IpSets:
 
     def _do(self, *requests: Request) -> None:
         for refusal in self.socket.transact(requests).values():
+            self.errors += 1
             raise NetlinkError(refusal.errno, ipset.words(refusal))
 
 

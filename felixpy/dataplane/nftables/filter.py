@@ -16,7 +16,7 @@ from typing import NamedTuple
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
 from felixpy.calc.rules import ChainKey, Chains, Table
 from felixpy.dataplane.nftables import elements, render
-from felixpy.dataplane.packet_filter import FilterChange, FilterState, RenderedChain
+from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.transport import (
@@ -88,6 +88,10 @@ class NftablesFilter:
         self.socket = NetlinkSocket(NETLINK_NETFILTER)
         self._seen = _Seen()
         self._generation = 0
+        self._write_errors = self._read_errors = 0
+
+    def counts(self) -> FilterCounts:
+        return FilterCounts(self.socket.sends, self._write_errors, self.socket.dumps_sent, self._read_errors)
 
     def close(self) -> None:
         self.socket.close()
@@ -103,7 +107,11 @@ class NftablesFilter:
         """
         while True:
             generation = self._generation
-            seen = await self._look()
+            try:
+                seen = await self._look()
+            except OSError:
+                self._read_errors += 1
+                raise
             if generation == self._generation:
                 break
         self._seen = seen
@@ -270,9 +278,15 @@ class NftablesFilter:
         """Send one transaction, if there is anything to send. Returns refusals by step index (-1: the frame)."""
         if not steps:
             return {}
-        refusals = self.socket.transact(nft.batch([step.request for step in steps]), batch=True)
+        try:
+            refusals = self.socket.transact(nft.batch([step.request for step in steps]), batch=True)
+        except OSError:
+            self._write_errors += 1
+            raise
         if not refusals:
             self._remember(steps)
+        else:
+            self._write_errors += 1
         return {index - 1: refusal for index, refusal in refusals.items()}
 
     def _remember(self, steps: list[_Step]) -> None:

@@ -1,0 +1,101 @@
+"""Metrics that are counted only when somebody asks, taken from what the agent keeps anyway.
+
+Invariant: looks only, and adds nothing to the path of an update. What another back-end than the one in use
+would have has no series; counters of one that was in use stand still.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from felixpy.calc.entries import MAIN_TABLE, SetName
+from felixpy.dataplane.backend import Backend
+from felixpy.dataplane.filter_tables import FilterTables
+from felixpy.model.net import Family
+from felixpy.observe.metrics import Metrics
+from felixpy.status import Subject
+
+IPSET_VERSIONS = {Family.V4: "inet", Family.V6: "inet6"}
+"""Felix's values of the label ``ip_version`` where it counts IP sets; elsewhere it says 4 and 6."""
+
+
+def sample(agent: Subject) -> None:
+    """Set the metrics that are counted only when somebody asks."""
+    metrics = agent.metrics
+    metrics.local_endpoints.set(len(agent.outcome.reported))
+    metrics.hosts.set(len(agent.store.nodes))
+    metrics.stream_got.set(agent.stream.got)
+    metrics.stream_want.set(agent.stream.want)
+    _sample_tables(agent)
+    _sample_routing(agent)
+    _sample_filters(agent)
+
+
+def _sample_tables(agent: Subject) -> None:
+    metrics = agent.metrics
+    for table in agent.dataplane.tables():
+        metrics.entries.labels(table.name).set(len(table.desired))
+        metrics.committed.labels(table.name).set(len(table.committed))
+        metrics.refused.labels(table.name).set(len(table.refused))
+        metrics.waiting.labels(table.name).set(len(table.waiting))
+        for cause, count in table.repairs.items():
+            metrics.repairs.take(count, cause, source=table.name)
+    for name, socket in agent.dataplane.sockets().items():
+        metrics.netlink_messages.take(socket.messages_sent, name)
+        metrics.netlink_bytes.take(socket.bytes_sent, name)
+
+
+def _sample_routing(agent: Subject) -> None:
+    metrics, routes = agent.metrics, agent.dataplane.routes
+    prefix = agent.settings.interface_prefix
+    interfaces = sum(1 for name in agent.dataplane.links.by_name if name.startswith(prefix))
+    numbers = Counter(f"{key.family}:{key.table}" for key in routes.table.committed)
+    for name in {*numbers, *(f"{family}:{MAIN_TABLE}" for family in agent.families())}:
+        metrics.routes.labels(name).set(numbers[name])
+        metrics.interfaces.labels(name).set(interfaces)
+    for durations, spent in ((metrics.route_resyncs, routes.whole), (metrics.route_partial_resyncs, routes.partial)):
+        durations.times, durations.seconds = spent.times, spent.seconds
+
+
+def _sample_filters(agent: Subject) -> None:
+    metrics = agent.metrics
+    for gauge in (metrics.nft_chains, metrics.nft_rules, metrics.nft_sets):
+        gauge.clear()
+    for gauge in (metrics.iptables_chains, metrics.iptables_rules, metrics.ipsets):
+        gauge.clear()
+    metrics.ipsets_total.set(0)
+    for tables in agent.dataplane.filters.values():
+        if agent.backend is Backend.NFTABLES:
+            _sample_nftables(metrics, tables)
+        else:
+            _sample_iptables(metrics, tables)
+
+
+def _sample_nftables(metrics: Metrics, tables: FilterTables) -> None:
+    counts, version = tables.filter.counts(), str(tables.family.version)
+    metrics.nft_calls.take(counts.writes, source=version)
+    metrics.nft_errors.take(counts.write_errors, source=version)
+    metrics.nft_list_calls.take(counts.reads, source=version)
+    metrics.nft_list_errors.take(counts.read_errors, source=version)
+    metrics.nft_sets.labels(version).set(len(SetName) if tables.containers else 0)
+    for chain, rules in tables.chains.committed.items():
+        metrics.nft_chains.labels(version, chain.table).inc()
+        metrics.nft_rules.labels(version, chain.table).inc(len(rules))
+
+
+def _sample_iptables(metrics: Metrics, tables: FilterTables) -> None:
+    counts, version = tables.filter.counts(), str(tables.family.version)
+    metrics.save_calls.take(counts.reads, source=version)
+    metrics.save_errors.take(counts.read_errors, source=version)
+    metrics.restore_calls.take(counts.writes, source=version)
+    metrics.restore_errors.take(counts.write_errors, source=version)
+    for table, lines in counts.lines.items():
+        metrics.iptables_lines.take(lines, version, table)
+    metrics.ipset_calls.take(counts.set_calls, source=version)
+    metrics.ipset_errors.take(counts.set_errors, source=version)
+    metrics.ipset_lines.take(counts.set_lines, source=version)
+    metrics.ipsets.labels(IPSET_VERSIONS[tables.family]).set(len(SetName) if tables.containers else 0)
+    metrics.ipsets_total.set(counts.all_sets)
+    for chain, rules in tables.chains.committed.items():
+        metrics.iptables_chains.labels(version, chain.table).inc()
+        metrics.iptables_rules.labels(version, chain.table).inc(len(rules))

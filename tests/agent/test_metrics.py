@@ -1,0 +1,97 @@
+"""What a running agent's metrics say of the kernel is what the kernel's own tools say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+
+import pytest
+
+from felixpy.calc.entries import SetName
+from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, POOLS, Running, running
+from tests.broker import Broker
+from tests.kernel import ip, run
+
+VERSIONS = {"4": "iptables", "6": "ip6tables"}
+FELIX_SET_VERSIONS = {"4": "inet", "6": "inet6"}
+
+
+def sampled(one: Running) -> None:
+    one.agent.metrics.text()
+
+
+async def settled(one: Running) -> None:
+    await one.stream.put(*POOLS, GOOD)
+    await one.endpoint_is("good", "up")
+    sampled(one)
+
+
+@pytest.mark.parametrize(("environ", "variant"), [(LEGACY, "legacy"), (NFT, "nft")], ids=["legacy", "nft"])
+def test_iptables_and_ip_sets(broker: Broker, environ: Mapping[str, str], variant: str) -> None:
+    async def scenario() -> None:
+        async with running(broker, environ) as one:
+            run("ipset", "create", "somebody-else", "hash:ip")
+            await settled(one)
+            for version, program in VERSIONS.items():
+                saved = run(f"{program}-{variant}-save", "-t", "filter")
+                labels = {"ip_version": version, "table": "filter"}
+                assert one.metric("felix_iptables_chains", **labels) == len(re.findall("^:fpy-", saved, re.M))
+                assert one.metric("felix_iptables_rules", **labels) == len(re.findall("^-A fpy-", saved, re.M)) > 0
+                assert one.metric("felix_iptables_lines_executed_total", **labels) > 0
+                assert one.metric("felix_ipsets_calico", ip_version=FELIX_SET_VERSIONS[version]) == len(SetName)
+            assert one.metric("felix_iptables_restore_calls_total") >= 2
+            for name in ("iptables_save_errors", "iptables_restore_errors", "ipset_errors", "nft_calls"):
+                assert one.metric(f"felix_{name}_total") == 0, name
+            assert one.metric("felix_ipset_calls_total") >= 2
+            assert one.metric("felix_ipset_lines_executed_total") >= 2 * len(SetName)
+            calls = one.metric("felix_iptables_restore_calls_total"), one.metric("felix_ipset_lines_executed_total")
+            await one.agent.dataplane.read()
+            sampled(one)
+            assert one.metric("felix_ipsets_total") == 2 * len(SetName) + 1, "everybody's sets"
+            after = one.metric("felix_iptables_restore_calls_total"), one.metric("felix_ipset_lines_executed_total")
+            assert after == calls, "to look changes nothing"
+            assert "felix_nft_chains{" not in one.agent.metrics.text().decode()
+
+    asyncio.run(scenario())
+
+
+def test_nftables(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker, NFTABLES) as one:
+            await settled(one)
+            for version, family in (("4", "ip"), ("6", "ip6")):
+                listed = json.loads(run("nft", "-j", "list", "table", family, "felixpy"))["nftables"]
+                metrics = {"chain": "felix_nft_chains", "rule": "felix_nft_rules"}
+                for kind, metric in metrics.items():
+                    said = sum(
+                        one.metric(metric, ip_version=version, table=table) for table in ("raw", "filter", "nat")
+                    )
+                    assert said == sum(kind in item for item in listed) > 0, kind
+                assert one.metric("felix_nft_sets", ip_version=version) == sum("set" in item for item in listed)
+            assert one.metric("felix_nft_calls_total") >= 2
+            assert one.metric("felix_nft_list_calls_total") >= 2
+            assert one.metric("felix_nft_errors_total") == one.metric("felix_nft_list_errors_total") == 0
+            assert one.metric("felix_ipset_calls_total") == one.metric("felix_iptables_restore_calls_total") == 0
+
+    asyncio.run(scenario())
+
+
+def test_routes_and_interfaces(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker) as one:
+            await settled(one)
+            for table in ("IPv4:254", "IPv6:254"):
+                assert one.metric("felix_route_table_num_routes", table=table) == 1
+                assert one.metric("felix_route_table_num_ifaces", table=table) == 2, "eth0 is the node's own"
+            whole = one.metric("felix_route_table_resync_seconds_count")
+            assert whole >= 1
+            assert one.metric("felix_route_table_resync_seconds_sum") > 0
+            ip("link set cali1 down", "link set cali1 up")
+            await one.endpoint_is("good", "up")
+            await one.agent.dataplane.read_routes("cali1")
+            sampled(one)
+            assert one.metric("felix_route_table_partial_resync_seconds_count") >= 1
+
+    asyncio.run(scenario())
