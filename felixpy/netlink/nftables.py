@@ -62,6 +62,7 @@ UDATA_RULE_COMMENT = 0
 UDATA_SET_KEYBYTEORDER, BYTEORDER_BIG_ENDIAN = 0, 2
 
 
+_HEADER = struct.Struct("=HH")
 _FRAME = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
 _BATCH_BEGIN, _BATCH_END = Request(NFNL_MSG_BATCH_BEGIN, 0, _FRAME), Request(NFNL_MSG_BATCH_END, 0, _FRAME)
 
@@ -396,6 +397,26 @@ def chain_of(message: Message, command: int) -> str:
 def set_of(message: Message) -> str:
     """The set of an element message."""
     return _text(message_attributes(message).get(2, b""))
+
+
+def decode_keys(message: Message, length: int) -> list[bytes] | None:
+    """Keys of the elements in one datagram of a dump, if all are ``length`` bytes (a multiple of four) and no more.
+
+    None if one has anything else: taken apart in one go because a full node has twenty thousand.
+    """
+    data = message_attributes(message).get(3, b"")
+    headers = _printed_key_headers(length)
+    pairs = (
+        list(struct.iter_unpack(f"={len(headers)}s{length}s", data)) if len(data) % (len(headers) + length) == 0 else []
+    )
+    keys = [key for before, key in pairs if before == headers]
+    return keys if len(keys) * (len(headers) + length) == len(data) else None
+
+
+@cache
+def _printed_key_headers(length: int) -> bytes:
+    """``_key_headers`` as the kernel prints them, without the flag of nested attributes."""
+    return b"".join(_HEADER.pack(length + inside, 1) for inside in (12, 8, 4))
 
 
 def decode_elements(message: Message) -> list[KernelElement]:

@@ -8,6 +8,7 @@ from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.nftables import KernelElement, KernelSet
+from felixpy.netlink.transport import Message
 
 ADDRESS_TYPES = {Family.V4: nft.TYPE_IPV4_ADDR, Family.V6: nft.TYPE_IPV6_ADDR}
 
@@ -51,6 +52,20 @@ def encode(key: ElementKey) -> bytes:
             if after >> net.family.bits:
                 return start  # the interval is open at the top of the address space
             return start + nft.element(after.to_bytes(len(net.packed), "big"), interval_end=True)
+
+
+def decode_datagram(name: SetName, family: Family, message: Message) -> set[ElementKey]:
+    """Members in one datagram of a dump, of a set whose members have an interface.
+
+    Raises:
+        NotOursError: somebody put something into the set that is no member in our form.
+    """
+    if SET_TYPES[name] is SetType.HOST_INTERFACE:
+        length = family.bits // 8
+        keys = nft.decode_keys(message, length + nft.INTERFACE_NAME_BYTES)
+        if keys is not None:
+            return {ElementKey(name, Net(key[:length], family.bits), _interface(key[length:])) for key in keys}
+    return decode(name, family, nft.decode_elements(message))
 
 
 def decode(name: SetName, family: Family, elements: Iterable[KernelElement]) -> set[ElementKey]:

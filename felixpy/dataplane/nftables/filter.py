@@ -188,11 +188,10 @@ class NftablesFilter:
         try:
             dumped = await self.socket.dump_sliced(nft.get_elements(self.family, TABLE, name))
             async for [message] in in_slices(dumped, 1):
-                found = nft.decode_elements(message)
                 if SET_TYPES[name] is SetType.NET:
-                    ends += found  # the ends of an interval may come in two messages
+                    ends += nft.decode_elements(message)  # the ends of an interval may come in two messages
                 else:
-                    members |= elements.decode(name, self.family, found)
+                    members |= elements.decode_datagram(name, self.family, message)
             seen.elements |= members | elements.decode(name, self.family, ends)
         except elements.NotOursError:
             seen.tainted.add(name)

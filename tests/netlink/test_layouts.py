@@ -1,0 +1,129 @@
+"""What is taken apart in one go gives what the attributes one by one give, also for messages that look alike."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from felixpy.netlink import nftables as nft
+from felixpy.netlink import rtnetlink
+from felixpy.netlink.transport import Message, attribute
+
+byte = st.integers(0, 255)
+word = st.integers(0, 0xFFFFFFFF)
+
+
+def route_payload(
+    family: int, kinds: list[int], draw: Callable[[int], bytes], header: tuple[int, ...], flags: int
+) -> bytes:
+    """A route message with these attributes in this order, all of the length that its type has."""
+    lengths = {rtnetlink.RTA_DST: 4 if family == 2 else 16, 12: 32, 20: 1}
+    parts = [struct.pack("=BBBBBBBBI", family, *header, flags)]
+    parts += [attribute(kind, draw(lengths.get(kind, 4))) for kind in kinds]
+    return b"".join(parts)
+
+
+ORDERS = [
+    (2, [15, 1, 4]),
+    (2, [1, 15, 4]),
+    (2, [15, 1, 5]),
+    (2, [15, 7, 4]),
+    (10, [15, 1, 6, 4, 12, 20]),
+    (10, [15, 6, 1, 4, 12, 20]),
+    (10, [15, 1, 4, 6, 12, 20]),
+    (10, [15, 5, 6, 4, 12, 20]),
+]
+
+
+@st.composite
+def routes(draw: st.DrawFn) -> bytes:
+    family, kinds = draw(st.sampled_from(ORDERS))
+    values = (
+        draw(st.integers(0, 128)),
+        0,
+        0,
+        draw(byte),
+        draw(byte),
+        draw(byte),
+        draw(st.sampled_from((1, 1, 1, 6, 8))),
+    )
+    flags = draw(st.sampled_from((0, 0, 4, 0x200)))
+    return route_payload(family, kinds, lambda size: draw(st.binary(min_size=size, max_size=size)), values, flags)
+
+
+@st.composite
+def neighbours(draw: st.DrawFn) -> bytes:
+    family = draw(st.sampled_from((2, 10)))
+    address = draw(st.binary(min_size=4 if family == 2 else 16, max_size=4 if family == 2 else 16))
+    state = draw(st.sampled_from((0x80, 0x80, 0x02, 0x40)))
+    parts = [
+        attribute(1, address),
+        attribute(2, draw(st.binary(min_size=6, max_size=6))),
+        attribute(4, bytes(4)),
+        attribute(3, draw(st.binary(min_size=16, max_size=16))),
+        attribute(12, bytes((draw(byte),))),
+    ]
+    if draw(st.booleans()):
+        parts = draw(st.permutations(parts))
+    return struct.pack("=BBHiHBB", family, 0, 0, draw(st.integers(1, 9999)), state, 0, 1) + b"".join(parts)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
+    """Sometimes one byte is another."""
+    data = bytearray(draw(whole))
+    if draw(st.booleans()):
+        data[draw(st.integers(0, len(data) - 1))] = draw(byte)
+    return bytes(data)
+
+
+def outcome(decode: Callable[[Message], object], payload: bytes) -> object:
+    try:
+        return decode(Message(0, 0, 0, payload))
+    except (ValueError, KeyError, IndexError, struct.error) as error:
+        return type(error)
+
+
+@given(damaged(routes()))
+def test_a_route(payload: bytes) -> None:
+    fast = outcome(rtnetlink.decode_route, payload)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rtnetlink, "_DEVICE_ROUTE_BYTES", ())
+        assert fast == outcome(rtnetlink.decode_route, payload)
+
+
+@given(damaged(neighbours()))
+def test_a_neighbour(payload: bytes) -> None:
+    fast = outcome(rtnetlink.decode_neighbour, payload)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rtnetlink, "_SIGNED_NEIGHBOURS", {})
+        assert fast == outcome(rtnetlink.decode_neighbour, payload)
+
+
+def printed(key: bytes, *, timed: bool = False) -> bytes:
+    """A list entry as the kernel prints it, with a time-out or without."""
+    inner = attribute(nft.ELEMENT_KEY, attribute(1, key)) + (attribute(4, bytes(8)) if timed else b"")
+    return attribute(1, inner)
+
+
+@given(st.lists(st.tuples(st.binary(min_size=20, max_size=20), st.sampled_from((False, False, False, True)))))
+def test_keys_of_elements(entries: list[tuple[bytes, bool]]) -> None:
+    payload = (
+        bytes(4) + attribute(1, b"felixpy\0") + attribute(3, b"".join(printed(key, timed=t) for key, t in entries))
+    )
+    message = Message(0, 0, 0, payload)
+    keys = nft.decode_keys(message, 20)
+    assert keys == (None if any(timed for _, timed in entries) else [one.key for one in nft.decode_elements(message)])
+
+
+def test_the_common_routes_of_the_kernel_are_taken_apart_in_one_go() -> None:
+    def draw(size: int) -> bytes:
+        return bytes(size)
+
+    for family, kinds in ((2, [15, 1, 4]), (10, [15, 1, 6, 4, 12, 20])):
+        payload = route_payload(family, kinds, draw, (32, 0, 0, 254, 222, 0, 1), 0)
+        assert rtnetlink._decode_device_route(payload) is not None
