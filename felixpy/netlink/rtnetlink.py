@@ -30,7 +30,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
 RTM_NEWNETCONF = 80
 
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_CACHEINFO, RTA_TABLE, RTA_PREF = 1, 4, 5, 6, 7, 12, 15, 20
 RTNH_F_ONLINK = 4
 RTM_F_CLONED = 0x200
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
@@ -38,7 +38,7 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTPROT_KERNEL, RTPROT_RA = 2, 9
 LOOPBACK_INDEX = 1
 
-NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
+NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PROBES, NDA_PROTOCOL = 1, 2, 3, 4, 12
 NUD_PERMANENT = 0x80
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_AF_SPEC, IFLA_EXT_MASK = 1, 3, 26, 29
@@ -63,17 +63,20 @@ _HEADER = struct.Struct("=HH")
 _HEADER_TABLE, _HEADER_INTERFACE, _HEADER_METRIC = (
     _HEADER.pack(8, kind) for kind in (RTA_TABLE, RTA_OIF, RTA_PRIORITY)
 )
-_RTA_DST_TYPE = struct.pack("=H", RTA_DST)
+_HEADER_V4, _HEADER_V6 = _HEADER.pack(8, RTA_DST), _HEADER.pack(20, RTA_DST)  # NDA_DST has the same number
 # Routes as the kernel writes them: table, destination, (IPv6: metric,) interface(, cache information, preference).
 _V4_DEVICE_ROUTE = struct.Struct("=BBBBBBBBI4sI4s4s4sI")
-_V6_DEVICE_ROUTE = struct.Struct("=BBBBBBBBI4sI4s16s4sI4sI36x8x")
-_DEVICE_ROUTE_BYTES = (_V4_DEVICE_ROUTE.size, _V6_DEVICE_ROUTE.size)
+_V6_DEVICE_ROUTE = struct.Struct("=BBBBBBBBI4sI4s16s4sI4sI4s32x4s4x")
+_DEVICE_ROUTES = {_V4_DEVICE_ROUTE.size: Family.V4, _V6_DEVICE_ROUTE.size: Family.V6}
 # Neighbours: address, MAC, probes, cache information, protocol.
-_V4_SIGNED_NEIGHBOUR = struct.Struct("=BBHiHBB4s4s4s6s2x8x20x4sB3x")
-_V6_SIGNED_NEIGHBOUR = struct.Struct("=BBHiHBB4s16s4s6s2x8x20x4sB3x")
+_V4_SIGNED_NEIGHBOUR = struct.Struct("=BBHiHBB4s4s4s6s2x4s4x4s16x4sB3x")
+_V6_SIGNED_NEIGHBOUR = struct.Struct("=BBHiHBB4s16s4s6s2x4s4x4s16x4sB3x")
 _SIGNED_NEIGHBOURS = {one.size: one for one in (_V4_SIGNED_NEIGHBOUR, _V6_SIGNED_NEIGHBOUR)}
-_HEADER_MAC, _HEADER_PROTOCOL = _HEADER.pack(10, NDA_LLADDR), _HEADER.pack(5, NDA_PROTOCOL)
-_NDA_DST_TYPE = struct.pack("=H", NDA_DST)
+_V6_ROUTE_END = (_HEADER.pack(36, RTA_CACHEINFO), _HEADER.pack(5, RTA_PREF))
+_NEIGHBOUR_HEADERS = tuple(
+    _HEADER.pack(size, kind)
+    for size, kind in ((10, NDA_LLADDR), (8, NDA_PROBES), (20, NDA_CACHEINFO), (5, NDA_PROTOCOL))
+)
 _LINK_ATTRIBUTES = frozenset((IFLA_IFNAME, IFLA_ADDRESS, IFLA_AF_SPEC))
 
 
@@ -175,7 +178,7 @@ def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
 
     Normalised: IPv6 blackholes lose their ``lo``; multipath routes keep interface 0 and no gateway.
     """
-    if len(message.payload) in _DEVICE_ROUTE_BYTES and (route := _decode_device_route(message.payload)):
+    if route := _decode_device_route(message.payload):
         return route
     family, length, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.payload)
     if flags & RTM_F_CLONED or family not in (Family.V4, Family.V6):
@@ -208,19 +211,18 @@ def _decode_device_route(payload: bytes) -> tuple[KernelRouteKey, KernelRoute] |
 
     Taken apart in one go: a full node has ten thousand of them.
     """
+    if _DEVICE_ROUTES.get(len(payload)) != payload[0]:
+        return None
     if payload[0] == Family.V4:
         (_, length, _, _, _, protocol, scope, kind, flags, *headers) = _V4_DEVICE_ROUTE.unpack(payload)
         at_table, table, at_destination, destination, at_interface, interface = headers
-        family, metric, at_metric = Family.V4, 0, _HEADER_METRIC
-    elif payload[0] == Family.V6:
-        (_, length, _, _, _, protocol, scope, kind, flags, *headers) = _V6_DEVICE_ROUTE.unpack(payload)
-        at_table, table, at_destination, destination, at_metric, metric, at_interface, interface, *_ = headers
-        family = Family.V6
+        family, metric, at_metric, in_order = Family.V4, 0, _HEADER_METRIC, at_destination == _HEADER_V4
     else:
-        return None
-    if (at_table, at_metric, at_interface) != (_HEADER_TABLE, _HEADER_METRIC, _HEADER_INTERFACE):
-        return None
-    if at_destination[2:] != _RTA_DST_TYPE or kind != RTN_UNICAST or flags & RTM_F_CLONED:
+        (_, length, _, _, _, protocol, scope, kind, flags, *headers) = _V6_DEVICE_ROUTE.unpack(payload)
+        at_table, table, at_destination, destination, at_metric, metric, at_interface, interface, *end = headers
+        family, in_order = Family.V6, at_destination == _HEADER_V6 and tuple(end) == _V6_ROUTE_END
+    in_order = in_order and (at_table, at_metric, at_interface) == (_HEADER_TABLE, _HEADER_METRIC, _HEADER_INTERFACE)
+    if not in_order or kind != RTN_UNICAST or flags & RTM_F_CLONED:
         return None
     key = KernelRouteKey(family, Net(destination, length), metric, table)
     return key, KernelRoute(kind, interface, None, bool(flags & RTNH_F_ONLINK), None, scope, protocol)
@@ -250,8 +252,9 @@ def decode_neighbour(message: Message) -> KernelNeighbour | None:
     """A permanent neighbour entry, None for any other state."""
     if layout := _SIGNED_NEIGHBOURS.get(len(message.payload)):  # ours, of which a full node has ten thousand
         found_in = layout.unpack(message.payload)
-        _, _, _, interface, state, _, _, at_address, address, at_mac, mac, at_protocol, protocol = found_in
-        in_order = at_address[2:] == _NDA_DST_TYPE and (at_mac, at_protocol) == (_HEADER_MAC, _HEADER_PROTOCOL)
+        _, _, _, interface, state, _, _, at_address, address, at_mac, mac, *headers, protocol = found_in
+        in_order = at_address == (_HEADER_V4 if len(address) == 4 else _HEADER_V6)
+        in_order = in_order and (at_mac, *headers) == _NEIGHBOUR_HEADERS
         if in_order and state & NUD_PERMANENT:
             return KernelNeighbour(interface, address, mac, protocol)
     _, _, _, interface, state, _, _ = _NEIGHBOUR.unpack_from(message.payload)

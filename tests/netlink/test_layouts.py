@@ -92,7 +92,7 @@ def outcome(decode: Callable[[Message], object], payload: bytes) -> object:
 def test_a_route(payload: bytes) -> None:
     fast = outcome(rtnetlink.decode_route, payload)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rtnetlink, "_DEVICE_ROUTE_BYTES", ())
+        patch.setattr(rtnetlink, "_DEVICE_ROUTES", {})
         assert fast == outcome(rtnetlink.decode_route, payload)
 
 
