@@ -115,11 +115,12 @@ class NftablesFilter:
             if generation == self._generation:
                 break
         self._seen = seen
+        members, seen.elements = seen.elements, set()  # to keep them would cost as much as the table that they go into
         if seen.replace:
             return FilterState()
         return FilterState(
             chains={key: tuple(rules) for key, rules in seen.chains.items()},
-            elements=seen.elements,
+            elements=members,
             containers=seen.is_whole,
         )
 
