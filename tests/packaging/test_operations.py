@@ -82,7 +82,7 @@ git() {
 }
 cd /usr/src/felixpy
 """
-FETCHES = re.compile(r"\bapt-get\b")
+FETCHES = re.compile(r"\bapt-get (update|install (?!.*/dist/))")
 WRITES = "/run/writes"
 
 
@@ -222,14 +222,14 @@ def test_another_back_end_keeps_connections(machine: Machine) -> None:
 
 
 def test_a_drained_node_has_nothing_of_felixpy_and_comes_back(machine: Machine) -> None:
-    machine.run("mv /etc/felixpy/resources/one.yaml /root/")
+    machine.run("cp /etc/felixpy/resources/one.yaml /root/; rm /etc/felixpy/resources/one.yaml")
     machine.until(lambda: "10.48.0.1" not in machine.run("ip route; nft list ruleset"), "the endpoint is gone")
     said = follow(machine, commands(OPERATIONS, "## Drain a node"))
     assert "cali" not in said
     assert nothing_left(machine)
     assert machine.run("systemctl is-active felixpy", check=False) == "inactive\n"
     assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
-    machine.run("mv /root/one.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
+    machine.run("cp /root/one.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
     ready(machine)
     machine.run("systemctl stop flow4 flow6", check=False)
     start_flows(machine)
@@ -247,3 +247,40 @@ def test_removal(machine: Machine) -> None:
     follow(machine, commands(OPERATIONS, "## Remove"))
     assert nothing_left(machine)
     assert machine.run("command -v felixpy; systemctl cat felixpy 2>/dev/null", check=False) == ""
+
+
+def files(machine: Machine) -> set[str]:
+    found = machine.run("find /etc /opt /usr /var/lib -xdev -not -path '/usr/src/*' -not -path '/var/lib/*/*'")
+    return {name for name in found.split("\n") if not name.endswith((".pyc", "__pycache__"))}
+
+
+def test_the_debian_package_is_built_apart_from_the_system(machine: Machine) -> None:
+    before = files(machine)
+    machine.run("rm -r /etc/felixpy /etc/default/felixpy")
+    follow(machine, commands(OPERATIONS, "### As a Debian package")[:1])
+    assert {name for name in files(machine) ^ before if "felixpy" not in name} == set()
+    assert "./usr/local" not in machine.run("dpkg --contents /usr/src/felixpy/dist/felixpy_*.deb")
+
+
+def test_the_debian_package_installs_upgrades_and_is_removed(machine: Machine) -> None:
+    before = files(machine)
+    follow(machine, commands(OPERATIONS, "### As a Debian package")[1:])
+    assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
+    machine.run(
+        "echo 'FelixHostname = \"node1\"' >>/etc/felixpy/felixpy.toml && cp /root/one.yaml /etc/felixpy/resources/"
+    )
+    machine.run("systemctl enable --now felixpy")
+    ready(machine)
+    machine.run("felixpy check")
+    pid = machine.show("felixpy", "MainPID")
+    machine.run("dpkg --install /usr/src/felixpy/dist/felixpy_*.deb")
+    machine.until(lambda: machine.show("felixpy", "MainPID") not in (pid, "0"), "the newer version runs")
+    machine.until(lambda: machine.show("felixpy", "ActiveState") == "active", "it is ready")
+    assert "node1" in machine.run("cat /etc/felixpy/felixpy.toml")
+    machine.run("systemctl stop felixpy && felixpy cleanup && apt-get purge -y felixpy")
+    assert nothing_left(machine)
+    assert {name for name in files(machine) - before if "felixpy" in name} == {
+        "/etc/felixpy",
+        "/etc/felixpy/resources",
+        "/etc/felixpy/resources/one.yaml",
+    }
