@@ -14,11 +14,12 @@ ARGS ?=
 # Where 'make install' puts things. DESTDIR is put before each of them.
 PREFIX ?= /opt/felixpy
 SYSTEMD ?= /usr/local/lib/systemd
+SBIN ?= /usr/local/sbin
 SYSTEM_PYTHON ?= /usr/bin/python3
 IN := $(DESTDIR)$(PREFIX)
 RUNNING_SYSTEMD := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 
-.PHONY: help setup demo test soak fuzz bench lint clean install uninstall
+.PHONY: help setup demo test soak fuzz bench lint clean install uninstall deb
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -62,8 +63,8 @@ install: ## the agent and its systemd units on this machine, also over an older 
 	test -x $(IN)/bin/pip || $(SYSTEM_PYTHON) -m venv $(IN)
 	$(IN)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt .
 	sed -i '1s|^#!.*|#!$(PREFIX)/bin/python3|' $(IN)/bin/felixpy
-	install -d $(DESTDIR)/etc/felixpy/resources $(DESTDIR)/usr/local/sbin
-	ln -sfn $(PREFIX)/bin/felixpy $(DESTDIR)/usr/local/sbin/felixpy
+	install -d $(DESTDIR)/etc/felixpy/resources $(DESTDIR)$(SBIN)
+	ln -sfn $(PREFIX)/bin/felixpy $(DESTDIR)$(SBIN)/felixpy
 	install -D -m 644 -t $(IN)/share/doc README.md CHANGELOG.md LICENSE docs/*.md
 	install -D -m 644 -t $(DESTDIR)$(SYSTEMD)/system systemd/felixpy.service systemd/felixpy-wait.service
 	sed -i 's|/opt/felixpy|$(PREFIX)|' $(DESTDIR)$(SYSTEMD)/system/felixpy.service
@@ -77,10 +78,26 @@ install: ## the agent and its systemd units on this machine, also over an older 
 uninstall: ## stop the service and remove what install made; settings and the kernel's state stay (first: felixpy cleanup)
 	$(if $(RUNNING_SYSTEMD),-systemctl disable --quiet --now felixpy.service felixpy-wait.service)
 	rm -rf $(IN)
-	rm -f $(DESTDIR)/usr/local/sbin/felixpy $(DESTDIR)/etc/NetworkManager/conf.d/50-felixpy.conf
+	rm -f $(DESTDIR)$(SBIN)/felixpy $(DESTDIR)/etc/NetworkManager/conf.d/50-felixpy.conf
 	rm -f $(addprefix $(DESTDIR)$(SYSTEMD)/,system/felixpy.service system/felixpy-wait.service)
 	rm -f $(addprefix $(DESTDIR)$(SYSTEMD)/,networkd.conf.d/50-felixpy.conf network/05-felixpy.network)
 	$(if $(RUNNING_SYSTEMD),systemctl daemon-reload)
+
+DEB = $(CURDIR)/build/deb
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+python_is = $(shell $(SYSTEM_PYTHON) -c 'import sys; a, b = sys.version_info[:2]; print(f"$(1)")')
+
+deb: ## a Debian package of it, for nodes without compiler and pip: dist/felixpy_VERSION_ARCHITECTURE.deb
+	rm -rf $(DEB)
+	$(MAKE) install DESTDIR=$(DEB) PREFIX=/usr/lib/felixpy SYSTEMD=/usr/lib/systemd SBIN=/usr/sbin
+	$(DEB)/usr/lib/felixpy/bin/python -m pip uninstall --quiet --yes pip setuptools
+	find $(DEB)/usr/lib/felixpy/bin -type f ! -name felixpy -delete
+	install -D -m 755 -t $(DEB)/DEBIAN config/deb/postinst config/deb/prerm config/deb/postrm
+	install -m 644 -t $(DEB)/DEBIAN config/deb/conffiles
+	sed -e 's/@VERSION@/$(VERSION)/; s/@PYTHON@/$(call python_is,{a}.{b})/; s/@NEXT_PYTHON@/$(call python_is,{a}.{b + 1})/' \
+	    -e "s/@ARCHITECTURE@/$$(dpkg --print-architecture)/" config/deb/control >$(DEB)/DEBIAN/control
+	mkdir -p dist
+	dpkg-deb --root-owner-group -Zzstd --build $(DEB) dist
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -223,7 +223,8 @@ class Agent:
 
     def describe(self) -> str:
         """The state in one line, for ``systemctl status``."""
-        return f"{self.is_ready()[1]}; stream {self.stream.state.value}: {self.stream.reason}"
+        why = f": {self.stream.reason}" if self.stream.reason else ""
+        return f"{self.is_ready()[1]}; stream {self.stream.state.value}{why}"
 
     def reload(self, sources: Sequence[SettingsSource]) -> None:
         """Take this machine's settings anew. What cannot change in a running agent stays, and is named in the log."""

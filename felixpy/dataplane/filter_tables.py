@@ -88,6 +88,8 @@ class FilterTables:
         unreadable = "" if self.known else await self.read_or_reason(now)
         if not complete and not self.in_place:
             return
+        if self.known and self._rules_due_again(now):
+            await self.read_or_reason(now)
         elements = self.elements.delta(now)
         chains = self.chains.delta(now) if complete else Delta[ChainKey, RenderedChain]()
         removed = {key: None for key in elements.remove if complete and SET_TYPES[key.set] is SetType.NET}
@@ -105,6 +107,11 @@ class FilterTables:
         refused_elements = {k: v for k, v in refused.items() if isinstance(k, ElementKey)}
         self.chains.record(chains, refused_chains, now, told_chains)
         self.elements.record(Delta(elements.put, removed), refused_elements, now, told_elements)
+
+    def _rules_due_again(self, now: float) -> bool:
+        """Whether refused rules are tried again: what they name may be gone, and IP sets send no notifications."""
+        due = self.chains.next_retry()
+        return due is not None and due <= now
 
     async def remove(self, now: float, report: ApplyReport) -> None:
         """Write the other removals; the addresses of removed members are released."""

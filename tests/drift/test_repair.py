@@ -52,6 +52,8 @@ IPTABLES_NFT = {
     "chain flushed": "ip6tables-nft -F fpy-forward-to",
     "rule body changed": "iptables-nft -t nat -R fpy-nat-outgoing 1 -j RETURN",
     "everything flushed": "nft flush ruleset",
+    # The kernel tells of the rules, but not that the sets went with them. It lets go of sets a little after the rules.
+    "sets destroyed too": "nft flush ruleset; until ipset destroy 2>/dev/null; do sleep 0.05; done",
 }
 UNTOLD = {
     "nft": {
@@ -88,7 +90,7 @@ def kernel(backend: str) -> str:
         parts.append(sh("nft -s list table ip felixpy; nft -s list table ip6 felixpy"))
     else:
         save = f"iptables-{backend}-save; ip6tables-{backend}-save"
-        parts.append(sh(f"({save}) | grep -v '^#' | sed 's/\\[.*\\]//'; ipset save | sort"))
+        parts.append(sh(f"({save}) | grep -v '^#' | sed 's/\\[.*\\]//'; ipset save | sed 's/ initval .*//' | sort"))
     return "\n".join(parts)
 
 

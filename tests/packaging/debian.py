@@ -74,15 +74,33 @@ class Machine:
     def __init__(self, leader: int) -> None:
         self._leader = leader
 
-    def run(self, command: str, *, check: bool = True, timeout: float = 60) -> str:
-        """What a shell command in the machine prints."""
+    def run(self, command: str, *, check: bool = True, timeout: float = 60, network: int | None = None) -> str:
+        """What a shell command in the machine prints; with another network, to fetch packages from."""
         done = subprocess.run(
-            ("nsenter", f"--target={self._leader}", "--all", "--wd", "/bin/sh", "-c", command),
+            (*self._enter(network), "/bin/sh", "-c", command),
             env={"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "COLUMNS": "200"},
             capture_output=True, text=True, timeout=timeout, check=False, start_new_session=True,
+            pass_fds=() if network is None else (network,),
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
+
+    def _enter(self, network: int | None) -> tuple[str, ...]:
+        own = (
+            "nsenter",
+            f"--target={self._leader}",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--pid",
+            "--cgroup",
+            "--root",
+            "--wd",
+        )
+        if network is None:
+            return (*own, "--net")
+        # Whatever runs there can use that network, but not change it.
+        return (*own, f"--net=/proc/self/fd/{network}", "setpriv", "--bounding-set=-net_admin,-net_raw,-sys_module")
 
     def write(self, path: str, text: str) -> None:
         subprocess.run(
@@ -106,10 +124,10 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted(folder: Path) -> Iterator[Machine]:
+def booted(folder: Path, kind: str = "node") -> Iterator[Machine]:
     """A machine with felixpy's sources in /usr/src/felixpy and nothing of it installed."""
     name = f"{CGROUP}-{os.getpid()}"
-    with debian_tree("node") as tree, (folder / "console").open("wb") as console:
+    with debian_tree(kind) as tree, (folder / "console").open("wb") as console:
         process = subprocess.Popen(
             ("setpriv", "--pdeathsig=KILL", *OWN_NAMESPACES,
              "/bin/sh", "-c", BOOT, "boot", str(tree), str(folder), name),

@@ -57,7 +57,7 @@ def image(tmp_path_factory: pytest.TempPathFactory, machine_network: int) -> Ite
         with debian_tree("base") as base:
             done = subprocess.run(
                 ("nsenter", f"--net=/proc/self/fd/{machine_network}", "setpriv", "--pdeathsig=KILL", *OWN_NAMESPACES,
-                 "sh", str(ROOT / "tests/packaging/image.sh"), str(base), str(folder)),
+                 "sh", str(ROOT / "tests/packaging/image.sh"), str(base.parent), str(folder)),
                 pass_fds=(machine_network,), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
             )  # fmt: skip
         assert done.returncode == 0, done.stderr + (folder / "log").read_text()[-4000:]

@@ -101,17 +101,6 @@ def test_install_again_keeps_the_settings(machine: Machine) -> None:
     assert files(machine) == installed
 
 
-def test_install_for_a_package_stays_below_its_folder_and_works_from_where_it_will_be(machine: Machine) -> None:
-    installed = files(machine)
-    machine.run(f"{INSTALL} DESTDIR=/tmp/staged PREFIX=/usr/lib/felixpy", timeout=200)
-    assert files(machine) == installed
-    unit = machine.run("cat /tmp/staged/usr/local/lib/systemd/system/felixpy.service")
-    assert "ExecStart=/usr/lib/felixpy/bin/felixpy run" in unit
-    machine.run("mv /tmp/staged/usr/lib/felixpy /usr/lib/felixpy")
-    assert machine.run("/usr/lib/felixpy/bin/felixpy version").startswith("felixpy ")
-    machine.run("rm -rf /usr/lib/felixpy /tmp/staged")
-
-
 def test_sandbox_is_tight(machine: Machine, record_property: Callable[[str, object], None]) -> None:
     said = machine.run("systemd-analyze security --no-pager felixpy.service", check=False)
     exposure = re.search(r"Overall exposure level for felixpy.service: ([\d.]+)", said)

@@ -1,0 +1,286 @@
+"""The README's service section and the commands of docs/operations.md, as they stand there, on a fresh Debian.
+
+The tests share a booted machine and run in the order in which they stand. Debian packages are fetched over the network
+of the machine that runs the tests, without the right to change it; everything else has a network of its own. Replaced
+are an editor and ``git``: there is neither a person nor a clone.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.debian import ROOT, Machine, booted
+
+README, OPERATIONS = ROOT / "README.md", ROOT / "docs/operations.md"
+
+# What a node has before anybody thinks of felixpy. Beyond the uplink is an outside host, without routes to workloads.
+UPLINK = """
+[Match]
+Name=eth0
+[Network]
+Address=192.0.2.1/24
+Address=2001:db8::1/64
+Gateway=192.0.2.254
+Gateway=2001:db8::fe
+IPv6AcceptRA=no
+LinkLocalAddressing=no
+"""
+OUTSIDE = """
+ip netns add outside
+ip link add eth0 type veth peer name outside netns outside
+ip -n outside link set outside up
+ip -n outside addr add 192.0.2.254/24 dev outside
+ip -n outside addr add 2001:db8::fe/64 dev outside nodad
+systemctl start systemd-networkd
+"""
+
+# What a CNI plugin does for the workload of the README's one.yaml.
+WORKLOAD = """
+ip netns add web
+ip link add cali68caf03a5f4 type veth peer name eth0 netns web
+ip link set cali68caf03a5f4 addrgenmode none up
+ip -n web link set eth0 addrgenmode none up
+ip -n web addr add 10.48.0.1/32 dev eth0
+ip -n web addr add fd00:48::1/128 dev eth0 nodad
+ip -n web route add 169.254.1.1 dev eth0 scope link
+ip -n web route add default via 169.254.1.1 dev eth0
+ip -n web addr add fe80::2/64 dev eth0 nodad
+ip addr add fe80::1/64 dev cali68caf03a5f4 nodad
+ip -n web route add default via fe80::1 dev eth0
+"""
+
+ECHO = """
+import socket, threading
+server = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True)
+def answer(connection):
+    while data := connection.recv(64):
+        connection.sendall(data)
+while True:
+    threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
+"""
+
+# One connection for as long as it lasts, and how often it was answered.
+FLOW = """
+import pathlib, socket, sys, time
+connection = socket.create_connection((sys.argv[1], 7), timeout=10)
+count = 0
+while connection.send(b"x") and connection.recv(64):
+    count += 1
+    pathlib.Path("/run/flow" + sys.argv[2]).write_text(str(count))
+    time.sleep(0.02)
+"""
+
+REPLACED = r"""
+git() {
+    [ "$1" = checkout ] || return
+    sed -i -E "s/^(__)?version(__)? = .*/\1version\2 = \"${2#v}\"/" pyproject.toml felixpy/__init__.py
+}
+cd /usr/src/felixpy
+"""
+FETCHES = re.compile(r"\bapt-get (update|install (?!.*/dist/))")
+WRITES = "/run/writes"
+
+
+def commands(page: Path, *where: str) -> list[str]:
+    """The lines of the first block below these lines of a page, each below the one before."""
+    below = "\n" + page.read_text()
+    for line in where:
+        assert f"\n{line}" in below, f"{page.name} has no '{line}'"
+        below = below.partition(f"\n{line}")[2]
+    return below.partition("\n```\n")[2].partition("\n```\n")[0].splitlines()
+
+
+def edited(command: str) -> str:
+    """An editor is a person, who writes what the comment says."""
+    return re.sub(r"^editor (\S+) +# ([^,;]+)$", r"echo '\2' >> \1", command)
+
+
+def follow(machine: Machine, lines: list[str], network: int | None = None) -> str:
+    """Run commands one after another, as a new user pastes them."""
+    said = ""
+    for line in lines:
+        uses = network if FETCHES.search(line) else None
+        said += machine.run(f"{REPLACED}{edited(line)}", timeout=200, network=uses)
+    return said
+
+
+@pytest.fixture(scope="module", params=["machine"])
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with booted(tmp_path_factory.mktemp("fresh"), "fresh") as machine:
+        name = machine.run("hostname").strip()
+        machine.run(f"echo 127.0.1.1 {name} >> /etc/hosts")
+        machine.write("/etc/resolv.conf", Path("/etc/resolv.conf").read_text())
+        machine.write("/etc/systemd/network/10-eth0.network", UPLINK)
+        machine.run(f"set -e {OUTSIDE}")
+        machine.until(lambda: "192.0.2.254" in machine.run("ip route"), "networkd has made the uplink")
+        example = README.read_text().partition("\n```yaml\n")[2].partition("\n```\n")[0]
+        machine.write("/usr/src/felixpy/one.yaml", example)
+        yield machine
+
+
+def answered(machine: Machine) -> list[int]:
+    return [int(machine.run(f"cat /run/flow{family}") or 0) for family in (4, 6)]
+
+
+def flows_go_on(machine: Machine) -> None:
+    """The same connections as ever, in both families."""
+    before = answered(machine)
+    machine.until(lambda: all(new > old for new, old in zip(answered(machine), before, strict=True)), "flows go on")
+
+
+def start_flows(machine: Machine) -> None:
+    for family, address in ((4, "192.0.2.254"), (6, "2001:db8::fe")):
+        machine.run(f"rm -f /run/flow{family}; systemctl reset-failed flow{family} 2>/dev/null", check=False)
+        machine.run(f"systemd-run -q -u flow{family} ip netns exec web python3 /root/flow.py {address} {family}")
+    machine.until(lambda: machine.run("ls /run/flow4 /run/flow6", check=False).count("No such") == 0, "flows")
+
+
+def start_outside(machine: Machine) -> None:
+    machine.write("/root/echo.py", ECHO)
+    machine.write("/root/flow.py", FLOW)
+    machine.run(f"set -e {WORKLOAD}")
+    machine.run("systemd-run -q -u echo ip netns exec outside python3 /root/echo.py")
+    machine.until(lambda: ":7" in machine.run("ip netns exec outside ss -Hltn"), "the outside host listens")
+
+
+def watch_writes(machine: Machine) -> None:
+    for name, command in (("nft", "nft monitor"), ("ip", "ip monitor route address rule")):
+        machine.run(f"systemd-run -q -u watch-{name} -p StandardOutput=truncate:{WRITES}-{name} stdbuf -oL {command}")
+    time.sleep(0.3)
+
+
+def writes(machine: Machine) -> str:
+    time.sleep(0.3)
+    machine.run("systemctl stop watch-nft watch-ip")
+    return machine.run(f"cat {WRITES}-nft {WRITES}-ip")
+
+
+def ready(machine: Machine) -> None:
+    assert machine.run("systemctl is-active felixpy") == "active\n"
+    assert 'Status: "ready; stream in-sync"' in machine.run("systemctl status --no-pager felixpy")
+
+
+def test_from_nothing_to_a_running_service_by_the_readme(machine: Machine, machine_network: int) -> None:
+    assert machine.run("command -v python3 gcc make iptables felixpy", check=False) == ""
+    follow(machine, commands(README, "### As a service"), machine_network)
+    ready(machine)
+    said = machine.run("felixpy check")  # exit code 0: not even a warning
+    assert "0 failures, 0 warnings" in said
+    assert "in-sync 3/3" in machine.run("felixpy status", check=False)
+
+
+def test_installing_by_the_operations_page_comes_to_the_same(machine: Machine, machine_network: int) -> None:
+    same = "sed -i '/^FelixHostname/d' /etc/felixpy/felixpy.toml"
+    machine.run(f"systemctl stop felixpy; felixpy cleanup; {same}; rm /etc/felixpy/resources/one.yaml")
+    start_outside(machine)
+    install = commands(OPERATIONS, "## Install")
+    assert install == [
+        line.removeprefix("sudo ").partition("  ")[0] for line in commands(README, "### As a service")[:3]
+    ]
+    block = commands(OPERATIONS, "## Install", "Then say who the node is")
+    plan = next(line for line in block if line.startswith("felixpy plan"))
+    block[block.index(plan)] = f"{plan.partition('  ')[0]} || test $? = 2"
+    follow(machine, block)
+    ready(machine)
+    start_flows(machine)
+
+
+def test_settings_are_changed_under_a_running_agent(machine: Machine) -> None:
+    follow(machine, commands(OPERATIONS, "## Change settings"))
+    machine.until(lambda: '"settings changed"' in machine.journal(), "the settings are taken")
+    flows_go_on(machine)
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "0.1.0"], ids=["upgrade", "rollback"])
+def test_another_version_takes_over_without_a_write(machine: Machine, version: str) -> None:
+    checkout, *rest = commands(OPERATIONS, "## Upgrade and rollback")
+    watch_writes(machine)
+    pid = machine.show("felixpy", "MainPID")
+    said = follow(machine, [checkout.replace("v0.2.0", f"v{version}"), *rest])
+    assert f"felixpy {version}\n" in said
+    ready(machine)
+    assert machine.show("felixpy", "MainPID") != pid
+    assert writes(machine) == ""
+    flows_go_on(machine)
+    machine.run("felixpy plan")  # exit code 0: there is nothing to do
+
+
+def test_another_back_end_keeps_connections(machine: Machine) -> None:
+    assert "fpy-" in machine.run("iptables-save")
+    watch_writes(machine)
+    follow(machine, commands(OPERATIONS, "## Change the back-end"))
+    ready(machine)
+    machine.until(lambda: "fpy-" not in machine.run("iptables-save; ip6tables-save"), "the old one is removed")
+    assert "table ip felixpy" in machine.run("nft list tables")
+    assert "add table ip6 felixpy" in writes(machine)  # and so writes are seen at all
+    flows_go_on(machine)
+
+
+def test_a_drained_node_has_nothing_of_felixpy_and_comes_back(machine: Machine) -> None:
+    machine.run("cp /etc/felixpy/resources/one.yaml /root/; rm /etc/felixpy/resources/one.yaml")
+    machine.until(lambda: "10.48.0.1" not in machine.run("ip route; nft list ruleset"), "the endpoint is gone")
+    said = follow(machine, commands(OPERATIONS, "## Drain a node"))
+    assert "cali" not in said
+    assert nothing_left(machine)
+    assert machine.run("systemctl is-active felixpy", check=False) == "inactive\n"
+    assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
+    machine.run("cp /root/one.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
+    ready(machine)
+    machine.run("systemctl stop flow4 flow6", check=False)
+    start_flows(machine)
+    flows_go_on(machine)
+
+
+def nothing_left(machine: Machine) -> bool:
+    said = machine.run(
+        "nft list tables; iptables-save; ip6tables-save; ip route show proto 222; ip -6 route show proto 222"
+    )
+    return not re.search(r"felixpy|fpy|10\.48|fd00:48", said)
+
+
+def test_removal(machine: Machine) -> None:
+    follow(machine, commands(OPERATIONS, "## Remove"))
+    assert nothing_left(machine)
+    assert machine.run("command -v felixpy; systemctl cat felixpy 2>/dev/null", check=False) == ""
+
+
+def files(machine: Machine) -> set[str]:
+    found = machine.run("find /etc /opt /usr /var/lib -xdev -not -path '/usr/src/*' -not -path '/var/lib/*/*'")
+    return {name for name in found.split("\n") if not name.endswith((".pyc", "__pycache__"))}
+
+
+def test_the_debian_package_is_built_apart_from_the_system(machine: Machine) -> None:
+    before = files(machine)
+    machine.run("rm -r /etc/felixpy /etc/default/felixpy")
+    follow(machine, commands(OPERATIONS, "### As a Debian package")[:1])
+    assert {name for name in files(machine) ^ before if "felixpy" not in name} == set()
+    assert "./usr/local" not in machine.run("dpkg --contents /usr/src/felixpy/dist/felixpy_*.deb")
+
+
+def test_the_debian_package_installs_upgrades_and_is_removed(machine: Machine) -> None:
+    before = files(machine)
+    follow(machine, commands(OPERATIONS, "### As a Debian package")[1:])
+    assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
+    machine.run(
+        "echo 'FelixHostname = \"node1\"' >>/etc/felixpy/felixpy.toml && cp /root/one.yaml /etc/felixpy/resources/"
+    )
+    machine.run("systemctl enable --now felixpy")
+    ready(machine)
+    machine.run("felixpy check")
+    pid = machine.show("felixpy", "MainPID")
+    machine.run("dpkg --install /usr/src/felixpy/dist/felixpy_*.deb")
+    machine.until(lambda: machine.show("felixpy", "MainPID") not in (pid, "0"), "the newer version runs")
+    machine.until(lambda: machine.show("felixpy", "ActiveState") == "active", "it is ready")
+    assert "node1" in machine.run("cat /etc/felixpy/felixpy.toml")
+    machine.run("systemctl stop felixpy && felixpy cleanup && apt-get purge -y felixpy")
+    assert nothing_left(machine)
+    assert {name for name in files(machine) - before if "felixpy" in name} == {
+        "/etc/felixpy",
+        "/etc/felixpy/resources",
+        "/etc/felixpy/resources/one.yaml",
+    }
