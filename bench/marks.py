@@ -102,11 +102,11 @@ def stages(marks: Sequence[Mark], topic: str) -> dict[str, int]:
 
 
 def kernel_time(marks: Sequence[Mark], begin: int, end: int) -> int:
-    """Nanoseconds spent inside netlink calls between two times."""
+    """Nanoseconds spent inside netlink calls and files of /proc/sys between two times."""
     return sum(
         int(mark.words[-1]) - mark.at
         for mark in marks
-        if mark.stage in ("sent", "asked", "answered") and begin <= mark.at < end
+        if mark.stage in ("sent", "asked", "answered", "setting") and begin <= mark.at < end
     )
 
 

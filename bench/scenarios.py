@@ -90,7 +90,7 @@ async def change(run: Run, scenario: str, topic: str, payload: bytes, expected: 
     published = await run.world.publish(topic, payload)
     visible = await seen.wait(expected, PATIENCE_S)
     marks = await run.subject.marks.until_applied(topic)
-    run.add(scenario, "on the wire", ms(run.world.written_at, published))
+    run.add(scenario, "on the wire", ms(run.world.publisher.written_at, published))
     _add_stages(run, scenario, published, marks, topic)
     run.add(scenario, "visible", ms(visible, published))
     costs = written(marks)

@@ -11,6 +11,7 @@ whole kernel again, as its periodic resync does. Invariant: nothing that the age
     sent BYTES MESSAGES ENDED    a netlink send that writes; ENDED is when the kernel had worked it off
     asked BYTES MESSAGES ENDED   one that only reads
     answered ENDED        a netlink receive
+    setting ENDED         an interface setting is read or written under /proc/sys
     acknowledged          the answers of one send have been read
     beside …              one of the last four, in another thread: the conntrack pass after a deletion
     applied               one turn of the apply loop is over
@@ -34,6 +35,7 @@ from typing import Any
 
 from felixpy import cli
 from felixpy.agent import Agent
+from felixpy.dataplane import interface_settings
 from felixpy.model.resources import Update
 from felixpy.netlink.transport import NetlinkSocket, Refusal, Request
 from felixpy.sources.mqtt import MqttSource
@@ -93,6 +95,7 @@ def trace(marks: Marks) -> None:
     _trace_stream(marks)
     _trace_loop(marks)
     _trace_netlink(marks)
+    _trace_settings(marks)
     _trace_processes(marks)
 
 
@@ -189,6 +192,20 @@ def _trace_netlink(marks: Marks) -> None:
     NetlinkSocket._open = traced_open  # type: ignore[method-assign]
     NetlinkSocket._send = traced_send  # type: ignore[method-assign]
     NetlinkSocket.transact = traced_transact  # type: ignore[method-assign]
+
+
+def _trace_settings(marks: Marks) -> None:
+    def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            begin = time.monotonic_ns()
+            result = function(*arguments)
+            marks.add("setting", str(time.monotonic_ns()), begin)
+            return result
+
+        return wrapped
+
+    interface_settings.read_proc = traced(interface_settings.read_proc)
+    interface_settings.write_proc = traced(interface_settings.write_proc)
 
 
 def _trace_processes(marks: Marks) -> None:

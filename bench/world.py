@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from bench.notifications import Observer
+from bench.publisher import WINDOW, Publisher
 from bench.workloads import NODE, SPARE, SPARES, Workload, cluster, scopes
 from felixpy.demo import topology
 from felixpy.demo.host import Host
@@ -36,8 +34,6 @@ PLAIN_SERVER = PodSpec("plainserver", "node2", {Family.V4: "10.64.251.1", Family
 PLAIN_CLIENT = PodSpec("plainclient", "node2", {Family.V4: "10.64.251.2", Family.V6: "fd00:64::910:2"})
 PODS = (SERVER, NEWCOMER, PLAIN_SERVER, PLAIN_CLIENT)
 
-IN_FLIGHT = 100
-
 
 class QuietLab(Lab):
     """The lab, following no endpoint's status: ten thousand of them would cost the processor that is measured."""
@@ -55,16 +51,8 @@ class QuietLab(Lab):
                     self.status_changed.set()
 
     @property
-    def client(self) -> aiomqtt.Client:
-        """The publisher's connection."""
-        assert self._mqtt is not None
-        return self._mqtt
-
-
-def _stamped() -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.UserProperty = ("ts", str(time.time_ns()))
-    return properties
+    def broker_socket(self) -> Path:
+        return self._broker_socket
 
 
 class World:
@@ -75,8 +63,7 @@ class World:
         self.lab = QuietLab(mode, PODS)
         self.size = 0
         self.retained: dict[str, bytes] = {}
-        self.written_at = 0
-        """When the publisher's socket took what was written last; monotonic nanoseconds."""
+        self._publisher: Publisher | None = None
         self.node_seen: Observer
         self.other_seen: Observer
         self._observers: list[Observer] = []
@@ -92,6 +79,11 @@ class World:
         return self.lab.node("node1")
 
     @property
+    def publisher(self) -> Publisher:
+        assert self._publisher is not None
+        return self._publisher
+
+    @property
     def other(self) -> Host:
         """The node where comparators run."""
         return self.lab.node("node2")
@@ -100,7 +92,7 @@ class World:
         try:
             await self.lab.__aenter__()
             await self.lab.start_broker()
-            self._stamp_writes()
+            self._publisher = await Publisher.connect(self.lab.broker_socket)
             await self._make_spares()
             await self._route_plainly()
             self.node_seen = await self._observe(self.node)
@@ -118,6 +110,8 @@ class World:
     async def close(self) -> None:
         for observer in self._observers:
             await observer.close()
+        if self._publisher is not None:
+            self._publisher.close()
         await self.lab.close()
 
     async def _observe(self, host: Host) -> Observer:
@@ -179,36 +173,20 @@ class World:
 
     # --- stream --------------------------------------------------------------------------------------------------
 
-    def _stamp_writes(self) -> None:
-        """The publisher's library writes in a later turn of the event loop."""
-        paho = self.lab.client._client
-        write = paho.loop_write
-
-        def stamped() -> Any:
-            result = write()
-            self.written_at = time.monotonic_ns()
-            return result
-
-        paho.loop_write = stamped  # type: ignore[method-assign]
-
     async def publish(self, topic: str, payload: bytes) -> int:
-        """Publish one retained message; returns the monotonic nanosecond at which the publisher's client got it."""
-        name, properties = f"{TOPIC_ROOT}/{topic}", _stamped()
-        at = time.monotonic_ns()
-        await self.lab.client.publish(name, payload, qos=1, retain=True, properties=properties)
+        """Publish one retained message; returns the monotonic nanosecond at which it went to the socket."""
+        at = self.publisher.publish(f"{TOPIC_ROOT}/{topic}", payload)
+        await self.publisher.settled()
         return at
 
     async def publish_all(self, content: dict[str, bytes]) -> tuple[int, int]:
-        """Publish many; returns when the client got the first and the last."""
-        remaining = iter(content.items())
-        times: list[int] = []
-
-        async def work() -> None:
-            for topic, payload in remaining:
-                times.append(await self.publish(topic, payload))
-
-        await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
-        return (min(times), max(times)) if times else (0, 0)
+        """Publish many; returns when the first and the last went to the socket."""
+        times = []
+        for topic, payload in content.items():
+            await self.publisher.settled(WINDOW - 1)
+            times.append(self.publisher.publish(f"{TOPIC_ROOT}/{topic}", payload))
+        await self.publisher.settled()
+        return (times[0], times[-1]) if times else (0, 0)
 
 
 def pod_topic(pod: PodSpec) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 
 NEVER = 1 << 30
+YOUNG, MIDDLE = 10_000, 50
+"""New objects until the young are collected, by default 700, which is every few updates; and that until the middle."""
 
 
 class _Policy:
@@ -18,8 +20,7 @@ class _Policy:
 
 def take_over() -> None:
     """From now on full collections happen in ``tidy`` only. For a process that is an agent and nothing else."""
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, NEVER)
+    gc.set_threshold(YOUNG, MIDDLE, NEVER)
     _Policy.active = True
 
 

@@ -207,8 +207,8 @@ class Dataplane:
         for tables in self.filters.values():
             if not tables.idle:
                 await tables.add(self.clock(), report, complete=complete)
-        await self._apply_settings(report)
         await self._apply_routing(report, removals=False)
+        await self._apply_settings(report)
         if complete:
             await self._apply_routing(report, removals=True)
             for tables in self.filters.values():

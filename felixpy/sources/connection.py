@@ -293,9 +293,17 @@ def _read_bursts(client: aiomqtt.Client) -> None:
         while True:
             code = read_one(max_packets)
             if code or time.monotonic() >= end or not _readable(paho.socket()):
+                _acknowledge(paho.socket())
                 return code
 
     paho.loop_read = read  # type: ignore[method-assign]
+
+
+def _acknowledge(sock: Any) -> None:
+    """Acknowledge by TCP now: a broker without ``set_tcp_nodelay`` holds its next message back until then, 40 ms."""
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def _readable(sock: Any) -> bool:
