@@ -107,6 +107,7 @@ class Agent:
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._taken: list[Update] = []
+        self._new = 0
         self._unjudged: set[ResourceKey] = set()
         self._wake, self._calm = asyncio.Event(), asyncio.Event()
         self._failure: BaseException | None = None
@@ -294,7 +295,11 @@ class Agent:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._resync_now.set()
             self._wake_up()
-            collector.tidy()
+            self._tidy()
+
+    def _tidy(self) -> None:
+        collector.tidy(self._new)
+        self._new = 0
 
     def _resync_interval(self) -> float | None:
         """The shortest refresh interval that is not off, in seconds."""
@@ -377,6 +382,7 @@ class Agent:
         taken, self._taken = self._taken, []
         if taken:
             self.metrics.batch_size.observe(len(taken))
+            self._new += len(taken)
         for kind, count in Counter(update.key.kind for update in taken).items():
             self.metrics.updates.labels(kind).inc(count)
 
@@ -401,7 +407,7 @@ class Agent:
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
                 self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
-                collector.tidy()
+                self._tidy()
         self.outcome.measures = True
         self.files.start()
         if self._leftovers_due and not self.failures and time.monotonic() >= self._leftovers_at:

@@ -13,6 +13,7 @@ from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFil
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.dataplane.table import Delta, KeyedTable
+from felixpy.slices import in_slices
 
 
 class FilterTables:
@@ -58,7 +59,10 @@ class FilterTables:
             state = await self.filter.read()
             self.containers, self.foreign, self.known = state.containers, state.foreign, True
             await self.chains.adopt(state.chains, newer_chains, now)
-            await self.elements.adopt(dict.fromkeys(state.elements), newer_elements, now)
+            members: dict[ElementKey, None] = {}
+            async for some in in_slices(state.elements, 64):
+                members.update(dict.fromkeys(some))
+            await self.elements.adopt(members, newer_elements, now)
         if not state.containers:
             self.elements.mark([*self.elements.refused])
 

@@ -41,9 +41,8 @@ LOOPBACK_INDEX = 1
 NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PROBES, NDA_PROTOCOL = 1, 2, 3, 4, 12
 NUD_PERMANENT = 0x80
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_AF_SPEC, IFLA_EXT_MASK = 1, 3, 26, 29
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_AF_SPEC = 1, 3, 26
 IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
-RTEXT_FILTER_SKIP_STATS = 8
 IFF_UP = 1
 
 IPV4_DEVCONF: Mapping[str, int] = {"forwarding": 1, "proxy_arp": 3, "rp_filter": 8, "route_localnet": 26}
@@ -268,9 +267,10 @@ def decode_neighbour(message: Message) -> KernelNeighbour | None:
 
 
 def link_dump_request() -> Request:
-    return Request(
-        RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
-    )
+    """Dump all links. Without IFLA_EXT_MASK, for which the kernel walks all links before its first answer
+    (``rtnl_calcit``, 2 ms for 5,000): to leave out the IPv6 counters by it saves nothing in all.
+    """
+    return Request(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0))
 
 
 def decode_link(message: Message) -> Link:

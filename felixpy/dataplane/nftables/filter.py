@@ -184,7 +184,6 @@ class NftablesFilter:
         return seen
 
     async def _look_into(self, name: SetName, seen: _Seen) -> None:
-        members: set[ElementKey] = set()
         ends: list[nft.KernelElement] = []
         try:
             dumped = await self.socket.dump_sliced(nft.get_elements(self.family, TABLE, name))
@@ -192,10 +191,11 @@ class NftablesFilter:
                 if SET_TYPES[name] is SetType.NET:
                     ends += nft.decode_elements(message)  # the ends of an interval may come in two messages
                 else:
-                    members |= elements.decode_datagram(name, self.family, message)
-            seen.elements |= members | elements.decode(name, self.family, ends)
+                    seen.elements |= elements.decode_datagram(name, self.family, message)
+            seen.elements |= elements.decode(name, self.family, ends)
         except elements.NotOursError:
             seen.tainted.add(name)
+            seen.elements = {key for key in seen.elements if key.set is not name}
 
     def _in_table(self, command: int) -> Request:
         return nft.dump(command, self.family, attribute(1, nft.name(TABLE)))
