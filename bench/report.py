@@ -14,12 +14,12 @@ from bench.statistics import Summary
 HEAD = ("min", "median", "p90", "p99", "max", "n")
 
 METHOD = """\
-Each change is one retained MQTT message. Its time begins when the publisher's client gets it and ends when a second
-observer, a process with notification sockets of its own in the node's namespace, has seen everything that the change
-must bring: routes, permanent neighbours and set elements of both families. IP set members have no notification; the
-observer asks the kernel for them after each notification and every millisecond. The stages between come from clocks
-wrapped around the agent's functions from outside. All clocks are CLOCK_MONOTONIC of one machine; publisher,
-Mosquitto, agent and observer share its processors.
+Each change is one retained MQTT message. Its time begins when its bytes go to the publisher's socket and ends when a
+second observer, a process with notification sockets of its own in the node's namespace, has seen everything that the
+change must bring: routes, permanent neighbours and set elements of both families. IP set members have no
+notification; the observer asks the kernel for them after each notification and every millisecond. The stages
+between come from clocks wrapped around the agent's functions from outside. All clocks are CLOCK_MONOTONIC of one
+machine; publisher, Mosquitto, agent and observer share its processors.
 
 Workloads are real interfaces in the node's namespace. Comparators run on a second node of the same network in turn
 with the agent's changes. They get their change by a pipe, not by a broker, and calculate nothing, so the ratios
@@ -60,7 +60,7 @@ def render(results: Results, plots: Sequence[str], command: str) -> str:
         _comparators(results),
         "### Stages",
         "One workload added: median since the publish, ms. `on the wire`: the publisher has written it to its socket. "
-        "The agent's own share is received → acknowledged without the time inside netlink calls.",
+        "The agent's own share is received → acknowledged without the time inside netlink calls and /proc/sys.",
         _stages(results),
         "## Many workloads",
         _table(results, _MANY),
@@ -87,6 +87,8 @@ def _machine(results: Results) -> str:
     return (
         f"{m.get('processors')} × {m.get('processor')}, {m.get('memory_mib'):,} MiB, Linux {m.get('kernel')} "
         f"({m.get('architecture')}), Python {m.get('python')}; {versions}. Load average before the run: {load}. "
+        f"The same Python loop takes {m.get('awake_us', '?')} µs when the processor is awake and "
+        f"{m.get('after_idle_us', '?')} µs after 60 ms of sleep, as long as lie between two changes here. "
         f"The run took {m.get('seconds', 0):.0f} s. Times are milliseconds unless another unit stands there."
     )
 
