@@ -273,6 +273,7 @@ def demo(
     backend: Annotated[str | None, typer.Option(help="nftables, legacy, nft or auto.")] = None,
     ipv6_only: Annotated[bool, typer.Option("--ipv6-only", help="No IPv4 anywhere.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the lab up and say how to enter it.")] = False,
+    latency: Annotated[bool, typer.Option(help="Also time one endpoint beside 2,000 others.")] = True,
 ) -> None:
     """Show felixpy working: two nodes, workloads and an outside host in private network namespaces, real packets.
 
@@ -286,7 +287,7 @@ def demo(
     """
     from felixpy.demo.run import demo as run_demo
 
-    raise typer.Exit(run_demo(backend, ipv6_only, keep))
+    raise typer.Exit(run_demo(backend, ipv6_only, keep, latency))
 
 
 @app.command()

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -43,7 +43,7 @@ WIDTH_WITHOUT_TERMINAL = 120
 CONTROL_TIMEOUT_S = 0.5
 
 
-def demo(backend: str | None = None, ipv6_only: bool = False, keep: bool = False) -> int:
+def demo(backend: str | None = None, ipv6_only: bool = False, keep: bool = False, latency: bool = True) -> int:
     """Run the demo and return its exit code: 0 all claims hold, 1 one does not, 2 it could not be run."""
     console = Console()
     if not console.is_terminal:
@@ -52,7 +52,7 @@ def demo(backend: str | None = None, ipv6_only: bool = False, keep: bool = False
         console.print(f"felixpy demo: {problem}", style="red", markup=False)
         return 2
     try:
-        return asyncio.run(_until_stopped(backend, ipv6_only, keep, console))
+        return asyncio.run(_until_stopped(run_demo(backend, ipv6_only, keep, latency, console), console))
     except KeyboardInterrupt:
         return 130
     except LabError as error:
@@ -75,9 +75,9 @@ def _installed(program: str) -> bool:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
-async def _until_stopped(backend: str | None, ipv6_only: bool, keep: bool, console: Console) -> int:
+async def _until_stopped(work: Coroutine[None, None, int], console: Console) -> int:
     """SIGTERM ends the demo as Ctrl-C does, so that the lab is taken down in both cases."""
-    task = asyncio.ensure_future(run_demo(backend, ipv6_only, keep, console))
+    task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -88,7 +88,7 @@ async def _until_stopped(backend: str | None, ipv6_only: bool, keep: bool, conso
         return 130
 
 
-async def run_demo(backend: str | None, ipv6_only: bool, keep: bool, console: Console) -> int:
+async def run_demo(backend: str | None, ipv6_only: bool, keep: bool, latency: bool, console: Console) -> int:
     """Build the lab, run every check and print the table; see ``demo``.
 
     Raises:
@@ -105,9 +105,8 @@ async def run_demo(backend: str | None, ipv6_only: bool, keep: bool, console: Co
         await _remove(lab, show)
         results += await show.run_all(checks.removed(lab))
         show.table(results)
-        latency = await measure_latency(lab)
-        if latency:
-            console.print(latency, markup=False)
+        if latency and (took := await measure_latency(lab)):
+            console.print(took, markup=False)
         ok = not holding and all(result.ok for result in results)
         show.verdict(results, ok)
         if keep:

@@ -11,7 +11,8 @@ import pytest
 
 from felixpy.demo.agent import FELIXPY, environment
 
-RUNS = [("auto",), ("nftables", "--ipv6-only"), ("legacy",), ("nft", "--ipv6-only")]
+QUICK = "--no-latency"
+RUNS = [("auto",), ("nftables", "--ipv6-only", QUICK), ("legacy", QUICK), ("nft", "--ipv6-only", QUICK)]
 """Every back-end and both shapes of the lab; ``world`` covers the rest of the combinations."""
 
 
@@ -37,6 +38,7 @@ async def test_every_claim_of_the_demo_holds(tmp_path: Path, arguments: tuple[st
     claims = 32 if "--ipv6-only" in arguments else 64
     assert f"{claims} of {claims} claims hold" in said, said
     assert "without an agent 0 of" in said
+    assert ("publish → programmed, one endpoint" in said) == (QUICK not in arguments)
     assert code == 0
     assert list(tmp_path.iterdir()) == []
     assert {path.name for path in Path("/sys/class/net").iterdir()} == links
@@ -54,6 +56,7 @@ async def test_keep_holds_the_lab_until_it_is_told_to_end(tmp_path: Path) -> Non
         "demo",
         "--ipv6-only",
         "--keep",
+        QUICK,
         env=environment({"TMPDIR": str(tmp_path)}),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
