@@ -5,14 +5,10 @@ Exit codes: 0 done (``plan``: nothing to do), 1 could not be done, 2 ``plan``: s
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -20,24 +16,17 @@ from structlog.contextvars import bind_contextvars
 
 from felixpy import __version__
 from felixpy.command import (
-    CommandError,
     Local,
     SettingsFile,
     finish,
     local_settings,
-    local_sources,
     observer,
     plain_errors,
 )
-from felixpy.config import Settings, SettingsFileError
+from felixpy.config import Settings
 from felixpy.node_commands import check, diag, explain, status
-from felixpy.observe.log import configure_logging
-from felixpy.observe.log_limit import LogLimit, tell_forever
+from felixpy.observe.log_limit import LogLimit
 from felixpy.stream_commands import apply, delete, get
-from felixpy.supervisor import Supervisor
-
-LEAVE_SECONDS = 3.0
-"""How long the parts of the agent may take to say goodbye before they are told again."""
 
 app = typer.Typer(
     name="felixpy",
@@ -75,73 +64,9 @@ def run(config: SettingsFile = None) -> None:
     with plain_errors():
         local = local_settings(config, log=limit)
     bind_contextvars(node=local.settings.nodename)
-    finish(_run(local, config, limit))
+    from felixpy.daemon import run_daemon
 
-
-async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
-    from felixpy import collector
-    from felixpy.agent import Agent
-    from felixpy.config.table import shown
-    from felixpy.observe.control import serve_control_forever
-    from felixpy.observe.lag import measure_lag
-    from felixpy.observe.metrics import count_log, count_stream
-    from felixpy.observe.server import serve_latest
-    from felixpy.sources.directory import DirectorySource
-    from felixpy.sources.ending import end
-    from felixpy.sources.mqtt import MqttSource
-    from felixpy.status import details, health
-
-    collector.take_over()
-    settings = local.settings
-    mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
-    source = mqtt or DirectorySource(settings.resource_directory)
-    changes: asyncio.Queue[Settings] = asyncio.Queue()
-
-    def follow(newer: Settings) -> None:
-        configure_logging(newer.log_severity_screen, limit)
-        changes.put_nowait(newer)
-
-    agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
-    supervisor = Supervisor()
-
-    def reload() -> None:
-        if mqtt is not None:
-            mqtt.reload()
-        try:
-            agent.reload(local_sources(config)[0])
-        except (CommandError, SettingsFileError) as error:
-            structlog.get_logger("felixpy").error("settings stay as they were", reason=str(error))
-
-    if mqtt is not None:
-        agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
-    agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
-    answers = {
-        "status": lambda: details(agent),
-        "metrics": lambda: agent.metrics.text().decode(),
-        "settings": lambda: shown(agent.settings),
-    }
-    parts = (
-        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent)),
-        serve_control_forever(settings.control_socket, answers),
-        measure_lag(agent.metrics),
-        tell_forever(limit),
-        agent.run(),
-        source.run(agent),
-        supervisor.follow(agent.live, agent.is_ready, agent.describe),
-    )
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.reload, reload)
-    tasks = [asyncio.create_task(part) for part in (stop.wait(), *parts)]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await end(tasks, LEAVE_SECONDS)
-        limit.tell()
-    for task in done:
-        task.result()  # raises what a part failed with
-    return 0
+    finish(run_daemon(local, config, limit))
 
 
 # --- plan, show, cleanup ---------------------------------------------------------------------------------------------

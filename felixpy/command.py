@@ -21,15 +21,14 @@ import typer
 from felixpy.config import (
     SettingProblem,
     Settings,
-    SettingsFileError,
     SettingsSource,
     load_environment,
     load_toml,
     resolve,
 )
-from felixpy.dataplane.packet_filter import FilterError
 from felixpy.observe.log import configure_logging
 from felixpy.observe.log_limit import LogLimit
+from felixpy.plain_error import PlainError
 
 DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
 
@@ -39,7 +38,7 @@ SettingsFile = Annotated[
 ]
 
 
-class CommandError(Exception):
+class CommandError(PlainError):
     """The command cannot be done: one sentence with what, where and what to do next."""
 
 
@@ -91,13 +90,9 @@ def observer(settings: Settings) -> Any:
 @contextlib.contextmanager
 def plain_errors(exit_code: int = 1) -> Iterator[None]:
     """Turn what can be expected to go wrong into one sentence and an exit code."""
-    from felixpy.observe.control import ControlError
-    from felixpy.sources.batch import PublishError
-    from felixpy.survey import SurveyError
-
     try:
         yield
-    except (CommandError, SettingsFileError, PublishError, SurveyError, FilterError, ControlError) as error:
+    except PlainError as error:
         fail(str(error), exit_code)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError

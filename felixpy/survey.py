@@ -19,11 +19,12 @@ from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.report import Operation
 from felixpy.model.net import FAMILIES, Family
 from felixpy.observe.endpoint_folders import FOLDER, Folders, describe, empty
+from felixpy.plain_error import PlainError
 from felixpy.sources import Source, SyncState
 from felixpy.sources.once import read_once
 
 
-class SurveyError(Exception):
+class SurveyError(PlainError):
     """The node or the stream cannot be surveyed: one sentence for people."""
 
 

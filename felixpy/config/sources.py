@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from felixpy.plain_error import PlainError
+
 _PREFIX = "felix_"
 
 
-class SettingsFileError(Exception):
+class SettingsFileError(PlainError):
     """The settings file cannot be read: one sentence with the file and the reason."""
 
 

@@ -14,6 +14,7 @@ from felixpy.calc.entries import ElementKey
 from felixpy.calc.rules import ChainKey, Chains
 from felixpy.model.net import Family
 from felixpy.netlink.transport import Message, NetlinkSocket
+from felixpy.plain_error import PlainError
 
 RenderedChain = tuple[Any, ...]
 """One comparable value per rule, in the back-end's own canonical form. A hook chain holds our rules only."""
@@ -132,5 +133,5 @@ class PacketFilter(Protocol):
         """Release sockets and threads; leave the kernel as it is."""
 
 
-class FilterError(Exception):
+class FilterError(PlainError):
     """A back-end as a whole cannot work: what, where, and what to do next, in one sentence."""

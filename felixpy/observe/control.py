@@ -19,6 +19,8 @@ from typing import Any
 
 import structlog
 
+from felixpy.plain_error import PlainError
+
 log = structlog.get_logger("felixpy")
 
 Answers = Mapping[str, Callable[[], Any]]
@@ -29,7 +31,7 @@ PATIENCE_SECONDS = 5.0
 MAX_ANSWER_BYTES = 1 << 24
 
 
-class ControlError(Exception):
+class ControlError(PlainError):
     """The agent cannot be asked: one sentence for people."""
 
 

@@ -14,10 +14,11 @@ import msgspec
 from felixpy.model.documents import BadDocument, Document
 from felixpy.model.net import Net
 from felixpy.model.resources import Absent, Kind, ResourceKey
+from felixpy.plain_error import PlainError
 from felixpy.sources import topics
 
 
-class PublishError(Exception):
+class PublishError(PlainError):
     """Nothing, or not everything, was published; the text is one sentence for people."""
 
 

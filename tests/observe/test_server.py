@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from felixpy.config import Settings
 from felixpy.observe.metrics import Metrics
-from felixpy.observe.server import ListenError, serve, serve_latest
+from felixpy.observe.http import serve
+from felixpy.observe.server import ListenError, serve_latest
 
 HEALTH, METRICS, OTHER = 9099, 9091, 9199
 ON = Settings(

@@ -1,0 +1,93 @@
+"""The agent as a process: its source, what it serves, whom it tells, and how it begins and ends.
+
+Composition only: parts are made, tied together and run side by side until a signal comes or one of them fails. It must
+never decide anything about resources or the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import structlog
+
+from felixpy import collector
+from felixpy.agent import Agent
+from felixpy.command import Local, local_sources
+from felixpy.config import Settings
+from felixpy.config.table import shown
+from felixpy.observe.control import serve_control_forever
+from felixpy.observe.lag import measure_lag
+from felixpy.observe.log import configure_logging
+from felixpy.observe.log_limit import LogLimit, tell_forever
+from felixpy.observe.metrics import count_log, count_stream
+from felixpy.observe.server import serve_latest
+from felixpy.plain_error import PlainError
+from felixpy.sources.directory import DirectorySource
+from felixpy.sources.ending import end
+from felixpy.sources.mqtt import MqttSource
+from felixpy.status import details, health
+from felixpy.supervisor import Supervisor
+
+LEAVE_SECONDS = 3.0
+"""How long the parts of the agent may take to say goodbye before they are told again."""
+
+
+async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
+    """Run until SIGTERM or SIGINT; SIGHUP reads settings and credentials again.
+
+    Raises:
+        PlainError, OSError: the agent cannot start; anything else is a bug.
+    """
+    collector.take_over()
+    settings = local.settings
+    mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
+    source = mqtt or DirectorySource(settings.resource_directory)
+    changes: asyncio.Queue[Settings] = asyncio.Queue()
+
+    def follow(newer: Settings) -> None:
+        configure_logging(newer.log_severity_screen, limit)
+        changes.put_nowait(newer)
+
+    agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
+    supervisor = Supervisor()
+
+    def reload() -> None:
+        if mqtt is not None:
+            mqtt.reload()
+        try:
+            agent.reload(local_sources(config)[0])
+        except PlainError as error:
+            structlog.get_logger("felixpy").error("settings stay as they were", reason=str(error))
+
+    if mqtt is not None:
+        agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
+    agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
+    answers = {
+        "status": lambda: details(agent),
+        "metrics": lambda: agent.metrics.text().decode(),
+        "settings": lambda: shown(agent.settings),
+    }
+    parts = (
+        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent)),
+        serve_control_forever(settings.control_socket, answers),
+        measure_lag(agent.metrics),
+        tell_forever(limit),
+        agent.run(),
+        source.run(agent),
+        supervisor.follow(agent.live, agent.is_ready, agent.describe),
+    )
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.reload, reload)
+    tasks = [asyncio.create_task(part) for part in (stop.wait(), *parts)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(tasks, LEAVE_SECONDS)
+        limit.tell()
+    for task in done:
+        task.result()  # raises what a part failed with
+    return 0
