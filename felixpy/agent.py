@@ -268,8 +268,8 @@ class Agent:
             except OSError as error:
                 log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
                 self._resync_now.set()
-        for family, changed_by in doubts.filters.items():
-            if reason := await self.dataplane.read_filter(family, changed_by):
+        for family, (part, changed_by) in doubts.filters.items():
+            if reason := await self.dataplane.read_filter(family, changed_by, part):
                 self._standing.fails(f"packet filter of {family} cannot be read", reason, family=str(family))
                 self._resync_now.set()
         if doubts.everything:

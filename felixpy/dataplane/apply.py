@@ -31,7 +31,7 @@ from felixpy.dataplane.filter_tables import FilterTables
 from felixpy.dataplane.interface_settings import InterfaceSettingTable, costs_advertised_routes
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
-from felixpy.dataplane.packet_filter import PacketFilter
+from felixpy.dataplane.packet_filter import PacketFilter, Part
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport, Operation
 from felixpy.dataplane.routes import RouteTable
@@ -177,13 +177,13 @@ class Dataplane:
         with table.reading() as newer:
             await table.adopt(await read(self.socket), newer, self.clock())
 
-    async def read_filter(self, family: Family, changed_by: str = "") -> str:
+    async def read_filter(self, family: Family, changed_by: str = "", part: Part = Part.ALL) -> str:
         """Read one packet filter, changed by somebody if told. Returns why it could not be read, or nothing."""
         tables = self.filters.get(family)
         if tables is None:
             return ""
         with tables.chains.blaming(lambda: changed_by), tables.elements.blaming(lambda: changed_by):
-            return await tables.read_or_reason(self.clock())
+            return await tables.read_or_reason(self.clock(), part)
 
     async def read_routes(self, interface: str) -> None:
         """Read the routes of one interface, where the kernel may have removed some without a word.

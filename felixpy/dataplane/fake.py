@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
 from felixpy.calc.rules import ChainKey, Chains, Jump, Rule
-from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, RenderedChain
+from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket
 
@@ -36,11 +36,11 @@ class FakePacketFilter:
     def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
         return dict(chains)
 
-    async def read(self) -> FilterState:
+    async def read(self, part: Part = Part.ALL) -> FilterState:
         self._break()
-        return FilterState(dict(self.chains), set(self.elements), self.containers, self.foreign)
+        return FilterState(dict(self.chains), set(self.elements), self.containers, foreign=self.foreign)
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
         """Nothing is ever told: what others change shows at the next read."""
         return ()
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
 from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
-from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, RenderedChain
+from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, Part, RenderedChain
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.dataplane.table import Delta, KeyedTable
@@ -49,20 +49,21 @@ class FilterTables:
             if self.chains.desired.get(key) != rules:
                 self.chains.want(key, rules)
 
-    async def read(self, now: float) -> None:
+    async def read(self, now: float, part: Part = Part.ALL) -> None:
         """Read the kernel, in slices; updates may be written meanwhile.
 
         Raises:
             OSError, FilterError
         """
         with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
-            state = await self.filter.read()
+            state = await self.filter.read(part)
             self.containers, self.foreign, self.known = state.containers, state.foreign, True
             await self.chains.adopt(state.chains, newer_chains, now)
-            members: dict[ElementKey, None] = {}
-            async for some in in_slices(state.elements, 64):
-                members.update(dict.fromkeys(some))
-            await self.elements.adopt(members, newer_elements, now)
+            if state.part is Part.ALL:
+                members: dict[ElementKey, None] = {}
+                async for some in in_slices(state.elements, 64):
+                    members.update(dict.fromkeys(some))
+                await self.elements.adopt(members, newer_elements, now)
         if not state.containers:
             self.elements.mark([*self.elements.refused])
 
@@ -76,10 +77,10 @@ class FilterTables:
         """Whether there is nothing to look at."""
         return self.containers and not (self.foreign or self.elements.dirty or self.chains.dirty)
 
-    async def read_or_reason(self, now: float) -> str:
+    async def read_or_reason(self, now: float, part: Part = Part.ALL) -> str:
         """Read the kernel. Returns why it could not be read, or nothing."""
         try:
-            await self.read(now)
+            await self.read(now, part)
         except (OSError, FilterError) as error:
             return str(error)
         return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 from felixpy.calc.entries import ElementKey
@@ -20,9 +21,16 @@ RenderedChain = tuple[Any, ...]
 """One comparable value per rule, in the back-end's own canonical form. A hook chain holds our rules only."""
 
 
+class Part(Enum):
+    """What of a packet filter has to be read: rules are few on any node, members are many on a full one."""
+
+    RULES = "chains and rules"
+    ALL = "chains, rules, sets and members"
+
+
 @dataclass(slots=True)
 class FilterState:
-    """What the kernel holds of ours, one family.
+    """What the kernel holds of ours, one family. ``elements`` says nothing if ``part`` is ``Part.RULES``.
 
     ``containers`` is False while sets (or the nft table) that members need are missing or of the wrong type;
     ``chains`` lacks a hook whose kernel attachment (base chain, jump) is missing or wrong.
@@ -31,6 +39,7 @@ class FilterState:
     chains: dict[ChainKey, RenderedChain] = field(default_factory=dict)
     elements: set[ElementKey] = field(default_factory=set)
     containers: bool = False
+    part: Part = Part.ALL
     foreign: tuple[str, ...] = ()  # our names that we do not know (an older layout): removed with the next write
 
 
@@ -85,18 +94,18 @@ class PacketFilter(Protocol):
     def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
         """Canonical form of abstract chains. Pure."""
 
-    async def read(self) -> FilterState:
-        """Read everything of ours from the kernel.
+    async def read(self, part: Part = Part.ALL) -> FilterState:
+        """Read what is ours from the kernel, at least this part.
 
         Raises:
             NetlinkError, FilterError: the kernel or a tool refused to tell.
         """
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
         """Judge a nf_tables notification that is not of our own making.
 
         Returns:
-            Members that came (True) or went (False); None: rules or sets of ours changed and must be read again.
+            Members that came (True) or went (False), or the part of ours that changed and must be read again.
         """
 
     def ports(self) -> tuple[int, ...]:

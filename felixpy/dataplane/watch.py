@@ -14,6 +14,7 @@ from functools import partial
 from felixpy.config import Settings
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.host import is_host_interface
+from felixpy.dataplane.packet_filter import Part
 from felixpy.dataplane.table import MISSING
 from felixpy.dataplane.writers import nftables_writers, routing_writer
 from felixpy.model.net import Family
@@ -29,12 +30,12 @@ OVERFLOW_PAUSE_SECONDS = 0.2
 class Doubts:
     """What has to be read again: host addresses, one interface's routes, one family's packet filter, or everything.
 
-    With a packet filter stands who changed it last, as far as the kernel tells.
+    With a packet filter stands what of it, and who changed it last, as far as the kernel tells.
     """
 
     host: bool = False
     interfaces: set[str] = field(default_factory=set)
-    filters: dict[Family, str] = field(default_factory=dict)
+    filters: dict[Family, tuple[Part, str]] = field(default_factory=dict)
     everything: bool = False
 
     def __bool__(self) -> bool:
@@ -135,8 +136,9 @@ class Watch:
         for message, writer in zip(messages, nftables_writers(messages), strict=True):
             for family, tables in self._dataplane.filters.items():
                 members = tables.filter.notify(message)
-                if members is None:
-                    self._doubts.filters[family] = writer
+                if isinstance(members, Part):
+                    before, _ = self._doubts.filters.get(family, (members, ""))
+                    self._doubts.filters[family] = Part.ALL if Part.ALL in (before, members) else members, writer
                     continue
                 with tables.elements.blaming(partial(str, writer)):
                     for key, came in members:

@@ -10,7 +10,7 @@ import pytest
 from felixpy.calc.entries import ElementKey, SetName
 from felixpy.calc.rules import SPOOF_CHECK, ChainKey, Table
 from felixpy.dataplane.nftables.filter import NftablesFilter
-from felixpy.dataplane.packet_filter import FilterChange
+from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.nftables import NftRule
@@ -337,5 +337,38 @@ def test_the_other_family_is_not_touched(make_nftables: MakeNftables) -> None:
         await v4.remove_all()
         assert await v6.read() == before
         assert run("nft", "list", "tables") == "table ip6 felixpy\n"
+
+    asyncio.run(check())
+
+
+def test_rules_are_read_without_the_members_of_sets(nftables: NftablesFilter, family: Family) -> None:
+    """What it costs to look at rules must not grow with the workloads of the node."""
+    chains = default_chains(nftables)
+
+    async def costs(part: Part) -> tuple[int, FilterState]:
+        before = nftables.socket.dumps_sent
+        state = await nftables.read(part)
+        return nftables.socket.dumps_sent - before, state
+
+    async def check() -> None:
+        await programmed(nftables, FilterChange(chains=dict(chains), add=[endpoint(family, 2)]))
+        await nftables.read()
+        dumps, state = await costs(Part.RULES)
+        assert dumps == 3  # tables, chains, rules
+        assert (state.part, state.chains, state.containers) == (Part.RULES, chains, True)
+        dumps, state = await costs(Part.ALL)
+        assert dumps == 4 + len(SetName)
+        assert state.elements == {endpoint(family, 2)}
+
+    asyncio.run(check())
+
+
+def test_rules_alone_are_not_read_where_the_table_is_gone(nftables: NftablesFilter, family: Family) -> None:
+    async def check() -> None:
+        await programmed(nftables, FilterChange(chains=dict(default_chains(nftables)), add=[endpoint(family, 2)]))
+        await nftables.read()
+        run("nft", "delete", "table", WORD[family], "felixpy")
+        state = await nftables.read(Part.RULES)
+        assert (state.part, state.chains, state.elements, state.containers) == (Part.ALL, {}, set(), False)
 
     asyncio.run(check())

@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from felixpy.config import Settings
-from felixpy.observe.metrics import Metrics
 from felixpy.observe.http import serve
+from felixpy.observe.metrics import Metrics
 from felixpy.observe.server import ListenError, serve_latest
 
 HEALTH, METRICS, OTHER = 9099, 9091, 9199

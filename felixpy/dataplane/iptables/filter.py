@@ -20,7 +20,7 @@ from felixpy.dataplane.iptables.render import render_chains
 from felixpy.dataplane.iptables.save_text import SavedTable, parse_save
 from felixpy.dataplane.iptables.sets import IpSets
 from felixpy.dataplane.iptables.tools import Tools, tool_name
-from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterError, FilterState, RenderedChain
+from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterError, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink.transport import Message, NetlinkSocket
 
@@ -55,8 +55,8 @@ class IptablesFilter(ABC):
         """Rules as text, the form in which the ``-save`` tool prints them. Pure."""
         return render_chains(self.family, chains)
 
-    async def read(self) -> FilterState:
-        """Read everything of ours.
+    async def read(self, part: Part = Part.ALL) -> FilterState:
+        """Read what is ours; the members of sets only if asked for.
 
         Raises:
             NetlinkError, FilterError: the kernel or the tool refused to tell.
@@ -64,13 +64,17 @@ class IptablesFilter(ABC):
         saved = await self._save()
         self._saved = saved, time.monotonic()
         headers = self.sets.headers()
-        elements = await self.sets.read(headers)
+        usable = self.sets.usable(headers)
+        if not usable:
+            part = Part.ALL  # sets tell nothing: who removed some has emptied others
+        elements = await self.sets.read(headers) if part is Part.ALL else set()
         self._foreign_chains = tuple(foreign_chains(saved))
         self._foreign_sets = tuple(self.sets.foreign(headers))
         return FilterState(
             chains=present_chains(saved, self._insert_mode),
             elements=elements,
-            containers=self.sets.usable(headers),
+            containers=usable,
+            part=part,
             foreign=self._foreign_chains + self._foreign_sets,
         )
 
@@ -97,7 +101,7 @@ class IptablesFilter(ABC):
         """None: rules are written by a process or by libiptc, and IP sets send no notifications."""
         return ()
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
         """Nothing: the kernel tells nothing of legacy tables and IP sets; the NFT variant knows better."""
         return ()
 

@@ -17,7 +17,7 @@ from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, RuleTexts, loo
 from felixpy.dataplane.iptables.plan import TablePlan, restore_text
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.dataplane.iptables.tools import tool_name
-from felixpy.dataplane.packet_filter import FilterError
+from felixpy.dataplane.packet_filter import FilterError, Part
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket
@@ -35,7 +35,7 @@ class NftVariantFilter(IptablesFilter):
         self._learned = False
         self._told = False
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
         """Chains, rules and built-in chains that carry our jumps; what other programs do to theirs is of no interest.
 
         Our own restores are told of too, because a process writes them: the read that follows confirms them.
@@ -46,7 +46,7 @@ class NftVariantFilter(IptablesFilter):
         changed = command in (nft.NEWRULE, nft.DELRULE, nft.NEWCHAIN, nft.DELCHAIN) and self._ours(message, command)
         if changed or (command == nft.DELTABLE and nft.table_of(message, command) in IPTABLES_TABLES):
             self._told = True
-            return None
+            return Part.RULES
         return ()
 
     @staticmethod

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
 from felixpy.calc.rules import ChainKey, Chains, Table
 from felixpy.dataplane.nftables import elements, render
-from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, RenderedChain
+from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.transport import (
@@ -45,7 +45,10 @@ class _Step(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """What the kernel was last seen to hold. ``replace``: it is not our layout. ``tainted``: sets with odd ranges."""
+    """What the kernel was last seen to hold. ``replace``: it is not our layout. ``tainted``: sets with odd ranges.
+
+    ``part``: whether sets and members were looked at, too, or taken for what they were.
+    """
 
     table: bool = False
     sets: set[SetName] = field(default_factory=set)
@@ -53,6 +56,7 @@ class _Seen:
     elements: set[ElementKey] = field(default_factory=set)
     tainted: set[SetName] = field(default_factory=set)
     replace: bool = False
+    part: Part = Part.ALL
 
     @property
     def is_whole(self) -> bool:
@@ -99,8 +103,8 @@ class NftablesFilter:
     def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
         return dict(render.render_chains(chains, self.family))
 
-    async def read(self) -> FilterState:
-        """Read the table in slices, again if rules or sets were written meanwhile.
+    async def read(self, part: Part = Part.ALL) -> FilterState:
+        """Read the table, or its chains and rules alone, in slices; again if rules or sets were written meanwhile.
 
         A layout that is not ours (a set of another type, a hook elsewhere) reads as empty and is replaced by the next
         write, in the same transaction.
@@ -108,7 +112,7 @@ class NftablesFilter:
         while True:
             generation = self._generation
             try:
-                seen = await self._look()
+                seen = await self._look(part)
             except OSError:
                 self._read_errors += 1
                 raise
@@ -122,6 +126,7 @@ class NftablesFilter:
             chains={key: tuple(rules) for key, rules in seen.chains.items()},
             elements=members,
             containers=seen.is_whole,
+            part=seen.part,
         )
 
     async def create_containers(self) -> None:
@@ -145,43 +150,51 @@ class NftablesFilter:
     def ports(self) -> tuple[int, ...]:
         return (self.socket.port,)
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | None:
-        """Members that a notification says came (True) or went (False); None: rules or sets changed, read again."""
+    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
+        """Members that a notification says came (True) or went (False), or what to read again."""
         command = message.type & 0xFF
         if message.type >> 8 != nft.NFNL_SUBSYS_NFTABLES or message.payload[0] != nft.NFPROTO[self.family]:
             return ()
         if command == nft.NEWGEN or nft.table_of(message, command) != TABLE:
             return ()
+        if command in (nft.NEWRULE, nft.DELRULE, nft.NEWCHAIN, nft.DELCHAIN):
+            return Part.RULES
         if command not in (nft.NEWSETELEM, nft.DELSETELEM):
-            return None
+            return Part.ALL
         name = nft.set_of(message)
         if name not in set(SetName) or SET_TYPES[SetName(name)] is not SetType.HOST_INTERFACE:
-            return None  # of an interval the kernel tells each end by itself
+            return Part.ALL  # of an interval the kernel tells each end by itself
         try:
             found = elements.decode(SetName(name), self.family, nft.decode_elements(message))
         except elements.NotOursError:
-            return None
+            return Part.ALL
         return [(key, command == nft.NEWSETELEM) for key in found]
 
     # --- reading -----------------------------------------------------------------------------------------------
 
-    async def _look(self) -> _Seen:
+    async def _look(self, part: Part) -> _Seen:
         seen = _Seen(table=self._table_stands())
         if not seen.table:
             return seen
-        for message in await self.socket.dump_sliced(self._in_table(nft.GETSET)):
-            table, shape = nft.decode_set(message)
-            if table == TABLE and not shape.flags & nft.NFT_SET_ANONYMOUS:
-                seen.add_set(shape, self.family)
+        if part is Part.RULES and self._seen.is_whole:
+            seen.part, seen.sets = part, set(self._seen.sets)
+        else:
+            await self._look_at_sets(seen)
         for message in await self.socket.dump_sliced(nft.dump(nft.GETCHAIN, self.family)):
             seen.add_chain(*nft.decode_chain(message))
         if seen.replace:
             return seen
         for message in await self.socket.dump_sliced(self._in_table(nft.GETRULE)):
             seen.add_rule(*nft.decode_rule(message))
-        for name in seen.sets:
+        for name in seen.sets if seen.part is Part.ALL else ():
             await self._look_into(name, seen)
         return seen
+
+    async def _look_at_sets(self, seen: _Seen) -> None:
+        for message in await self.socket.dump_sliced(self._in_table(nft.GETSET)):
+            table, shape = nft.decode_set(message)
+            if table == TABLE and not shape.flags & nft.NFT_SET_ANONYMOUS:
+                seen.add_set(shape, self.family)
 
     async def _look_into(self, name: SetName, seen: _Seen) -> None:
         ends: list[nft.KernelElement] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from felixpy.dataplane.iptables.nft_variant import NftVariantFilter
-from felixpy.dataplane.packet_filter import FilterState
+from felixpy.dataplane.packet_filter import FilterState, Part
 from felixpy.model.net import Family
 from felixpy.netlink.monitor import Monitor, monitor_nftables
 from tests.dataplane.iptables.conftest import output
@@ -53,7 +53,7 @@ def told(one: NftVariantFilter, monitor: Monitor) -> bool:
     """Whether the kernel's notifications mean that rules have to be read again."""
     messages = monitor.read()
     assert messages is not None
-    return None in [one.notify(message) for message in messages]
+    return Part.RULES in [one.notify(message) for message in messages]
 
 
 async def by_the_tool(family: Family) -> FilterState:
