@@ -145,6 +145,8 @@ class Agent:
         if status == self.stream:
             return
         level = log.warning if status.state is SyncState.DEGRADED else log.info
+        if (status.state, status.reason) == (self.stream.state, self.stream.reason):
+            level = log.debug  # progress
         level("stream", state=status.state.value, reason=status.reason, got=status.got, want=status.want)
         if status.state is SyncState.RESYNC and self.stream.state is not SyncState.RESYNC:
             self.metrics.resyncs_started.inc()
@@ -254,7 +256,7 @@ class Agent:
             if self._pending:
                 self._wake_up()
             self._publish()
-            if not self.complete:
+            if not self.complete and self.stream.state is not SyncState.IN_SYNC:
                 # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
                 await asyncio.sleep(min(time.monotonic() - started, 1.0))
 
@@ -368,7 +370,9 @@ class Agent:
         # The kernel comes first: everything that is only told or counted has time until here.
         self._count_taken()
         unjudged, self._unjudged = self._unjudged, set()
-        self.outcome.judge(unjudged | self.calculation.owners_of(report.looked_at))
+        if self.complete:  # before that nearly everything waits, and is looked at in every turn
+            unjudged |= self.calculation.owners_of(report.looked_at)
+        self.outcome.judge(unjudged)
         if report.written:
             self.metrics.writes.inc(report.written)
             self.metrics.apply_seconds.observe(time.perf_counter() - started)

@@ -160,8 +160,8 @@ class Dataplane:
             OSError: routing tables or links could not be read.
         """
         with self.links.reading() as newer:
-            messages = await self.socket.dump_sliced(rtnetlink.link_dump_request())
-            self.link_events(await self.links.adopt(map(rtnetlink.decode_link, messages), newer))
+            links = await self.socket.decode_sliced(rtnetlink.link_dump_request(), rtnetlink.decode_link)
+            self.link_events(await self.links.adopt(links, newer))
         await self._read_table(self.routes.table, self.routes.read)
         await self._read_table(self.neighbours.table, self.neighbours.read)
         await self._read_table(self.interface_settings.table, self.interface_settings.read)

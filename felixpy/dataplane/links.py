@@ -53,9 +53,7 @@ class Links:
     async def adopt(self, links: Iterable[Link], newer: Container[int] = frozenset()) -> LinkEvents:
         """Take a dump, in slices; the difference to what was known counts as events."""
         events = LinkEvents()
-        found: dict[int, Link] = {}
-        async for some in in_slices(links, 8):
-            found.update((link.ifindex, link) for link in some)
+        found = {link.ifindex: link for link in links}
         for index in self.by_index.keys() - found.keys():
             if index not in newer:
                 self._remove(index, events)

@@ -37,9 +37,9 @@ class NeighbourTable:
         """
         found = {}
         for family in Family:
-            async for messages in in_slices(await socket.dump_sliced(rtnetlink.neighbour_dump_request(family))):
-                for message in messages:
-                    neighbour = rtnetlink.decode_neighbour(message)
+            request = rtnetlink.neighbour_dump_request(family)
+            async for neighbours in in_slices(await socket.decode_sliced(request, rtnetlink.decode_neighbour), 64):
+                for neighbour in neighbours:
                     if neighbour is None or neighbour.protocol != self.settings.device_route_protocol:
                         continue
                     interface = self.links.name_of(neighbour.interface)

@@ -68,15 +68,17 @@ class RouteTable:
         started = time.perf_counter()
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
-            async for messages in in_slices(await self._dump(socket, family, interface)):
-                found.update(filter(None, map(self.decode, messages)))
+            async for routes in in_slices(await self._dump(socket, family, interface), 64):
+                found.update(filter(None, routes))
         (self.partial if interface else self.whole).add(time.perf_counter() - started)
         return found
 
-    @staticmethod
-    async def _dump(socket: NetlinkSocket, family: Family, interface: int) -> list[Message]:
+    async def _dump(
+        self, socket: NetlinkSocket, family: Family, interface: int
+    ) -> list[tuple[RouteKey, KernelRoute] | None]:
         try:
-            return await socket.dump_sliced(rtnetlink.route_dump_request(family, MAIN_TABLE, interface))
+            request = rtnetlink.route_dump_request(family, MAIN_TABLE, interface)
+            return await socket.decode_sliced(request, self.decode)
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise

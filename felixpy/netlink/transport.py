@@ -13,10 +13,12 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
-from felixpy.slices import pause
+from felixpy.slices import in_slices, pause
+
+T = TypeVar("T")
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -252,13 +254,22 @@ class NetlinkSocket:
         Raises:
             NetlinkError: refused, or interrupted more than ``MAX_DUMP_ATTEMPTS`` times in a row.
         """
+        return await self.decode_sliced(request, lambda message: message)
+
+    async def decode_sliced(self, request: Request, decode: Callable[[Message], T]) -> list[T]:
+        """What the messages of a dump mean, decoded as they come: the whole of a long dump is never in memory.
+
+        Raises:
+            NetlinkError: refused, or interrupted more than ``MAX_DUMP_ATTEMPTS`` times in a row.
+        """
         for _ in range(MAX_DUMP_ATTEMPTS):
-            messages: list[Message] = []
+            found: list[T] = []
             with contextlib.suppress(DumpInterrupted):
                 for batch in self.dump(request):
-                    messages += batch
+                    async for some in in_slices(batch):
+                        found += map(decode, some)
                     await pause()
-                return messages
+                return found
         raise NetlinkError(errno.EINTR, "the kernel's table kept changing while it was read; will be tried again")
 
     def _send(self, requests: Sequence[Request], ack_at: int) -> None:

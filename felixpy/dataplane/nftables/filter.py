@@ -10,6 +10,7 @@ import errno
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -199,13 +200,15 @@ class NftablesFilter:
     async def _look_into(self, name: SetName, seen: _Seen) -> None:
         ends: list[nft.KernelElement] = []
         try:
-            dumped = await self.socket.dump_sliced(nft.get_elements(self.family, TABLE, name))
-            async for [message] in in_slices(dumped, 1):
-                if SET_TYPES[name] is SetType.NET:
-                    ends += nft.decode_elements(message)  # the ends of an interval may come in two messages
-                else:
-                    seen.elements |= elements.decode_datagram(name, self.family, message)
-            seen.elements |= elements.decode(name, self.family, ends)
+            request = nft.get_elements(self.family, TABLE, name)
+            if SET_TYPES[name] is SetType.NET:
+                for some in await self.socket.decode_sliced(request, nft.decode_elements):
+                    ends += some  # the ends of an interval may come in two messages
+                seen.elements |= elements.decode(name, self.family, ends)
+                return
+            members = await self.socket.decode_sliced(request, partial(elements.decode_datagram, name, self.family))
+            async for sets in in_slices(members, 1):
+                seen.elements.update(*sets)
         except elements.NotOursError:
             seen.tainted.add(name)
             seen.elements = {key for key in seen.elements if key.set is not name}
