@@ -88,7 +88,13 @@ async def _ending_with(connection: Connection) -> AsyncIterator[None]:
     lost = asyncio.create_task(connection.until_lost())
     block = asyncio.current_task()
     assert block is not None
-    lost.add_done_callback(lambda task: None if task.cancelled() else block.cancel())
+    leaving = False
+
+    def end(task: asyncio.Task[None]) -> None:
+        if not (task.cancelled() or leaving):
+            block.cancel()
+
+    lost.add_done_callback(end)
     try:
         yield
     except asyncio.CancelledError:
@@ -96,6 +102,7 @@ async def _ending_with(connection: Connection) -> AsyncIterator[None]:
             lost.result()
         raise
     finally:
+        leaving = True  # what has failed in the block is its end, also if the loss is noticed a moment later
         lost.cancel()
         await asyncio.gather(lost, return_exceptions=True)
 

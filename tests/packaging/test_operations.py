@@ -222,14 +222,14 @@ def test_another_back_end_keeps_connections(machine: Machine) -> None:
 
 
 def test_a_drained_node_has_nothing_of_felixpy_and_comes_back(machine: Machine) -> None:
-    machine.run("cp /etc/felixpy/resources/one.yaml /root/; rm /etc/felixpy/resources/one.yaml")
+    machine.run("cp /etc/felixpy/resources/one.yaml /var/tmp/; rm /etc/felixpy/resources/one.yaml")
     machine.until(lambda: "10.48.0.1" not in machine.run("ip route; nft list ruleset"), "the endpoint is gone")
     said = follow(machine, commands(OPERATIONS, "## Drain a node"))
-    assert "cali" not in said
+    assert "dev cali" not in said and " . cali" not in said
     assert nothing_left(machine)
     assert machine.run("systemctl is-active felixpy", check=False) == "inactive\n"
     assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
-    machine.run("cp /root/one.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
+    machine.run("cp /var/tmp/one.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
     ready(machine)
     machine.run("systemctl stop flow4 flow6", check=False)
     start_flows(machine)
@@ -267,7 +267,7 @@ def test_the_debian_package_installs_upgrades_and_is_removed(machine: Machine) -
     follow(machine, commands(OPERATIONS, "### As a Debian package")[1:])
     assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
     machine.run(
-        "echo 'FelixHostname = \"node1\"' >>/etc/felixpy/felixpy.toml && cp /root/one.yaml /etc/felixpy/resources/"
+        "echo 'FelixHostname = \"node1\"' >>/etc/felixpy/felixpy.toml && cp /var/tmp/one.yaml /etc/felixpy/resources/"
     )
     machine.run("systemctl enable --now felixpy")
     ready(machine)
