@@ -136,15 +136,15 @@ def flows_go_on(machine: Machine) -> None:
 def start_flows(machine: Machine) -> None:
     for family, address in ((4, "192.0.2.254"), (6, "2001:db8::fe")):
         machine.run(f"rm -f /run/flow{family}; systemctl reset-failed flow{family} 2>/dev/null", check=False)
-        machine.run(f"systemd-run -q -u flow{family} ip netns exec web python3 /root/flow.py {address} {family}")
+        machine.run(f"systemd-run -q -u flow{family} ip netns exec web python3 /var/tmp/flow.py {address} {family}")
     machine.until(lambda: machine.run("ls /run/flow4 /run/flow6", check=False).count("No such") == 0, "flows")
 
 
 def start_outside(machine: Machine) -> None:
-    machine.write("/root/echo.py", ECHO)
-    machine.write("/root/flow.py", FLOW)
+    machine.write("/var/tmp/echo.py", ECHO)
+    machine.write("/var/tmp/flow.py", FLOW)
     machine.run(f"set -e {WORKLOAD}")
-    machine.run("systemd-run -q -u echo ip netns exec outside python3 /root/echo.py")
+    machine.run("systemd-run -q -u echo ip netns exec outside python3 /var/tmp/echo.py")
     machine.until(lambda: ":7" in machine.run("ip netns exec outside ss -Hltn"), "the outside host listens")
 
 
