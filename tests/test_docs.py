@@ -124,7 +124,8 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     for command, *arguments in calls(page):
         assert command in commands, f"felixpy {command}"
-        known = {option for parameter in commands[command].params for option in parameter.opts}
+        parameters = commands[command].params
+        known = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
         options = {argument for argument in arguments if argument.startswith("-")}
         assert options <= {*known, "--help"}, f"felixpy {command} {arguments}"
 

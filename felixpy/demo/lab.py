@@ -27,7 +27,7 @@ from felixpy.demo.topology import NODES, PODS, Mode, NodeSpec, PodSpec
 from felixpy.model.net import Family
 
 BROKER_PORT = 1883
-BROKER_START_S = 5.0
+BROKER_START_S = 20.0
 TOPIC_ROOT = "felixpy/v1"
 
 
