@@ -90,11 +90,13 @@ class FilterTables:
 
         Before the snapshot is ``complete`` only members are added, and only where sets and rules stand.
         """
-        unreadable = "" if self.known else await self.read_or_reason(now)
+        unreadable = ""
+        if not self.known:
+            unreadable = await self.read_or_reason(now)
+        elif complete and self._rules_due_again(now):
+            unreadable = await self.read_or_reason(now, Part.RULES)
         if not complete and not self.in_place:
             return
-        if self.known and self._rules_due_again(now):
-            await self.read_or_reason(now)
         elements = self.elements.delta(now)
         chains = self.chains.delta(now) if complete else Delta[ChainKey, RenderedChain]()
         removed = {key: None for key in elements.remove if complete and SET_TYPES[key.set] is SetType.NET}
