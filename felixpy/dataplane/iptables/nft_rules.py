@@ -18,7 +18,6 @@ from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.nftables import NftRule
 from felixpy.netlink.transport import Message, NetlinkError, NetlinkSocket, attribute
-from felixpy.slices import in_slices
 
 IPTABLES_TABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
 UNKNOWN_RULE: Final = "(a rule of another program)"
@@ -55,19 +54,21 @@ async def look(socket: NetlinkSocket, family: Family) -> Look:
             found.setdefault(table, {})[chain] = []
     for table, chains in found.items():
         request = nft.dump(nft.GETRULE, family, attribute(1, nft.name(table)))
-        async for messages in in_slices(await socket.dump_sliced(request)):
-            for message in messages:
-                chain = nft.chain_of(message, nft.NEWRULE)
-                chains.setdefault(chain, []).append(_rule(message))
+        for chain, rule in await socket.decode_sliced(request, _rule):
+            chains.setdefault(chain, []).append(rule)
     return found
 
 
-def _rule(message: Message) -> NftRule | None:
-    """A rule that names a chain of ours, as the one that it is in or jumps to; less its counters, which never rest."""
+def _rule(message: Message) -> tuple[str, NftRule | None]:
+    """The chain that a rule is in, and the rule less its counters, which never rest; None if no chain of ours is named.
+
+    One is named as that chain or as the one that the rule jumps to.
+    """
+    chain = nft.chain_of(message, nft.NEWRULE)
     if CHAIN_PREFIX.encode() not in message.payload:
-        return None
+        return chain, None
     _, _, rule = nft.decode_rule(message)
-    return rule._replace(expressions=tuple(one for one in rule.expressions if one.name != "counter"))
+    return chain, rule._replace(expressions=tuple(one for one in rule.expressions if one.name != "counter"))
 
 
 class RuleTexts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOENT, EOPNOTSUPP
+from itertools import chain
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
 from felixpy.dataplane.iptables.layout import ipset_type, set_name, set_prefix
@@ -16,8 +17,7 @@ from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family, Net
 from felixpy.netlink import ipset
 from felixpy.netlink.ipset import Member, SetHeader
-from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Request
-from felixpy.slices import in_slices
+from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkError, NetlinkSocket, Request
 
 MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends
 _IN_USE = (4100, 4109)  # IPSET_ERR_BUSY, IPSET_ERR_REFERENCED
@@ -80,10 +80,7 @@ class IpSets:
         for name in SetName:
             header = headers.get(set_name(self._family, name))
             if header and (header.type, header.family) == (ipset_type(name), self._family):
-                members: list[ElementKey] = []
-                async for some in in_slices(await self._members(header.name), 64):
-                    members += [ElementKey(name, *member) for member in some]
-                elements.update(self._join_halves(name, members))
+                elements.update(self._join_halves(name, await self._members(name, header.name)))
         return elements
 
     async def create(self) -> None:
@@ -151,11 +148,11 @@ class IpSets:
             await asyncio.sleep(_RELEASE_WAIT_SECONDS)
         raise FilterError(f"the IP sets {', '.join(names)} are in use by rules of another program; remove those first")
 
-    async def _members(self, name: str) -> list[Member]:
-        members: list[Member] = []
-        async for [message] in in_slices(await self.socket.dump_sliced(ipset.list_members(name)), 1):
-            members += ipset.decode_members(message)
-        return members
+    async def _members(self, name: SetName, kernel_name: str) -> list[ElementKey]:
+        def decode(message: Message) -> list[ElementKey]:
+            return [ElementKey(name, *member) for member in ipset.decode_members(message)]
+
+        return list(chain.from_iterable(await self.socket.decode_sliced(ipset.list_members(kernel_name), decode)))
 
     def _join_halves(self, name: SetName, members: list[ElementKey]) -> list[ElementKey]:
         whole = Net(bytes(self._family.bits // 8), 0)
@@ -208,7 +205,8 @@ class IpSets:
         self.socket.transact([ipset.destroy(temporary)])  # left over if an earlier replacement was interrupted
         self._do(self._create(name, temporary))
         if (old.type, old.family) == (ipset_type(name), self._family):
-            members = await self._members(old.name)
+            keys = await self._members(name, old.name)
+            members = [Member(key.net, key.interface) for key in keys]
             for start in range(0, len(members), MEMBERS_PER_SEND):
                 self._do(*(ipset.add(temporary, member) for member in members[start : start + MEMBERS_PER_SEND]))
         if not self.socket.transact([ipset.destroy(old.name)]):
