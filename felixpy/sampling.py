@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from prometheus_client import Gauge
+
 from felixpy.calc.entries import MAIN_TABLE, SetName
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.filter_tables import FilterTables
@@ -78,9 +80,7 @@ def _sample_nftables(metrics: Metrics, tables: FilterTables) -> None:
     metrics.nft_list_calls.take(counts.reads, source=version)
     metrics.nft_list_errors.take(counts.read_errors, source=version)
     metrics.nft_sets.labels(version).set(len(SetName) if tables.containers else 0)
-    for chain, rules in tables.chains.committed.items():
-        metrics.nft_chains.labels(version, chain.table).inc()
-        metrics.nft_rules.labels(version, chain.table).inc(len(rules))
+    _sample_rules(tables, metrics.nft_chains, metrics.nft_rules)
 
 
 def _sample_iptables(metrics: Metrics, tables: FilterTables) -> None:
@@ -96,6 +96,11 @@ def _sample_iptables(metrics: Metrics, tables: FilterTables) -> None:
     metrics.ipset_lines.take(counts.set_lines, source=version)
     metrics.ipsets.labels(IPSET_VERSIONS[tables.family]).set(len(SetName) if tables.containers else 0)
     metrics.ipsets_total.set(counts.all_sets)
-    for chain, rules in tables.chains.committed.items():
-        metrics.iptables_chains.labels(version, chain.table).inc()
-        metrics.iptables_rules.labels(version, chain.table).inc(len(rules))
+    _sample_rules(tables, metrics.iptables_chains, metrics.iptables_rules)
+
+
+def _sample_rules(tables: FilterTables, chains: Gauge, rules: Gauge) -> None:
+    version = str(tables.family.version)
+    for chain, content in tables.chains.committed.items():
+        chains.labels(version, chain.table).inc()
+        rules.labels(version, chain.table).inc(len(content))

@@ -100,7 +100,7 @@ class Dataplane:
 
     def tables(self) -> list[AnyTable]:
         """All tables, for counting and looking."""
-        tables: list[AnyTable] = [self.routes.table, self.neighbours.table, self.interface_settings.table]
+        tables = list(self._tables.values())
         for one in self.filters.values():
             tables += [one.chains, one.elements]
         return tables
@@ -147,7 +147,7 @@ class Dataplane:
         """Look again at everything that hangs on interfaces that changed."""
         for interface in events.changed | events.lost:
             lost = interface in events.lost
-            for table in (self.routes.table, self.neighbours.table, self.interface_settings.table):
+            for table in self._tables.values():
                 table.interface_changed(interface, lost=lost)
 
     async def read(self) -> dict[Family, str]:
