@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 import time
 from pathlib import Path
+
+from bench.mqtt_wire import CONNACK, PUBACK, answers, connect_packet, publish_packet
 
 WINDOW = 100
 """Messages without acknowledgement that a caller should not exceed."""
 ANSWER_S = 30.0
-
-_CONNECT, _CONNACK, _PUBLISH_QOS1_RETAIN, _PUBACK = 0x10, 0x20, 0x33, 0x40
-_USER_PROPERTY = 0x26
-_CLEAN_START, _NO_KEEPALIVE = 2, 0
 
 
 class Publisher:
@@ -43,9 +40,7 @@ class Publisher:
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(str(path))
-        name = b"felixpy-bench"
-        body = b"\0\4MQTT\5" + struct.pack("!BHBH", _CLEAN_START, _NO_KEEPALIVE, 0, len(name)) + name
-        connection.sendall(bytes((_CONNECT,)) + _length(len(body)) + body)
+        connection.sendall(connect_packet(b"felixpy-bench"))
         publisher = cls(connection)
         publisher._sent = 1  # the CONNECT: its answer counts like any other
         await publisher.settled()
@@ -53,11 +48,8 @@ class Publisher:
 
     def publish(self, topic: str, payload: bytes) -> int:
         """Write one message; returns the monotonic nanosecond just before. ``settled`` waits for the broker."""
-        name, stamp = topic.encode(), str(time.time_ns()).encode()
-        properties = b"".join((bytes((_USER_PROPERTY,)), _text(b"ts"), _text(stamp)))
-        identifier = self._sent % 65535 + 1
-        body = b"".join((_text(name), struct.pack("!HB", identifier, len(properties)), properties, payload))
-        packet = bytes((_PUBLISH_QOS1_RETAIN,)) + _length(len(body)) + body
+        stamp = (b"ts", str(time.time_ns()).encode())
+        packet = publish_packet(topic, payload, self._sent % 65535 + 1, stamp)
         self._sent += 1
         at = time.monotonic_ns()
         self._connection.sendall(packet)
@@ -88,23 +80,6 @@ class Publisher:
         data = self._connection.recv(65536)
         if not data:
             self.close()
-        self._rest += data
-        while len(self._rest) >= 2 and len(self._rest) >= 2 + self._rest[1]:  # no answer has 128 bytes
-            if self._rest[0] & 0xF0 in (_CONNACK, _PUBACK):
-                self._acknowledged += 1
-            self._rest = self._rest[2 + self._rest[1] :]
+        types, self._rest = answers(self._rest + data)
+        self._acknowledged += sum(one in (CONNACK, PUBACK) for one in types)
         self._news.set()
-
-
-def _text(data: bytes) -> bytes:
-    return struct.pack("!H", len(data)) + data
-
-
-def _length(number: int) -> bytes:
-    """A variable byte integer (MQTT v5, 1.5.5)."""
-    found = bytearray()
-    while True:
-        number, low = number >> 7, number & 127
-        found.append(low | (128 if number else 0))
-        if not number:
-            return bytes(found)

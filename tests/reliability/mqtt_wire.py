@@ -1,4 +1,4 @@
-"""MQTT v5 by hand, as little as a test needs: a fast publisher, and a CONNECT with another client's id.
+"""A fast publisher, and a CONNECT with another client's id.
 
 A publisher written on the product's MQTT library would spend the processor time that the agent under test needs.
 """
@@ -6,14 +6,13 @@ A publisher written on the product's MQTT library would spend the processor time
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+from bench.mqtt_wire import CONNACK, PUBACK, answers, connect_packet, publish_packet
+
 WINDOW = 20
 """Messages without acknowledgement: Mosquitto's default for a client that sends."""
-
-_PUBLISH_QOS1_RETAIN, _PUBACK, _CONNACK = 0x33, 0x40, 0x20
 
 
 def publish(port: int, messages: Iterable[tuple[str, bytes]]) -> int:
@@ -22,19 +21,19 @@ def publish(port: int, messages: Iterable[tuple[str, bytes]]) -> int:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(connect_packet(b""))
         packets = _packets(connection)
-        assert next(packets) == _CONNACK
+        assert next(packets) == CONNACK
         sent = acknowledged = 0
         for topic, payload in messages:
             if sent - acknowledged == WINDOW:
                 # Mosquitto delays an acknowledgement until the one before it is acknowledged by TCP: ask for that.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-                assert next(packets) == _PUBACK
+                assert next(packets) == PUBACK
                 acknowledged += 1
             connection.sendall(publish_packet(topic, payload, sent % 65535 + 1))
             sent += 1
         while acknowledged < sent:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            assert next(packets) == _PUBACK
+            assert next(packets) == PUBACK
             acknowledged += 1
         connection.sendall(b"\xe0\0")
         return sent
@@ -44,39 +43,17 @@ def kick(port: int, client_id: str) -> None:
     """Throw a client out by connecting with its id; then leave."""
     with socket.create_connection(("127.0.0.1", port), 5) as connection:
         connection.sendall(connect_packet(client_id.encode()))
-        assert next(_packets(connection)) == _CONNACK
-
-
-def connect_packet(client_id: bytes) -> bytes:
-    body = b"\0\4MQTT\5\2\0\x3c\0" + struct.pack("!H", len(client_id)) + client_id
-    return b"\x10" + _length(len(body)) + body
-
-
-def publish_packet(topic: str, payload: bytes, identifier: int) -> bytes:
-    name = topic.encode()
-    head = struct.pack("!H", len(name)) + name + struct.pack("!H", identifier) + b"\0"
-    return bytes([_PUBLISH_QOS1_RETAIN]) + _length(len(head) + len(payload)) + head + payload
-
-
-def _length(number: int) -> bytes:
-    found = bytearray()
-    while True:
-        number, low = number >> 7, number & 127
-        found.append(low | (128 if number else 0))
-        if not number:
-            return bytes(found)
+        assert next(_packets(connection)) == CONNACK
 
 
 def _packets(connection: socket.socket) -> Iterator[int]:
-    """Types of the packets that arrive; theirs are all shorter than 128 bytes here."""
-    buffer = b""
+    """Types of the packets that arrive."""
+    rest = b""
     while True:
-        while len(buffer) < 2 or len(buffer) < 2 + buffer[1]:
-            received = connection.recv(65536)
-            assert received, "the broker closed the connection"
-            buffer += received
-        yield buffer[0] & 0xF0
-        buffer = buffer[2 + buffer[1] :]
+        received = connection.recv(65536)
+        assert received, "the broker closed the connection"
+        types, rest = answers(rest + received)
+        yield from types
 
 
 def flood(port: int, batches: Iterable[Sequence[tuple[str, bytes]]], per_second: int) -> int:
