@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 DATAGRAM_S, STREAM_S, CONNECTION_S = 0.02, 0.03, 0.12
+CONNECTION_TIMEOUT_S = 1.5
 SETTLE_S = 0.5
 """How long a report waits for answers that are on their way."""
 
@@ -182,17 +183,25 @@ class Connections(Flow):
 
     def tick(self) -> None:
         self.sent += 1
-        try:
-            with socket.create_connection(self.peer, timeout=1.5) as connection:
-                connection.sendall(b"?")
-                data = connection.recv(256)
-                self.lost += bool(retransmits(connection)) or not data
-                if data:
-                    self.take(data, flow=False)
-        except OSError as error:
-            self.lost += 1
-            self.error = str(error) or type(error).__name__
+        with socket.socket(self.family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(CONNECTION_TIMEOUT_S)
+            self.doing = "connecting"
+            try:
+                self.ask(connection)
+            except OSError as error:
+                self.lost += 1
+                sent_again, port = retransmits(connection), connection.getsockname()[1]
+                self.error = f"{self.doing} from port {port}: {error}; {sent_again} segments sent again"
         time.sleep(CONNECTION_S)
+
+    def ask(self, connection: socket.socket) -> None:
+        connection.connect(self.peer)
+        self.doing = "asking"
+        connection.sendall(b"?")
+        data = connection.recv(256)
+        self.lost += bool(retransmits(connection)) or not data
+        if data:
+            self.take(data, flow=False)
 
     def settle(self) -> None:
         """Each one is over before the next begins."""
