@@ -74,7 +74,7 @@ async def _serving(
     if not any(_served(settings)):
         yield
         return
-    from felixpy.observe.http import serve  # aiohttp costs 0.1 s and 10 MiB, which most nodes need not pay
+    from felixpy.observe.http import serve  # aiohttp costs 0.1 s and 8 MiB, which most nodes need not pay
 
     async with serve(settings, live, ready, metrics, details):
         yield

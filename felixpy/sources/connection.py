@@ -300,7 +300,10 @@ def _read_bursts(client: aiomqtt.Client) -> None:
 
 
 def _acknowledge(sock: Any) -> None:
-    """Acknowledge by TCP now: a broker without ``set_tcp_nodelay`` holds its next message back until then, 40 ms."""
+    """Acknowledge by TCP now: a broker without ``set_tcp_nodelay`` holds its next message back until then.
+
+    That is 40 ms if the kernel waits for something to carry the acknowledgement (one message in a hundred does).
+    """
     if sock is not None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
