@@ -11,11 +11,8 @@ import gc
 
 NEVER = 1 << 30
 YOUNG, MIDDLE = 2_000, 100
-"""New objects until the young are looked at (0.2 ms), and that until those who survived are: a comparison of the kernel
+"""New objects until the young are looked at (0.1 ms), and that until those who survived are: a comparison of the kernel
 holds many for a moment. Python's 700 and 10 cost 1.3 ms every 7,000 objects."""
-
-FEW = 50
-"""So many resources at most are looked at in one go, for 1 ms."""
 
 
 class _Policy:
@@ -24,18 +21,13 @@ class _Policy:
 
 def take_over() -> None:
     """From now on full collections happen in ``tidy`` only. For a process that is an agent and nothing else."""
+    gc.freeze()  # what was imported stays
     gc.set_threshold(YOUNG, MIDDLE, NEVER)
     _Policy.active = True
 
 
-def tidy(new_objects: int = 0) -> None:
-    """Collect, and leave what stays out of later collections; nothing if ``take_over`` was not called.
-
-    Args:
-        new_objects: resources taken since the last time. After many, all that is new stays without being looked at:
-            a collection would hold the agent for 20 µs for each, and what it would find is little.
-    """
+def tidy() -> None:
+    """Collect, and leave what stays out of later collections; nothing if ``take_over`` was not called."""
     if _Policy.active:
-        if new_objects <= FEW:
-            gc.collect()
+        gc.collect()
         gc.freeze()
