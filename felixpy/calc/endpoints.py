@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from felixpy.calc.entries import ElementKey, Key, NeighbourKey, Route, RouteKey, RouteType, SetName, SettingKey, Value
+from functools import cache
+
+from felixpy.calc.entries import (
+    ElementKey,
+    Key,
+    NeighbourKey,
+    Route,
+    RouteKey,
+    RouteType,
+    SetName,
+    SettingsKey,
+    SettingValues,
+    Value,
+)
 from felixpy.calc.host import Host, supported_families
 from felixpy.config import Settings
 from felixpy.model.net import Family, Net
@@ -83,20 +96,22 @@ def _setting_entries(
     entries: dict[Key, Value] = {}
     if Family.V4 in present:
         spoofing = settings.workload_source_spoofing_any and endpoint.allowed_source_prefixes
-        for name, value in (
-            ("forwarding", 1),
-            ("proxy_arp", 1),
-            ("route_localnet", 1),
-            ("rp_filter", 0 if spoofing else host.rp_filter),
-            ("neigh/proxy_delay", 0),
-        ):
-            entries[SettingKey(interface, Family.V4, name)] = value
+        entries[SettingsKey(interface, Family.V4)] = _ipv4_values(0 if spoofing else host.rp_filter)
     if host.ipv6:
         # Even with IPv6 off: a workload must not be able to configure the node by router advertisements.
-        entries[SettingKey(interface, Family.V6, "accept_ra")] = 0
-        if Family.V6 in present:
-            entries[SettingKey(interface, Family.V6, "forwarding")] = 1
+        entries[SettingsKey(interface, Family.V6)] = _IPV6_VALUES if Family.V6 in present else _IPV6_OFF_VALUES
     return entries
+
+
+@cache
+def _ipv4_values(rp_filter: int) -> SettingValues:
+    return SettingValues(
+        {"forwarding": 1, "proxy_arp": 1, "route_localnet": 1, "rp_filter": rp_filter, "neigh/proxy_delay": 0}
+    )
+
+
+_IPV6_VALUES = SettingValues(accept_ra=0, forwarding=1)
+_IPV6_OFF_VALUES = SettingValues(accept_ra=0)
 
 
 def _allowed_source_entries(

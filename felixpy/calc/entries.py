@@ -6,6 +6,7 @@ one key. Interfaces are named here; the dataplane turns names into indexes when 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum, IntEnum, StrEnum
 from typing import NamedTuple
 
@@ -66,19 +67,30 @@ class NeighbourKey(NamedTuple):
         return f"{format_address(self.address)} dev {self.interface}"
 
 
-class SettingKey(NamedTuple):
-    """One per-interface kernel setting, ``net.ipv4.conf.<interface>.<name>`` or its IPv6 twin.
-
-    ``name`` may hold the group: ``neigh/proxy_delay`` is ``net.ipv4.neigh.<interface>.proxy_delay``.
-    """
+class SettingsKey(NamedTuple):
+    """The kernel's settings of an interface in one family, ``net.ipv4.conf.<interface>`` or its IPv6 twin."""
 
     interface: str
     family: Family
-    name: str
 
     def __str__(self) -> str:
-        group, _, name = self.name.rpartition("/")
-        return f"net.ipv{self.family.version}.{group or 'conf'}.{self.interface}.{name}"
+        return f"net.ipv{self.family.version}.conf.{self.interface}"
+
+
+class SettingValues(dict[str, int]):
+    """Values by name. ``neigh/proxy_delay`` stands for ``net.ipv4.neigh.<interface>.proxy_delay``.
+
+    One object serves all interfaces with the same values: it is never changed.
+    """
+
+    __slots__ = ()
+
+    def besides(self, known: Mapping[str, int]) -> SettingValues:
+        """Those of the values that are not known to be so."""
+        return SettingValues({name: value for name, value in self.items() if known.get(name) != value})
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.items())
 
 
 class SetName(StrEnum):
@@ -130,7 +142,7 @@ class ElementKey(NamedTuple):
         return f"{self.set} {{ {member}{' . ' + self.interface if self.interface else ''} }}"
 
 
-Key = RouteKey | NeighbourKey | SettingKey | ElementKey
+Key = RouteKey | NeighbourKey | SettingsKey | ElementKey
 """Any table key but a chain's; elements carry no value (None)."""
 
-Value = Route | bytes | int | None
+Value = Route | bytes | SettingValues | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from felixpy.calc.entries import Key, SettingKey, Value
+from felixpy.calc.entries import Key, SettingsKey, SettingValues, Value
 from felixpy.config import Settings
 from felixpy.model.net import FAMILIES, Family, Net
 
@@ -53,4 +53,5 @@ def host_entries(settings: Settings, host: Host) -> dict[Key, Value]:
     """Forwarding for the whole node. Per-interface forwarding does not suffice in IPv6 (DESIGN §11.2)."""
     if not settings.ip_forwarding:
         return {}
-    return {SettingKey(ALL_INTERFACES, family, "forwarding"): 1 for family in supported_families(settings, host)}
+    forwarding = SettingValues(forwarding=1)
+    return {SettingsKey(ALL_INTERFACES, family): forwarding for family in supported_families(settings, host)}

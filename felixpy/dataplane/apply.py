@@ -21,14 +21,15 @@ from felixpy.calc.entries import (
     NeighbourKey,
     Route,
     RouteKey,
-    SettingKey,
+    SettingsKey,
+    SettingValues,
 )
 from felixpy.calc.graph import Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Settings
 from felixpy.dataplane.filter_tables import FilterTables
-from felixpy.dataplane.interface_settings import InterfaceSettingTable, costs_advertised_routes
+from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.packet_filter import PacketFilter, Part
@@ -76,7 +77,7 @@ class Dataplane:
         self._tables: dict[type, AnyTable] = {
             RouteKey: self.routes.table,
             NeighbourKey: self.neighbours.table,
-            SettingKey: self.interface_settings.table,
+            SettingsKey: self.interface_settings.table,
         }
 
     def configure(self, settings: Settings) -> None:
@@ -268,7 +269,7 @@ class Dataplane:
         delta = tables.table.delta(self.clock())
         advertised: set[int] = set()
         unguarded = ""
-        if any(map(costs_advertised_routes, delta.put)):
+        if tables.cost_advertised_routes(delta.put):
             try:
                 advertised = await read_advertised_default_interfaces()
             except OSError as error:
@@ -277,7 +278,7 @@ class Dataplane:
         if not delta:
             return
         now = self.clock()
-        refused = {key: unguarded for key in delta.put if unguarded and costs_advertised_routes(key)}
+        refused = dict.fromkeys(tables.cost_advertised_routes(delta.put), unguarded) if unguarded else {}
         wanted = {key: value for key, value in delta.put.items() if key not in refused}
         refused |= tables.write(wanted, advertised, self.socket)
         report.written += len(delta.put) - len(refused)
@@ -341,20 +342,20 @@ def _describe(table: AnyTable, now: float) -> list[Operation]:
     for key, value in delta.put.items():
         wanted = table.desired[key]
         verb = "change" if key in table.committed else "add"
+        if isinstance(wanted, SettingValues):
+            wanted = wanted.besides(table.committed.get(key, {}))
         operations.append(Operation((verb, table.name, _text(key, wanted if wanted is not None else value))))
     for key, value in delta.remove.items():
-        if not isinstance(key, SettingKey):
+        if not isinstance(key, SettingsKey):
             operations.append(Operation(("remove", table.name, _text(key, value))))
     return operations
 
 
 def _text(key: object, value: object) -> str:
-    if isinstance(value, Route):
+    if isinstance(value, Route | SettingValues):
         return f"{key} {value}"
     if isinstance(key, NeighbourKey) and isinstance(value, bytes):
         return f"{key} lladdr {value.hex(':')}"
     if isinstance(key, ChainKey) and isinstance(value, tuple):
         return f"chain {key}: {len(value)} rules"
-    if isinstance(value, int):
-        return f"{key} = {value}"
     return str(key)

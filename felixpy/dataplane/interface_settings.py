@@ -14,10 +14,10 @@ node: the kernel drops advertised default routes whenever any ``forwarding`` bec
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from felixpy.calc.entries import SettingKey
+from felixpy.calc.entries import SettingsKey, SettingValues
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.table import KeyedTable, Waiting
@@ -28,97 +28,119 @@ from felixpy.slices import in_slices
 
 PROC_SYS_NET = "/proc/sys/net"
 
+COSTS_ADVERTISED_ROUTES = (Family.V6, "forwarding")
+"""To set this makes the kernel drop default routes that it learnt by router advertisement."""
 
-def proc_path(key: SettingKey) -> str:
-    """``net.ipv4.neigh.cali1.proxy_delay`` → its file; interface names may hold dots."""
-    group, _, name = key.name.rpartition("/")
+
+def proc_path(key: SettingsKey, name: str) -> str:
+    """The file of one setting: ``neigh/proxy_delay`` of cali1 is net.ipv4.neigh.cali1.proxy_delay."""
+    group, _, name = name.rpartition("/")
     return f"{PROC_SYS_NET}/ipv{key.family.version}/{group or 'conf'}/{key.interface}/{name}"
 
 
 class InterfaceSettingTable:
-    """Keyed table of settings with its way to read and write."""
+    """Keyed table of the settings of interfaces with its way to read and write."""
 
     def __init__(self, links: Links, clock: Callable[[], float]) -> None:
         self.links = links
         self._clock = clock
-        self.table: KeyedTable[SettingKey, int, int] = KeyedTable(
-            "settings", self._resolve, interface_of=lambda key, value: key.interface
+        self.table: KeyedTable[SettingsKey, SettingValues, SettingValues] = KeyedTable(
+            "settings", self._resolve, interface_of=lambda key, values: key.interface
         )
 
-    def _resolve(self, key: SettingKey, value: int) -> int:
+    def _resolve(self, key: SettingsKey, values: SettingValues) -> SettingValues:
         if key.interface != ALL_INTERFACES and key.interface not in self.links.by_name:
             raise Waiting(f"interface {key.interface} does not exist")
         if key not in self.table.committed:
             # Not from the last link message: it tells how settings were then, and a CNI plugin writes them after it.
-            present = read_proc(proc_path(key))
-            if present is not None:
-                self.table.committed[key] = present
-        return value
+            self.table.committed[key] = _present(values, lambda name: read_proc(proc_path(key, name)))
+        return values
 
-    async def read(self, _: NetlinkSocket) -> dict[SettingKey, int]:
+    async def read(self, _: NetlinkSocket) -> dict[SettingsKey, SettingValues]:
         """Present values of what is wanted (the kernel has no owner for settings, so nothing else can be ours).
 
         Read in slices, from the last link dump where it has them.
         """
         found = {}
-        async for keys in in_slices(list(self.table.desired)):
-            for key in keys:
-                value = self._read_one(key)
-                if value is not None:
-                    found[key] = value
+        async for some in in_slices(list(self.table.desired.items()), 16):
+            for key, values in some:
+                if present := _present(values, partial(self._read_one, key)):
+                    found[key] = present
         return found
 
     def notify(self, message: Message) -> None:
         """Take a RTM_NEWNETCONF."""
-        number, index, settings = rtnetlink.decode_netconf(message)
+        number, index, news = rtnetlink.decode_netconf(message)
         interface = ALL_INTERFACES if index == rtnetlink.NETCONFA_IFINDEX_ALL else self.links.name_of(index)
         if interface is None or number not in set(Family):
             return
-        for name, value in settings.items():
-            key = SettingKey(interface, Family(number), name)
-            if key in self.table.desired:
-                self.table.observe(key, value, self._clock())
+        key = SettingsKey(interface, Family(number))
+        known = self.table.committed.get(key)
+        wanted = self.table.desired.get(key)
+        if known is None or wanted is None:
+            return
+        told = {name: value for name, value in news.items() if name in wanted}
+        self.table.observe(key, SettingValues({**known, **told}), self._clock())
 
-    def _read_one(self, key: SettingKey) -> int | None:
+    def cost_advertised_routes(self, puts: Mapping[SettingsKey, SettingValues]) -> list[SettingsKey]:
+        """Keys of which ``write`` sets what makes the kernel drop advertised default routes."""
+        family, name = COSTS_ADVERTISED_ROUTES
+        known = self.table.committed
+        return [
+            key for key, values in puts.items() if key.family is family and name in values.besides(known.get(key, {}))
+        ]
+
+    def _read_one(self, key: SettingsKey, name: str) -> int | None:
         link = self.links.by_name.get(key.interface)
-        value = link.setting(key.family, key.name) if link else None
-        return read_proc(proc_path(key)) if value is None else value
+        value = link.setting(key.family, name) if link else None
+        return read_proc(proc_path(key, name)) if value is None else value
 
     def write(
-        self, puts: Mapping[SettingKey, int], advertised: set[int], socket: NetlinkSocket
-    ) -> dict[SettingKey, str]:
-        """Write settings; ``advertised`` are the interfaces with an advertised default route.
+        self, puts: Mapping[SettingsKey, SettingValues], advertised: set[int], socket: NetlinkSocket
+    ) -> dict[SettingsKey, str]:
+        """Write what differs from what is known; ``advertised`` are the interfaces with an advertised default route.
 
         Returns:
-            Reasons by key that was not written.
+            Reasons by key of which something was not written; what was written of it is noted.
         """
         refused = {}
-        by_netlink: defaultdict[str, list[SettingKey]] = defaultdict(list)
-        for key, value in puts.items():
-            reason = self._protect_default_route(key, advertised) or write_proc(proc_path(key), value)
-            if reason and is_netlink(key):
-                by_netlink[key.interface].append(key)
-            elif reason:
-                refused[key] = reason
-        for interface, keys in by_netlink.items():
-            values = {key.name: puts[key] for key in keys}
-            request = rtnetlink.link_settings_request(self.links.by_name[interface].ifindex, values)
-            try:
-                reasons = [str(refusal) for refusal in socket.transact([request]).values()]
-            except OSError as error:
-                reasons = [str(error)]
-            for reason in reasons:
-                refused.update(dict.fromkeys(keys, reason))
+        for key, values in puts.items():
+            known: Mapping[str, int] = self.table.committed.get(key, {})
+            if reasons := self._write_one(key, values.besides(known), advertised, socket):
+                written = {name: value for name, value in values.items() if name not in reasons}
+                self.table.committed[key] = SettingValues({**known, **written})
+                refused[key] = "; ".join(dict.fromkeys(reasons.values()))
         return refused
 
-    def _protect_default_route(self, key: SettingKey, advertised: set[int]) -> str:
-        if not costs_advertised_routes(key):
+    def _write_one(
+        self, key: SettingsKey, values: SettingValues, advertised: set[int], socket: NetlinkSocket
+    ) -> dict[str, str]:
+        """Write settings of one interface. Returns reasons by name."""
+        reasons, by_netlink = {}, {}
+        for name, value in values.items():
+            reason = self._protect_default_route(key, name, advertised) or write_proc(proc_path(key, name), value)
+            if reason and is_netlink(key, name):
+                by_netlink[name] = value
+            elif reason:
+                reasons[name] = reason
+        if by_netlink:
+            request = rtnetlink.link_settings_request(self.links.by_name[key.interface].ifindex, by_netlink)
+            try:
+                answers = [str(refusal) for refusal in socket.transact([request]).values()]
+            except OSError as error:
+                answers = [str(error)]
+            for reason in answers:
+                reasons.update(dict.fromkeys(by_netlink, reason))
+        return reasons
+
+    def _protect_default_route(self, key: SettingsKey, setting: str, advertised: set[int]) -> str:
+        if (key.family, setting) != COSTS_ADVERTISED_ROUTES:
             return ""
         for index in advertised:
             name = self.links.name_of(index)
             if name is None:
                 continue
-            path = proc_path(SettingKey(name, Family.V6, "accept_ra"))
+            path = proc_path(SettingsKey(name, Family.V6), "accept_ra")
             if read_proc(path) == 2:
                 continue
             reason = write_proc(path, 2)
@@ -130,14 +152,15 @@ class InterfaceSettingTable:
         return ""
 
 
-def costs_advertised_routes(key: SettingKey) -> bool:
-    """Whether to set this makes the kernel drop default routes that it learnt by router advertisement."""
-    return key.family is Family.V6 and key.name == "forwarding"
-
-
-def is_netlink(key: SettingKey) -> bool:
+def is_netlink(key: SettingsKey, name: str) -> bool:
     """Whether a setting goes by netlink: IPv4, known to it, and of one interface."""
-    return key.family is Family.V4 and key.interface != ALL_INTERFACES and key.name in rtnetlink.IPV4_DEVCONF
+    return key.family is Family.V4 and key.interface != ALL_INTERFACES and name in rtnetlink.IPV4_DEVCONF
+
+
+def _present(values: SettingValues, read: Callable[[str], int | None]) -> SettingValues:
+    """The kernel's values of the same settings; the very same object if they are equal, of which there are many."""
+    present = SettingValues({name: value for name in values if (value := read(name)) is not None})
+    return values if present == values else present
 
 
 def read_proc(path: str) -> int | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
@@ -47,6 +49,7 @@ IFF_UP = 1
 
 IPV4_DEVCONF: Mapping[str, int] = {"forwarding": 1, "proxy_arp": 3, "rp_filter": 8, "route_localnet": 26}
 IPV6_DEVCONF: Mapping[str, int] = {"forwarding": 0, "accept_ra": 3}
+"""Places in the kernel's arrays of u32; in IPv4 they count from 1 (linux/ip.h)."""
 
 NETCONFA_IFINDEX = 1
 NETCONF: Mapping[str, int] = {"forwarding": 2, "rp_filter": 3, "proxy_arp": 5}
@@ -109,25 +112,22 @@ class KernelNeighbour(NamedTuple):
     protocol: int
 
 
+_NONE: Mapping[str, int] = MappingProxyType({})
+
+
 class Link(NamedTuple):
-    """An interface with the raw arrays of its settings (u32 each, in ``IPV4_DEVCONF``/``IPV6_DEVCONF`` order)."""
+    """An interface with those of its settings that ``IPV4_DEVCONF`` and ``IPV6_DEVCONF`` name; none if not told."""
 
     ifindex: int
     name: str
     up: bool
     mac: bytes
-    inet: bytes = b""
-    inet6: bytes = b""
+    inet: Mapping[str, int] = _NONE
+    inet6: Mapping[str, int] = _NONE
 
     def setting(self, family: Family, name: str) -> int | None:
         """Value of an interface setting, None if this message or kernel does not carry it."""
-        if family is Family.V4:
-            data, index = self.inet, IPV4_DEVCONF.get(name, 0) - 1
-        else:
-            data, index = self.inet6, IPV6_DEVCONF.get(name, -1)
-        if index < 0 or len(data) < 4 * (index + 1):
-            return None
-        return int(_U32.unpack_from(data, 4 * index)[0])
+        return (self.inet if family is Family.V4 else self.inet6).get(name)
 
 
 def route_request(key: KernelRouteKey, route: KernelRoute, *, delete: bool = False) -> Request:
@@ -278,12 +278,21 @@ def decode_link(message: Message) -> Link:
     _, _, _, index, flags, _ = _LINK.unpack_from(message.payload)
     found = some_attributes(message.payload, _LINK.size, _LINK_ATTRIBUTES)
     name = found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-    inet = inet6 = b""
+    inet = inet6 = _NONE
     if IFLA_AF_SPEC in found:
         families = dict(attributes(found[IFLA_AF_SPEC]))
-        inet = some_attributes(families.get(Family.V4, b""), 0, (IFLA_INET_CONF,)).get(IFLA_INET_CONF, b"")
-        inet6 = some_attributes(families.get(Family.V6, b""), 0, (IFLA_INET6_CONF,)).get(IFLA_INET6_CONF, b"")
+        v4 = some_attributes(families.get(Family.V4, b""), 0, (IFLA_INET_CONF,)).get(IFLA_INET_CONF, b"")
+        v6 = some_attributes(families.get(Family.V6, b""), 0, (IFLA_INET6_CONF,)).get(IFLA_INET6_CONF, b"")
+        inet, inet6 = _interface_settings(Family.V4, v4), _interface_settings(Family.V6, v6)
     return Link(index, name, bool(flags & IFF_UP), found.get(IFLA_ADDRESS, b""), inet, inet6)
+
+
+@lru_cache(256)  # interfaces of one kind have the same settings: one object for all of them
+def _interface_settings(family: Family, array: bytes) -> Mapping[str, int]:
+    places = {name: place - 1 for name, place in IPV4_DEVCONF.items()} if family is Family.V4 else IPV6_DEVCONF
+    return MappingProxyType(
+        {name: _U32.unpack_from(array, 4 * place)[0] for name, place in places.items() if len(array) >= 4 * (place + 1)}
+    )
 
 
 def is_af_specific(message: Message) -> bool:

@@ -28,7 +28,7 @@ def agent_command(wrapper: tuple[str, ...]) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("backend", "wrapper", "words"),
     [
-        ("nftables", READ_ONLY_PROC_SYS, "net.ipv6.conf.all.forwarding: cannot write"),
+        ("nftables", READ_ONLY_PROC_SYS, "net.ipv6.conf.all: cannot write"),
         ("legacy", WITHOUT_RAW_SOCKETS, "chains of rules, first filter FORWARD: the legacy table"),
     ],
     ids=["forwarding stays off", "no iptables rule is accepted"],

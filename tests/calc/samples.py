@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from felixpy.calc.entries import ElementKey, Key, Route, RouteKey, SetName
+from felixpy.calc.entries import ElementKey, Key, Route, RouteKey, SetName, SettingsKey, SettingValues
 from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host, HostAddress
 from felixpy.config import Settings
@@ -101,8 +101,19 @@ def calculated(*resources: Resource, settings: Settings = SETTINGS, host: Host =
 
 
 def said(calculation: Calculation) -> dict[str, str]:
-    """Every entry as text: what the key says and the value in words."""
-    return {str(key): text(value) for key, value in calculation.entries().items()}
+    """Every entry as text: what the key says and the value in words; a line for each setting of an interface."""
+    found: dict[str, str] = {}
+    for key, value in calculation.entries().items():
+        if isinstance(key, SettingsKey) and isinstance(value, SettingValues):
+            found |= {sysctl_name(key, name): str(number) for name, number in value.items()}
+        else:
+            found[str(key)] = text(value)
+    return found
+
+
+def sysctl_name(key: SettingsKey, name: str) -> str:
+    group, _, name = name.rpartition("/")
+    return f"net.ipv{key.family.version}.{group or 'conf'}.{key.interface}.{name}"
 
 
 def text(value: object) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from felixpy.calc.entries import SettingKey
+from felixpy.calc.entries import SettingsKey, SettingValues
 from felixpy.calc.host import ALL_INTERFACES
+from felixpy.dataplane import interface_settings as module
 from felixpy.dataplane.interface_settings import (
     InterfaceSettingTable,
-    costs_advertised_routes,
     is_netlink,
     proc_path,
     read_proc,
@@ -29,16 +29,19 @@ from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import Clock, ip_json, pairs, reread_links, run, sysctl
 
-WORKLOAD: dict[SettingKey, int] = {
-    SettingKey("cali1", Family.V4, "forwarding"): 1,
-    SettingKey("cali1", Family.V4, "proxy_arp"): 1,
-    SettingKey("cali1", Family.V4, "route_localnet"): 1,
-    SettingKey("cali1", Family.V4, "rp_filter"): 2,
-    SettingKey("cali1", Family.V4, "neigh/proxy_delay"): 0,
-    SettingKey("cali1", Family.V6, "accept_ra"): 0,
-    SettingKey("cali1", Family.V6, "forwarding"): 1,
+V4, V6 = SettingsKey("cali1", Family.V4), SettingsKey("cali1", Family.V6)
+ALL_V6 = SettingsKey(ALL_INTERFACES, Family.V6)
+FORWARDING = SettingValues(forwarding=1)
+CANNOT = "cannot write /proc/sys/net/{}: Read-only file system"
+
+Wanted = dict[SettingsKey, SettingValues]
+
+WORKLOAD: Wanted = {
+    V4: SettingValues(
+        {"forwarding": 1, "proxy_arp": 1, "route_localnet": 1, "rp_filter": 2, "neigh/proxy_delay": 0},
+    ),
+    V6: SettingValues(accept_ra=0, forwarding=1),
 }
-ALL_V6 = SettingKey(ALL_INTERFACES, Family.V6, "forwarding")
 
 
 @dataclass
@@ -51,14 +54,20 @@ class InterfaceSettings:
         found = asyncio.run(self.table.read(self.socket))
         asyncio.run(self.table.table.adopt(found, set(), 0))
 
-    def want(self, values: dict[SettingKey, int]) -> None:
+    def want(self, values: Wanted) -> None:
         for key, value in values.items():
             self.table.table.want(key, value)
 
-    def write(self, now: float = 0.0) -> tuple[Delta[SettingKey, int], dict[SettingKey, str]]:
+    def differing(self) -> set[tuple[SettingsKey, str]]:
+        """What is about to be written."""
+        known = self.table.table.committed
+        put = self.table.table.delta(0.0).put
+        return {(key, name) for key, values in put.items() for name in values.besides(known.get(key, {}))}
+
+    def write(self, now: float = 0.0) -> tuple[Delta[SettingsKey, SettingValues], dict[SettingsKey, str]]:
         """Write differences as the apply loop does; what was written, and what could not be."""
         delta = self.table.table.delta(now)
-        guarded = any(map(costs_advertised_routes, delta.put))
+        guarded = self.table.cost_advertised_routes(delta.put)
         advertised = asyncio.run(read_advertised_default_interfaces()) if guarded else set[int]()
         refused = self.table.write(delta.put, advertised, self.socket)
         self.table.table.record(delta, refused, now)
@@ -83,25 +92,36 @@ def read_only_sysctls(network: None) -> Iterator[None]:
         run("umount", "/proc/sys")
 
 
-def held(keys: dict[SettingKey, int]) -> dict[SettingKey, int | None]:
-    return {key: read_proc(proc_path(key)) for key in keys}
+def held(wanted: Wanted) -> dict[SettingsKey, dict[str, int | None]]:
+    return {key: {name: read_proc(proc_path(key, name)) for name in values} for key, values in wanted.items()}
 
 
 def test_the_path_of_a_setting() -> None:
-    assert proc_path(SettingKey("eth0.5", Family.V6, "accept_ra")) == "/proc/sys/net/ipv6/conf/eth0.5/accept_ra"
-    delay = SettingKey("cali1", Family.V4, "neigh/proxy_delay")
-    assert proc_path(delay) == "/proc/sys/net/ipv4/neigh/cali1/proxy_delay"
-    assert not is_netlink(delay)
+    assert proc_path(SettingsKey("eth0.5", Family.V6), "accept_ra") == "/proc/sys/net/ipv6/conf/eth0.5/accept_ra"
+    assert proc_path(V4, "neigh/proxy_delay") == "/proc/sys/net/ipv4/neigh/cali1/proxy_delay"
+    assert not is_netlink(V4, "neigh/proxy_delay")
 
 
-def test_only_what_differs_is_written(interface_settings: InterfaceSettings) -> None:
+def test_only_what_differs_is_written(interface_settings: InterfaceSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def write_and_note(path: str, value: int) -> str:
+        written.append(path)
+        return write_proc(path, value)
+
+    monkeypatch.setattr(module, "write_proc", write_and_note)
     pairs("cali1")
     interface_settings.read()
-    different = {key for key, value in WORKLOAD.items() if read_proc(proc_path(key)) != value}
-    assert SettingKey("cali1", Family.V4, "proxy_arp") in different
+    different = {
+        proc_path(key, name)
+        for key, values in WORKLOAD.items()
+        for name, value in values.items()
+        if read_proc(proc_path(key, name)) != value
+    }
+    assert proc_path(V4, "proxy_arp") in different
     interface_settings.want(WORKLOAD)
-    delta, refused = interface_settings.write()
-    assert (delta.put.keys(), refused) == (different, {})
+    _, refused = interface_settings.write()
+    assert (set(written), len(written), refused) == (different, len(different), {})
     assert held(WORKLOAD) == WORKLOAD
     assert interface_settings.socket.messages_sent == 0
 
@@ -110,8 +130,9 @@ def test_only_what_differs_is_written(interface_settings: InterfaceSettings) -> 
     sysctl("ipv4/conf/cali1/rp_filter", 0)
     sysctl("ipv6/conf/cali1/accept_ra", 1)
     interface_settings.read()
-    delta, _ = interface_settings.write()
-    assert {key.name for key in delta.put} == {"rp_filter", "accept_ra"}
+    written.clear()
+    interface_settings.write()
+    assert sorted(written) == [proc_path(V4, "rp_filter"), proc_path(V6, "accept_ra")]
     assert held(WORKLOAD) == WORKLOAD
 
 
@@ -131,11 +152,10 @@ def test_settings_wait_for_their_interface_and_return_with_a_new_one(interface_s
     interface_settings.read()
     interface_settings.want(WORKLOAD)
     assert not interface_settings.write()[0]
-    key = SettingKey("cali1", Family.V4, "proxy_arp")
-    assert interface_settings.table.table.state_of(key) == "interface cali1 does not exist"
+    assert interface_settings.table.table.state_of(V4) == "interface cali1 does not exist"
     pairs("cali1")
     interface_settings.read()
-    assert interface_settings.write()[0].put.keys() >= {key}
+    assert interface_settings.write()[0].put.keys() >= {V4}
     run("ip", "link", "del", "cali1")
     pairs("cali1")
     assert held(WORKLOAD) != WORKLOAD
@@ -150,16 +170,43 @@ def test_where_proc_is_read_only_ipv4_goes_by_netlink_and_the_rest_is_said(
     pairs("cali1")
     interface_settings.read()
     interface_settings.want(WORKLOAD)
-    delta, refused = interface_settings.write()
-    by_netlink = {key for key in delta.put if is_netlink(key)}
-    assert {key.name for key in by_netlink} >= {"forwarding", "proxy_arp", "route_localnet", "rp_filter"}
+    assert interface_settings.differing() >= {(V4, "proxy_arp"), (V4, "route_localnet"), (V6, "accept_ra")}
+    _, refused = interface_settings.write()
     assert interface_settings.socket.messages_sent == 1  # one message for the whole interface
-    assert refused.keys() == delta.put.keys() - by_netlink
-    accept_ra = SettingKey("cali1", Family.V6, "accept_ra")
-    assert refused[accept_ra] == "cannot write /proc/sys/net/ipv6/conf/cali1/accept_ra: Read-only file system"
-    assert {key: read_proc(proc_path(key)) for key in by_netlink} == {key: WORKLOAD[key] for key in by_netlink}
+    assert refused == {
+        V4: CANNOT.format("ipv4/neigh/cali1/proxy_delay"),
+        V6: CANNOT.format("ipv6/conf/cali1/accept_ra") + "; " + CANNOT.format("ipv6/conf/cali1/forwarding"),
+    }
+    by_netlink = {V4: SettingValues({name: value for name, value in WORKLOAD[V4].items() if is_netlink(V4, name)})}
+    assert len(by_netlink[V4]) == 4
+    assert held(by_netlink) == by_netlink
     interface_settings.read()
     assert not interface_settings.write(now=0.05)[0]  # in quarantine, nothing else differs
+
+
+def test_of_an_interface_what_can_be_written_is(
+    interface_settings: InterfaceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file that refuses keeps no other setting from its value, and only it is written again."""
+    written: list[str] = []
+
+    def write_or_refuse(path: str, value: int) -> str:
+        written.append(path)
+        return "no" if path.endswith("accept_ra") else write_proc(path, value)
+
+    monkeypatch.setattr(module, "write_proc", write_or_refuse)
+    pairs("cali1")
+    sysctl("ipv6/conf/cali1/accept_ra", 1)
+    sysctl("ipv6/conf/cali1/forwarding", 0)
+    interface_settings.read()
+    interface_settings.want(WORKLOAD)
+    assert interface_settings.write()[1] == {V6: "no"}
+    assert (sysctl("ipv6/conf/cali1/accept_ra"), sysctl("ipv6/conf/cali1/forwarding")) == (1, 1)
+    assert interface_settings.table.table.state_of(V6) == "no"
+    assert interface_settings.differing() == set()  # in quarantine
+    written.clear()
+    interface_settings.write(now=1.0)
+    assert written == [proc_path(V6, "accept_ra")]
 
 
 def test_an_interface_that_vanished_meanwhile_is_refused_alone(interface_settings: InterfaceSettings) -> None:
@@ -234,11 +281,10 @@ def test_the_learnt_default_route_survives_forwarding_of_a_workload_interface(
     learnt: str, interface_settings: InterfaceSettings
 ) -> None:
     pairs("cali1")
-    forwarding = SettingKey("cali1", Family.V6, "forwarding")
     interface_settings.read()
-    interface_settings.want({forwarding: 1})
+    interface_settings.want({V6: FORWARDING})
     delta, refused = interface_settings.write()
-    assert (delta.put, refused) == ({forwarding: 1}, {})
+    assert (delta.put, refused) == ({V6: FORWARDING}, {})
     assert sysctl("ipv6/conf/cali1/forwarding") == 1
     assert sysctl(f"ipv6/conf/{learnt}/accept_ra") == 2
     assert advertised_defaults() == [learnt]
@@ -246,9 +292,9 @@ def test_the_learnt_default_route_survives_forwarding_of_a_workload_interface(
 
 def test_the_learnt_default_route_survives_forwarding(learnt: str, interface_settings: InterfaceSettings) -> None:
     interface_settings.read()
-    interface_settings.want({ALL_V6: 1})
+    interface_settings.want({ALL_V6: FORWARDING})
     delta, refused = interface_settings.write()
-    assert (delta.put, refused) == ({ALL_V6: 1}, {})
+    assert (delta.put, refused) == ({ALL_V6: FORWARDING}, {})
     assert sysctl("ipv6/conf/all/forwarding") == 1
     assert sysctl(f"ipv6/conf/{learnt}/accept_ra") == 2
     assert sysctl("ipv6/conf/p-eth0/accept_ra") == 0  # nobody else's
@@ -262,7 +308,7 @@ def test_forwarding_stays_off_where_the_route_cannot_be_kept(
     learnt: str, interface_settings: InterfaceSettings, read_only_sysctls: None
 ) -> None:
     interface_settings.read()
-    interface_settings.want({ALL_V6: 1})
+    interface_settings.want({ALL_V6: FORWARDING})
     _, refused = interface_settings.write()
     assert refused[ALL_V6].startswith("IPv6 forwarding stays off: it would remove the advertised default route")
     assert f"net.ipv6.conf.{learnt}.accept_ra" in refused[ALL_V6]
@@ -271,10 +317,10 @@ def test_forwarding_stays_off_where_the_route_cannot_be_kept(
 
 def test_ipv4_forwarding_asks_for_no_guard(learnt: str, interface_settings: InterfaceSettings) -> None:
     interface_settings.read()
-    key = SettingKey(ALL_INTERFACES, Family.V4, "forwarding")
+    key = SettingsKey(ALL_INTERFACES, Family.V4)
     sysctl("ipv4/conf/all/forwarding", 0)
     interface_settings.read()
-    interface_settings.want({key: 1})
-    assert interface_settings.write() == (Delta(put={key: 1}), {})
+    interface_settings.want({key: FORWARDING})
+    assert interface_settings.write() == (Delta(put={key: FORWARDING}), {})
     assert (sysctl("ipv4/ip_forward"), sysctl(f"ipv6/conf/{learnt}/accept_ra")) == (1, 1)
     assert interface_settings.socket.messages_sent == 0

@@ -176,8 +176,7 @@ def notification(index: int, name: str, *, up: bool, kind: int = rt.RTM_NEWLINK,
 
 def test_a_message_without_settings_keeps_those_known() -> None:
     links = Links(Clock())
-    array = (1).to_bytes(4, "little") * 32
-    asyncio.run(links.adopt([rt.Link(7, "cali1", True, b"", array, array)]))
+    asyncio.run(links.adopt([rt.Link(7, "cali1", True, b"", {"proxy_arp": 1}, {"accept_ra": 1})]))
     assert links.notify([notification(7, "cali1", up=False)]).lost == {"cali1"}
     assert links.by_name["cali1"].setting(Family.V4, "proxy_arp") == 1
     assert links.by_name["cali1"].setting(Family.V6, "accept_ra") == 1

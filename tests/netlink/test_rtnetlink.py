@@ -17,7 +17,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from felixpy.model.net import FAMILIES, Family, Net, format_address
 from felixpy.netlink import rtnetlink as rt
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket, parse_messages
+from felixpy.netlink.transport import NETLINK_ROUTE, Message, NetlinkSocket, attribute, nested, parse_messages
 from tests.kernel import PROTOCOL, any_net, ip, ip_json, packed, pairs, sysctl
 
 MAIN = 254
@@ -309,7 +309,8 @@ def test_link_settings_are_what_proc_shows(netlink: NetlinkSocket) -> None:
 
 
 def test_a_setting_that_a_message_does_not_carry_is_unknown() -> None:
-    link = rt.Link(3, "cali1", True, b"", inet=(1).to_bytes(4, "little") * 3, inet6=b"")
+    conf = nested(rt.IFLA_AF_SPEC, nested(Family.V4, attribute(rt.IFLA_INET_CONF, (1).to_bytes(4, "little") * 3)))
+    link = rt.decode_link(Message(rt.RTM_NEWLINK, 0, 0, bytes(16) + conf))
     assert link.setting(Family.V4, "forwarding") == 1
     assert link.setting(Family.V4, "rp_filter") is None  # an older kernel with a shorter array
     assert link.setting(Family.V4, "no_such_setting") is None
