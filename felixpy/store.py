@@ -7,8 +7,8 @@ number of endpoints. No I/O, no event loop.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
 
+from felixpy.index import Index
 from felixpy.model.net import Net
 from felixpy.model.resources import (
     BlockAffinity,
@@ -33,9 +33,9 @@ class Store:
         self.nodes: dict[str, Node] = {}
         self.blocks: dict[ResourceKey, IPAMBlock | BlockAffinity] = {}
         self.configurations: dict[ResourceKey, FelixConfiguration] = {}
-        self._by_address: dict[Net, set[ResourceKey]] = {}
-        self._by_interface: dict[str, set[ResourceKey]] = {}
-        self._by_node: dict[str, set[ResourceKey]] = {}
+        self._by_address: Index[Net, ResourceKey] = Index()
+        self._by_interface: Index[str, ResourceKey] = Index()
+        self._by_node: Index[str, ResourceKey] = Index()
 
     def __len__(self) -> int:
         return len(self.endpoints) + len(self.pools) + len(self.nodes) + len(self.blocks) + len(self.configurations)
@@ -77,11 +77,11 @@ class Store:
 
     def address_owner(self, address: Net) -> ResourceKey | None:
         """The local endpoint that has this address: of several the youngest, then the first by name."""
-        return self._owner(self._by_address.get(address, ()))
+        return self._owner(self._by_address.at(address))
 
     def interface_owner(self, interface: str) -> ResourceKey | None:
         """The local endpoint behind this interface, by the same rule."""
-        return self._owner(self._by_interface.get(interface, ()))
+        return self._owner(self._by_interface.at(interface))
 
     def covering_pool(self, cidr: Net) -> IPPool | None:
         """The longest pool that contains a block; LoadBalancer-only pools do not count."""
@@ -109,14 +109,14 @@ class Store:
         old = self.endpoints.pop(key, None)
         if old is not None and self.local(old):
             for address in old.addresses:
-                dirty |= _discard(self._by_address, address, key)
-            dirty |= _discard(self._by_interface, old.interface, key)
+                dirty.update(self._by_address.discard(address, key))
+            dirty.update(self._by_interface.discard(old.interface, key))
         if new is not None:
             self.endpoints[key] = new
             if self.local(new):
                 for address in new.addresses:
-                    dirty |= _add(self._by_address, address, key)
-                dirty |= _add(self._by_interface, new.interface, key)
+                    dirty.update(self._by_address.add(address, key))
+                dirty.update(self._by_interface.add(new.interface, key))
         return dirty
 
     def _pool(self, key: ResourceKey, new: IPPool | None) -> set[ResourceKey]:
@@ -132,17 +132,17 @@ class Store:
         if new is not None:
             self.nodes[key.name] = new
         # The interface that leads to any other node may be told by our own address.
-        blocks = self.blocks if key.name == self.node_name else self._by_node.get(key.name, ())
+        blocks = self.blocks if key.name == self.node_name else self._by_node.at(key.name)
         return {key, *blocks}
 
     def _block(self, key: ResourceKey, new: IPAMBlock | BlockAffinity | None) -> set[ResourceKey]:
         old = self.blocks.pop(key, None)
         for name in block_nodes(old):
-            _discard(self._by_node, name, key)
+            self._by_node.discard(name, key)
         if new is not None:
             self.blocks[key] = new
             for name in block_nodes(new):
-                _add(self._by_node, name, key)
+                self._by_node.add(name, key)
         return {key}
 
 
@@ -154,22 +154,3 @@ def block_nodes(block: IPAMBlock | BlockAffinity | None) -> set[str]:
     if isinstance(block, IPAMBlock):
         nodes |= {borrowed.node for borrowed in block.borrowed}
     return nodes
-
-
-T = TypeVar("T")
-
-
-def _add(index: dict[T, set[ResourceKey]], at: T, key: ResourceKey) -> set[ResourceKey]:
-    """Index a key and return all that share the place."""
-    sharing = index.setdefault(at, set())
-    sharing.add(key)
-    return sharing
-
-
-def _discard(index: dict[T, set[ResourceKey]], at: T, key: ResourceKey) -> set[ResourceKey]:
-    """Remove a key from an index and return those that remain in the place."""
-    sharing = index.get(at, set())
-    sharing.discard(key)
-    if not sharing:
-        index.pop(at, None)
-    return sharing

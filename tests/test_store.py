@@ -158,4 +158,4 @@ def test_length_and_keys_count_every_object_once() -> None:
     for resource in everything:
         drop(store, replace(resource))
     assert len(store) == 0
-    assert (store._by_address, store._by_interface, store._by_node) == ({}, {}, {})
+    assert [vars(index) for index in (store._by_address, store._by_interface, store._by_node)] == 3 * [{"_at": {}}]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from felixpy.index import Index
 from felixpy.slices import in_slices
 
 K = TypeVar("K")
@@ -89,7 +90,7 @@ class KeyedTable(Generic[K, D, C]):
         self._removable = removable
         self._interface_of = interface_of
         self._describe = describe
-        self._by_interface: dict[str, set[K]] = {}
+        self._by_interface: Index[str, K] = Index()
         self._readers: list[set[K]] = []
         self._adopted = False
         self.contests: dict[K, Contest] = {}
@@ -103,11 +104,7 @@ class KeyedTable(Generic[K, D, C]):
             self._unindex(key)
         interface = self._interface_of(key, value)
         if interface is not None:
-            keys = self._by_interface.get(interface)
-            if keys is None:
-                self._by_interface[interface] = {key}
-            else:
-                keys.add(key)
+            self._by_interface.add(interface, key)
         self.desired[key] = value
         if self.refused:
             self.refused.pop(key, None)
@@ -124,7 +121,7 @@ class KeyedTable(Generic[K, D, C]):
 
     def interface_changed(self, interface: str, *, lost: bool) -> None:
         """Look again at what hangs on an interface; ``lost``: the kernel has dropped it all."""
-        keys = self._by_interface.get(interface, set())
+        keys = self._by_interface.at(interface)
         for key in keys:
             self.contests.pop(key, None)
         if lost:
@@ -163,7 +160,7 @@ class KeyedTable(Generic[K, D, C]):
 
     def adopt_interface(self, interface: str, found: Mapping[K, C], newer: set[K], now: float) -> None:
         """Take a fresh dump of what hangs on one interface: wanted entries that it lacks are gone."""
-        for key in {*found, *self._by_interface.get(interface, ())} - newer:
+        for key in {*found, *self._by_interface.at(interface)} - newer:
             self._believe(key, found.get(key, MISSING), now)
 
     def observe(self, key: K, value: C | Missing, now: float) -> None:
@@ -321,7 +318,5 @@ class KeyedTable(Generic[K, D, C]):
 
     def _unindex(self, key: K) -> None:
         interface = self._interface_of(key, self.desired[key])
-        keys = self._by_interface.get(interface or "", set())
-        keys.discard(key)
-        if interface is not None and not keys:
-            self._by_interface.pop(interface, None)
+        if interface is not None:
+            self._by_interface.discard(interface, key)
