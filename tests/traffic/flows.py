@@ -107,7 +107,8 @@ class Traffic:
             for line in self.wanted.values()
             if line.source == source
         ]
-        assert (await self._ask(sender, json.dumps(specs)))["silent"] == []
+        answer = await self._ask(sender, json.dumps(specs))
+        assert not answer["silent"], f"without any answer: {answer}"
 
     @staticmethod
     async def _ask(sender: asyncio.subprocess.Process, text: str) -> dict[str, Any]:

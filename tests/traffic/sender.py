@@ -216,7 +216,7 @@ def main() -> None:
     ]
     for flow in flows:
         flow.start()
-    silent = [flow.flow for flow in flows if not flow.started.wait(5)]
+    silent = {flow.flow: flow.error or f"{flow.sent} asked" for flow in flows if not flow.started.wait(5)}
     print(json.dumps({"silent": silent}), flush=True)
     for _ in sys.stdin:
         for flow in flows:
