@@ -27,6 +27,7 @@ from felixpy.netlink.transport import Message, NetlinkSocket
 from felixpy.slices import in_slices
 
 PROC_SYS_NET = "/proc/sys/net"
+_FAMILIES = {family.value: family for family in Family}
 
 COSTS_ADVERTISED_ROUTES = (Family.V6, "forwarding")
 """To set this makes the kernel drop default routes that it learnt by router advertisement."""
@@ -72,15 +73,15 @@ class InterfaceSettingTable:
         """Take a RTM_NEWNETCONF."""
         number, index, news = rtnetlink.decode_netconf(message)
         interface = ALL_INTERFACES if index == rtnetlink.NETCONFA_IFINDEX_ALL else self.links.name_of(index)
-        if interface is None or number not in set(Family):
+        if interface is None or number not in _FAMILIES:
             return
-        key = SettingsKey(interface, Family(number))
+        key = SettingsKey(interface, _FAMILIES[number])
         known = self.table.committed.get(key)
         wanted = self.table.desired.get(key)
         if known is None or wanted is None:
             return
-        told = {name: value for name, value in news.items() if name in wanted}
-        self.table.observe(key, SettingValues({**known, **told}), self._clock())
+        told = {name: value for name, value in news.items() if name in wanted and known.get(name) != value}
+        self.table.observe(key, SettingValues({**known, **told}) if told else known, self._clock())
 
     def cost_advertised_routes(self, puts: Mapping[SettingsKey, SettingValues]) -> list[SettingsKey]:
         """Keys of which ``write`` sets what makes the kernel drop advertised default routes."""
