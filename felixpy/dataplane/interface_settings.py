@@ -27,7 +27,7 @@ from felixpy.netlink.transport import Message, NetlinkSocket
 from felixpy.slices import in_slices
 
 PROC_SYS_NET = "/proc/sys/net"
-_FAMILIES = {family.value: family for family in Family}
+_FAMILIES: dict[int, Family] = {family.value: family for family in Family}
 
 COSTS_ADVERTISED_ROUTES = (Family.V6, "forwarding")
 """To set this makes the kernel drop default routes that it learnt by router advertisement."""
