@@ -173,7 +173,7 @@ class Dataplane:
         return failures
 
     async def _read_table(
-        self, table: KeyedTable[K, D, C], read: Callable[[NetlinkSocket], Awaitable[Mapping[K, C]]]
+        self, table: KeyedTable[K, D, C], read: Callable[[NetlinkSocket], Awaitable[dict[K, C]]]
     ) -> None:
         with table.reading() as newer:
             await table.adopt(await read(self.socket), newer, self.clock())

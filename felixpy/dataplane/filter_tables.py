@@ -13,7 +13,7 @@ from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFil
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.dataplane.table import Delta, KeyedTable
-from felixpy.slices import in_slices
+from felixpy.slices import emptied, in_slices
 
 
 class FilterTables:
@@ -61,7 +61,7 @@ class FilterTables:
             await self.chains.adopt(state.chains, newer_chains, now)
             if state.part is Part.ALL:
                 members: dict[ElementKey, None] = {}
-                async for some in in_slices(state.elements, 64):
+                async for some in in_slices(emptied(state.elements, state.elements.pop), 64):
                     members.update(dict.fromkeys(some))
                 await self.elements.adopt(members, newer_elements, now)
         if not state.containers:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from felixpy.index import Index
-from felixpy.slices import in_slices
+from felixpy.slices import emptied, in_slices
 
 K = TypeVar("K")
 D = TypeVar("D")
@@ -145,17 +145,19 @@ class KeyedTable(Generic[K, D, C]):
         finally:
             self._readers = [one for one in self._readers if one is not newer]
 
-    async def adopt(self, found: Mapping[K, C], newer: set[K], now: float) -> None:
-        """Take a fresh dump, in slices. Keys whose kernel value is not what was believed are looked at again."""
+    async def adopt(self, found: dict[K, C], newer: set[K], now: float) -> None:
+        """Take a fresh dump, in slices; ``found`` is empty after it. Keys whose kernel value is not what was believed
+        are looked at again.
+        """
         committed = self.committed
-        async for entries in in_slices(found.items(), 64):
-            for key, value in entries:
-                if committed.get(key, MISSING) != value and key not in newer:
-                    self._believe(key, value, now)
         async for keys in in_slices(list(committed), 64):
             for key in keys:
                 if key not in found and key not in newer:
                     self._believe(key, MISSING, now)
+        async for entries in in_slices(emptied(found, found.popitem), 64):
+            for key, value in entries:
+                if committed.get(key, MISSING) != value and key not in newer:
+                    self._believe(key, value, now)
         self._adopted = True
 
     def adopt_interface(self, interface: str, found: Mapping[K, C], newer: set[K], now: float) -> None:
