@@ -148,13 +148,14 @@ def _latency(results: Results, backend: str) -> list[Row]:
 def _drift(results: Results) -> list[Row]:
     found = []
     for backend in BACKENDS:
-        for what in ("route", "rule", "element") if backend == "nftables" else ("route",):
-            cell = Cell(backend, "dual", 10_000)
-            found.append(
-                _row(
-                    results, cell, f"drift: deleted {what} is back", "drift", f"{what} is back", 10, "ms", fallback=True
-                )
-            )
+        cell = Cell(backend, "dual", 10_000)
+        metrics = ["route is back"]
+        if backend == "nftables":
+            metrics += [
+                f"{what} is back{way}" for what in ("rule", "element") for way in ("", ", deleted by a command")
+            ]
+        for metric in metrics:
+            found.append(_row(results, cell, f"drift: deleted {metric}", "drift", metric, 10, "ms", fallback=True))
     return found
 
 

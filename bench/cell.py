@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench import expect, scenarios
+from bench import drift, expect, scenarios
 from bench.comparators import FOR_BACKEND
 from bench.marks import written
 from bench.plan import Effort
@@ -38,7 +38,7 @@ SCENARIOS: dict[str, Scenario] = {
     "nat": scenarios.toggle_nat,
     "block": scenarios.move_block,
     "resync": scenarios.resync,
-    "drift": scenarios.drift,
+    "drift": drift.drift,
     "first packet": scenarios.first_packet,
     "forwarding": scenarios.forwarding,
     "idle": scenarios.idle,

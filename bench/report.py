@@ -146,7 +146,9 @@ _WHOLE = (
     ("update during a resync", "visible"),
     ("drift", "route is back"),
     ("drift", "element is back"),
+    ("drift", "element is back, deleted by a command"),
     ("drift", "rule is back"),
+    ("drift", "rule is back, deleted by a command"),
 )
 _PACKETS = tuple(
     ("first packet", metric) for metric in ("routes visible", "tcp IPv4", "udp IPv4", "tcp IPv6", "udp IPv6")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -36,7 +35,6 @@ PREPARE = "prepare"
 """Changes that are not measured."""
 PATIENCE_S = 30.0
 FIRST_PACKET_S = 5.0
-REPAIR_S = 10.0
 
 
 @dataclass
@@ -310,55 +308,6 @@ async def resync(run: Run) -> None:
             await asyncio.sleep(0.1)
     if run.effort.resyncs % 2:
         await put(run, PREPARE, Workload(SPARE), present=False)
-
-
-async def drift(run: Run) -> None:
-    """Somebody deletes what is ours; from the kernel's word of that to its word that it is back."""
-    one = Workload(1)
-    family = run.families[0]
-    address = one.address(family)
-    option = f"-{family.version}"
-    table = "ip" if family is Family.V4 else "ip6"
-    for number in range(run.effort.drifts):
-        await _repaired(run, "route", ("ip", option, "route", "del", f"{address}/{family.bits}"), f"route {address}")
-        if run.cell.backend == "nftables":
-            member = f"{{ {address} . {one.interface} }}"
-            command: tuple[str, ...] = ("nft", "delete", "element", table, "felixpy", "from-workload", member)
-            await _repaired(run, "element", command, f"elem from-workload {address}")
-            chain, handle = await _some_rule(run, table, number)
-            command = ("nft", "delete", "rule", table, "felixpy", chain, "handle", handle)
-            await _repaired(run, "rule", command, f"rule felixpy {chain}")
-        # More than ten repairs of one entry in a minute count as a fight, and then the agent takes its time.
-        one = Workload((one.number + 1) % min(run.cell.size, SPARES))
-        address = one.address(family)
-
-
-async def _repaired(run: Run, what: str, command: tuple[str, ...], word: str) -> None:
-    seen = run.world.node_seen
-    seen.clear()
-    await run.world.node.run(*command)
-    try:
-        back = await seen.wait({f"-{word}", f"+{word}"}, REPAIR_S)
-    except TimeoutError as error:
-        run.results.remark(f"{run.cell}: a deleted {what} was not back after {REPAIR_S:.0f} s: {error}")
-    else:
-        run.add("drift", f"{what} is back", ms(back, seen.at(f"-{word}") or back))
-    await asyncio.sleep(PAUSE_S)
-    run.subject.marks.read()
-
-
-async def _some_rule(run: Run, table: str, number: int) -> tuple[str, str]:
-    """Chain and handle of the first rule of a chain of ours, another chain for each number."""
-    rules: dict[str, str] = {}
-    chain = ""
-    for line in (await run.world.node.run("nft", "-a", "-s", "list", "table", table, "felixpy")).splitlines():
-        if found := re.match(r"\s*chain (\S+) {", line):
-            chain = found[1]
-        elif chain and (found := re.search(r"# handle (\d+)$", line)) and not line.strip().startswith("type "):
-            rules.setdefault(chain, found[1])
-    if not rules:
-        raise RuntimeError(f"the table {table} felixpy holds no rule; is the agent programmed?")
-    return sorted(rules.items())[number % len(rules)]
 
 
 async def idle(run: Run) -> None:
