@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import select
 import socket
 import ssl
 import time
@@ -23,12 +22,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from felixpy.config import Settings
+from felixpy.sources.reading import read_bursts
 
 RECEIVE_MAXIMUM = 65535
 """Mosquitto drops what exceeds this plus its queue; with MQTT's older default it drops all but 1,020 messages."""
-
-READ_SECONDS = 0.002
-"""For so long packets are read in one turn of the event loop, if there are more: a burst is taken as a burst."""
 
 SESSION_TAKEN_OVER = 142
 _BAD_CREDENTIALS = frozenset({4, 134})
@@ -252,7 +249,7 @@ async def open_connection(
         timeout=_ANSWER_SECONDS,
     )
     client.pending_calls_threshold = RECEIVE_MAXIMUM
-    _read_bursts(client)
+    read_bursts(client._client)
     try:
         async with client:
             yield Connection(client, inbox, broker_name(settings))
@@ -277,44 +274,6 @@ def _watch_verdicts(client: aiomqtt.Client) -> dict[int, asyncio.Future[ReasonCo
 
     paho.on_publish = on_publish
     return waiting
-
-
-def _read_bursts(client: aiomqtt.Client) -> None:
-    """Read what has arrived, not one packet, whenever the socket is readable.
-
-    aiomqtt reads one packet per turn of the event loop, so that whatever else the loop does each turn would be done
-    once per message: a large snapshot or a flood would outrun the agent, and not even a SUBACK would be seen in time.
-    """
-    paho = client._client
-    read_one = paho.loop_read
-
-    def read(max_packets: int = 1) -> MQTTErrorCode:
-        end = time.monotonic() + READ_SECONDS
-        while True:
-            code = read_one(max_packets)
-            if code or time.monotonic() >= end or not _readable(paho.socket()):
-                _acknowledge(paho.socket())
-                return code
-
-    paho.loop_read = read  # type: ignore[method-assign]
-
-
-def _acknowledge(sock: Any) -> None:
-    """Acknowledge by TCP now: a broker without ``set_tcp_nodelay`` holds its next message back until then.
-
-    That is 40 ms if the kernel waits for something to carry the acknowledgement (one message in a hundred does).
-    """
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-def _readable(sock: Any) -> bool:
-    if sock is None:
-        return False
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def explain(error: aiomqtt.MqttError, settings: Settings) -> StreamError:

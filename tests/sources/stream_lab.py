@@ -10,11 +10,11 @@ from typing import Any
 
 import aiomqtt
 import msgspec
-from broker import Broker
 
 from felixpy.config import Settings
 from felixpy.model.resources import Kind, Resource, ResourceKey, Update
 from felixpy.sources import Source, SyncState, SyncStatus
+from tests.broker import Broker
 
 NODE = "n1"
 ROOT = "felixpy/v1"

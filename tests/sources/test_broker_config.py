@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broker import running
+from tests.broker import running
 
 CONFIG = Path(__file__).parents[2] / "config" / "mosquitto.conf"
 

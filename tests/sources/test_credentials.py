@@ -14,13 +14,24 @@ import aiomqtt
 import msgspec
 import pytest
 import trustme
-from broker import Broker, free_port, running
-from stream_lab import NODE, PUBLISHER, ROOT, Recorder, endpoint, following, pool, put, settings_for, wep_key
 from structlog.testing import capture_logs
 
 from felixpy.config import Settings
 from felixpy.sources import SyncState, connection, credentials
 from felixpy.sources.mqtt import MqttSource
+from tests.broker import Broker, free_port, running
+from tests.sources.stream_lab import (
+    NODE,
+    PUBLISHER,
+    ROOT,
+    Recorder,
+    endpoint,
+    following,
+    pool,
+    put,
+    settings_for,
+    wep_key,
+)
 
 NAMES = {"mqtt_ca_file": "ca.pem", "mqtt_cert_file": "client.pem", "mqtt_key_file": "client.key"}
 Logs = list[MutableMapping[str, Any]]

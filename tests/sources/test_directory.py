@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from stream_lab import endpoint, following, pool, wep_key
 
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.sources import SyncState, directory
 from felixpy.sources.directory import DirectorySource
 from felixpy.sources.once import read_once
+from tests.sources.stream_lab import endpoint, following, pool, wep_key
 
 POOL = ResourceKey(Kind.IP_POOL, "a")
 

@@ -13,22 +13,8 @@ from typing import Any
 import aiomqtt
 import msgspec
 import pytest
-from broker import Broker, running
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
-from stream_lab import (
-    NODE,
-    Recorder,
-    affinity,
-    endpoint,
-    following,
-    node,
-    pool,
-    put,
-    retained,
-    settings_for,
-    wep_key,
-)
 from structlog.testing import capture_logs
 
 from felixpy.config import Settings
@@ -41,6 +27,20 @@ from felixpy.sources.connection import explain
 from felixpy.sources.manifest import Manifest
 from felixpy.sources.mqtt import MqttSource
 from felixpy.sources.once import read_once
+from tests.broker import Broker, running
+from tests.sources.stream_lab import (
+    NODE,
+    Recorder,
+    affinity,
+    endpoint,
+    following,
+    node,
+    pool,
+    put,
+    retained,
+    settings_for,
+    wep_key,
+)
 
 
 async def apply(broker: Broker, *objects: object) -> None:

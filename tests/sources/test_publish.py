@@ -9,8 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from broker import Broker, running
-from stream_lab import affinity, endpoint, following, node, pool, put, retained, settings_for
 
 from felixpy import publish
 from felixpy.model.documents import load_text
@@ -22,6 +20,8 @@ from felixpy.sources.ledger import counted
 from felixpy.sources.manifest import Manifest, parse_manifest
 from felixpy.sources.mqtt import MqttSource
 from felixpy.sources.topics import KIND, scope_of, segment_of
+from tests.broker import Broker, running
+from tests.sources.stream_lab import affinity, endpoint, following, node, pool, put, retained, settings_for
 
 
 def batch_of(*objects: Any) -> Batch:

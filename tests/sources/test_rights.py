@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broker import Broker, running
-from stream_lab import NODE, PUBLISHER, ROOT, endpoint, following, pool, put, settings_for, wep_key
 
 from felixpy.sources import SyncState, snapshot
 from felixpy.sources.mqtt import MqttSource
 from felixpy.sources.once import read_once
+from tests.broker import Broker, running
+from tests.sources.stream_lab import NODE, PUBLISHER, ROOT, endpoint, following, pool, put, settings_for, wep_key
 
 RULES = Path(__file__).parents[2] / "config" / "mosquitto.acl"
 EVERYTHING = f"user n2\ntopic readwrite {ROOT}/#\nuser publisher\ntopic readwrite {ROOT}/#\n"

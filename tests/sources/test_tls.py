@@ -9,8 +9,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import trustme
-from broker import Broker, running
-from stream_lab import following, pool, settings_for
 
 from felixpy.config import Settings
 from felixpy.model.documents import load_text
@@ -18,6 +16,8 @@ from felixpy.publish import open_publisher
 from felixpy.sources import SyncState, connection
 from felixpy.sources.batch import PublishError, prepare
 from felixpy.sources.mqtt import MqttSource
+from tests.broker import Broker, running
+from tests.sources.stream_lab import following, pool, settings_for
 
 
 @pytest.fixture

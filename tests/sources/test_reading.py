@@ -1,0 +1,114 @@
+"""Reading packets in bursts: however a broker's bytes are cut, every message is taken, and none waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import aiomqtt
+import pytest
+import trustme
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from bench.mqtt_wire import publish_packet
+from felixpy.config import Settings
+from felixpy.sources import reading
+from felixpy.sources.connection import open_connection
+from felixpy.sources.reading import RECEIVE_BYTES, _Properties
+
+CONNACK = b"\x20\x03\0\0\0"
+COUNT = 500
+PACKETS = [
+    publish_packet("t", f"{number} {'x' * (number * 7 % 900)}".encode(), number, (b"ts", b"%d" % number))
+    for number in range(1, COUNT + 1)
+]
+HUGE = publish_packet("t", f"0 {'y' * 5 * RECEIVE_BYTES}".encode(), COUNT + 1)
+
+
+def whole(data: bytes) -> Iterator[bytes]:
+    yield data
+
+
+def cut(data: bytes) -> Iterator[bytes]:
+    """Pieces of 1 to 3,000 bytes: every place of a packet is at the end of some piece."""
+    at, size = 0, 1
+    while at < len(data):
+        yield data[at : at + size]
+        at, size = at + size, size * 5 % 3001
+
+
+@contextlib.asynccontextmanager
+async def broker(pieces: list[bytes], context: ssl.SSLContext | None) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Says CONNACK and these bytes, and nothing more. The event: as many PUBACKs have come as there are messages."""
+    acknowledged = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(CONNACK)
+        await writer.drain()
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        await reader.readexactly(4 * (COUNT + 1))
+        acknowledged.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1], acknowledged
+
+
+@pytest.mark.parametrize("pieces", [whole, cut])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_every_message_is_taken_at_once(
+    tls: bool, pieces: Callable[[bytes], Iterator[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what was received with the last packet for which there was time: no event of the socket would tell of it."""
+    monkeypatch.setattr(reading, "READ_SECONDS", 0.0)
+    context, settings = None, Settings(mqtt_host="127.0.0.1")
+    if tls:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        settings = replace(settings, mqtt_tls=True, mqtt_ca_file=tmp_path / "ca.pem")
+    found: list[tuple[int, object]] = []
+
+    def receive(message: aiomqtt.Message) -> None:
+        properties = getattr(message.properties, "UserProperty", None)
+        found.append((int(bytes(message.payload).split()[0]), properties))
+
+    async def scenario() -> None:
+        data = b"".join((HUGE, *PACKETS))
+        async with (
+            broker(list(pieces(data)), context) as (port, acknowledged),
+            open_connection(replace(settings, mqtt_port=port), "c", receive),
+            asyncio.timeout(10),
+        ):
+            await acknowledged.wait()
+
+    asyncio.run(scenario())
+    assert found == [(0, None), *((number, [("ts", str(number))]) for number in range(1, COUNT + 1))]
+
+
+def test_properties_with_shared_tables_are_those_of_paho() -> None:
+    """Values are each packet's own, and what is written is the same to the byte."""
+    plain, lean, other = (kind(PacketTypes.PUBLISH) for kind in (Properties, _Properties, _Properties))  # type: ignore[no-untyped-call]
+    for one in (plain, lean):
+        one.UserProperty = ("a", "b")
+        one.MessageExpiryInterval = 7
+    assert lean.pack() == plain.pack()  # type: ignore[no-untyped-call]
+    assert lean.json() == plain.json()  # type: ignore[no-untyped-call]
+    assert other.isEmpty()  # type: ignore[no-untyped-call]
+    lean.clear()
+    assert lean.isEmpty()  # type: ignore[no-untyped-call]
+    assert vars(lean) == vars(other)
+    with pytest.raises(Exception, match="TopicAlias"):
+        _Properties(PacketTypes.CONNECT).TopicAlias = 1
