@@ -64,7 +64,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     arguments: tuple[str, ...], env: dict[str, str], words: tuple[str, ...]
 ) -> None:
     said = sentence(felixpy(*arguments, env=env))
-    assert [word for word in words if word not in said] == []
+    assert [word for word in words if word not in said] == [], said
 
 
 def test_a_settings_file_that_is_not_toml_or_has_a_bad_value(tmp_path: Path) -> None:
