@@ -136,6 +136,8 @@ def _latency(results: Results, backend: str) -> list[Row]:
         found += [
             _row(results, cell, f"{what}, p50", "add one", "visible", 1, "ms"),
             _row(results, cell, f"{what}, p99", "add one", "visible", 3, "ms", _p99),
+            _row(results, cell, f"{what}, one after another, p50", "add one after another", "visible", 1, "ms"),
+            _row(results, cell, f"{what}, one after another, p99", "add one after another", "visible", 3, "ms", _p99),
         ]
     few = results.get(Cell(backend, "dual", 10), "add one", "visible")
     many = results.get(Cell(backend, "dual", 10_000), "add one", "visible")

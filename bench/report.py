@@ -26,8 +26,9 @@ with the agent's changes. They get their change by a pipe, not by a broker, and 
 favour them. Their routes and neighbours go by one `ip -batch`, their rules by one restore per family or one `nft` for
 both; their crowd has chains and routes, but its routes share one interface.
 
-Changes of one workload are 60 ms apart, so that each meets an idle agent and kernel; what an addition meets shortly
-after a deletion shows in the churn.
+Changes of one workload are 60 ms apart, so that each meets an idle agent and kernel, but those *one after another*,
+each of which is published as soon as the one before is visible. What an addition meets shortly after a deletion shows
+in the churn.
 
 The first packet is the first answer to a workload that tries TCP and UDP once a millisecond; its gateway is a
 permanent neighbour, so that no retry of ARP is in the figure. Forwarding rates are those of a Python client and
@@ -118,6 +119,7 @@ def _figures(found: Summary) -> list[str]:
 
 _CHANGES = (
     ("add one", "visible"),
+    ("add one after another", "visible"),
     ("delete one", "visible"),
     ("change address", "visible"),
     ("natOutgoing toggled", "visible"),

@@ -138,6 +138,19 @@ async def add_and_delete(run: Run) -> None:
                     await rival(run, "delete", "delete one", name, one)
 
 
+async def add_in_a_row(run: Run) -> None:
+    """Add one as soon as the one before is visible, so that neither processors nor caches rest; then delete them."""
+    crowd = [Workload(SPARE + number) for number in range(run.effort.changes)]
+    seen = run.world.node_seen
+    for one in crowd:
+        seen.clear()
+        await run.watch_members(one, present=True)
+        published = await run.world.publish(one.topic, one.payload(run.families))
+        visible = await seen.wait(expect.workload(one, run.families, run.cell.backend), PATIENCE_S)
+        run.add("add one after another", "visible", ms(visible, published))
+    await _burst(run, PREPARE, crowd, present=False)
+
+
 async def rival(run: Run, operation: str, scenario: str, name: str, one: Workload) -> None:
     """The same change by a comparator, from its begin to the last that the observer of its node saw."""
     seen = run.world.other_seen

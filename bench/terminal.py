@@ -11,6 +11,7 @@ from bench.results import FELIXPY, Cell, Results
 
 _ROWS = (
     ("add one", "visible"),
+    ("add one after another", "visible"),
     ("delete one", "visible"),
     ("change address", "visible"),
     ("burst of 100", "last visible after the last publish"),
