@@ -32,10 +32,10 @@ Progress = Callable[[str], None]
 # The first is the only one in which comparators take their turns.
 SCENARIOS: dict[str, Scenario] = {
     "add and delete": scenarios.add_and_delete,
-    "add in a row": scenarios.add_in_a_row,
     "change address": scenarios.change_address,
     "burst": scenarios.burst,
     "churn": scenarios.churn,
+    "add in a row": scenarios.add_in_a_row,  # not right after the comparators, whose clean-up goes on for a while
     "nat": scenarios.toggle_nat,
     "block": scenarios.move_block,
     "resync": scenarios.resync,

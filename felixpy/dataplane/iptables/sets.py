@@ -18,6 +18,7 @@ from felixpy.model.net import Family, Net
 from felixpy.netlink import ipset
 from felixpy.netlink.ipset import Member, SetHeader
 from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkError, NetlinkSocket, Request
+from felixpy.slices import in_slices
 
 MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends
 _IN_USE = (4100, 4109)  # IPSET_ERR_BUSY, IPSET_ERR_REFERENCED
@@ -80,7 +81,9 @@ class IpSets:
         for name in SetName:
             header = headers.get(set_name(self._family, name))
             if header and (header.type, header.family) == (ipset_type(name), self._family):
-                elements.update(self._join_halves(name, await self._members(name, header.name)))
+                members = self._join_halves(name, await self._members(name, header.name))
+                async for some in in_slices(members, 64):
+                    elements.update(some)
         return elements
 
     async def create(self) -> None:
