@@ -1,6 +1,7 @@
 """How packets are read from the broker's socket: a burst in one go, and without what paho repeats for each of them.
 
-Invariant: nothing that was received stays here unread when the event loop goes on, because no event would come for it.
+Invariant: nothing that was received stays here unread when the event loop goes on, because no event would come for it;
+and it does go on, however much arrives.
 Uses paho's insides (``loop_read``, ``_sock_recv``, the tables of ``Properties``); changes no byte and no answer.
 """
 
@@ -37,10 +38,10 @@ def read_bursts(client: Client) -> None:
     read_one = client.loop_read
 
     def read(max_packets: int = 1) -> MQTTErrorCode:
-        end = time.monotonic() + READ_SECONDS
+        received.begin()
         while True:
             code = read_one(max_packets)
-            if code or not (received.left or (time.monotonic() < end and _readable(client.socket()))):
+            if code or not (received.left or (received.has_time and _readable(client.socket()))):
                 _acknowledge(client.socket())
                 return code
 
@@ -53,19 +54,31 @@ class _Received:
     def __init__(self, receive: Callable[[int], bytes]) -> None:
         self._receive = receive
         self._data, self._at = b"", 0
+        self._until, self._is_first = 0.0, True
 
     @property
     def left(self) -> int:
         return len(self._data) - self._at
 
+    @property
+    def has_time(self) -> bool:
+        return time.monotonic() < self._until
+
+    def begin(self) -> None:
+        """A turn of the event loop begins: one receive, and more while there is time."""
+        self._until, self._is_first = time.monotonic() + READ_SECONDS, True
+
     def take(self, bufsize: int) -> bytes:
         """As ``_sock_recv``: up to so many bytes, none if the connection is closed.
 
         Raises:
-            BlockingIOError: nothing has arrived.
+            BlockingIOError: nothing has arrived, or the turn is over: paho goes on with its packet in the next one.
             OSError: the connection is broken.
         """
         if not self.left:
+            if not (self._is_first or self.has_time):
+                raise BlockingIOError
+            self._is_first = False
             self._data, self._at = self._receive(max(bufsize, RECEIVE_BYTES)), 0
         part = self._data[self._at : self._at + bufsize]
         self._at += len(part)

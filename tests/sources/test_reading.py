@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -80,10 +81,18 @@ def test_every_message_is_taken_at_once(
         authority.issue_cert("127.0.0.1").configure_cert(context)
         settings = replace(settings, mqtt_tls=True, mqtt_ca_file=tmp_path / "ca.pem")
     found: list[tuple[int, object]] = []
+    turn, taken = 0, Counter[int]()
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
 
     def receive(message: aiomqtt.Message) -> None:
         properties = getattr(message.properties, "UserProperty", None)
         found.append((int(bytes(message.payload).split()[0]), properties))
+        taken[turn] += 1
 
     async def scenario() -> None:
         data = b"".join((HUGE, *PACKETS))
@@ -92,9 +101,13 @@ def test_every_message_is_taken_at_once(
             open_connection(replace(settings, mqtt_port=port), "c", receive),
             asyncio.timeout(10),
         ):
+            counting = asyncio.create_task(count_turns())
             await acknowledged.wait()
+            counting.cancel()
 
     asyncio.run(scenario())
+    # However much has arrived, others have their turn: here after each piece that was received.
+    assert max(taken.values()) <= RECEIVE_BYTES // min(map(len, PACKETS)) + 2 < COUNT
     assert found == [(0, None), *((number, [("ts", str(number))]) for number in range(1, COUNT + 1))]
 
 
