@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from paho.mqtt import client as paho_client
 from paho.mqtt.client import Client
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
@@ -101,13 +100,11 @@ _TABLES = vars(Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
 
 
 def _share_tables() -> None:
-    modules: list[Any] = [paho_client]
-    with contextlib.suppress(ImportError):  # paho 2.2 decodes here
+    """Where packets are decoded, and only there: a caller's own ``Properties`` stay of paho's class, which it checks."""
+    with contextlib.suppress(ImportError):  # paho before 2.2 decodes elsewhere, and goes on as it is
         from paho.mqtt import _packet
 
-        modules.append(_packet)
-    for module in modules:
-        module.Properties = _Properties
+        _packet.Properties = _Properties  # type: ignore[misc]
 
 
 def _acknowledge(sock: Any) -> None:
