@@ -1,4 +1,4 @@
-"""The least that one update can take here: ``python -m bench.floor`` measures an agent that knows its bytes in advance.
+"""The least that one update can take here, measured with an agent that knows its messages: ``python -m bench.floor``.
 
 A program without event loop, MQTT library, model and tables waits in the broker's socket and writes what it has
 prepared: the same elements, neighbours and routes as felixpy, in as many sends with as many acknowledgements. What is
@@ -13,7 +13,6 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench import expect
@@ -22,7 +21,9 @@ from bench.scenarios import PATIENCE_S, PAUSE_S, ms
 from bench.statistics import summarise
 from bench.workloads import SPARE, SPARES, Workload
 from bench.world import World
-from felixpy.calc.entries import ElementKey, SetName
+from felixpy.calc.endpoints import SCOPE_LINK, SCOPE_UNIVERSE
+from felixpy.calc.entries import MAIN_TABLE, ElementKey, SetName
+from felixpy.config import Settings
 from felixpy.dataplane.nftables import elements
 from felixpy.demo.agent import environment
 from felixpy.demo.lab import TOPIC_ROOT
@@ -31,79 +32,56 @@ from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import (
-    NETLINK_NETFILTER,
-    NETLINK_ROUTE,
-    NLM_F_ACK,
-    NLM_F_REQUEST,
-    NLMSG_ERROR,
-    Request,
-    parse_messages,
-)
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, Request
 
 SAMPLES = 100
 TABLE = "felixpy"
 SETS = (SetName.FROM_WORKLOAD, SetName.TO_WORKLOAD)
-PROTOCOL = 222
-"""The route protocol that felixpy signs with."""
+PROTOCOL = Settings().device_route_protocol
 
 
 class Prepared(NamedTuple):
-    """Bytes of one send, with the acknowledgement asked for on the message before the last (a batch) or on the last."""
+    """The messages of one workload: a transaction of each family, then neighbours and routes of both."""
 
-    protocol: int
-    data: bytes
+    batches: list[list[Request]]
+    routing: list[Request]
 
     @classmethod
-    def of(cls, protocol: int, requests: Sequence[Request]) -> Prepared:
-        ask_at = len(requests) - (2 if protocol == NETLINK_NETFILTER else 1)
-        parts = []
-        for number, (kind, flags, payload) in enumerate(requests):
-            flags |= NLM_F_REQUEST | (NLM_F_ACK if number == ask_at else 0)
-            parts.append(struct.pack("=IHHII", 16 + len(payload), kind, flags, number + 1, 0) + payload)
-            parts.append(bytes(-len(payload) & 3))
-        return cls(protocol, b"".join(parts))
+    def of(cls, one: Workload, *, present: bool) -> Prepared:
+        batches, routing = [], []
+        index = socket.if_nametoindex(one.interface)
+        for family in FAMILIES:
+            net = Net.parse(f"{one.address(family)}/{family.bits}")
+            command = nft.NEWSETELEM if present else nft.DELSETELEM
+            members = [(name, elements.encode(ElementKey(name, net, one.interface))) for name in SETS]
+            batches.append(
+                nft.batch([nft.set_elements(command, family, TABLE, name, [member]) for name, member in members])
+            )
+            mac = bytes.fromhex(one.mac.replace(":", ""))
+            neighbour = KernelNeighbour(index, net.packed, mac, PROTOCOL)
+            key = KernelRouteKey(family, net, 0 if family is Family.V4 else 1024, MAIN_TABLE)
+            scope = SCOPE_LINK if family is Family.V4 else SCOPE_UNIVERSE
+            route = KernelRoute(rtnetlink.RTN_UNICAST, index, scope=scope, protocol=PROTOCOL)
+            routing.append(rtnetlink.neighbour_request(neighbour, delete=not present))
+            routing.append(rtnetlink.route_request(key, route, delete=not present))
+        return cls(batches, routing)
 
+    def write(self, filter_socket: NetlinkSocket, routing_socket: NetlinkSocket) -> None:
+        """Send, and wait for each acknowledgement.
 
-def prepared(one: Workload, *, present: bool) -> list[Prepared]:
-    """Everything of a workload in both families: one transaction per family, then neighbours and routes."""
-    sends, routing = [], []
-    index = socket.if_nametoindex(one.interface)
-    for family in FAMILIES:
-        net = Net.parse(f"{one.address(family)}/{family.bits}")
-        command = nft.NEWSETELEM if present else nft.DELSETELEM
-        members = [(name, elements.encode(ElementKey(name, net, one.interface))) for name in SETS]
-        requests = [nft.set_elements(command, family, TABLE, name, [member]) for name, member in members]
-        sends.append(Prepared.of(NETLINK_NETFILTER, nft.batch(requests)))
-        mac = bytes.fromhex(one.mac.replace(":", ""))
-        neighbour = KernelNeighbour(index, net.packed, mac, PROTOCOL)
-        key = KernelRouteKey(family, net, 0 if family is Family.V4 else 1024, 254)
-        route = KernelRoute(rtnetlink.RTN_UNICAST, index, scope=253 if family is Family.V4 else 0, protocol=PROTOCOL)
-        routing.append(rtnetlink.neighbour_request(neighbour, delete=not present))
-        routing.append(rtnetlink.route_request(key, route, delete=not present))
-    return [*sends, Prepared.of(NETLINK_ROUTE, routing)]
-
-
-def write(sockets: dict[int, socket.socket], sends: Sequence[Prepared]) -> None:
-    """Send and wait for each acknowledgement.
-
-    Raises:
-        OSError: the kernel refused.
-    """
-    for protocol, data in sends:
-        sockets[protocol].send(data)
-        (answer,) = parse_messages(sockets[protocol].recv(65536))
-        code = struct.unpack_from("=i", answer.payload)[0]
-        if answer.type != NLMSG_ERROR or code:
-            raise OSError(-code, f"the kernel refused a prepared message (type {answer.type})")
+        Raises:
+            OSError: the kernel refused.
+        """
+        refused = [filter_socket.transact(batch, batch=True) for batch in self.batches]
+        if any((*refused, routing_socket.transact(self.routing))):
+            raise OSError("the kernel refused a prepared message")
 
 
 def child(host: str, port: int) -> None:
     """Wait for publishes; one line for each on standard output: when its bytes came, when the kernel had everything."""
-    protocols = (NETLINK_NETFILTER, NETLINK_ROUTE)
-    sockets = {one: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, one) for one in protocols}
+    sockets = NetlinkSocket(NETLINK_NETFILTER), NetlinkSocket(NETLINK_ROUTE)
     ready = {
-        present: [prepared(Workload(SPARE + number), present=present) for number in range(SPARES)]
+        present: [Prepared.of(Workload(SPARE + number), present=present) for number in range(SPARES)]
         for present in (False, True)
     }
     with socket.create_connection((host, port)) as broker:
@@ -117,7 +95,7 @@ def child(host: str, port: int) -> None:
         while packet := broker.recv(65536):
             received = time.monotonic_ns()
             text = packet[packet.rindex(b"!") + 1 :]
-            write(sockets, ready[text[:1] == b"+"][int(text[1:])])
+            ready[text[:1] == b"+"][int(text[1:])].write(*sockets)
             done = time.monotonic_ns()
             at = 2 + 2 + len(name)
             broker.sendall(b"\x40\2" + packet[at : at + 2])  # PUBACK with the packet's identifier
