@@ -100,7 +100,7 @@ _TABLES = vars(Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
 
 
 def _share_tables() -> None:
-    """Where packets are decoded, and only there: a caller's own ``Properties`` stay of paho's class, which it checks."""
+    """Where packets are decoded, and only there: a caller's ``Properties`` stay of paho's class, which it checks."""
     with contextlib.suppress(ImportError):  # paho before 2.2 decodes elsewhere, and goes on as it is
         from paho.mqtt import _packet
 
