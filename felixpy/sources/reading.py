@@ -104,7 +104,7 @@ def _share_tables() -> None:
     with contextlib.suppress(ImportError):  # paho before 2.2 decodes elsewhere, and goes on as it is
         from paho.mqtt import _packet
 
-        _packet.Properties = _Properties  # type: ignore[misc]
+        _packet.Properties = _Properties  # type: ignore[attr-defined]
 
 
 def _acknowledge(sock: Any) -> None:
