@@ -23,6 +23,7 @@ _SUBSYSTEM = 6 << 8
 _CREATE, _DESTROY, _RENAME, _SWAP, _LIST, _ADD, _DEL, _TYPE = 2, 3, 5, 6, 7, 9, 10, 13
 _ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_TYPENAME, _ATTR_SETNAME2 = 1, 2, 3, 3
 _ATTR_REVISION, _ATTR_FAMILY, _ATTR_FLAGS, _ATTR_DATA, _ATTR_ADT, _ATTR_REVISION_MIN = 4, 5, 6, 7, 8, 10
+_ATTR_INDEX = 11
 _DATA_IP, _DATA_CIDR, _DATA_FLAGS, _DATA_MAXELEM, _DATA_IFACE, _DATA_REFERENCES = 1, 3, 8, 19, 23, 25
 _IP_V4, _IP_V6 = 1, 2
 _FLAG_LIST_HEADER = 1 << 2
@@ -60,7 +61,7 @@ class Member(NamedTuple):
 
 
 class SetHeader(NamedTuple):
-    """What the kernel says of a set without its members."""
+    """What the kernel says of a set without its members; rules hold its ``kernel_index`` (-1 before Linux 4.20)."""
 
     name: str
     type: str
@@ -68,6 +69,7 @@ class SetHeader(NamedTuple):
     family: int
     max_elements: int
     references: int
+    kernel_index: int = -1
 
 
 def words(refusal: Refusal) -> str:
@@ -151,6 +153,7 @@ def decode_header(message: Message) -> SetHeader | None:
         family=found[_ATTR_FAMILY][0],
         max_elements=int.from_bytes(data.get(_DATA_MAXELEM, b""), "big"),
         references=int.from_bytes(data.get(_DATA_REFERENCES, b""), "big"),
+        kernel_index=int.from_bytes(found[_ATTR_INDEX], "big") if _ATTR_INDEX in found else -1,
     )
 
 

@@ -33,7 +33,7 @@ NFT_SET_CONCAT = 0x80
 NFT_SET_ELEM_INTERVAL_END = 0x1
 SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DESC, SET_ID, SET_USERDATA = 1, 2, 3, 4, 5, 9, 10, 13
 ELEMENT_KEY, ELEMENT_FLAGS, ELEMENT_KEY_END = 1, 3, 10
-RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 3, 4, 7
+RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_COMPAT, RULE_USERDATA = 1, 2, 3, 4, 5, 7
 CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
 
 # libnftables' numbers of data types, which tell `nft list` how to print keys; a concatenation shifts by six bits.
@@ -167,13 +167,23 @@ def delete_chain(family: Family, table: str, chain: str) -> Request:
     return request(DELCHAIN, 0, family, attribute(CHAIN_TABLE, name(table)), attribute(CHAIN_NAME, name(chain)))
 
 
-def new_rule(family: Family, table: str, chain: str, rule: NftRule) -> Request:
+def new_rule(
+    family: Family, table: str, chain: str, rule: NftRule, *, last: bool = True, protocol: int | None = None
+) -> Request:
+    """Add a rule at the end or at the begin of a chain; extensions of xtables are told the ``protocol`` they match."""
     parts = [attribute(RULE_TABLE, name(table)), attribute(RULE_CHAIN, name(chain))]
     parts.append(nested(RULE_EXPRESSIONS, *(_encode_expression(one) for one in rule.expressions)))
+    if protocol is not None:
+        parts.append(nested(RULE_COMPAT, attribute(1, be32(protocol)), attribute(2, be32(0))))
     if rule.comment:
         text = name(rule.comment)
         parts.append(attribute(RULE_USERDATA, bytes((UDATA_RULE_COMMENT, len(text))) + text))
-    return request(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, *parts)
+    return request(NEWRULE, NLM_F_CREATE | (NLM_F_APPEND if last else 0), family, *parts)
+
+
+def delete_rule(family: Family, table: str, chain: str, handle: int) -> Request:
+    where = attribute(RULE_TABLE, name(table)), attribute(RULE_CHAIN, name(chain))
+    return request(DELRULE, 0, family, *where, attribute(RULE_HANDLE, struct.pack(">Q", handle)))
 
 
 def flush_chain(family: Family, table: str, chain: str) -> Request:
@@ -359,6 +369,11 @@ def decode_rule(message: Message) -> tuple[str, str, NftRule]:
     if len(userdata) > 2 and userdata[0] == UDATA_RULE_COMMENT:
         comment = _text(userdata[2 : 2 + userdata[1]])
     return _text(found[RULE_TABLE]), _text(found[RULE_CHAIN]), NftRule(expressions, comment)
+
+
+def rule_handle(message: Message) -> int:
+    """The number of a rule in its table, from a rule message."""
+    return _number(message_attributes(message)[RULE_HANDLE])
 
 
 def _decode_expression(data: bytes) -> Expression:

@@ -59,7 +59,7 @@ def test_the_tool_sees_what_was_sent_and_the_other_way_round(netlink: NetlinkSoc
     assert "maxelem 1000 " in listed[0]
     assert sorted(listed[1:]) == sorted(f"add a {text}{suffix}" for text in texts)
     assert members(netlink, "a") == set(ours)
-    assert headers(netlink)["a"] == SetHeader("a", kind, revision, family, 1000, 0)
+    assert headers(netlink)["a"] == SetHeader("a", kind, revision, family, 1000, 0, 0)
 
     tool("del", "a", f"{texts[0]}{suffix}")
     extra = "198.51.100.0/24" if family is Family.V4 else "2001:db8:1::/48"

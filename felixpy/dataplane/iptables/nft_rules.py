@@ -1,29 +1,48 @@
 """What nf_tables holds of iptables' tables, read by netlink and told in the words of ``iptables-nft-save``.
 
 The text of a rule is learned once, from the tool and from netlink at the same moment; from then on a look costs no
-process. That matters when somebody has just changed rules: the kernel makes a process that ends, and with it closes its
-netlink socket, wait for an RCU grace period, and nobody can write meanwhile (``nft_rcv_nl_event``).
+process, and a rule that is known can be written again without one. That matters when somebody has just changed rules:
+a process takes its time to start, and the kernel makes a process that ends, and with it closes its netlink socket, wait
+for an RCU grace period, while nobody can write (``nft_rcv_nl_event``).
 
 Invariant: a rule in one of our chains that was never learned gets a text that no rule of ours has. Must never write.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from errno import EINVAL, EOPNOTSUPP
-from typing import Final
+from typing import Final, NamedTuple
 
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
+from felixpy.dataplane.iptables.render import canonical
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.nftables import NftRule
+from felixpy.netlink.nftables import Expression, Hook, NftRule
 from felixpy.netlink.transport import Message, NetlinkError, NetlinkSocket, attribute
 
 IPTABLES_TABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
 UNKNOWN_RULE: Final = "(a rule of another program)"
 
-Look = dict[str, dict[str, list[NftRule | None]]]
-"""Rules by table and chain; None for a rule of somebody else that does not name a chain of ours."""
+
+class SeenRule(NamedTuple):
+    """A rule and the number that the kernel gave it."""
+
+    handle: int
+    rule: NftRule
+
+
+@dataclass(slots=True)
+class Look:
+    """Rules by table and chain, and where base chains are attached.
+
+    None stands for a rule of somebody else that does not name a chain of ours.
+    """
+
+    rules: dict[str, dict[str, list[SeenRule | None]]] = field(default_factory=dict)
+    hooks: dict[str, dict[str, Hook]] = field(default_factory=dict)
 
 
 def table_names(netlink: NetlinkSocket, family: Family) -> set[str]:
@@ -47,61 +66,84 @@ async def look(socket: NetlinkSocket, family: Family) -> Look:
     Raises:
         NetlinkError: the kernel refused, or the tables kept changing.
     """
-    found: Look = {}
+    found = Look()
     for message in await socket.dump_sliced(nft.dump(nft.GETCHAIN, family)):
-        table, chain, *_ = nft.decode_chain(message)
+        table, chain, hook, _ = nft.decode_chain(message)
         if table in IPTABLES_TABLES:
-            found.setdefault(table, {})[chain] = []
-    for table, chains in found.items():
+            found.rules.setdefault(table, {})[chain] = []
+            if hook is not None:
+                found.hooks.setdefault(table, {})[chain] = hook
+    for table, chains in found.rules.items():
         request = nft.dump(nft.GETRULE, family, attribute(1, nft.name(table)))
         for chain, rule in await socket.decode_sliced(request, _rule):
             chains.setdefault(chain, []).append(rule)
     return found
 
 
-def _rule(message: Message) -> tuple[str, NftRule | None]:
-    """The chain that a rule is in, and the rule less its counters, which never rest; None if no chain of ours is named.
+def _rule(message: Message) -> tuple[str, SeenRule | None]:
+    """The chain that a rule is in, and the rule with counters at zero, for they never rest; None as in ``Look``.
 
-    One is named as that chain or as the one that the rule jumps to.
+    A chain of ours is named as the one that the rule is in, or as the one that it jumps to.
     """
     chain = nft.chain_of(message, nft.NEWRULE)
     if CHAIN_PREFIX.encode() not in message.payload:
         return chain, None
     _, _, rule = nft.decode_rule(message)
-    return chain, rule._replace(expressions=tuple(one for one in rule.expressions if one.name != "counter"))
+    expressions = tuple(Expression("counter", ()) if one.name == "counter" else one for one in rule.expressions)
+    return chain, SeenRule(nft.rule_handle(message), rule._replace(expressions=expressions))
 
 
-class RuleTexts:
-    """Texts of rules, by table, chain and what netlink tells of the rule."""
+class KnownRules:
+    """Texts of rules and what netlink tells of them, in both directions, by table and chain.
+
+    ``set_indices`` are the kernel's numbers of our IP sets at the time: rules name sets by them.
+    """
 
     def __init__(self) -> None:
         self._texts: dict[tuple[str, str, NftRule], str] = {}
+        self._rules: dict[tuple[str, str, str], NftRule] = {}
+        self.hooks: dict[str, dict[str, Hook]] = {}
+        self.set_indices: Mapping[str, int] | None = None
 
-    def learn(self, seen: Look, saved: dict[str, SavedTable]) -> None:
+    def learn(self, seen: Look, saved: dict[str, SavedTable], set_indices: Mapping[str, int]) -> None:
         """Take what netlink and the tool told of the same rules."""
-        self._texts = {}
-        for table, chains in seen.items():
+        self._texts, self._rules = {}, {}
+        self.hooks, self.set_indices = seen.hooks, set_indices
+        for table, chains in seen.rules.items():
             for chain, rules in chains.items():
                 content = saved.get(table, SavedTable())
                 texts = dict(content.jumps.get(chain, ())) | dict(enumerate(content.rules.get(chain, ())))
-                for position, rule in enumerate(rules):
-                    if rule is not None and position in texts:
-                        self._texts[table, chain, rule] = texts[position]
+                for position, one in enumerate(rules):
+                    if one is not None and position in texts:
+                        self._texts[table, chain, one.rule] = texts[position]
+                        self._rules[table, chain, canonical(texts[position])] = one.rule
+
+    def text(self, table: str, chain: str, one: SeenRule | None) -> str | None:
+        """What the tool prints for a rule; None if it never did."""
+        return None if one is None else self._texts.get((table, chain, one.rule))
+
+    def rule(self, table: str, chain: str, text: str) -> NftRule:
+        """What netlink tells of the rule with a (canonical) text.
+
+        Raises:
+            KeyError: it was never seen in that chain.
+        """
+        return self._rules[table, chain, text]
 
     def saved(self, seen: Look) -> dict[str, SavedTable] | None:
         """What the tool would print; None if there is a jump to us, from a chain of others, that was never learned."""
         tables: dict[str, SavedTable] = {}
-        for table, chains in seen.items():
+        for table, chains in seen.rules.items():
             content = tables[table] = SavedTable()
             for chain, rules in chains.items():
-                texts = [rule and self._texts.get((table, chain, rule)) for rule in rules]
+                texts = [self.text(table, chain, one) for one in rules]
                 if chain.startswith(CHAIN_PREFIX):
                     content.rules[chain] = [text or UNKNOWN_RULE for text in texts]
                     continue
                 content.lengths[chain] = len(rules)
-                for position, (rule, text) in enumerate(zip(rules, texts, strict=True)):
+                for position, (one, text) in enumerate(zip(rules, texts, strict=True)):
                     if text is not None:
                         content.jumps.setdefault(chain, []).append((position, text))
-                    elif rule is not None:
+                    elif one is not None:
                         return None
         return tables

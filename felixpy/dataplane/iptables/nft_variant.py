@@ -1,5 +1,6 @@
-"""The nft variant of iptables: rules written by ``iptables-nft-restore``; what the kernel told of is read by netlink.
+"""The nft variant of iptables: rules written by ``iptables-nft-restore``, and put back by netlink if they are known.
 
+What the kernel told of is read by netlink, too, so that a repair starts no process (see ``nft_rules``).
 Invariant: one restore per write, with every table in one document; only when it fails, one per table, so that a table
 that is refused does not hold up the others. Must never use the ``xtables`` lock: nf_tables transactions need none.
 """
@@ -13,7 +14,8 @@ from felixpy.calc.entries import ElementKey
 from felixpy.calc.rules import Table
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
-from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, RuleTexts, look, table_names
+from felixpy.dataplane.iptables.nft_requests import plan_requests
+from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, KnownRules, Look, look, table_names
 from felixpy.dataplane.iptables.plan import TablePlan, restore_text
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.dataplane.iptables.tools import tool_name
@@ -31,7 +33,8 @@ class NftVariantFilter(IptablesFilter):
     def __init__(self, family: Family, **options: Any) -> None:
         super().__init__(family, **options)
         self._netlink = NetlinkSocket(NETLINK_NETFILTER)
-        self._texts = RuleTexts()
+        self._known = KnownRules()
+        self._seen: Look | None = None
         self._learned = False
         self._told = False
 
@@ -64,21 +67,32 @@ class NftVariantFilter(IptablesFilter):
         """By the tool, and by netlink alone after a notification of what somebody else did to rules that are known."""
         told, self._told = self._told, False
         if not self._in_use():
+            self._seen = Look()
             return {}
-        seen = await look(self._netlink, self.family)
-        if told and self._learned and (saved := self._texts.saved(seen)) is not None:
+        seen = self._seen = await look(self._netlink, self.family)
+        if told and self._learned and (saved := self._known.saved(seen)) is not None:
             return saved
         saved = await super()._save()
         if seen == await look(self._netlink, self.family):
-            self._texts.learn(seen, saved)
+            self._known.learn(seen, saved, self._set_indices())
             self._learned = True
+        else:
+            self._seen = None
         return saved
 
     def _in_use(self) -> bool:
         return not IPTABLES_TABLES.isdisjoint(table_names(self._netlink, self.family))
 
+    def _set_indices(self) -> dict[str, int]:
+        try:
+            return {
+                header.name: header.kernel_index for header in self.sets.headers().values() if header.kernel_index >= 0
+            }
+        except FilterError:  # no IP sets, so no rule names one
+            return {}
+
     async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
-        if not plans or not await self._restore(plans):
+        if not plans or self._put_back(plans) or not await self._restore(plans):
             return {}
         errors = {}
         for plan in plans:
@@ -86,6 +100,25 @@ class NftVariantFilter(IptablesFilter):
             if error:
                 errors[plan.table] = error
         return errors
+
+    def _put_back(self, plans: Sequence[TablePlan]) -> bool:
+        """Write by netlink, in one transaction, what was all seen before. Returns whether the kernel took it.
+
+        A set that was made anew may have another index: its old one in a rule could be that of another set.
+        """
+        seen, self._seen = self._seen, None
+        if seen is None or self._known.set_indices != self._set_indices():
+            return False
+        try:
+            requests = [one for plan in plans for one in plan_requests(self.family, plan, seen, self._known)]
+        except LookupError:
+            return False
+        self._writes += 1
+        if self._netlink.transact(nft.batch(requests), batch=True):
+            self._write_errors += 1  # the tool tries it next, and has the words
+            return False
+        self._count_lines(plans)
+        return True
 
     async def _restore(self, plans: Sequence[TablePlan]) -> str:
         self._learned = False

@@ -1,19 +1,24 @@
-"""What others do to our rules is read by netlink, without a process, as the tool would tell it; by the tool else."""
+"""What others do to our rules is read and undone by netlink, without a process, as the tool would do it; by it else."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
 
+from felixpy.calc.rules import SPOOF_CHECK, Rule, RuleSettings, Verdict, desired_chains
+from felixpy.config import ChainInsertMode, DenyAction, PortRange, Settings
 from felixpy.dataplane.iptables.nft_variant import NftVariantFilter
-from felixpy.dataplane.packet_filter import FilterState, Part
-from felixpy.model.net import Family
+from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
+from felixpy.model.net import Family, parse_address
 from felixpy.netlink.monitor import Monitor, monitor_nftables
-from tests.dataplane.iptables.conftest import output
+from felixpy.netlink.nftables import Expression
+from tests.dataplane.iptables.conftest import output, saved
 from tests.dataplane.iptables.programmed import program, workload
 
+NAT_ADDRESS = {Family.V4: parse_address("192.0.2.1"), Family.V6: parse_address("2001:db8::1")}
 JUMP = "-m comment --comment felixpy -j fpy-FORWARD"
 KNOWN = {
     "nothing": "true",
@@ -87,9 +92,97 @@ def test_a_notification_needs_no_process(programmed: NftVariantFilter, monitor: 
     assert seen.foreign == truth.foreign
 
     asyncio.run(program(programmed, 1))
+    assert programmed.tools.starts == starts
     extra = {"chain of ours added": 1}.get(what, 0)
     assert len(asyncio.run(programmed.read()).chains) == len(right) + extra
     assert all(asyncio.run(by_the_tool(family)).chains[key] == rules for key, rules in right.items())
+
+
+DAMAGE = ["nft flush ruleset", "{0} -t nat -F; {0} -t nat -X", "{0} -F FORWARD; nft delete chain {1} raw PREROUTING"]
+
+
+@pytest.mark.parametrize("ports", [None, PortRange(1024, 2048)], ids=["", "ports"])
+@pytest.mark.parametrize("address", [False, True], ids=["masquerade", "snat"])
+@pytest.mark.parametrize("mode", ChainInsertMode)
+def test_any_rule_is_put_back_by_netlink_as_the_tool_wrote_it(
+    network: None, family: Family, ports: PortRange | None, address: bool, mode: ChainInsertMode
+) -> None:
+    settings = dataclasses.replace(
+        RuleSettings.of(Settings(), family, nftables=False),
+        deny=DenyAction.REJECT,
+        allow_spoofing=True,
+        exclude_hosts=True,
+        prefixes=("cali", "t"),
+        nat_ports=ports,
+        nat_address=NAT_ADDRESS[family] if address else None,
+        nat_interface="eth+",
+    )
+    tool, name = ("iptables-nft", "ip") if family is Family.V4 else ("ip6tables-nft", "ip6")
+    one = NftVariantFilter(family, insert_mode=mode)
+    try:
+        asyncio.run(put_right(one, settings))
+        asyncio.run(one.read())
+        before, starts = rules_of(tool), one.tools.starts
+        for damage in DAMAGE:
+            output("sh", "-c", damage.format(tool, name))
+            assert rules_of(tool) != before
+            one._told = True
+            asyncio.run(put_right(one, settings))
+            assert rules_of(tool) == before
+        assert one.tools.starts == starts
+    finally:
+        one.close()
+
+
+async def put_right(one: NftVariantFilter, settings: RuleSettings) -> None:
+    """What the agent does when it was told of a change of rules."""
+    await one.create_containers()
+    seen = (await one.read()).chains
+    wanted = one.render(desired_chains(settings))
+    different = {key: rules for key, rules in wanted.items() if seen.get(key) != rules}
+    assert different
+    assert await one.write(FilterChange(chains=different)) == {}
+
+
+def rules_of(tool: str) -> dict[str, list[str]]:
+    """Rules in their order by table and chain, as the tool prints them; without built-in chains that have none."""
+    found: dict[str, list[str]] = {}
+    table = ""
+    for line in saved(tool):
+        if line.startswith("*"):
+            table = line
+        elif line.startswith("-A"):
+            _, chain, rule = line.split(" ", 2)
+            found.setdefault(f"{table} {chain}", []).append(rule)
+    return found
+
+
+def test_rules_never_name_a_set_that_was_made_anew_by_its_old_number(programmed: NftVariantFilter) -> None:
+    family = programmed.family
+    tool = "iptables-nft" if family is Family.V4 else "ip6tables-nft"
+    asyncio.run(programmed.read())
+    before, starts = rules_of(tool), programmed.tools.starts
+    output("nft", "flush", "ruleset")
+    asyncio.run(programmed.sets.destroy_all())
+    output("ipset", "create", "other", "hash:ip")
+    programmed._told = True
+    asyncio.run(put_right(programmed, RuleSettings.of(Settings(), family, nftables=False)))
+    assert rules_of(tool) == before
+    assert programmed.tools.starts == starts + 1
+
+
+def test_what_the_kernel_refuses_is_written_by_the_tool(programmed: NftVariantFilter) -> None:
+    family = programmed.family
+    tool = "iptables-nft" if family is Family.V4 else "ip6tables-nft"
+    asyncio.run(programmed.read())
+    before, starts, errors = rules_of(tool), programmed.tools.starts, programmed.counts().write_errors
+    known = programmed._known._rules
+    known.update({key: rule._replace(expressions=(Expression("no such", ()),)) for key, rule in known.items()})
+    output(tool, "-F", "fpy-forward-to")
+    programmed._told = True
+    asyncio.run(put_right(programmed, RuleSettings.of(Settings(), family, nftables=False)))
+    assert rules_of(tool) == before
+    assert (programmed.tools.starts, programmed.counts().write_errors) == (starts + 1, errors + 1)
 
 
 def test_a_jump_in_another_form_is_read_by_the_tool(programmed: NftVariantFilter, monitor: Monitor) -> None:
@@ -107,11 +200,12 @@ def test_the_tool_reads_what_was_written_or_not_told_of(programmed: NftVariantFi
     starts = programmed.tools.starts
     asyncio.run(programmed.read())
     assert programmed.tools.starts == starts + 1
-    asyncio.run(program(programmed, 1))
-    starts = programmed.tools.starts
+    chains = {SPOOF_CHECK: (Rule((), Verdict.RETURN),)}
+    asyncio.run(programmed.write(FilterChange(chains=dict(programmed.render(chains)))))
+    assert programmed.tools.starts == starts + 2
     assert told(programmed, monitor)
     asyncio.run(programmed.read())
-    assert programmed.tools.starts == starts + 1
+    assert programmed.tools.starts == starts + 3
 
 
 def test_members_alone_are_no_business_of_rules(programmed: NftVariantFilter, monitor: Monitor) -> None:
