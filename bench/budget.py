@@ -152,10 +152,10 @@ def _drift(results: Results) -> list[Row]:
     for backend in BACKENDS:
         cell = Cell(backend, "dual", 10_000)
         metrics = ["route is back"]
-        if backend == "nftables":
-            metrics += [
-                f"{what} is back{way}" for what in ("rule", "element") for way in ("", ", deleted by a command")
-            ]
+        for what in {"nftables": ("rule", "element"), "nft": ("rule", "rule of a chain with xtables matches")}.get(
+            backend, ()
+        ):
+            metrics += [f"{what} is back", f"{what} is back, deleted by a command"]
         for metric in metrics:
             found.append(_row(results, cell, f"drift: deleted {metric}", "drift", metric, 10, "ms", fallback=True))
     return found

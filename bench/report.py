@@ -151,6 +151,8 @@ _WHOLE = (
     ("drift", "element is back, deleted by a command"),
     ("drift", "rule is back"),
     ("drift", "rule is back, deleted by a command"),
+    ("drift", "rule of a chain with xtables matches is back"),
+    ("drift", "rule of a chain with xtables matches is back, deleted by a command"),
 )
 _PACKETS = tuple(
     ("first packet", metric) for metric in ("routes visible", "tcp IPv4", "udp IPv4", "tcp IPv6", "udp IPv6")

@@ -26,6 +26,8 @@ _ROWS = (
     ("drift", "element is back, deleted by a command"),
     ("drift", "rule is back"),
     ("drift", "rule is back, deleted by a command"),
+    ("drift", "rule of a chain with xtables matches is back"),
+    ("drift", "rule of a chain with xtables matches is back, deleted by a command"),
     ("first packet", "tcp IPv4"),
     ("first packet", "udp IPv4"),
     ("first packet", "tcp IPv6"),

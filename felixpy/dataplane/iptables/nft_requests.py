@@ -1,6 +1,6 @@
 """Plans as nf_tables messages, for rules that are known: what somebody took away is put back without a process.
 
-Invariant: the result is what ``iptables-nft-restore`` makes of the same plan, or nothing. Must never read or write the
+Invariant: ``iptables-nft-save`` prints the result like that of ``iptables-nft-restore``. Must never read or write the
 kernel.
 """
 

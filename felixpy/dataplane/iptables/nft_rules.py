@@ -115,15 +115,16 @@ class KnownRules:
                 texts = dict(content.jumps.get(chain, ())) | dict(enumerate(content.rules.get(chain, ())))
                 for position, one in enumerate(rules):
                     if one is not None and position in texts:
-                        self._texts[table, chain, one.rule] = texts[position]
-                        self._rules[table, chain, canonical(texts[position])] = one.rule
+                        rule = _commented(one.rule)
+                        self._texts[table, chain, one.rule] = self._texts[table, chain, rule] = texts[position]
+                        self._rules[table, chain, canonical(texts[position])] = rule
 
     def text(self, table: str, chain: str, one: SeenRule | None) -> str | None:
         """What the tool prints for a rule; None if it never did."""
         return None if one is None else self._texts.get((table, chain, one.rule))
 
     def rule(self, table: str, chain: str, text: str) -> NftRule:
-        """What netlink tells of the rule with a (canonical) text.
+        """A rule that the tool prints as a (canonical) text.
 
         Raises:
             KeyError: it was never seen in that chain.
@@ -147,3 +148,16 @@ class KnownRules:
                     elif one is not None:
                         return None
         return tables
+
+
+def _commented(rule: NftRule) -> NftRule:
+    """A rule whose comment is a match of xtables as one that bears it, which the tools read as the same.
+
+    For a match the kernel waits until what was deleted last is destroyed, an RCU grace period (``__nft_match_init``).
+    """
+    for index, (name, found) in enumerate(rule.expressions):
+        values = dict(found)
+        if name == "match" and values[nft.MATCH_NAME] == nft.name("comment"):
+            comment = values[nft.MATCH_INFO].partition(b"\0")[0].decode()
+            return NftRule(rule.expressions[:index] + rule.expressions[index + 1 :], comment)
+    return rule
