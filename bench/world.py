@@ -39,8 +39,6 @@ class QuietLab(Lab):
     """The lab, following no endpoint's status: ten thousand of them would cost the processor that is measured."""
 
     async def _follow(self, client: aiomqtt.Client, connected: asyncio.Future[None]) -> None:
-        while not self._broker_socket.exists():  # noqa: ASYNC110 - a file, no event tells
-            await asyncio.sleep(0.01)
         client.pending_calls_threshold = 100_000
         async with client:
             await client.subscribe(f"{TOPIC_ROOT}/status/+", qos=1)

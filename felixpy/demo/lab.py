@@ -7,6 +7,7 @@ machine's own network; two labs never meet, so tests run side by side.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import tempfile
 import time
@@ -163,16 +164,16 @@ class Lab:
             str(self._broker_socket), transport="unix", identifier="felixpy-lab", protocol=ProtocolVersion.V5
         )
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._follower = asyncio.create_task(self._follow(self._mqtt, connected))
         try:
-            await asyncio.wait_for(connected, BROKER_START_S)
+            async with asyncio.timeout(BROKER_START_S):
+                await self._listening()
+                self._follower = asyncio.create_task(self._follow(self._mqtt, connected))
+                await connected
         except (TimeoutError, aiomqtt.MqttError) as error:
             said = log.read_text().strip().splitlines()
             raise LabError(f"Mosquitto did not start in the lab: {said[-1] if said else error}") from error
 
     async def _follow(self, client: aiomqtt.Client, connected: asyncio.Future[None]) -> None:
-        while not self._broker_socket.exists():  # noqa: ASYNC110 - a file, no event tells
-            await asyncio.sleep(0.01)
         async with client:
             await client.subscribe(f"{TOPIC_ROOT}/status/#", qos=1)
             connected.set_result(None)
@@ -184,6 +185,15 @@ class Lab:
                 else:
                     self.status.pop(key, None)
                 self.status_changed.set()
+
+    async def _listening(self) -> None:
+        """Wait until the broker accepts connections, which is a little later than its socket is there."""
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_unix_connection(self._broker_socket)
+                writer.close()
+                return
+            await asyncio.sleep(0.01)
 
     async def publish(self, topic: str, payload: bytes) -> None:
         """Publish one retained message under the topic root; an empty payload deletes."""
