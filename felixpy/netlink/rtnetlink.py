@@ -19,10 +19,10 @@ from felixpy.netlink.transport import (
     NLM_F_REPLACE,
     Message,
     Request,
+    SomeAttributes,
     attribute,
     attributes,
     nested,
-    some_attributes,
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -79,7 +79,8 @@ _NEIGHBOUR_HEADERS = tuple(
     _HEADER.pack(size, kind)
     for size, kind in ((10, NDA_LLADDR), (8, NDA_PROBES), (20, NDA_CACHEINFO), (5, NDA_PROTOCOL))
 )
-_LINK_ATTRIBUTES = frozenset((IFLA_IFNAME, IFLA_ADDRESS, IFLA_AF_SPEC))
+_IN_LINK_INET, _IN_LINK_INET6 = (IFLA_AF_SPEC, Family.V4, IFLA_INET_CONF), (IFLA_AF_SPEC, Family.V6, IFLA_INET6_CONF)
+_LINK_ATTRIBUTES = SomeAttributes(_LINK.size, (IFLA_IFNAME,), (IFLA_ADDRESS,), _IN_LINK_INET, _IN_LINK_INET6)
 
 
 class KernelRoute(NamedTuple):
@@ -276,15 +277,11 @@ def link_dump_request() -> Request:
 def decode_link(message: Message) -> Link:
     """A link message (RTM_NEWLINK or RTM_DELLINK)."""
     _, _, _, index, flags, _ = _LINK.unpack_from(message.payload)
-    found = some_attributes(message.payload, _LINK.size, _LINK_ATTRIBUTES)
-    name = found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-    inet = inet6 = _NONE
-    if IFLA_AF_SPEC in found:
-        families = dict(attributes(found[IFLA_AF_SPEC]))
-        v4 = some_attributes(families.get(Family.V4, b""), 0, (IFLA_INET_CONF,)).get(IFLA_INET_CONF, b"")
-        v6 = some_attributes(families.get(Family.V6, b""), 0, (IFLA_INET6_CONF,)).get(IFLA_INET6_CONF, b"")
-        inet, inet6 = _interface_settings(Family.V4, v4), _interface_settings(Family.V6, v6)
-    return Link(index, name, bool(flags & IFF_UP), found.get(IFLA_ADDRESS, b""), inet, inet6)
+    found = _LINK_ATTRIBUTES.of(message.payload)
+    name = found.get((IFLA_IFNAME,), b"").rstrip(b"\0").decode(errors="replace")
+    inet = _interface_settings(Family.V4, found.get(_IN_LINK_INET, b""))
+    inet6 = _interface_settings(Family.V6, found.get(_IN_LINK_INET6, b""))
+    return Link(index, name, bool(flags & IFF_UP), found.get((IFLA_ADDRESS,), b""), inet, inet6)
 
 
 @lru_cache(256)  # interfaces of one kind have the same settings: one object for all of them
