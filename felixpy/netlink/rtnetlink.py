@@ -173,6 +173,11 @@ def route_dump_request(family: Family, table: int, interface: int = 0) -> Reques
     return Request(RTM_GETROUTE, 0, b"".join(parts))
 
 
+def route_protocol(message: Message) -> int:
+    """Who made a route (``rtm_protocol``)."""
+    return message.payload[5]
+
+
 def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
     """Key and value of an IPv4 or IPv6 route message, normalised; None for cached clones and other families.
 
