@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from felixpy.calc.entries import SettingsKey, SettingValues
 from felixpy.calc.host import ALL_INTERFACES
@@ -54,7 +53,7 @@ class InterfaceSettingTable:
             raise Waiting(f"interface {key.interface} does not exist")
         if key not in self.table.committed:
             # Not from the last link message: it tells how settings were then, and a CNI plugin writes them after it.
-            self.table.committed[key] = _present(values, lambda name: read_proc(proc_path(key, name)))
+            self.table.committed[key] = _present(key, values, {})
         return values
 
     async def read(self, _: NetlinkSocket) -> dict[SettingsKey, SettingValues]:
@@ -65,7 +64,8 @@ class InterfaceSettingTable:
         found = {}
         async for some in in_slices(list(self.table.desired.items()), 16):
             for key, values in some:
-                if present := _present(values, partial(self._read_one, key)):
+                link = self.links.by_name.get(key.interface)
+                if present := _present(key, values, link.settings(key.family) if link else {}):
                     found[key] = present
         return found
 
@@ -90,11 +90,6 @@ class InterfaceSettingTable:
         return [
             key for key, values in puts.items() if key.family is family and name in values.besides(known.get(key, {}))
         ]
-
-    def _read_one(self, key: SettingsKey, name: str) -> int | None:
-        link = self.links.by_name.get(key.interface)
-        value = link.setting(key.family, name) if link else None
-        return read_proc(proc_path(key, name)) if value is None else value
 
     def write(
         self, puts: Mapping[SettingsKey, SettingValues], advertised: set[int], socket: NetlinkSocket
@@ -158,9 +153,16 @@ def is_netlink(key: SettingsKey, name: str) -> bool:
     return key.family is Family.V4 and key.interface != ALL_INTERFACES and name in rtnetlink.IPV4_DEVCONF
 
 
-def _present(values: SettingValues, read: Callable[[str], int | None]) -> SettingValues:
-    """The kernel's values of the same settings; the very same object if they are equal, of which there are many."""
-    present = SettingValues({name: value for name in values if (value := read(name)) is not None})
+def _present(key: SettingsKey, values: SettingValues, told: Mapping[str, int]) -> SettingValues:
+    """The kernel's values of the same settings; the very same object if they are equal, of which there are many.
+
+    What is not ``told`` is read from its file.
+    """
+    present = SettingValues()
+    for name in values:
+        value = told[name] if name in told else read_proc(proc_path(key, name))
+        if value is not None:
+            present[name] = value
     return values if present == values else present
 
 

@@ -126,9 +126,9 @@ class Link(NamedTuple):
     inet: Mapping[str, int] = _NONE
     inet6: Mapping[str, int] = _NONE
 
-    def setting(self, family: Family, name: str) -> int | None:
-        """Value of an interface setting, None if this message or kernel does not carry it."""
-        return (self.inet if family is Family.V4 else self.inet6).get(name)
+    def settings(self, family: Family) -> Mapping[str, int]:
+        """Those of its settings that this message carries."""
+        return self.inet if family is Family.V4 else self.inet6
 
 
 def route_request(key: KernelRouteKey, route: KernelRoute, *, delete: bool = False) -> Request:
