@@ -152,10 +152,11 @@ class KeyedTable(Generic[K, D, C]):
         committed = self.committed
         async for keys in in_slices(list(committed), 64):
             for key in keys:
-                if key not in found and key not in newer:
-                    self._believe(key, MISSING, now)
+                value = found.pop(key, MISSING)
+                if committed.get(key, MISSING) != value and key not in newer:
+                    self._believe(key, value, now)
         async for entries in in_slices(emptied(found, found.popitem), 64):
-            for key, value in entries:
+            for key, value in entries:  # of keys that nobody knew of when the first loop began
                 if committed.get(key, MISSING) != value and key not in newer:
                     self._believe(key, value, now)
         self._adopted = True
