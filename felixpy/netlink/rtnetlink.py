@@ -130,6 +130,12 @@ class Link(NamedTuple):
         """Those of its settings that this message carries."""
         return self.inet if family is Family.V4 else self.inet6
 
+    def told(self, family: Family, news: Mapping[str, int]) -> Link:
+        """The same with those of its settings that are news."""
+        known = self.settings(family)
+        settings = _shared(tuple((name, news.get(name, value)) for name, value in known.items()))
+        return self._replace(inet=settings) if family is Family.V4 else self._replace(inet6=settings)
+
 
 def route_request(key: KernelRouteKey, route: KernelRoute, *, delete: bool = False) -> Request:
     """Create or replace a route, or delete exactly this one (type, protocol and metric have to match)."""
@@ -292,9 +298,14 @@ def decode_link(message: Message) -> Link:
 @lru_cache(256)  # interfaces of one kind have the same settings: one object for all of them
 def _interface_settings(family: Family, array: bytes) -> Mapping[str, int]:
     places = {name: place - 1 for name, place in IPV4_DEVCONF.items()} if family is Family.V4 else IPV6_DEVCONF
-    return MappingProxyType(
-        {name: _U32.unpack_from(array, 4 * place)[0] for name, place in places.items() if len(array) >= 4 * (place + 1)}
+    return _shared(
+        tuple((name, _U32.unpack_from(array, 4 * at)[0]) for name, at in places.items() if len(array) >= 4 * (at + 1))
     )
+
+
+@lru_cache(256)
+def _shared(settings: tuple[tuple[str, int], ...]) -> Mapping[str, int]:
+    return MappingProxyType(dict(settings))
 
 
 def is_af_specific(message: Message) -> bool:
