@@ -204,6 +204,8 @@ class Dataplane:
 
     async def apply(self, *, complete: bool) -> ApplyReport:
         """Write all differences. What fails is recorded with its keys and tried again; the rest goes on."""
+        for table in self.tables():
+            table.recall() if complete else table.set_aside()
         report = ApplyReport(looked_at=self._dirty())
         for tables in self.filters.values():
             if not tables.idle:
@@ -337,6 +339,7 @@ class Dataplane:
 
 
 def _describe(table: AnyTable, now: float) -> list[Operation]:
+    table.recall()
     delta = table.delta(now)
     operations = []
     for key, value in delta.put.items():

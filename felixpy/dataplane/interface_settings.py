@@ -5,8 +5,9 @@ NETDEV_CHANGE, for which the kernel walks every IPv6 route (``rt6_sync_up``), so
 workloads (33 µs on an empty node, 3 ms at 6,000 IPv6 routes, Linux 6.18). Where /proc/sys is read-only (an
 unprivileged container) netlink still works.
 
-The link dump tells the present values, so that a correct kernel gets no write. Settings are never put back when nobody
-wants them any more: we do not know what stood there. IPv6 forwarding is guarded by the RA rule (DESIGN §11.1): an
+The link dump tells the present values, so that a correct kernel gets no write; when an interface becomes a workload's,
+files are read only of what has no notification (``rtnetlink.NETCONF``). Settings are never put back when nobody wants
+them any more: we do not know what stood there. IPv6 forwarding is guarded by the RA rule (DESIGN §11.1): an
 interface with an advertised default route gets ``accept_ra=2`` first. That holds for one interface as for the whole
 node: the kernel drops advertised default routes whenever any ``forwarding`` becomes 1 (``addrconf_fixup_forwarding``).
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from felixpy.calc.entries import SettingsKey, SettingValues
 from felixpy.calc.host import ALL_INTERFACES
@@ -53,8 +53,8 @@ class InterfaceSettingTable:
         if key.interface != ALL_INTERFACES and key.interface not in self.links.by_name:
             raise Waiting(f"interface {key.interface} does not exist")
         if key not in self.table.committed:
-            # Not from the last link message: it tells how settings were then, and a CNI plugin writes them after it.
-            self.table.committed[key] = _present(values, lambda name: read_proc(proc_path(key, name)))
+            # A link message tells how settings were then, and a CNI plugin writes them after it.
+            self.table.committed[key] = _present(key, values, self._notified(key))
         return values
 
     async def read(self, _: NetlinkSocket) -> dict[SettingsKey, SettingValues]:
@@ -65,7 +65,8 @@ class InterfaceSettingTable:
         found = {}
         async for some in in_slices(list(self.table.desired.items()), 16):
             for key, values in some:
-                if present := _present(values, partial(self._read_one, key)):
+                link = self.links.by_name.get(key.interface)
+                if present := _present(key, values, link.settings(key.family) if link else {}):
                     found[key] = present
         return found
 
@@ -79,9 +80,20 @@ class InterfaceSettingTable:
         known = self.table.committed.get(key)
         wanted = self.table.desired.get(key)
         if known is None or wanted is None:
+            self.links.tell_settings(interface, key.family, news)
             return
         told = {name: value for name, value in news.items() if name in wanted and known.get(name) != value}
+        if told:
+            self.links.tell_settings(interface, key.family, news)
         self.table.observe(key, SettingValues({**known, **told}) if told else known, self._clock())
+
+    def _notified(self, key: SettingsKey) -> Mapping[str, int]:
+        """Settings of which the kernel tells each change, as they are now."""
+        link = self.links.by_name.get(key.interface)
+        if link is None:
+            return {}
+        settings = link.settings(key.family)
+        return {name: settings[name] for name in rtnetlink.NETCONF if name in settings}
 
     def cost_advertised_routes(self, puts: Mapping[SettingsKey, SettingValues]) -> list[SettingsKey]:
         """Keys of which ``write`` sets what makes the kernel drop advertised default routes."""
@@ -90,11 +102,6 @@ class InterfaceSettingTable:
         return [
             key for key, values in puts.items() if key.family is family and name in values.besides(known.get(key, {}))
         ]
-
-    def _read_one(self, key: SettingsKey, name: str) -> int | None:
-        link = self.links.by_name.get(key.interface)
-        value = link.setting(key.family, name) if link else None
-        return read_proc(proc_path(key, name)) if value is None else value
 
     def write(
         self, puts: Mapping[SettingsKey, SettingValues], advertised: set[int], socket: NetlinkSocket
@@ -107,8 +114,10 @@ class InterfaceSettingTable:
         refused = {}
         for key, values in puts.items():
             known: Mapping[str, int] = self.table.committed.get(key, {})
-            if reasons := self._write_one(key, values.besides(known), advertised, socket):
-                written = {name: value for name, value in values.items() if name not in reasons}
+            reasons = self._write_one(key, values.besides(known), advertised, socket)
+            written = {name: value for name, value in values.items() if name not in reasons}
+            self.links.tell_settings(key.interface, key.family, written)
+            if reasons:
                 self.table.committed[key] = SettingValues({**known, **written})
                 refused[key] = "; ".join(dict.fromkeys(reasons.values()))
         return refused
@@ -158,9 +167,16 @@ def is_netlink(key: SettingsKey, name: str) -> bool:
     return key.family is Family.V4 and key.interface != ALL_INTERFACES and name in rtnetlink.IPV4_DEVCONF
 
 
-def _present(values: SettingValues, read: Callable[[str], int | None]) -> SettingValues:
-    """The kernel's values of the same settings; the very same object if they are equal, of which there are many."""
-    present = SettingValues({name: value for name in values if (value := read(name)) is not None})
+def _present(key: SettingsKey, values: SettingValues, told: Mapping[str, int]) -> SettingValues:
+    """The kernel's values of the same settings; the very same object if they are equal, of which there are many.
+
+    What is not ``told`` is read from its file.
+    """
+    present = SettingValues()
+    for name in values:
+        value = told[name] if name in told else read_proc(proc_path(key, name))
+        if value is not None:
+            present[name] = value
     return values if present == values else present
 
 

@@ -6,10 +6,11 @@ kernel does not bring them back (DESIGN §11.4): every event names the interface
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from felixpy.model.net import Family
 from felixpy.netlink.rtnetlink import RTM_DELLINK, RTM_NEWLINK, Link, decode_link, is_af_specific
 from felixpy.netlink.transport import Message
 from felixpy.slices import in_slices
@@ -77,6 +78,13 @@ class Links:
             else:
                 self._add(link, events)
         return events
+
+    def tell_settings(self, name: str, family: Family, news: Mapping[str, int]) -> None:
+        """Take settings that an interface has since its last link message."""
+        if link := self.by_name.get(name):
+            for newer in self._readers:
+                newer.add(link.ifindex)
+            self.by_name[name] = self.by_index[link.ifindex] = link.told(family, news)
 
     def _remove(self, index: int, events: LinkEvents) -> None:
         old = self.by_index.pop(index, None)

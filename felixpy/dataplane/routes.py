@@ -86,6 +86,8 @@ class RouteTable:
 
     def decode(self, message: Message) -> tuple[RouteKey, KernelRoute] | None:
         """A route of the main table that is ours, None for any other."""
+        if self._never_ours(rtnetlink.route_protocol(message)):
+            return None  # each interface of a full node has one, for its link-local addresses
         decoded = rtnetlink.decode_route(message)
         if decoded is None or decoded[0].table != MAIN_TABLE or not self._ours(*decoded):
             return None
@@ -123,13 +125,17 @@ class RouteTable:
     def _ours(self, key: KernelRouteKey, route: KernelRoute) -> bool:
         if route.protocol == self.settings.device_route_protocol:
             return True
-        if not self.settings.remove_external_routes or route.protocol in (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA):
+        if not self.settings.remove_external_routes or self._never_ours(route.protocol):
             return False
         name = self.links.name_of(route.interface)
         if name is None or not name.startswith(self.settings.interface_prefix):
             return False
         packed = key.destination.packed
         return not (len(packed) == 16 and (packed.startswith(LINK_LOCAL) or packed.startswith(MULTICAST)))
+
+    def _never_ours(self, protocol: int) -> bool:
+        kernel = protocol in (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA)
+        return kernel and protocol != self.settings.device_route_protocol
 
     def _age_left(self, route: KernelRoute) -> float:
         if route.protocol == self.settings.device_route_protocol:

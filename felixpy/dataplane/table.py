@@ -84,6 +84,7 @@ class KeyedTable(Generic[K, D, C]):
         self.desired: dict[K, D] = {}
         self.committed: dict[K, C] = {}
         self.dirty: set[K] = set()
+        self._aside: set[K] = set()
         self.waiting: dict[K, str] = {}
         self.refused: dict[K, Refused] = {}
         self._resolve = resolve
@@ -108,6 +109,8 @@ class KeyedTable(Generic[K, D, C]):
         self.desired[key] = value
         if self.refused:
             self.refused.pop(key, None)
+        if self._aside:
+            self._aside.discard(key)
         self.dirty.add(key)
 
     def drop(self, key: K) -> None:
@@ -152,10 +155,11 @@ class KeyedTable(Generic[K, D, C]):
         committed = self.committed
         async for keys in in_slices(list(committed), 64):
             for key in keys:
-                if key not in found and key not in newer:
-                    self._believe(key, MISSING, now)
+                value = found.pop(key, MISSING)
+                if committed.get(key, MISSING) != value and key not in newer:
+                    self._believe(key, value, now)
         async for entries in in_slices(emptied(found, found.popitem), 64):
-            for key, value in entries:
+            for key, value in entries:  # of keys that nobody knew of when the first loop began
                 if committed.get(key, MISSING) != value and key not in newer:
                     self._believe(key, value, now)
         self._adopted = True
@@ -191,7 +195,7 @@ class KeyedTable(Generic[K, D, C]):
             del self.committed[key]
         else:
             self.committed[key] = value
-        was_right = key not in self.dirty and self._adopted
+        was_right = self._adopted and key not in self.dirty and key not in self._aside
         self.dirty.add(key)
         if was_right and not self._waits(key):
             self._contest(key, value, now)
@@ -239,6 +243,19 @@ class KeyedTable(Generic[K, D, C]):
     def doubt(self) -> None:
         """Look at everything again (notifications were lost)."""
         self.dirty.update(self.committed, self.desired)
+
+    def set_aside(self) -> None:
+        """Look at nothing that nobody wants until ``recall``: an agent that starts adopts thousands of entries, and may
+        remove none before it has taken the whole snapshot, in many turns.
+        """
+        if unwanted := self.dirty.difference(self.desired):
+            self.dirty = self.dirty - unwanted  # not in place: an emptied set keeps its size
+            self._aside |= unwanted
+
+    def recall(self) -> None:
+        """Look at what was set aside."""
+        self.dirty |= self._aside
+        self._aside = set()
 
     def delta(self, now: float) -> Delta[K, C]:
         """Differences on dirty keys. Keys without a difference, or that wait for an event, become clean."""

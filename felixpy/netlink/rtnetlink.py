@@ -19,10 +19,10 @@ from felixpy.netlink.transport import (
     NLM_F_REPLACE,
     Message,
     Request,
+    SomeAttributes,
     attribute,
     attributes,
     nested,
-    some_attributes,
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -79,7 +79,8 @@ _NEIGHBOUR_HEADERS = tuple(
     _HEADER.pack(size, kind)
     for size, kind in ((10, NDA_LLADDR), (8, NDA_PROBES), (20, NDA_CACHEINFO), (5, NDA_PROTOCOL))
 )
-_LINK_ATTRIBUTES = frozenset((IFLA_IFNAME, IFLA_ADDRESS, IFLA_AF_SPEC))
+_IN_LINK_INET, _IN_LINK_INET6 = (IFLA_AF_SPEC, Family.V4, IFLA_INET_CONF), (IFLA_AF_SPEC, Family.V6, IFLA_INET6_CONF)
+_LINK_ATTRIBUTES = SomeAttributes(_LINK.size, (IFLA_IFNAME,), (IFLA_ADDRESS,), _IN_LINK_INET, _IN_LINK_INET6)
 
 
 class KernelRoute(NamedTuple):
@@ -125,9 +126,15 @@ class Link(NamedTuple):
     inet: Mapping[str, int] = _NONE
     inet6: Mapping[str, int] = _NONE
 
-    def setting(self, family: Family, name: str) -> int | None:
-        """Value of an interface setting, None if this message or kernel does not carry it."""
-        return (self.inet if family is Family.V4 else self.inet6).get(name)
+    def settings(self, family: Family) -> Mapping[str, int]:
+        """Those of its settings that this message carries."""
+        return self.inet if family is Family.V4 else self.inet6
+
+    def told(self, family: Family, news: Mapping[str, int]) -> Link:
+        """The same with those of its settings that are news."""
+        known = self.settings(family)
+        settings = _shared(tuple((name, news.get(name, value)) for name, value in known.items()))
+        return self._replace(inet=settings) if family is Family.V4 else self._replace(inet6=settings)
 
 
 def route_request(key: KernelRouteKey, route: KernelRoute, *, delete: bool = False) -> Request:
@@ -170,6 +177,11 @@ def route_dump_request(family: Family, table: int, interface: int = 0) -> Reques
     if interface:
         parts.append(attribute(RTA_OIF, _U32.pack(interface)))
     return Request(RTM_GETROUTE, 0, b"".join(parts))
+
+
+def route_protocol(message: Message) -> int:
+    """Who made a route (``rtm_protocol``)."""
+    return message.payload[5]
 
 
 def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
@@ -276,23 +288,24 @@ def link_dump_request() -> Request:
 def decode_link(message: Message) -> Link:
     """A link message (RTM_NEWLINK or RTM_DELLINK)."""
     _, _, _, index, flags, _ = _LINK.unpack_from(message.payload)
-    found = some_attributes(message.payload, _LINK.size, _LINK_ATTRIBUTES)
-    name = found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-    inet = inet6 = _NONE
-    if IFLA_AF_SPEC in found:
-        families = dict(attributes(found[IFLA_AF_SPEC]))
-        v4 = some_attributes(families.get(Family.V4, b""), 0, (IFLA_INET_CONF,)).get(IFLA_INET_CONF, b"")
-        v6 = some_attributes(families.get(Family.V6, b""), 0, (IFLA_INET6_CONF,)).get(IFLA_INET6_CONF, b"")
-        inet, inet6 = _interface_settings(Family.V4, v4), _interface_settings(Family.V6, v6)
-    return Link(index, name, bool(flags & IFF_UP), found.get(IFLA_ADDRESS, b""), inet, inet6)
+    found = _LINK_ATTRIBUTES.of(message.payload)
+    name = found.get((IFLA_IFNAME,), b"").rstrip(b"\0").decode(errors="replace")
+    inet = _interface_settings(Family.V4, found.get(_IN_LINK_INET, b""))
+    inet6 = _interface_settings(Family.V6, found.get(_IN_LINK_INET6, b""))
+    return Link(index, name, bool(flags & IFF_UP), found.get((IFLA_ADDRESS,), b""), inet, inet6)
 
 
 @lru_cache(256)  # interfaces of one kind have the same settings: one object for all of them
 def _interface_settings(family: Family, array: bytes) -> Mapping[str, int]:
     places = {name: place - 1 for name, place in IPV4_DEVCONF.items()} if family is Family.V4 else IPV6_DEVCONF
-    return MappingProxyType(
-        {name: _U32.unpack_from(array, 4 * place)[0] for name, place in places.items() if len(array) >= 4 * (place + 1)}
+    return _shared(
+        tuple((name, _U32.unpack_from(array, 4 * at)[0]) for name, at in places.items() if len(array) >= 4 * (at + 1))
     )
+
+
+@lru_cache(256)
+def _shared(settings: tuple[tuple[str, int], ...]) -> Mapping[str, int]:
+    return MappingProxyType(dict(settings))
 
 
 def is_af_specific(message: Message) -> bool:

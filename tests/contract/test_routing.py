@@ -200,7 +200,7 @@ def test_neighbours_go_with_their_interface(tables: Tables, family: Family) -> N
 def setting(tables: Tables, name: str, what: str) -> int | None:
     link = tables.link(name)
     assert link is not None
-    return link.setting(Family.V4, what)
+    return link.settings(Family.V4).get(what)
 
 
 def test_settings_are_of_one_interface_and_gone_with_it(tables: Tables) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import struct
@@ -26,6 +27,8 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.table import Delta
 from felixpy.model.net import Family
 from felixpy.netlink.inventory import read_advertised_default_interfaces
+from felixpy.netlink.monitor import monitor_routing
+from felixpy.netlink.rtnetlink import RTM_NEWNETCONF
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import Clock, ip_json, pairs, reread_links, run, sysctl
 
@@ -134,6 +137,38 @@ def test_only_what_differs_is_written(interface_settings: InterfaceSettings, mon
     interface_settings.write()
     assert sorted(written) == [proc_path(V4, "rp_filter"), proc_path(V6, "accept_ra")]
     assert held(WORKLOAD) == WORKLOAD
+
+
+def test_no_file_is_read_of_what_the_kernel_tells_by_itself(
+    interface_settings: InterfaceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the link was told, then a notification, then as written, though no link message came since."""
+    looked_at: list[str] = []
+
+    def read_and_note(path: str) -> int | None:
+        looked_at.append(path.rpartition("/")[2])
+        return read_proc(path)
+
+    pairs("cali1")
+    sysctl("ipv4/conf/cali1/forwarding", 1)
+    interface_settings.read()
+    monkeypatch.setattr(module, "read_proc", read_and_note)
+    with contextlib.closing(monitor_routing(())) as monitor:
+        sysctl("ipv4/conf/cali1/proxy_arp", 1)
+        sysctl("ipv4/conf/cali1/forwarding", 0)
+        for message in monitor.read() or ():
+            if message.type == RTM_NEWNETCONF:
+                interface_settings.table.notify(message)
+    interface_settings.want(WORKLOAD)
+    differing = {name for key, name in interface_settings.differing() if key == V4}
+    assert {"forwarding", "proxy_arp"} & differing == {"forwarding"}
+    assert sorted(looked_at) == ["accept_ra", "proxy_delay", "route_localnet"]
+    interface_settings.write()
+    for key in WORKLOAD:
+        interface_settings.table.table.drop(key)
+    interface_settings.write()
+    interface_settings.want(WORKLOAD)
+    assert not interface_settings.write()[0]
 
 
 def test_settings_that_nobody_wants_any_more_stay_as_they_are(interface_settings: InterfaceSettings) -> None:

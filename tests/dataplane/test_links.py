@@ -178,8 +178,8 @@ def test_a_message_without_settings_keeps_those_known() -> None:
     links = Links(Clock())
     asyncio.run(links.adopt([rt.Link(7, "cali1", True, b"", {"proxy_arp": 1}, {"accept_ra": 1})]))
     assert links.notify([notification(7, "cali1", up=False)]).lost == {"cali1"}
-    assert links.by_name["cali1"].setting(Family.V4, "proxy_arp") == 1
-    assert links.by_name["cali1"].setting(Family.V6, "accept_ra") == 1
+    assert links.by_name["cali1"].settings(Family.V4).get("proxy_arp") == 1
+    assert links.by_name["cali1"].settings(Family.V6).get("accept_ra") == 1
 
 
 def test_the_end_of_an_unknown_interface_is_no_event() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from felixpy.dataplane.table import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Delta, KeyedTable
+from felixpy.dataplane.table import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, MISSING, Delta, KeyedTable
 from tests.dataplane.plain_table import Plain, Values, adopt, write
 
 
@@ -53,6 +53,32 @@ def test_a_busy_past_costs_nothing_later(plain: Plain) -> None:
     write(plain)
     plain.table.want("a1", 2)
     assert sys.getsizeof(plain.table.dirty) < busy / 100
+
+
+def test_what_nobody_wants_is_set_aside_until_it_may_go(plain: Plain) -> None:
+    adopt(plain, {"a1": 10, "a2": 20, "a3": 30})
+    plain.table.want("a1", 1)
+    plain.table.set_aside()
+    assert plain.table.dirty == {"a1"}
+    assert not write(plain)
+    plain.table.want("a2", 2)
+    plain.table.set_aside()
+    assert not write(plain)
+    plain.table.recall()
+    assert write(plain) == Delta(remove={"a3": 30})
+    plain.table.recall()
+    assert plain.table.dirty == set()
+
+
+def test_what_is_set_aside_was_never_right(plain: Plain) -> None:
+    adopt(plain, {"a1": 10, "a2": 20})
+    plain.table.set_aside()
+    plain.table.observe("a1", MISSING, 0.0)
+    plain.table.observe("a2", 30, 0.0)
+    assert plain.table.drifted == 0
+    plain.table.set_aside()
+    plain.table.recall()
+    assert write(plain) == Delta(remove={"a2": 30})
 
 
 def test_only_dirty_keys_are_looked_at(plain: Plain) -> None:

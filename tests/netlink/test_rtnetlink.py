@@ -290,9 +290,9 @@ def test_links_decode_as_pyroute2_decodes_them(netlink: NetlinkSocket, oracle: I
         assert link.up == bool(message["flags"] & 1)
         spec = message.get("IFLA_AF_SPEC")
         for setting in rt.IPV4_DEVCONF:
-            assert link.setting(Family.V4, setting) == spec.get_attr("AF_INET")[setting]
+            assert link.settings(Family.V4).get(setting) == spec.get_attr("AF_INET")[setting]
         for setting in rt.IPV6_DEVCONF:
-            assert link.setting(Family.V6, setting) == sysctl(f"ipv6/conf/{name}/{setting}")
+            assert link.settings(Family.V6).get(setting) == sysctl(f"ipv6/conf/{name}/{setting}")
     assert not ours["p-cali2"].up
 
 
@@ -305,14 +305,14 @@ def test_link_settings_are_what_proc_shows(netlink: NetlinkSocket) -> None:
     assert {name: sysctl(f"ipv4/conf/cali1/{name}") for name in IPV4_VALUES} == IPV4_VALUES
     assert {name: sysctl(f"ipv4/conf/cali2/{name}") for name in IPV4_VALUES} == before
     (link,) = [link for link in map(rt.decode_link, netlink.dump_all(rt.link_dump_request())) if link.name == "cali1"]
-    assert {name: link.setting(Family.V4, name) for name in IPV4_VALUES} == IPV4_VALUES
+    assert {name: link.settings(Family.V4).get(name) for name in IPV4_VALUES} == IPV4_VALUES
 
 
 def test_a_setting_that_a_message_does_not_carry_is_unknown() -> None:
     conf = nested(rt.IFLA_AF_SPEC, nested(Family.V4, attribute(rt.IFLA_INET_CONF, (1).to_bytes(4, "little") * 3)))
     link = rt.decode_link(Message(rt.RTM_NEWLINK, 0, 0, bytes(16) + conf))
-    assert link.setting(Family.V4, "forwarding") == 1
-    assert link.setting(Family.V4, "rp_filter") is None  # an older kernel with a shorter array
-    assert link.setting(Family.V4, "no_such_setting") is None
-    assert link.setting(Family.V6, "forwarding") is None
-    assert link.setting(Family.V6, "no_such_setting") is None
+    assert link.settings(Family.V4).get("forwarding") == 1
+    assert link.settings(Family.V4).get("rp_filter") is None  # an older kernel with a shorter array
+    assert link.settings(Family.V4).get("no_such_setting") is None
+    assert link.settings(Family.V6).get("forwarding") is None
+    assert link.settings(Family.V6).get("no_such_setting") is None

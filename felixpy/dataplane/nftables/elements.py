@@ -61,10 +61,10 @@ def decode_datagram(name: SetName, family: Family, message: Message) -> set[Elem
         NotOursError: somebody put something into the set that is no member in our form.
     """
     if SET_TYPES[name] is SetType.HOST_INTERFACE:
-        length = family.bits // 8
+        bits, length = family.bits, family.bits // 8
         keys = nft.decode_keys(message, length + nft.INTERFACE_NAME_BYTES)
         if keys is not None:
-            return {ElementKey(name, Net(key[:length], family.bits), _interface(key[length:])) for key in keys}
+            return {ElementKey(name, Net(key[:length], bits), _interface(key[length:])) for key in keys}
     return decode(name, family, nft.decode_elements(message))
 
 
