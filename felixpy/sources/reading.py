@@ -61,7 +61,10 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def read_one() -> MQTTErrorCode:
-        usual = None if client._in_packet["command"] else received.usual()
+        try:
+            usual = None if client._in_packet["command"] else received.usual()
+        except OSError:
+            usual = None  # paho meets it again, and says what it means
         if usual is None:
             return read_packet()
         message, identifier = usual
@@ -115,16 +118,25 @@ class _Received:
             OSError: the connection is broken.
         """
         if not self.left:
-            if not (self._is_first or self.has_time):
-                raise BlockingIOError
-            self._is_first = False
-            self._data, self._at = self._receive(max(bufsize, RECEIVE_BYTES)), 0
+            self._fill(max(bufsize, RECEIVE_BYTES))
         part = self._data[self._at : self._at + bufsize]
         self._at += len(part)
         return part
 
+    def _fill(self, size: int) -> None:
+        if not (self._is_first or self.has_time):
+            raise BlockingIOError
+        self._is_first = False
+        self._data, self._at = self._receive(size), 0
+
     def usual(self) -> tuple[Message, int] | None:
-        """Take a usual PUBLISH, if the next packet is one: the message, and its identifier if it has to be answered."""
+        """Take a usual PUBLISH, if the next packet is one: the message, and its identifier if it has to be answered.
+
+        Raises:
+            OSError: as ``take``.
+        """
+        if not self.left:
+            self._fill(RECEIVE_BYTES)
         data, at, identifier = self._data, self._at + 2, 0
         try:
             command, size = data[at - 2], data[at - 1]
