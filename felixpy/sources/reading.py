@@ -23,7 +23,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-READ_SECONDS = 0.004
+READ_SECONDS = 0.002
 """For so long packets are read in one turn of the event loop, if there are more: a burst is taken as a burst."""
 RECEIVE_BYTES = 8192
 """Some fifteen messages; what has been received is also taken when the time is over."""
