@@ -1,7 +1,7 @@
 """How packets are read from the broker's socket: a burst in one go, and without what paho repeats for each of them.
 
-The usual PUBLISH (received whole, QoS 0 or 1, no properties but user properties) is decoded here, in a tenth of paho's
-time; everything else, and everything that is not as it should be, is paho's to judge.
+The usual PUBLISH (received whole, QoS 0 or 1, no properties but user properties) is decoded here, in a seventh of
+paho's time; everything else, and everything that is not as it should be, is paho's to judge.
 Invariant: nothing that was received stays here unread when the event loop goes on, because no event would come for it;
 and it does go on, however much arrives. Messages are acknowledged in their order.
 Uses paho's insides (``loop_read``, ``_packet_read``, ``_sock_recv``, ``_send_puback``, the tables of ``Properties``);
