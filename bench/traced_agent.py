@@ -104,7 +104,7 @@ def _trace_stream(marks: Marks) -> None:
 
     def traced_receive(self: MqttSource, message: Any, sink: Any) -> None:
         at = time.monotonic_ns()
-        marks.topic = message.topic.value
+        marks.topic = message.topic
         marks.add("received", marks.topic, at)
         receive(self, message, sink)
 

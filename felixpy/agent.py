@@ -52,6 +52,12 @@ log = structlog.get_logger("felixpy")
 UPDATES_PER_APPLY = 500
 """Updates absorbed before the kernel is written, so that bulk work never holds a new endpoint back for long."""
 
+BURST_UPDATES = 8
+"""So many updates at once are a burst, of which more is being read; an apply costs as much as a few dozen of them."""
+
+BURST_SECONDS = 0.01
+"""For so long the updates of a burst are collected."""
+
 UPDATES_PER_TIDY = 50
 """Each endpoint costs the collector 20 µs once: now and then a millisecond, not 100 ms after 5,000."""
 
@@ -249,6 +255,7 @@ class Agent:
             if self._failure:
                 raise self._failure
             await self._settle_doubts()
+            await self._collect_burst()
             try:
                 await self.absorb(UPDATES_PER_APPLY)
                 self._standing.works(UNTAKEN)
@@ -262,6 +269,14 @@ class Agent:
             if not self.complete and self.stream.state is not SyncState.IN_SYNC:
                 # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
                 await asyncio.sleep(min(time.monotonic() - started, 1.0))
+
+    async def _collect_burst(self) -> None:
+        """While the source has more of a burst, let it read: one apply for all, and what is only told after it."""
+        until, had = time.monotonic() + BURST_SECONDS, 0
+        while len(self._pending) >= had + BURST_UPDATES and time.monotonic() < until:
+            had = len(self._pending)
+            await asyncio.sleep(0)  # the event loop looks at its sockets,
+            await asyncio.sleep(0)  # and runs what they are for
 
     async def _settle_doubts(self) -> None:
         """Read again what notifications put in doubt: little at once, everything in the background."""

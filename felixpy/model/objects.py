@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -26,6 +26,22 @@ class Metadata(_Object):
     namespace: str | None = None
     labels: dict[str, str] | None = None
     creation_timestamp: str | None = None
+
+
+class KnownMetadata(Metadata, forbid_unknown_fields=True):
+    """All of Kubernetes' ObjectMeta."""
+
+    annotations: Any = None
+    deletion_grace_period_seconds: Any = None
+    deletion_timestamp: Any = None
+    finalizers: Any = None
+    generate_name: Any = None
+    generation: Any = None
+    managed_fields: Any = None
+    owner_references: Any = None
+    resource_version: Any = None
+    self_link: Any = None
+    uid: Any = None
 
 
 class NodeAddress(_Object):
@@ -86,6 +102,20 @@ class WorkloadEndpointSpec(_Object):
     qos_controls: Any = None
 
 
+class _KnownEndpointSpec(WorkloadEndpointSpec, forbid_unknown_fields=True):
+    pass
+
+
+class UsualEndpoint(_Object, forbid_unknown_fields=True):
+    """A whole WorkloadEndpoint of which nothing has to be told: no field is unknown or of a wrong type."""
+
+    api_version: Literal["projectcalico.org/v3", "crd.projectcalico.org/v1"]
+    kind: Literal["WorkloadEndpoint"]
+    metadata: KnownMetadata
+    spec: _KnownEndpointSpec
+    status: Any = None
+
+
 class BlockAttribute(_Object):
     handle_id: Any = msgspec.field(name="handle_id", default=None)
     secondary: dict[str, str] | None = None
@@ -127,26 +157,6 @@ class InstallationPool(_Object):
     assignment_mode: str | None = None
 
 
-# ObjectMeta of Kubernetes.
-METADATA_FIELDS = frozenset(
-    [
-        "annotations",
-        "creationTimestamp",
-        "deletionGracePeriodSeconds",
-        "deletionTimestamp",
-        "finalizers",
-        "generateName",
-        "generation",
-        "labels",
-        "managedFields",
-        "name",
-        "namespace",
-        "ownerReferences",
-        "resourceVersion",
-        "selfLink",
-        "uid",
-    ]
-)
 OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 
 # The words of msgspec's messages: "Expected `str | null`, got `int` - at `$.spec.cidr`".
@@ -198,6 +208,9 @@ def _wrong_type(message: str, path: str) -> InvalidResource:
 def known_fields(struct: type[msgspec.Struct]) -> frozenset[str]:
     """The names that ``struct`` has on the wire."""
     return frozenset(struct.__struct_encode_fields__)
+
+
+METADATA_FIELDS = known_fields(KnownMetadata)
 
 
 def report_unknown(value: object, known: frozenset[str], kind: str, path: str, ignored: Ignored) -> None:

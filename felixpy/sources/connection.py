@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from felixpy.config import Settings
-from felixpy.sources.reading import read_bursts
+from felixpy.sources.reading import Message, read_bursts
 
 RECEIVE_MAXIMUM = 65535
 """Mosquitto drops what exceeds this plus its queue; with MQTT's older default it drops all but 1,020 messages."""
@@ -37,7 +37,7 @@ _LONGEST_ANSWER_SECONDS = 86400.0
 _QUIET = logging.getLogger("felixpy.sources.paho")
 _QUIET.setLevel(logging.CRITICAL)
 
-Receive = Callable[[aiomqtt.Message], None]
+Receive = Callable[[Message], None]
 T = TypeVar("T")
 
 
@@ -104,18 +104,22 @@ class _Inbox(asyncio.Queue[Any]):
     aiomqtt's own iterator starts a task per message, which costs more than the message itself.
     """
 
-    receive: Receive
-    failed: asyncio.Future[None]
+    receive: ClassVar[Receive]
+    failed: ClassVar[asyncio.Future[None]]
     heard_at: ClassVar[float] = 0.0
 
     def put_nowait(self, item: Any) -> None:
-        type(self).heard_at = time.monotonic()
+        self.take(Message(item.topic.value, bytes(item.payload), getattr(item.properties, "UserProperty", [])))
+
+    @classmethod
+    def take(cls, message: Message) -> None:
+        cls.heard_at = time.monotonic()
         try:
-            self.receive(item)
+            cls.receive(message)
         except Exception as error:
             # paho and aiomqtt would take a bug of ours for a lost connection.
-            if not self.failed.done():
-                self.failed.set_exception(error)
+            if not cls.failed.done():
+                cls.failed.set_exception(error)
             raise
 
 
@@ -229,7 +233,7 @@ async def open_connection(
         StreamError: no connection, or the connection was lost inside the block.
     """
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    inbox = type("_BoundInbox", (_Inbox,), {"receive": staticmethod(receive), "failed": failed})
+    inbox: type[_Inbox] = type("_BoundInbox", (_Inbox,), {"receive": staticmethod(receive), "failed": failed})
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
     client = aiomqtt.Client(
@@ -249,7 +253,7 @@ async def open_connection(
         timeout=_ANSWER_SECONDS,
     )
     client.pending_calls_threshold = RECEIVE_MAXIMUM
-    read_bursts(client._client)
+    read_bursts(client._client, inbox.take)
     try:
         async with client:
             yield Connection(client, inbox, broker_name(settings))

@@ -30,6 +30,7 @@ from felixpy.sources.credentials import Credentials, CredentialsChanged
 from felixpy.sources.ending import end
 from felixpy.sources.manifest import parse_manifest
 from felixpy.sources.outbox import Outbox
+from felixpy.sources.reading import Message
 from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
 from felixpy.standing import Standing
 
@@ -138,7 +139,7 @@ class MqttSource:
             self._outbox.put(self._prefix + topic, payload, first=first)
 
     async def _session(self, sink: Sink) -> None:
-        def receive(message: aiomqtt.Message) -> None:
+        def receive(message: Message) -> None:
             self._receive(message, sink)
 
         self._commands, self._in_sync = asyncio.Queue(), asyncio.Event()
@@ -257,11 +258,10 @@ class MqttSource:
         except (TimeoutError, aiomqtt.MqttError) as error:
             log.warning("could not write the last status", reason=str(error))
 
-    def _receive(self, message: aiomqtt.Message, sink: Sink) -> None:
+    def _receive(self, message: Message, sink: Sink) -> None:
         now_ns = time.monotonic_ns()
         now = now_ns / 1e9
-        topic = message.topic.value.removeprefix(self._prefix)
-        payload = bytes(message.payload) if message.payload else b""
+        topic, payload = message.topic.removeprefix(self._prefix), message.payload
         self.messages += 1
         self.bytes += len(payload)
         scope = topics.scope_of_manifest(topic)
@@ -335,9 +335,9 @@ def _check_node(topic_level: str, node: str, key: ResourceKey) -> None:
         raise InvalidResource(reason, field="spec.node", key=key)
 
 
-def _published_ns(message: aiomqtt.Message) -> int:
+def _published_ns(message: Message) -> int:
     """The publisher's clock from the user property ``ts`` (nanoseconds), 0 if there is none."""
-    for name, value in getattr(message.properties, "UserProperty", ()):
+    for name, value in message.user_properties:
         if name == "ts" and value.isdecimal():
             return int(value)
     return 0

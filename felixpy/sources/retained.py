@@ -11,12 +11,12 @@ import asyncio
 import itertools
 from collections.abc import Iterable
 
-import aiomqtt
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from felixpy.sources import topics
 from felixpy.sources.connection import Connection
 from felixpy.sources.manifest import Manifest, parse_manifest
+from felixpy.sources.reading import Message
 
 FILTERS_PER_READ = 100
 ECHO_SECONDS = 5.0
@@ -47,10 +47,9 @@ class Retained:
         self._echoed = 0
         self._progress = asyncio.Event()
 
-    def receive(self, message: aiomqtt.Message) -> None:
+    def receive(self, message: Message) -> None:
         """Take a message of the connection."""
-        topic = message.topic.value.removeprefix(self._prefix)
-        payload = bytes(message.payload) if message.payload else b""
+        topic, payload = message.topic.removeprefix(self._prefix), message.payload
         self._progress.set()
         if topic == self._probe:
             self._echoed = int(payload)

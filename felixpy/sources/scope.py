@@ -125,6 +125,10 @@ class Scope:
         manifest = self.manifest
         return manifest is None or all(group.matches(manifest) for group in self.groups.values())
 
+    def lacks(self, group: Group) -> bool:
+        """Whether one of the groups alone keeps the scope from being proved: known at once, for every message."""
+        return self.manifest is not None and not group.matches(self.manifest)
+
     def judge(self, *, quiet: bool) -> bool:
         """Complete: proved by the manifest, or believed because nothing more comes and nothing speaks against it.
 

@@ -76,6 +76,7 @@ class Snapshot:
         self._own = Scope(topics.node_scope(node), topics.NODE_SEGMENTS)
         self._scopes = (Scope(topics.SHARED, topics.SHARED_SEGMENTS), self._own)
         self._groups = {segment: group for scope in self._scopes for segment, group in scope.groups.items()}
+        self._scope_of = {segment: scope for scope in self._scopes for segment in scope.groups}
         self._state = SyncState.CONNECTING
         self._last_message = 0.0
         self._last_match = 0.0
@@ -132,7 +133,7 @@ class Snapshot:
             actions: tuple[Action, ...] = (Deliver(topic, payload),) if group.put(topic, payload) else NOTHING
         else:
             actions = (Remove(topic),) if group.drop(topic) else NOTHING
-        if self._state is SyncState.IN_SYNC:
+        if self._state is SyncState.IN_SYNC or self._scope_of[group.segment].lacks(group):
             return actions
         return (*actions, *self._settle(now))
 

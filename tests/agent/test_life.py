@@ -14,10 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from felixpy.agent import BURST_UPDATES, Agent
 from felixpy.config import Settings
 from felixpy.demo.agent import FELIXPY, environment
 from felixpy.demo.resources import Object, ip_pool
 from felixpy.model.documents import load_text
+from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.publish import open_publisher
 from felixpy.sources.batch import prepare
 from tests.agent.bench import (
@@ -307,5 +309,25 @@ def test_a_directory_that_vanishes_takes_nothing_along(broker: Broker, tmp_path:
             run("ip", "link", "set", "cali1", "down")
             run("ip", "link", "set", "cali1", "up")
             await agent.until(lambda: routes() == {"10.48.0.1", "fd00:48::1"}, "the routes of a link that flapped")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("at_once", "taken"), [(1, 1), (BURST_UPDATES, 10 * BURST_UPDATES)], ids=["one", "burst"])
+def test_a_burst_is_collected_and_one_update_is_not_held_back(at_once: int, taken: int) -> None:
+    agent = Agent(Settings(nodename="n1"))
+
+    async def scenario() -> None:
+        source = asyncio.create_task(deliver())
+        await asyncio.sleep(0)
+        await agent._collect_burst()
+        assert len(agent._pending) == taken
+        source.cancel()
+
+    async def deliver() -> None:
+        for number in range(10 * at_once):
+            agent.update(Update(ResourceKey(Kind.WORKLOAD_ENDPOINT, f"w{number}", "default"), None))
+            if (number + 1) % at_once == 0:
+                await asyncio.sleep(0)
 
     asyncio.run(scenario())

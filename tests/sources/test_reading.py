@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import aiomqtt
 import pytest
 import trustme
 from paho.mqtt.packettypes import PacketTypes
@@ -20,14 +19,25 @@ from bench.mqtt_wire import publish_packet
 from felixpy.config import Settings
 from felixpy.sources import reading
 from felixpy.sources.connection import open_connection
-from felixpy.sources.reading import RECEIVE_BYTES, _Properties
+from felixpy.sources.reading import RECEIVE_BYTES, Message, _Properties, _Received
 
 CONNACK = b"\x20\x03\0\0\0"
 COUNT = 500
-PACKETS = [
-    publish_packet("t", f"{number} {'x' * (number * 7 % 900)}".encode(), number, (b"ts", b"%d" % number))
-    for number in range(1, COUNT + 1)
-]
+CONTENT_TYPE = b"\3\0\4text"
+OTHERS = 7
+"""Each so many messages one has a property that only paho reads."""
+
+
+def packet(number: int) -> bytes:
+    payload = f"{number} {'x' * (number * 7 % 900)}".encode()
+    if number % OTHERS:
+        return publish_packet("t", payload, number, (b"ts", b"%d" % number))
+    rest = b"\0\1t" + number.to_bytes(2, "big") + bytes((len(CONTENT_TYPE),)) + CONTENT_TYPE + payload
+    size = len(rest)
+    return b"\x33" + (bytes((size,)) if size < 128 else bytes((size & 127 | 128, size >> 7))) + rest
+
+
+PACKETS = [packet(number) for number in range(1, COUNT + 1)]
 HUGE = publish_packet("t", f"0 {'y' * 5 * RECEIVE_BYTES}".encode(), COUNT + 1)
 
 
@@ -56,7 +66,11 @@ async def broker(pieces: list[bytes], context: ssl.SSLContext | None) -> AsyncIt
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(0)
-        await reader.readexactly(4 * (COUNT + 1))
+        answers = await reader.readexactly(4 * (COUNT + 1))
+        # MQTT v5, 4.6: in the order of the messages.
+        assert answers == b"".join(
+            b"\x40\2" + number.to_bytes(2, "big") for number in (COUNT + 1, *range(1, COUNT + 1))
+        )
         acknowledged.set()
         await reader.read()
         writer.close()
@@ -89,9 +103,8 @@ def test_every_message_is_taken_at_once(
             turn += 1
             await asyncio.sleep(0)
 
-    def receive(message: aiomqtt.Message) -> None:
-        properties = getattr(message.properties, "UserProperty", None)
-        found.append((int(bytes(message.payload).split()[0]), properties))
+    def receive(message: Message) -> None:
+        found.append((int(message.payload.split()[0]), message.user_properties))
         taken[turn] += 1
 
     async def scenario() -> None:
@@ -108,7 +121,40 @@ def test_every_message_is_taken_at_once(
     asyncio.run(scenario())
     # However much has arrived, others have their turn: here after each piece that was received.
     assert max(taken.values()) <= RECEIVE_BYTES // min(map(len, PACKETS)) + 2 < COUNT
-    assert found == [(0, None), *((number, [("ts", str(number))]) for number in range(1, COUNT + 1))]
+    assert found == [(0, []), *((n, [("ts", str(n))] if n % OTHERS else []) for n in range(1, COUNT + 1))]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        b"\x03\0\4text",
+        b"\x26\0\2ts\0\1",
+        b"\x26\0\2ts\0\x091",
+        b"\x26\0\2ts\0\1\0",
+        b"\x26\0\2ts\0\2\xc3\x28",
+        b"\x26" + b"\0\x50" + b"n" * 80 + b"\0\x50" + b"v" * 80,
+        b"\x23\0\1",
+    ],
+    ids=["another", "cut", "too long", "control character", "not UTF-8", "many bytes", "topic alias"],
+)
+def test_what_is_not_usual_is_left_to_paho(properties: bytes) -> None:
+    size = bytes((len(properties),)) if len(properties) < 128 else bytes((len(properties) & 127 | 128, 1))
+    body = b"\0\1t\0\1" + size + properties + b"payload"
+    data = b"\x33" + (bytes((len(body),)) if len(body) < 128 else bytes((len(body) & 127 | 128, 1))) + body
+    received = _Received(lambda size: data)
+    assert received.take(1) == data[:1]
+    received._at = 0
+    assert received.usual() is None
+    assert received.left == len(data)
+
+
+def test_only_a_whole_message_is_usual() -> None:
+    whole = PACKETS[500 - 1 - 1]
+    for size in range(1, len(whole)):
+        received = _Received(lambda _, size=size: whole[:size])  # type: ignore[misc]
+        received.take(1)
+        received._at = 0
+        assert received.usual() is None, size
 
 
 def test_properties_with_shared_tables_are_those_of_paho() -> None:
