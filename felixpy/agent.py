@@ -206,20 +206,25 @@ class Agent:
 
     async def run(self) -> None:
         """Follow the stream and the kernel until cancelled; leave the kernel as it is."""
+        self.watch.open()
+        try:
+            await self._run()
+        finally:
+            self.watch.close()
+            self.close()
+
+    async def _run(self) -> None:
         await self.open()
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
         self.adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.files.forget_earlier_boot()
-        self.watch.open()
         resync = asyncio.create_task(self._resync_forever())
         resync.add_done_callback(self._ended)
         try:
             await self._apply_forever()
         finally:
             await end((resync,), RESYNC_END_SECONDS)
-            self.watch.close()
-            self.close()
 
     def live(self) -> tuple[bool, str]:
         """Whether the loop makes progress, for ``/liveness``."""
@@ -494,10 +499,11 @@ class Agent:
         if made_of != self._filters_of:
             log.info("back-end", backend=backend.value, reason=evidence)
             filters = {family: make_filter(backend, family, settings) for family in families}
-            await self.dataplane.use_filters(filters, self.calculation.entries())
-            self.backend, self._filters_of = backend, made_of
+            self.dataplane.use_filters(filters, self.calculation.entries())
             if self.watch.is_open:
-                self.watch.open()
+                self.watch.follow_filters()
+            await self.dataplane.read_filters()
+            self.backend, self._filters_of = backend, made_of
             self._leftovers_due = True
             self.ready = dict.fromkeys(families, False)
             for family in Family:

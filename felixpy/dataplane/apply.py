@@ -84,18 +84,21 @@ class Dataplane:
         """Take other settings; what is ours in the kernel may now be something else."""
         self.settings = self.routes.settings = self.neighbours.settings = settings
 
-    async def use_filters(self, filters: Mapping[Family, PacketFilter], entries: Changes) -> None:
-        """Take another back-end or other families; ``entries`` is everything wanted.
-
-        Raises:
-            OSError, FilterError: the new back-end cannot be read.
-        """
+    def use_filters(self, filters: Mapping[Family, PacketFilter], entries: Changes) -> None:
+        """Take another back-end or other families, to be read next; ``entries`` is everything wanted."""
         for old in self.filters.values():
             old.filter.close()
             # Nobody removes these one by one any more: they go with all that the old back-end or family leaves.
             self.release.removed(key for key in old.elements.committed if key not in old.elements.desired)
         self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
+
+    async def read_filters(self) -> None:
+        """Read the packet filters of all families.
+
+        Raises:
+            OSError, FilterError: one cannot be read.
+        """
         for tables in self.filters.values():
             await tables.read(self.clock())
 

@@ -51,29 +51,40 @@ class Watch:
         self._failed = failed
         self._doubts = Doubts()
         self._monitors: dict[Monitor, int] = {}
+        self._kernel: Monitor | None = None
+        self._filters: Monitor | None = None
         self.overflows = 0
 
     def open(self) -> None:
-        """Start to listen; call again after a change of back-end.
+        """Start to listen to links, addresses, routes, neighbours and settings: before they are read.
 
         Raises:
             OSError: the kernel refused.
         """
-        self.close()
+        self._kernel = monitor_routing([self._dataplane.socket.port])
+        self._add(self._kernel, self._routing)
+
+    def follow_filters(self) -> None:
+        """Listen to nf_tables, but for what the present packet filters do: before those are read.
+
+        Raises:
+            OSError: the kernel refused.
+        """
         ports = [port for tables in self._dataplane.filters.values() for port in tables.filter.ports()]
-        self._add(monitor_routing([self._dataplane.socket.port]), self._routing)
-        self._add(monitor_nftables(ports), self._nftables)
+        old, self._filters = self._filters, monitor_nftables(ports)
+        self._add(self._filters, self._nftables)
+        if old is not None:
+            self._remove(old)
 
     def close(self) -> None:
-        loop = asyncio.get_running_loop()
-        for monitor, descriptor in self._monitors.items():
-            loop.remove_reader(descriptor)
-            monitor.close()
-        self._monitors = {}
+        for monitor in (self._kernel, self._filters):
+            if monitor is not None:
+                self._remove(monitor)
+        self._kernel = self._filters = None
 
     @property
     def is_open(self) -> bool:
-        return bool(self._monitors)
+        return self._kernel is not None
 
     def take(self) -> Doubts:
         """What has to be read again since the last call."""
@@ -83,6 +94,12 @@ class Watch:
     def _add(self, monitor: Monitor, take: Callable[[list[Message]], None]) -> None:
         self._monitors[monitor] = monitor.fileno()
         asyncio.get_running_loop().add_reader(monitor.fileno(), self._read, monitor, take)
+
+    def _remove(self, monitor: Monitor) -> None:
+        descriptor = self._monitors.pop(monitor, None)
+        if descriptor is not None:
+            asyncio.get_running_loop().remove_reader(descriptor)
+        monitor.close()
 
     def _read(self, monitor: Monitor, take: Callable[[list[Message]], None]) -> None:
         loop, descriptor = asyncio.get_running_loop(), self._monitors[monitor]
@@ -101,7 +118,8 @@ class Watch:
         self._changed()
 
     def _resume(self, monitor: Monitor, take: Callable[[list[Message]], None]) -> None:
-        self._add(monitor, take)
+        if monitor in (self._kernel, self._filters):  # neither closed nor replaced meanwhile
+            self._add(monitor, take)
         self._doubts.everything = True
         self._changed()
 

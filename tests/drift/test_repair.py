@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
+from felixpy.dataplane.apply import Dataplane
 from tests.drift.world import build_links, running, sh
 from tests.netns import enter_new_network, enter_private_namespaces
 
@@ -127,6 +129,43 @@ def test_nftables_is_mended_when_the_kernel_tells() -> None:
 
 def test_rules_of_iptables_nft_are_mended_when_the_kernel_tells() -> None:
     print(asyncio.run(told("nft", IPTABLES_NFT)))
+
+
+WHILE_IT_STARTS = {
+    "read": "ip -6 route del fd00:48::1;"
+    " ip link del cali2; ip link add cali2 type veth peer name peer2; ip link set cali2 up; ip link set peer2 up",
+    "read_filters": "nft delete element ip felixpy from-workload { 10.48.0.3 . cali3 };"
+    " nft flush chain ip6 felixpy raw-PREROUTING",
+}
+"""What happens when the kernel has just been read: routes, links and settings; packet filters."""
+
+
+async def changed_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("Route", "Interface", "NFTables", "Iptables", "Ipsets")
+    off = {f"{name}RefreshInterval": "0" for name in names}
+    async with running("nftables", **off):
+        before = kernel("nftables")
+    waiting = dict(WHILE_IT_STARTS)
+    for name in WHILE_IT_STARTS:
+        read = getattr(Dataplane, name)
+
+        async def read_and_change(self: Dataplane, name: str = name, read: Any = read) -> Any:
+            found = await read(self)
+            if command := waiting.pop(name, ""):
+                sh(command)
+            return found
+
+        monkeypatch.setattr(Dataplane, name, read_and_change)
+    async with running("nftables", **off):
+        assert not waiting
+        deadline = time.perf_counter() + 5
+        while (after := await asyncio.to_thread(kernel, "nftables")) != before and time.perf_counter() < deadline:
+            pass
+        assert after == before
+
+
+def test_what_changes_while_an_agent_starts_is_mended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(changed_while_it_starts(monkeypatch))
 
 
 async def untold(backend: str, commands: dict[str, str]) -> None:
