@@ -103,6 +103,8 @@ class KeyedTable(Generic[K, D, C]):
     def want(self, key: K, value: D) -> None:
         if key in self.desired:
             self._unindex(key)
+        elif key in self.committed:
+            self.committed[key] = self.committed.pop(key)  # by this very key: an adopted one is another object
         interface = self._interface_of(key, value)
         if interface is not None:
             self._by_interface.add(interface, key)

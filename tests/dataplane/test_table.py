@@ -55,6 +55,16 @@ def test_a_busy_past_costs_nothing_later(plain: Plain) -> None:
     assert sys.getsizeof(plain.table.dirty) < busy / 100
 
 
+def test_an_adopted_entry_is_kept_by_the_key_of_who_wants_it(plain: Plain) -> None:
+    """Two equal keys of thousands of entries would be a tenth of the agent's memory."""
+    adopted, wanted = "".join(("a", "1")), "".join(("a", "1"))
+    assert adopted is not wanted
+    adopt(plain, {adopted: 10})
+    plain.table.want(wanted, 1)
+    assert not write(plain)
+    assert [key is wanted for key in plain.table.committed] == [True]
+
+
 def test_what_nobody_wants_is_set_aside_until_it_may_go(plain: Plain) -> None:
     adopt(plain, {"a1": 10, "a2": 20, "a3": 30})
     plain.table.want("a1", 1)
