@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
-from felixpy.netlink.transport import NLM_F_ACK, Message, Refusal, Request, attribute, attributes, nested
+from felixpy.netlink.transport import NLA_F_NESTED, NLM_F_ACK, Message, Refusal, Request, attribute, attributes, nested
 
 # linux/netfilter/ipset/ip_set.h
 PROTOCOL = 7
@@ -26,6 +26,13 @@ _ATTR_REVISION, _ATTR_FAMILY, _ATTR_FLAGS, _ATTR_DATA, _ATTR_ADT, _ATTR_REVISION
 _ATTR_INDEX = 11
 _DATA_IP, _DATA_CIDR, _DATA_FLAGS, _DATA_MAXELEM, _DATA_IFACE, _DATA_REFERENCES = 1, 3, 8, 19, 23, 25
 _IP_V4, _IP_V6 = 1, 2
+_HEADER = struct.Struct("=HH")
+_ADDRESS_BYTES = {
+    _HEADER.pack(8 + size, _DATA_IP | NLA_F_NESTED) + _HEADER.pack(4 + size, kind): size
+    for size, kind in ((4, _IP_V4), (16, _IP_V6))
+}
+"""How long the address is that follows the headers of a usual member, as the kernel prints them."""
+_LENGTH_HEADER = _HEADER.pack(5, _DATA_CIDR)
 _FLAG_LIST_HEADER = 1 << 2
 _FLAG_NOMATCH = 1 << 2
 _NETORDER = 0x4000
@@ -161,8 +168,33 @@ def decode_members(message: Message) -> Iterator[Member]:
     """Members in one message of a ``list_members`` dump."""
     for kind, value in attributes(message.payload, 4):
         if kind == _ATTR_ADT:
-            for _, data in attributes(value):
-                yield _decode_member(data)
+            yield from _decode_list(value)
+
+
+def _decode_list(data: bytes) -> Iterator[Member]:
+    """Members one behind the other."""
+    at = 0
+    while at + 4 <= len(data):
+        size, _ = _HEADER.unpack_from(data, at)
+        if size < 4:
+            return
+        yield _decode_usual(data, at, at + size) or _decode_member(data[at + 4 : at + size])
+        at += (size + 3) & ~3
+
+
+def _decode_usual(data: bytes, at: int, end: int) -> Member | None:
+    """A member with an address, a length and perhaps an interface: thousands come at once, with the same headers."""
+    address = at + 12
+    length = address + _ADDRESS_BYTES.get(data[at + 4 : address], 0)
+    if length == address or data[length : length + 4] != _LENGTH_HEADER:
+        return None
+    net, interface = Net(data[address:length], data[length + 4]), length + 8
+    if interface == end:
+        return Member(net)
+    size, kind = _HEADER.unpack_from(data, interface)
+    if kind != _DATA_IFACE or interface + ((size + 3) & ~3) != end:
+        return None
+    return Member(net, _untext(data[interface + 4 : interface + size]))
 
 
 def _decode_member(data: bytes) -> Member:

@@ -100,6 +100,17 @@ def test_exceptions_that_others_add_are_told_apart(netlink: NetlinkSocket) -> No
     assert members(netlink, "a") == {Member(Net.parse("10.0.0.0/8"), "nomatch ")}
 
 
+@pytest.mark.parametrize("extension", ["timeout 600", "counters", "comment"])
+def test_members_of_which_the_kernel_tells_more(netlink: NetlinkSocket, extension: str) -> None:
+    tool("create", "a", "hash:net,iface", *extension.split())
+    tool("create", "b", "hash:net", "family", "inet6", *extension.split())
+    more = ["comment", "x"] if extension == "comment" else []
+    tool("add", "a", "10.0.0.0/8,cali1", *more)
+    tool("add", "b", "fd00::1", *more)
+    assert members(netlink, "a") == {Member(Net.parse("10.0.0.0/8"), "cali1")}
+    assert members(netlink, "b") == {Member(Net.parse("fd00::1"))}
+
+
 def test_swap_rename_and_destroy(netlink: NetlinkSocket) -> None:
     one, two = Member(Net.parse("10.0.0.0/8")), Member(Net.parse("11.0.0.0/8"))
     assert (

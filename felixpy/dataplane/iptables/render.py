@@ -8,6 +8,7 @@ know.
 from __future__ import annotations
 
 import shlex
+from functools import lru_cache
 from typing import assert_never
 
 from felixpy.calc.rules import (
@@ -74,6 +75,7 @@ def rule_text(family: Family, rule: Rule) -> str:
     return join([*tokens, *_action(family, rule.action)])
 
 
+@lru_cache(1024)  # the same few rules at each comparison; shlex takes 60 µs for one
 def canonical(text: str) -> str:
     """A rule as a ``-save`` tool printed it, without what differs between versions and machines.
 

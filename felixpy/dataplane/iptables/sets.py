@@ -17,7 +17,7 @@ from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family, Net
 from felixpy.netlink import ipset
 from felixpy.netlink.ipset import Member, SetHeader
-from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkError, NetlinkSocket, Request
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Request
 from felixpy.slices import in_slices
 
 MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends
@@ -152,15 +152,18 @@ class IpSets:
         raise FilterError(f"the IP sets {', '.join(names)} are in use by rules of another program; remove those first")
 
     async def _members(self, name: SetName, kernel_name: str) -> list[ElementKey]:
-        def decode(message: Message) -> list[ElementKey]:
-            return [ElementKey(name, *member) for member in ipset.decode_members(message)]
-
-        return list(chain.from_iterable(await self.socket.decode_sliced(ipset.list_members(kernel_name), decode)))
+        messages = await self.socket.dump_sliced(ipset.list_members(kernel_name))
+        keys: list[ElementKey] = []
+        async for some in in_slices(chain.from_iterable(map(ipset.decode_members, messages))):
+            keys += [ElementKey(name, *member) for member in some]
+        return keys
 
     def _join_halves(self, name: SetName, members: list[ElementKey]) -> list[ElementKey]:
+        if SET_TYPES[name] is not SetType.NET:
+            return members
         whole = Net(bytes(self._family.bits // 8), 0)
         halves = set(_halves(whole))
-        if SET_TYPES[name] is not SetType.NET or not halves <= {key.net for key in members}:
+        if not halves <= {key.net for key in members}:
             self._widest[name] = {key.net for key in members if _is_wide(key)}
             return members
         if self._widest.get(name, set()) >= halves:  # told to hold each half for itself
