@@ -91,7 +91,7 @@ class Outcome:
             if thing in problems:
                 return "error", problems[thing]
         pending = False
-        for key in self._calculation.keys_of(thing):
+        for key in () if self._dataplane.is_settled else self._calculation.keys_of(thing):
             table = self._dataplane.table_of(key)
             if table is None or self._calculation.owner_of(key) != thing:
                 continue

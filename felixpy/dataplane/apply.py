@@ -109,6 +109,11 @@ class Dataplane:
             tables += [one.chains, one.elements]
         return tables
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every table holds what is wanted: nothing is to be written, waits or was refused."""
+        return not any(table.dirty or table.waiting or table.refused for table in self.tables())
+
     def sockets(self) -> dict[str, NetlinkSocket]:
         """The sockets that write, by what they write; those of the iptables tools' processes are not among them."""
         filters = {f"filter {family}": tables.filter.socket for family, tables in self.filters.items()}
