@@ -66,7 +66,7 @@ def full() -> list[tuple[Cell, Effort]]:
         if size in (1_000, 5_000):
             effort = replace(effort, cold_starts=3)
         if size == 10_000:
-            effort = replace(effort, idle_s=20.0)  # the kernel tells processor time in steps of 10 ms
+            effort = replace(effort, idle_s=20.0)
         cells.append((Cell("nftables", "dual", size), effort))
     fewer = Effort(changes=30, comparator_changes=5, small=5, bursts=2, first_packets=5, resyncs=3, idle_s=0.0)
     for backend in ("legacy", "nft"):

@@ -328,11 +328,10 @@ async def idle(run: Run) -> None:
     if not run.effort.idle_s:
         return
     await asyncio.sleep(1.0)
-    before = run.subject.usage()
+    before = run.subject.running_s()
     await asyncio.sleep(run.effort.idle_s)
-    after = run.subject.usage()
-    run.add("idle", "cpu share", (after.cpu_s - before.cpu_s) / run.effort.idle_s * 100, unit="%")
-    run.add("idle", "resident memory", after.resident_mib, unit="MiB")
+    run.add("idle", "cpu share", (run.subject.running_s() - before) / run.effort.idle_s * 100, unit="%")
+    run.add("idle", "resident memory", run.subject.usage().resident_mib, unit="MiB")
 
 
 # --- packets -----------------------------------------------------------------------------------------------------

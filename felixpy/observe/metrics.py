@@ -189,7 +189,7 @@ class Metrics:
 
     def _make_process(self, make: _Maker) -> None:
         self.loop_lag_seconds = make.histogram(
-            "felixpy_loop_lag_seconds", "How late the event loop was, once a second."
+            "felixpy_loop_lag_seconds", "How late the event loop was, every five seconds."
         )
         self.logs_dropped = make.totals("felix_logs_dropped", "Lines left out: there were too many of their event.")
         self.log_errors = make.totals("felix_log_errors", "Lines that standard error did not take.")
