@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench import drift, expect, scenarios
+from bench import drift, expect, floor, scenarios
 from bench.comparators import FOR_BACKEND
 from bench.marks import written
 from bench.plan import Effort
@@ -36,6 +36,7 @@ SCENARIOS: dict[str, Scenario] = {
     "burst": scenarios.burst,
     "churn": scenarios.churn,
     "add in a row": scenarios.add_in_a_row,  # not right after the comparators, whose clean-up goes on for a while
+    "floor": floor.floor,
     "nat": scenarios.toggle_nat,
     "block": scenarios.move_block,
     "resync": scenarios.resync,

@@ -1,9 +1,9 @@
-"""The least that one update can take here, measured with an agent that knows its messages: ``python -m bench.floor``.
+"""The least that one update can take here: the scenario ``floor``, an agent that has its messages ready.
 
 A program without event loop, MQTT library, model and tables waits in the broker's socket and writes what it has
 prepared: the same elements, neighbours and routes as felixpy, in as many sends with as many acknowledgements. What is
-left is the machine's: the broker, two processes that are woken, and the kernel. Runs in the benchmark's network, in a
-node that has no agent, and prints a table; it is no part of the report.
+left is the machine's: the broker, two processes that are woken, and the kernel. It runs on the node without an agent,
+as ``python -m bench.floor HOST PORT``.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ from typing import NamedTuple
 
 from bench import expect
 from bench.mqtt_wire import connect_packet
-from bench.scenarios import PATIENCE_S, PAUSE_S, ms
-from bench.statistics import summarise
+from bench.scenarios import PATIENCE_S, PAUSE_S, Run, ms
 from bench.workloads import SPARE, SPARES, Workload
-from bench.world import World
 from felixpy.calc.endpoints import SCOPE_LINK, SCOPE_UNIVERSE
 from felixpy.calc.entries import MAIN_TABLE, ElementKey, SetName
 from felixpy.config import Settings
 from felixpy.dataplane.nftables import elements
 from felixpy.demo.agent import environment
 from felixpy.demo.lab import TOPIC_ROOT
-from felixpy.demo.topology import Mode
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
 from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, Request
 
-SAMPLES = 100
+FAMILY_WORDS = (("ip", "ipv4_addr"), ("ip6", "ipv6_addr"))
 TABLE = "felixpy"
 SETS = (SetName.FROM_WORKLOAD, SetName.TO_WORKLOAD)
 PROTOCOL = Settings().device_route_protocol
@@ -103,53 +100,50 @@ def child(host: str, port: int) -> None:
             print(received, done, flush=True)
 
 
-async def measure() -> dict[str, list[float]]:
-    """Milliseconds from the publish: received, acknowledged by the kernel, visible to a second observer."""
-    found: dict[str, list[float]] = {"received": [], "acknowledged": [], "visible": []}
-    async with World(Mode.DUAL) as world:
-        for family, kind in (("ip", "ipv4_addr"), ("ip6", "ipv6_addr")):
-            sets = " ".join(f"set {name} {{ type {kind} . ifname; }};" for name in SETS)
-            await world.other.run("nft", "-f", "-", stdin=f"table {family} {TABLE} {{ {sets} }}\n")
-        settings = world.lab.agent_environment("node2")
-        broker = settings["FELIX_MQTTHOST"], settings["FELIX_MQTTPORT"]
-        process = await asyncio.create_subprocess_exec(
-            *("setpriv", "--pdeathsig", "KILL", "--"),
-            *world.other.enter(sys.executable, "-m", "bench.floor", *broker),
-            stdout=asyncio.subprocess.PIPE,
-            env=environment({}),
-        )
-        assert process.stdout
-        try:
-            assert await process.stdout.readline() == b"ready\n"
-            for number in range(SAMPLES):
-                one = Workload(SPARE + number % SPARES)
-                for present in (True, False):
-                    world.other_seen.clear()
-                    published = await world.publish("floor", f"!{'+' if present else '-'}{number % SPARES}".encode())
-                    expected = expect.workload(one, world.families, "nftables", present=present)
-                    visible = await world.other_seen.wait(expected, PATIENCE_S)
-                    received, done = map(int, (await process.stdout.readline()).split())
-                    if present:
-                        for what, at in zip(found, (received, done, visible), strict=True):
-                            found[what].append(ms(at, published))
-                    await asyncio.sleep(PAUSE_S)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-            await world.publish("floor", b"")
-    return found
-
-
-def main() -> None:
-    if len(sys.argv) == 3:
-        child(sys.argv[1], int(sys.argv[2]))
+async def floor(run: Run) -> None:
+    """Add and delete one workload after the other by a program that only writes what it has ready."""
+    if not run.effort.floor_changes:
         return
-    print(f"{'milliseconds from the publish':30} {'min':>6} {'median':>6} {'p90':>6} {'p99':>6} {'max':>6}")
-    for what, samples in asyncio.run(measure()).items():
-        one = summarise(samples)
-        print(f"{what:30} {one.minimum:6.2f} {one.median:6.2f} {one.p90:6.2f} {one.p99:6.2f} {one.maximum:6.2f}")
+    world = run.world
+    node = world.other
+    for word, kind in FAMILY_WORDS:
+        sets = " ".join(f"set {name} {{ type {kind} . ifname; }};" for name in SETS)
+        await node.run("nft", "-f", "-", stdin=f"table {word} {TABLE} {{ {sets} }}\n")
+    settings = world.lab.agent_environment("node2")
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", "--"),
+        *node.enter(sys.executable, "-m", "bench.floor", settings["FELIX_MQTTHOST"], settings["FELIX_MQTTPORT"]),
+        stdout=asyncio.subprocess.PIPE,
+        env=environment({}),
+    )
+    assert process.stdout
+    try:
+        if await process.stdout.readline() != b"ready\n":
+            raise RuntimeError("bench.floor ended without a word; run it alone to see why")
+        for number in range(run.effort.floor_changes):
+            for present in (True, False):
+                await _one(run, process.stdout, number % SPARES, present=present)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await world.publish("floor", b"")
+        for word, _ in FAMILY_WORDS:
+            await node.run("nft", "delete", "table", word, TABLE)
+
+
+async def _one(run: Run, answers: asyncio.StreamReader, number: int, *, present: bool) -> None:
+    seen = run.world.other_seen
+    seen.clear()
+    published = await run.world.publish("floor", f"!{'+' if present else '-'}{number}".encode())
+    expected = expect.workload(Workload(SPARE + number), run.families, "nftables", present=present)
+    visible = await seen.wait(expected, PATIENCE_S)
+    received, done = map(int, (await answers.readline()).split())
+    if present:
+        for stage, at in (("received", received), ("acknowledged", done), ("visible", visible)):
+            run.add("floor", stage, ms(at, published))
+    await asyncio.sleep(PAUSE_S)
 
 
 if __name__ == "__main__":
-    main()
+    child(sys.argv[1], int(sys.argv[2]))

@@ -52,6 +52,7 @@ def render(results: Results, plots: Sequence[str], command: str) -> str:
         _remarks(results),
         "## The budget",
         _budget(results),
+        _floor(results),
         "## One workload",
         *(f"![{name.replace('-', ' ')}](performance/{name}.svg)" for name in plots),
         _changes(results),
@@ -107,6 +108,20 @@ def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
         return "Not measured in this run."
     titles = list(head)
     return "\n".join(["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles), *lines])
+
+
+def _floor(results: Results) -> str:
+    """What the machine itself takes, beside which the first rows have to be seen."""
+    for cell in results.cells:
+        received, visible = (results.get(cell, "floor", stage) for stage in ("received", "visible"))
+        if received and visible:
+            return (
+                "The machine's own share of one workload: a program without event loop and tables (`bench/floor.py`) "
+                "that waits in the broker's socket with its messages ready receives the publish after "
+                f"{budget.number(received.median)} ms, and what it writes is visible after "
+                f"{budget.number(visible.median)} ms (median; p99 {budget.number(visible.p99)} ms; {cell})."
+            )
+    return ""
 
 
 def _budget(results: Results) -> str:

@@ -12,6 +12,7 @@ from bench.results import FELIXPY, Cell, Results
 _ROWS = (
     ("add one", "visible"),
     ("add one after another", "visible"),
+    ("floor", "visible"),
     ("delete one", "visible"),
     ("change address", "visible"),
     ("burst of 100", "last visible after the last publish"),
