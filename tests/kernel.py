@@ -82,7 +82,7 @@ def read_links(links: Links) -> LinkEvents:
         messages = socket.dump_all(rtnetlink.link_dump_request())
     finally:
         socket.close()
-    return asyncio.run(links.adopt(map(rtnetlink.decode_link, messages)))
+    return asyncio.run(links.adopt([*map(rtnetlink.decode_link, messages)]))
 
 
 def reread_links(links: Links, table: KeyedTable[Any, Any, Any]) -> None:

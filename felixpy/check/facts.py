@@ -141,7 +141,7 @@ def _capabilities() -> frozenset[str]:
 async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
     socket = NetlinkSocket(NETLINK_ROUTE)
     try:
-        await links.adopt(map(rtnetlink.decode_link, socket.dump_all(rtnetlink.link_dump_request())))
+        await links.adopt([*map(rtnetlink.decode_link, socket.dump_all(rtnetlink.link_dump_request()))])
     finally:
         socket.close()
     for link in links.by_name.values():

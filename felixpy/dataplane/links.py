@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from felixpy.model.net import Family
 from felixpy.netlink.rtnetlink import RTM_DELLINK, RTM_NEWLINK, Link, decode_link, is_af_specific
 from felixpy.netlink.transport import Message
-from felixpy.slices import in_slices
+from felixpy.slices import emptied, in_slices
 
 
 @dataclass(slots=True)
@@ -51,16 +51,19 @@ class Links:
         finally:
             self._readers = [one for one in self._readers if one is not newer]
 
-    async def adopt(self, links: Iterable[Link], newer: Container[int] = frozenset()) -> LinkEvents:
-        """Take a dump, in slices; the difference to what was known counts as events."""
+    async def adopt(self, links: list[Link], newer: Container[int] = frozenset()) -> LinkEvents:
+        """Take a dump, in slices; ``links`` is empty after it. The difference to what was known counts as events."""
         events = LinkEvents()
-        found = {link.ifindex: link for link in links}
-        for index in self.by_index.keys() - found.keys():
-            if index not in newer:
-                self._remove(index, events)
-        async for some in in_slices(found.values()):
-            for link in some:
-                if link.ifindex not in newer:
+        found: dict[int, Link] = {}
+        async for some in in_slices(emptied(links, links.pop), 64):
+            found.update((link.ifindex, link) for link in some)
+        async for indices in in_slices(list(self.by_index), 64):
+            for index in indices:
+                if index not in found and index not in newer:
+                    self._remove(index, events)
+        async for entries in in_slices(emptied(found, found.popitem)):
+            for index, link in entries:
+                if index not in newer:
                     self._add(link, events)
         return events
 

@@ -15,7 +15,7 @@ from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelNeighbour
 from felixpy.netlink.transport import Message, NetlinkSocket, Request
-from felixpy.slices import in_slices
+from felixpy.slices import emptied, in_slices
 
 
 class NeighbourTable:
@@ -38,7 +38,8 @@ class NeighbourTable:
         found = {}
         for family in Family:
             request = rtnetlink.neighbour_dump_request(family)
-            async for neighbours in in_slices(await socket.decode_sliced(request, rtnetlink.decode_neighbour), 64):
+            dumped = await socket.decode_sliced(request, rtnetlink.decode_neighbour)
+            async for neighbours in in_slices(emptied(dumped, dumped.pop), 64):
                 for neighbour in neighbours:
                     if neighbour is None or neighbour.protocol != self.settings.device_route_protocol:
                         continue

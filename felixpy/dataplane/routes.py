@@ -21,7 +21,7 @@ from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
 from felixpy.netlink.transport import Message, NetlinkError, NetlinkSocket, Request
-from felixpy.slices import in_slices
+from felixpy.slices import emptied, in_slices
 
 GRACE_SECONDS = 10.0
 """Felix's grace period for routes on new workload interfaces (reference/felix.md §3.6)."""
@@ -68,7 +68,8 @@ class RouteTable:
         started = time.perf_counter()
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
-            async for routes in in_slices(await self._dump(socket, family, interface), 64):
+            dumped = await self._dump(socket, family, interface)
+            async for routes in in_slices(emptied(dumped, dumped.pop), 64):
                 found.update(filter(None, routes))
         (self.partial if interface else self.whole).add(time.perf_counter() - started)
         return found
