@@ -140,7 +140,9 @@ class _Received:
         data, at, identifier = self._data, self._at + 2, 0
         try:
             command, size = data[at - 2], data[at - 1]
-            if size > _ONE_BYTE and data[at] <= _ONE_BYTE:
+            if size > _ONE_BYTE:
+                if data[at] > _ONE_BYTE:
+                    return None  # 16 KiB and more
                 size, at = (size & _ONE_BYTE) + (data[at] << 7), at + 1
             end = at + size
             if command & (0xF0 | _QOS_2) != _PUBLISH or end > len(data):
