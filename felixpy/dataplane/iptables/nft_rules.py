@@ -105,7 +105,7 @@ class KnownRules:
         self.hooks: dict[str, dict[str, Hook]] = {}
         self.set_indices: Mapping[str, int] | None = None
 
-    def learn(self, seen: Look, saved: dict[str, SavedTable], set_indices: Mapping[str, int]) -> None:
+    def learn(self, seen: Look, saved: dict[str, SavedTable], set_indices: Mapping[str, int] | None) -> None:
         """Take what netlink and the tool told of the same rules."""
         self._texts, self._rules = {}, {}
         self.hooks, self.set_indices = seen.hooks, set_indices

@@ -83,13 +83,13 @@ class NftVariantFilter(IptablesFilter):
     def _in_use(self) -> bool:
         return not IPTABLES_TABLES.isdisjoint(table_names(self._netlink, self.family))
 
-    def _set_indices(self) -> dict[str, int]:
+    def _set_indices(self) -> dict[str, int] | None:
+        """The kernel's numbers of our sets, None if it does not tell them."""
         try:
-            return {
-                header.name: header.kernel_index for header in self.sets.headers().values() if header.kernel_index >= 0
-            }
+            indices = {name: header.kernel_index for name, header in self.sets.headers().items()}
         except FilterError:  # no IP sets, so no rule names one
             return {}
+        return None if -1 in indices.values() else indices
 
     async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
         if not plans or self._put_back(plans) or not await self._restore(plans):
@@ -107,7 +107,8 @@ class NftVariantFilter(IptablesFilter):
         A set that was made anew may have another index: its old one in a rule could be that of another set.
         """
         seen, self._seen = self._seen, None
-        if seen is None or self._known.set_indices != self._set_indices():
+        indices = self._set_indices()
+        if seen is None or indices is None or indices != self._known.set_indices:
             return False
         try:
             requests = [one for plan in plans for one in plan_requests(self.family, plan, seen, self._known)]

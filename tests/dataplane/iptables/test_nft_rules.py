@@ -14,6 +14,7 @@ from felixpy.dataplane.iptables import filter as filter_module
 from felixpy.dataplane.iptables.nft_variant import NftVariantFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, parse_address
+from felixpy.netlink.ipset import SetHeader
 from felixpy.netlink.monitor import Monitor, monitor_nftables
 from felixpy.netlink.nftables import Expression
 from tests.dataplane.iptables.conftest import output, saved
@@ -182,6 +183,25 @@ def test_rules_never_name_a_set_that_was_made_anew_by_its_old_number(programmed:
     programmed._told = True
     asyncio.run(put_right(programmed, RuleSettings.of(Settings(), family, nftables=False)))
     assert rules_of(tool) == before
+    assert programmed.tools.starts == starts + 1
+
+
+def test_where_the_kernel_does_not_number_its_sets_the_tool_writes(
+    programmed: NftVariantFilter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux before 4.20: a rule that was seen could name a set that is another one now."""
+    headers = programmed.sets.headers
+
+    def unnumbered() -> dict[str, SetHeader]:
+        return {name: header._replace(kernel_index=-1) for name, header in headers().items()}
+
+    monkeypatch.setattr(programmed.sets, "headers", unnumbered)
+    family = programmed.family
+    asyncio.run(programmed.read())
+    starts = programmed.tools.starts
+    output("iptables-nft" if family is Family.V4 else "ip6tables-nft", "-F", "fpy-forward-to")
+    programmed._told = True
+    asyncio.run(put_right(programmed, RuleSettings.of(Settings(), family, nftables=False)))
     assert programmed.tools.starts == starts + 1
 
 
