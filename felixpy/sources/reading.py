@@ -3,17 +3,19 @@
 The usual PUBLISH (received whole, QoS 0 or 1, no properties but user properties) is decoded here, in a seventh of
 paho's time; everything else, and everything that is not as it should be, is paho's to judge.
 Invariant: nothing that was received stays here unread when the event loop goes on, because no event would come for it;
-and it does go on, however much arrives. Messages are acknowledged in their order.
+and it does go on, however much arrives. Messages are acknowledged in their order, after what they have made due.
 Uses paho's insides (``loop_read``, ``_packet_read``, ``_sock_recv``, ``_send_puback``, the tables of ``Properties``);
 changes no byte and no answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import select
 import socket
+import ssl
 import struct
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,6 +53,8 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
     once per message: a large snapshot or a flood would outrun the agent, and not even a SUBACK would be seen in time.
     """
     _share_tables()
+    _write_soon(client)
+    loop = asyncio.get_running_loop()
     received = _Received(client._sock_recv)
     client._sock_recv = received.take  # type: ignore[method-assign]
     read_some, read_packet = client.loop_read, client._packet_read
@@ -63,6 +67,8 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
     def read_one() -> MQTTErrorCode:
         try:
             usual = None if client._in_packet["command"] else received.usual()
+        except BlockingIOError:
+            return MQTTErrorCode.MQTT_ERR_AGAIN
         except OSError:
             usual = None  # paho meets it again, and says what it means
         if usual is None:
@@ -77,17 +83,43 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
         try:
             while True:
                 code = read_some(max_packets)
-                if code or not (received.left or (received.has_time and _readable(client.socket()))):
+                if code or not (received.left or received.may_have_more(client.socket())):
                     return code
         finally:
             if acknowledgements:  # a packet each, but one send
                 client._packet_queue(_PUBACK, bytes(acknowledgements), 0, 1)
                 acknowledgements.clear()
-            _acknowledge(client.socket())
+            loop.call_soon(_acknowledge, client.socket())
 
     client._send_puback = acknowledge  # type: ignore[method-assign]
     client._packet_read = read_one  # type: ignore[method-assign]
     client.loop_read = read  # type: ignore[method-assign]
+
+
+def _write_soon(client: Client) -> None:
+    """Have what a client queues written in the next turn of the event loop, behind what is due already.
+
+    aiomqtt waits for the event that the socket is writable, which it nearly always is: six system calls and two turns
+    of the loop for each message, the first of them before the message that came has been worked off.
+    """
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
+    wait_until_writable = client.on_socket_register_write
+    assert wait_until_writable is not None
+
+    def write() -> None:
+        with contextlib.suppress(OSError):  # aiomqtt's writer meets it again, and says what it means
+            client.loop_write()
+        sock = client.socket()
+        if sock is not None and client.want_write():
+            wait_until_writable(client, None, sock)
+
+    def register(*arguments: Any) -> None:
+        if threading.get_ident() == thread:
+            loop.call_soon(write)
+        else:  # while it connects
+            wait_until_writable(*arguments)
+
+    client.on_socket_register_write = register
 
 
 class _Received:
@@ -96,15 +128,18 @@ class _Received:
     def __init__(self, receive: Callable[[int], bytes]) -> None:
         self._receive = receive
         self._data, self._at = b"", 0
-        self._until, self._is_first = 0.0, True
+        self._until, self._is_first, self._is_short = 0.0, True, False
 
     @property
     def left(self) -> int:
         return len(self._data) - self._at
 
-    @property
-    def has_time(self) -> bool:
-        return time.monotonic() < self._until
+    def may_have_more(self, sock: Any) -> bool:
+        """Whether it is worth another try, and there is time: a short answer of TCP was all that had arrived.
+
+        Not so with TLS, of which one record comes at a time.
+        """
+        return (not self._is_short or isinstance(sock, ssl.SSLSocket)) and time.monotonic() < self._until
 
     def begin(self) -> None:
         """A turn of the event loop begins: one receive, and more while there is time."""
@@ -124,10 +159,11 @@ class _Received:
         return part
 
     def _fill(self, size: int) -> None:
-        if not (self._is_first or self.has_time):
+        if not self._is_first and time.monotonic() >= self._until:
             raise BlockingIOError
         self._is_first = False
         self._data, self._at = self._receive(size), 0
+        self._is_short = len(self._data) < size
 
     def usual(self) -> tuple[Message, int] | None:
         """Take a usual PUBLISH, if the next packet is one: the message, and its identifier if it has to be answered.
@@ -183,8 +219,10 @@ def _user_properties(data: bytes, at: int) -> tuple[list[tuple[str, str]], int]:
             raise ValueError
         name, at = _text(data, at + 1)
         value, at = _text(data, at)
+        if not (name.isprintable() and value.isprintable()):
+            raise ValueError
         found.append((name, value))
-    if at != end or data[start - 1] > _ONE_BYTE or not all(text.isprintable() for pair in found for text in pair):
+    if at != end or data[start - 1] > _ONE_BYTE:
         raise ValueError
     return found, end
 
@@ -220,11 +258,3 @@ def _acknowledge(sock: Any) -> None:
     if sock is not None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-def _readable(sock: Any) -> bool:
-    if sock is None:
-        return False
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
