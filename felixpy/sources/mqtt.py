@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import aiomqtt
@@ -23,7 +23,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from felixpy.config import Settings
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.parse import parse_payload
-from felixpy.model.resources import Absent, BlockAffinity, Kind, ResourceKey, Update, WorkloadEndpoint
+from felixpy.model.resources import Absent, BlockAffinity, Kind, Resource, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, topics
 from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
 from felixpy.sources.credentials import Credentials, CredentialsChanged
@@ -264,16 +264,16 @@ class MqttSource:
         topic, payload = message.topic.removeprefix(self._prefix), message.payload
         self.messages += 1
         self.bytes += len(payload)
-        scope = topics.scope_of_manifest(topic)
-        if scope is not None:
+        key = topics.key_of(topic)
+        if key is not None:
+            actions = self._snapshot.on_message(topic, payload, now)
+            self._perform(actions, sink, _Arrival(key, now_ns, _published_ns(message)))
+        elif scope := topics.scope_of_manifest(topic):
             self._perform(self._manifest(scope, payload, now), sink)
         elif about := topics.topic_of_status(topic):
             self._judge_past_status(topic, about, payload)
-        elif topics.key_of(topic) is None:
-            sink.ignored(f"topic {topic}")
         else:
-            actions = self._snapshot.on_message(topic, payload, now)
-            self._perform(actions, sink, now_ns, _published_ns(message))
+            sink.ignored(f"topic {topic}")
 
     def _manifest(self, scope: str, payload: bytes, now: float) -> Sequence[Action]:
         if not payload:
@@ -284,14 +284,16 @@ class MqttSource:
             return self._snapshot.on_manifest(scope, None, now, str(error))
         return self._snapshot.on_manifest(scope, manifest, now)
 
-    def _perform(self, actions: Sequence[Action], sink: Sink, received_ns: int = 0, published_ns: int = 0) -> None:
+    def _perform(self, actions: Sequence[Action], sink: Sink, came: _Arrival | None = None) -> None:
         for action in actions:
             if isinstance(action, Deliver):
-                sink.update(_parse(action, sink)._replace(received_ns=received_ns, published_ns=published_ns))
+                assert came is not None, action
+                sink.update(_parse(action, came, sink))
             elif isinstance(action, Remove):
                 key = topics.key_of(action.topic)
                 assert key is not None, action
-                sink.update(Update(key, None, "", received_ns or time.monotonic_ns(), published_ns))
+                received_ns, published_ns = came[1:] if came else (time.monotonic_ns(), 0)
+                sink.update(Update(key, None, "", received_ns, published_ns))
             elif isinstance(action, Report):
                 if action.status.state is SyncState.IN_SYNC:
                     self._in_sync.set()
@@ -300,18 +302,27 @@ class MqttSource:
                 self._commands.put_nowait(action)
 
 
-def _parse(action: Deliver, sink: Sink) -> Update:
-    key = topics.key_of(action.topic)
-    assert key is not None, action
+class _Arrival(NamedTuple):
+    """A message about a resource: whose, and when it was received (monotonic) and published (0: unknown)."""
+
+    key: ResourceKey
+    received_ns: int
+    published_ns: int
+
+
+def _parse(action: Deliver, came: _Arrival, sink: Sink) -> Update:
+    key, error = came.key, ""
+    resource: Resource | None = None
     try:
         if key.kind is Kind.BLOCK_AFFINITY:
-            return Update(key, _parse_affinity(action, key, sink))
-        resource = parse_payload(action.payload, key, sink.ignored)
-        if isinstance(resource, WorkloadEndpoint):
-            _check_node(action.topic.split("/")[1], resource.node, key)
-    except InvalidResource as error:
-        return Update(key, None, str(error))
-    return Update(key, None if isinstance(resource, Absent) else resource)
+            resource = _parse_affinity(action, key, sink)
+        elif not isinstance(found := parse_payload(action.payload, key, sink.ignored), Absent):
+            if isinstance(found, WorkloadEndpoint):
+                _check_node(action.topic.split("/", 2)[1], found.node, key)
+            resource = found
+    except InvalidResource as invalid:
+        error = str(invalid)
+    return Update(key, resource, error, came.received_ns, came.published_ns)
 
 
 def _parse_affinity(action: Deliver, key: ResourceKey, sink: Sink) -> BlockAffinity | None:

@@ -92,7 +92,7 @@ def key_of(topic: str) -> ResourceKey | None:
     kind = KIND.get(segment)
     if kind is None or not all(levels):
         return None
-    names = [unescape(level) for level in levels]
+    names = [unescape(level) for level in levels] if "%" in topic else levels
     if kind is Kind.WORKLOAD_ENDPOINT:
         return ResourceKey(kind, names[2], names[1]) if len(names) == 3 else None
     if kind is Kind.BLOCK_AFFINITY:
