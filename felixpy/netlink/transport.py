@@ -45,7 +45,7 @@ DATAGRAM_BYTES = 1 << 16
 
 Not much more than that: Python takes memory for all of it at each call, 12 µs for 64 KiB and 70 µs for 1 MiB.
 """
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 20
 MAX_DUMP_ATTEMPTS = 5
 MAX_FORMS = 256
 """A node has a few kinds of interfaces, and names of a few lengths."""
@@ -348,6 +348,9 @@ class NetlinkSocket:
     def _receive(self) -> list[Message]:
         try:
             data = self._open().recv(DATAGRAM_BYTES)
+        except BlockingIOError:
+            self.close()
+            raise TimeoutError(errno.ETIMEDOUT, f"the kernel did not answer in {TIMEOUT_SECONDS} s") from None
         except OSError:
             self.close()
             raise
@@ -420,7 +423,8 @@ def open_socket(protocol: int) -> socket.socket:
     for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
         with contextlib.suppress(OSError):  # strict checking is unknown to some protocols
             sock.setsockopt(SOL_NETLINK, option, 1)
-    sock.settimeout(TIMEOUT_SECONDS)
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):  # Python's own time-out is a poll before each call
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", TIMEOUT_SECONDS, 0))  # struct timeval
     sock.bind((0, 0))
     return sock
 
