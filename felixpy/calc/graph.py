@@ -112,18 +112,21 @@ class Calculation:
             self._withdraw(thing, key, changes)
         for key, value in entries.items():
             if key not in old:
-                self._claim(thing, key, value, changes)
+                owner = self._owner.setdefault(key, thing)
+                if owner is thing:
+                    changes[key] = value
+                else:
+                    self._contest(thing, owner, key, value, changes)
             elif old[key] != value and self._owner[key] == thing:
                 changes[key] = value
 
-    def _claim(self, thing: ResourceKey, key: Key, value: Value, changes: Changes) -> None:
-        owner = self._owner.get(key)
-        if owner is None or _rank(thing) < _rank(owner):
+    def _contest(self, thing: ResourceKey, owner: ResourceKey, key: Key, value: Value, changes: Changes) -> None:
+        """Two objects want one key: one of them waits."""
+        if _rank(thing) < _rank(owner):
             self._owner[key] = thing
             changes[key] = value
-            thing = owner if owner is not None else thing
-        if owner is not None:
-            self._rivals.setdefault(key, set()).add(thing)
+            thing = owner
+        self._rivals.setdefault(key, set()).add(thing)
 
     def _withdraw(self, thing: ResourceKey, key: Key, changes: Changes) -> None:
         rivals = self._rivals.get(key)

@@ -24,7 +24,7 @@ from felixpy.calc.entries import (
     SettingsKey,
     SettingValues,
 )
-from felixpy.calc.graph import Absent, Changes
+from felixpy.calc.graph import ABSENT, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Settings
@@ -131,19 +131,17 @@ class Dataplane:
             table = self.table_of(key)
             if table is None:
                 continue
-            if isinstance(value, Absent):
-                if isinstance(key, ElementKey) and key in table.committed:
-                    self.release.unwanted(key)
+            if isinstance(key, ElementKey) and key in table.committed:
+                (self.release.unwanted if value is ABSENT else self.release.wanted_again)(key)
+            if value is ABSENT:
                 table.drop(key)
             else:
-                if isinstance(key, ElementKey) and key in table.committed:
-                    self.release.wanted_again(key)
                 table.want(key, value)
 
     def table_of(self, key: Key) -> AnyTable | None:
         """The table that a key belongs to; None for a set member of a family without a packet filter."""
-        if isinstance(key, ElementKey):
-            tables = self.filters.get(key.family)
+        if type(key) is ElementKey:
+            tables = self.filters.get(key.net.family)
             return tables.elements if tables else None
         return self._tables[type(key)]
 
