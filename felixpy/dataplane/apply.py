@@ -28,7 +28,7 @@ from felixpy.calc.graph import ABSENT, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Settings
-from felixpy.dataplane.filter_tables import FilterTables
+from felixpy.dataplane.filter_tables import FilterTables, write_together
 from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
@@ -213,19 +213,38 @@ class Dataplane:
         for table in self.tables():
             table.recall() if complete else table.set_aside()
         report = ApplyReport(looked_at=self._dirty())
-        for tables in self.filters.values():
-            if not tables.idle:
-                await tables.add(self.clock(), report, complete=complete)
+        await self._apply_additions(report, complete=complete)
         await self._apply_routing(report, removals=False)
         await self._apply_settings(report)
         if complete:
             await self._apply_routing(report, removals=True)
-            for tables in self.filters.values():
-                await tables.remove(self.clock(), report)
+            await self._apply_removals(report)
             self.release.settle(self._holds)
         for family, reason in self._standing_failures().items():
             report.failures.setdefault(family, reason)
         return report
+
+    async def _apply_additions(self, report: ApplyReport, *, complete: bool) -> None:
+        now = self.clock()
+        due = [tables for tables in self.filters.values() if not tables.idle]
+        if len(due) > 1 and all(tables.only_members for tables in due):
+            deltas = [(tables, tables.additions(now, complete=complete)) for tables in due]
+            if write_together(deltas, now, report):
+                return
+        for tables in due:
+            await tables.add(self.clock(), report, complete=complete)
+
+    async def _apply_removals(self, report: ApplyReport) -> None:
+        now = self.clock()
+        due = [tables for tables in self.filters.values() if tables.elements.dirty]
+        if len(due) > 1 and all(tables.only_members for tables in due):
+            deltas = [(tables, tables.removals(now)) for tables in due]
+            if write_together(deltas, now, report):
+                for _, delta in deltas:
+                    self.release.removed(delta.remove)
+                return
+        for tables in due:
+            await tables.remove(self.clock(), report)
 
     def _holds(self, key: ElementKey) -> bool:
         """Whether the kernel is believed to hold a set member."""

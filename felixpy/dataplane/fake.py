@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
 from felixpy.calc.rules import ChainKey, Chains, Jump, Rule
 from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
-from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket
+from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket, Request
 
 
 class FakePacketFilter:
@@ -65,6 +65,13 @@ class FakePacketFilter:
         if change.chains:
             refused.update(self._write_chains(change.chains))
         return refused
+
+    def member_requests(self, change: FilterChange) -> list[Request] | None:
+        """There are no messages."""
+        return None
+
+    def send_members(self, requests: Sequence[Request]) -> bool:
+        return False
 
     async def remove_all(self) -> None:
         self.chains, self.elements, self.containers = {}, set(), False

@@ -1,11 +1,12 @@
 """The packet filter of one family as two keyed tables, chains and set members, over a back-end.
 
+Members of both families go in one send where nothing else has to be written (``write_together``).
 Invariant: a failure stays in its family, and an object's refusal stays with its key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
 from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
@@ -13,7 +14,11 @@ from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFil
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.dataplane.table import Delta, KeyedTable
+from felixpy.netlink.transport import Request
 from felixpy.slices import emptied, in_slices
+
+MEMBERS_TOGETHER = 500
+"""More of one family take the kernel so long that the loop has to run between two families."""
 
 
 class FilterTables:
@@ -97,11 +102,10 @@ class FilterTables:
             unreadable = await self.read_or_reason(now, Part.RULES)
         if not complete and not self.in_place:
             return
-        elements = self.elements.delta(now)
+        elements = self.additions(now, complete=complete)
         chains = self.chains.delta(now) if complete else Delta[ChainKey, RenderedChain]()
-        removed = {key: None for key in elements.remove if complete and SET_TYPES[key.set] is SetType.NET}
         change = FilterChange(
-            chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(removed)
+            chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(elements.remove)
         )
         if complete and self.foreign:
             await self._write(FilterChange(), report, unreadable)  # an empty change removes what is foreign
@@ -113,7 +117,22 @@ class FilterTables:
         refused_chains = {k: v for k, v in refused.items() if isinstance(k, ChainKey)}
         refused_elements = {k: v for k, v in refused.items() if isinstance(k, ElementKey)}
         self.chains.record(chains, refused_chains, now, told_chains)
-        self.elements.record(Delta(elements.put, removed), refused_elements, now, told_elements)
+        self.elements.record(elements, refused_elements, now, told_elements)
+
+    def additions(self, now: float, *, complete: bool) -> Delta[ElementKey, None]:
+        """Members to add, and those to remove with them from sets of prefixes, which refuse overlaps."""
+        delta = self.elements.delta(now)
+        prefixes = {key: None for key in delta.remove if complete and SET_TYPES[key.set] is SetType.NET}
+        return Delta(delta.put, prefixes)
+
+    def removals(self, now: float) -> Delta[ElementKey, None]:
+        """Members to remove once nothing needs them."""
+        return Delta(remove=self.elements.delta(now).remove)
+
+    @property
+    def only_members(self) -> bool:
+        """Whether members are all that may have to be written."""
+        return self.known and self.in_place and not (self.foreign or self.chains.dirty)
 
     def _rules_due_again(self, now: float) -> bool:
         """Whether refused rules are tried again: what they name may be gone, and IP sets send no notifications."""
@@ -124,7 +143,7 @@ class FilterTables:
         """Write the other removals; the addresses of removed members are released."""
         if not self.elements.dirty or not self.known:
             return
-        delta = Delta(remove=self.elements.delta(now).remove)
+        delta = self.removals(now)
         if delta:
             with self.elements.reading() as told:
                 refused = await self._write(FilterChange(remove=list(delta.remove)), report)
@@ -152,3 +171,30 @@ class FilterTables:
             refused = dict.fromkeys((*change.chains, *change.add, *change.remove), str(error))
         report.written += len(change.chains) + len(change.add) + len(change.remove) - len(refused)
         return refused
+
+
+def write_together(
+    deltas: Sequence[tuple[FilterTables, Delta[ElementKey, None]]], now: float, report: ApplyReport
+) -> bool:
+    """Try to write members of several families in one send: a send of its own costs as much as a dozen members.
+
+    Returns whether the kernel has taken all of them. If not, each family has to write its own, and finds out why.
+    """
+    requests: list[Request] = []
+    for tables, delta in deltas:
+        change = FilterChange(add=list(delta.put), remove=list(delta.remove))
+        if len(change.add) + len(change.remove) > MEMBERS_TOGETHER:
+            return False
+        wanted = tables.filter.member_requests(change)
+        if wanted is None:
+            return False
+        requests += wanted
+    try:
+        if requests and not deltas[0][0].filter.send_members(requests):
+            return False
+    except OSError:
+        return False
+    for tables, delta in deltas:
+        tables.elements.record(delta, {}, now)
+        report.written += len(delta.put) + len(delta.remove)
+    return True

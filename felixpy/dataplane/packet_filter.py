@@ -6,7 +6,7 @@ once (``render``); the same form comes back from the kernel (``read``), so that 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.rules import ChainKey, Chains
 from felixpy.model.net import Family
-from felixpy.netlink.transport import Message, NetlinkSocket
+from felixpy.netlink.transport import Message, NetlinkSocket, Request
 from felixpy.plain_error import PlainError
 
 RenderedChain = tuple[Any, ...]
@@ -126,6 +126,18 @@ class PacketFilter(Protocol):
 
         Returns:
             The kernel's words per key that it refused; every other key is in the kernel.
+        """
+
+    def member_requests(self, change: FilterChange) -> list[Request] | None:
+        """Messages that write a change of members; None if ``write`` would have to do more than that."""
+
+    def send_members(self, requests: Sequence[Request]) -> bool:
+        """Send such messages, also those of the other family. Returns whether the kernel took all of them.
+
+        If it did not, ``write`` has to be called for each family; what the kernel took does no harm a second time.
+
+        Raises:
+            OSError: the socket broke.
         """
 
     async def remove_all(self) -> None:

@@ -15,7 +15,6 @@ import pytest
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.legacy import LegacyFilter
-from felixpy.model.net import FAMILIES
 from felixpy.model.resources import WorkloadEndpoint
 from tests.calc.samples import block, endpoint, node, pool
 from tests.dataplane.observed import InProcess, Observed, observe, running, source_for
@@ -100,7 +99,7 @@ def counters(node: InProcess) -> list[tuple[int, int, int]]:
 
 ROUTING = {"add": {"RTM_NEWROUTE": 2, "RTM_NEWNEIGH": 2}, "remove": {"RTM_DELROUTE": 2, "RTM_DELNEIGH": 2}}
 MEMBERS = {
-    Backend.NFTABLES: {"add": {"batch": 4, "nft NEWSETELEM": 4}, "remove": {"batch": 4, "nft DELSETELEM": 4}},
+    Backend.NFTABLES: {"add": {"batch": 2, "nft NEWSETELEM": 4}, "remove": {"batch": 2, "nft DELSETELEM": 4}},
     Backend.LEGACY: {"add": {"ipset ADD": 4}, "remove": {"ipset DEL": 4}},
     Backend.NFT_VARIANT: {"add": {"ipset ADD": 4}, "remove": {"ipset DEL": 4}},
 }
@@ -151,6 +150,6 @@ def _check(
     for verb, small, large in zip(("add", "remove"), few, many, strict=True):
         assert large == small
         assert large["messages"] == ROUTING[verb] | MEMBERS[backend][verb]
-        assert large["sends"] == 1 + len(FAMILIES)  # routes and neighbours of both families together
+        assert large["sends"] == 2  # both families together: members; routes and neighbours
         assert large["processes"] == []
         assert set(large["sysctls"]) <= set(SYSCTLS if verb == "add" else [])

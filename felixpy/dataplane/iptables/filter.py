@@ -22,7 +22,7 @@ from felixpy.dataplane.iptables.sets import IpSets
 from felixpy.dataplane.iptables.tools import Tools, tool_name
 from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterError, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
-from felixpy.netlink.transport import Message, NetlinkSocket
+from felixpy.netlink.transport import Message, NetlinkSocket, Request
 
 FRESH_SECONDS = 0.1
 
@@ -134,6 +134,18 @@ class IptablesFilter(ABC):
             self.sets.destroy_unused(self._foreign_sets)
             self._foreign_sets = ()
         return errors
+
+    def member_requests(self, change: FilterChange) -> list[Request] | None:
+        """Messages of a change of members, unless a set has to go with it or a prefix is held as its halves."""
+        return None if self._foreign_sets else self.sets.requests(change.add, change.remove)
+
+    def send_members(self, requests: Sequence[Request]) -> bool:
+        """Send such messages; whether the kernel took all of them.
+
+        Raises:
+            OSError: the netlink socket broke.
+        """
+        return self.sets.send(requests)
 
     async def remove_rules(self) -> None:
         """Remove our jumps and chains, leaving the sets (which the other variant shares). Idempotent.

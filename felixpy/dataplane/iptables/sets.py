@@ -122,6 +122,29 @@ class IpSets:
         ]
         return await self._send(ipset.delete, pairs)
 
+    def requests(self, added: Sequence[ElementKey], removed: Sequence[ElementKey]) -> list[Request] | None:
+        """Messages that add and remove members; None if one of them is no member by itself (``_is_wide``)."""
+        if any(map(_is_wide, (*added, *removed))):
+            return None
+        found = [ipset.add(set_name(self._family, key.set), Member(key.net, key.interface)) for key in added]
+        return found + [
+            ipset.delete(set_name(self._family, key.set), Member(key.net, key.interface)) for key in removed
+        ]
+
+    def send(self, requests: Sequence[Request]) -> bool:
+        """Send messages of this or the other family; whether the kernel took all of them.
+
+        Raises:
+            OSError: the socket broke.
+        """
+        try:
+            refused = bool(self.socket.transact(requests))
+        except OSError:
+            self.errors += 1
+            raise
+        self.errors += refused
+        return not refused
+
     def destroy_unused(self, names: Sequence[str]) -> None:
         """Destroy sets; one that rules still use is left for a later time."""
         self.socket.transact([ipset.destroy(name) for name in names])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -137,6 +137,15 @@ class NftablesFilter:
         if not self._commit(self._steps(change)):
             return {}
         return self._commit_singly(change)
+
+    def member_requests(self, change: FilterChange) -> list[Request] | None:
+        if not self._seen.is_whole:
+            return None
+        return [step.request for step in self._element_steps(change, ELEMENTS_PER_MESSAGE)]
+
+    def send_members(self, requests: Sequence[Request]) -> bool:
+        """In one transaction: of a refused one nothing is done."""
+        return not self._transact(requests)
 
     async def remove_all(self) -> None:
         if not self._table_stands():
@@ -294,14 +303,19 @@ class NftablesFilter:
         """Send one transaction, if there is anything to send. Returns refusals by step index (-1: the frame)."""
         if not steps:
             return {}
+        refusals = self._transact([step.request for step in steps])
+        if not refusals:
+            self._remember(steps)
+        return refusals
+
+    def _transact(self, requests: Sequence[Request]) -> dict[int, Refusal]:
+        """One transaction. Returns refusals by index (-1: the frame)."""
         try:
-            refusals = self.socket.transact(nft.batch([step.request for step in steps]), batch=True)
+            refusals = self.socket.transact(nft.batch(requests), batch=True)
         except OSError:
             self._write_errors += 1
             raise
-        if not refusals:
-            self._remember(steps)
-        else:
+        if refusals:
             self._write_errors += 1
         return {index - 1: refusal for index, refusal in refusals.items()}
 
