@@ -22,6 +22,7 @@ from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
 from felixpy.dataplane.host import read_host
 from felixpy.dataplane.iptables.detect import Facts, decide, detect, felix_in_use, gather
+from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family
@@ -65,6 +66,7 @@ class Configuration:
         self._on_settings = on_settings
         self._on_filters = on_filters
         self._half_taken = False
+        self._read_as: Ownership | None = None
         self._filters_of: object = None
         self._leftovers_due = True
         self._leftovers_at = 0.0
@@ -74,7 +76,7 @@ class Configuration:
         return self.settings_due or self.host_due
 
     def families(self) -> tuple[Family, ...]:
-        return supported_families(self.settings, self._calculation.host)
+        return supported_families(self._calculation.settings, self._calculation.host)
 
     async def open(self) -> None:
         """Choose the back-end and read the kernel.
@@ -86,8 +88,9 @@ class Configuration:
         facts = await gather()
         if felix := felix_in_use(facts):
             raise FilterError(felix)
-        await self.read_kernel()
-        self._calculation.host = await read_host(self._dataplane.links, self.settings)
+        await self._read_what_is_ours()
+        self.host_due = False  # what changes from here on is due again
+        self._calculation.host = await read_host(self._dataplane.links, self.settings.interface_prefix)
         self._dataplane.want(self._calculation.calculate({HOST}))
         await self._use_backend(facts)
 
@@ -107,9 +110,9 @@ class Configuration:
         self.settings_due = self.host_due = False  # what changes from here on is due again
         try:
             settings, host = self._resolve() if settings_due and complete else self.settings, self._calculation.host
-            if host_due or settings != self.settings:
-                host = await read_host(self._dataplane.links, settings)
             again = self._half_taken
+            if again or host_due or settings.interface_prefix != self.settings.interface_prefix:
+                host = await read_host(self._dataplane.links, settings.interface_prefix)
             changed = again or (settings, host) != (self.settings, self._calculation.host)
             if changed:
                 self._half_taken = True  # and so it stays if a step fails
@@ -140,7 +143,14 @@ class Configuration:
         self.settings = settings
         self._on_settings(settings)
         self._dataplane.configure(settings)
-        await self.read_kernel()  # what of it is ours depends on the settings
+        await self._read_what_is_ours()
+
+    async def _read_what_is_ours(self) -> None:
+        """Read the kernel, unless it was read with the present ownership."""
+        ownership = Ownership.of(self.settings)
+        if ownership != self._read_as:
+            await self.read_kernel()
+            self._read_as = ownership
 
     async def _use_backend(self, facts: Facts | None = None) -> None:
         """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
