@@ -421,7 +421,7 @@ class Agent:
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
                 self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
-                collector.tidy()
+                self._untidied = UPDATES_PER_TIDY  # so at the end of this apply, once for both families
         self.outcome.measures = True
         self.files.start()
         if not self.failures:

@@ -109,7 +109,8 @@ class Configuration:
         settings_due, host_due = self.settings_due, self.host_due
         self.settings_due = self.host_due = False  # what changes from here on is due again
         try:
-            settings, host = self._resolve() if settings_due and complete else self.settings, self._calculation.host
+            resolves = settings_due and complete
+            settings, host = self._resolve() if resolves else self.settings, self._calculation.host
             again = self._half_taken
             if again or host_due or settings.interface_prefix != self.settings.interface_prefix:
                 host = await read_host(self._dataplane.links, settings.interface_prefix)
@@ -121,7 +122,7 @@ class Configuration:
                 self._dataplane.want(self._calculation.reconfigure(settings, host))
                 await self._use_backend()
                 self._half_taken = False
-            if changed or settings_due:
+            if changed or resolves:
                 self._outcome.judge_again(self._calculation.problems)
         except (OSError, FilterError):
             self.settings_due |= settings_due

@@ -17,7 +17,8 @@ from felixpy.config.settings import DECLARATIONS
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.ownership import Ownership
 from felixpy.demo.resources import Object, felix_configuration, v3
-from felixpy.model.resources import WorkloadEndpoint
+from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
+from felixpy.outcome import Outcome
 from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, NODE, POOLS, Running, members, routes, running, topic_of
 from tests.broker import Broker
 from tests.kernel import run
@@ -165,15 +166,22 @@ def dumps(agent: Running) -> dict[str, int]:
     return {name: socket.dumps_sent for name, socket in agent.agent.dataplane.sockets().items()}
 
 
-def test_a_setting_of_rules_alone_reads_nothing_and_calculates_no_endpoint(
+def test_a_setting_of_rules_alone_reads_nothing_and_looks_at_no_endpoint(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calculated: list[object] = []
+    calculated: list[ResourceKey] = []
+    judged: list[ResourceKey] = []
 
     def counting(endpoint: WorkloadEndpoint, *others: Any) -> Any:
         calculated.append(endpoint.key)
         return endpoint_entries(endpoint, *others)
 
+    def judging(self: Outcome, thing: ResourceKey) -> tuple[str, str]:
+        judged.append(thing)
+        return state_of(self, thing)
+
+    state_of = Outcome.state_of
+    monkeypatch.setattr(Outcome, "state_of", judging)
     monkeypatch.setattr(graph, "endpoint_entries", counting)
 
     async def scenario() -> None:
@@ -183,6 +191,7 @@ def test_a_setting_of_rules_alone_reads_nothing_and_calculates_no_endpoint(
             assert host_action(agent) == ACCEPT
             assert agent.agent.dataplane.routes.whole.times == 1  # the settings of the stream needed no second reading
             read, found, rules = dumps(agent), list(calculated), input_rules()
+            judged.clear()
             for value in (DROP, RETURN):
                 await agent.stream.put(action(value))
                 await agent.until(lambda value=value: host_action(agent) == value, "the setting")
@@ -191,6 +200,7 @@ def test_a_setting_of_rules_alone_reads_nothing_and_calculates_no_endpoint(
             assert value.lower() in rules[0]
             await agent.quiet()
             assert (dumps(agent), calculated) == (read, found)
+            assert {thing.kind for thing in judged} == {Kind.FELIX_CONFIGURATION}
             assert len(agent.events("settings changed")) == 3
             assert agent.agent.dataplane.plan() == []
 
