@@ -35,6 +35,7 @@ from typing import Any
 
 from felixpy import cli
 from felixpy.agent import Agent
+from felixpy.configuration import Configuration
 from felixpy.dataplane import interface_settings
 from felixpy.model.resources import Update
 from felixpy.netlink.transport import NetlinkSocket, Refusal, Request
@@ -117,13 +118,13 @@ def _trace_stream(marks: Marks) -> None:
 
 
 def _trace_loop(marks: Marks) -> None:
-    run, read = Agent.run, Agent._read_kernel
+    run, read = Agent.run, Configuration.read_kernel
 
     async def traced_run(self: Agent) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._resync_now.set)
         await run(self)
 
-    async def traced_read(self: Agent) -> bool:
+    async def traced_read(self: Configuration) -> bool:
         begin = time.monotonic_ns()
         async with _longest_hold() as longest:
             whole = await read(self)
@@ -132,7 +133,7 @@ def _trace_loop(marks: Marks) -> None:
         return whole
 
     Agent.run = traced_run  # type: ignore[method-assign]
-    Agent._read_kernel = traced_read  # type: ignore[method-assign]
+    Configuration.read_kernel = traced_read  # type: ignore[method-assign]
     Agent.absorb = _after(Agent.absorb, lambda: marks.add("calculated"))  # type: ignore[method-assign]
 
     def applied() -> None:

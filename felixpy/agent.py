@@ -14,7 +14,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -22,14 +21,12 @@ import structlog
 
 from felixpy import __version__, collector, sampling
 from felixpy import status as node_status
-from felixpy.calc.graph import HOST, Calculation
-from felixpy.calc.host import Host, supported_families
+from felixpy.calc.graph import Calculation
+from felixpy.calc.host import Host
 from felixpy.config import LiveSettings, Settings, SettingsSource
+from felixpy.configuration import Configuration
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
-from felixpy.dataplane.backends import make_filter, remove_leftovers
-from felixpy.dataplane.host import read_host
-from felixpy.dataplane.iptables.detect import Facts, decide, detect, felix_in_use, gather
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Watch
@@ -64,7 +61,6 @@ UPDATES_PER_TIDY = 50
 RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADED: 2, SyncState.IN_SYNC: 3}
 
 LONGEST_SLEEP_SECONDS = 10.0
-LEFTOVERS_RETRY_SECONDS = 10.0
 UNTAKEN = "settings or host cannot be taken; will be tried again each second"
 UNREAD = "the kernel cannot be read; will be tried again each second"
 RETRY_SECONDS = 1.0
@@ -89,12 +85,10 @@ class Agent:
         metrics: Metrics | None = None,
         on_settings: Callable[[Settings], None] | None = None,
     ) -> None:
-        self.live_settings = LiveSettings(settings, sources)
-        self.settings = settings
+        live = LiveSettings(settings, sources)
         self.metrics = metrics or Metrics(settings.nodename)
         self.store = Store(settings.nodename)
         self.links = Links(time.monotonic)
-        self.backend = Backend.NFTABLES
         self.stream = SyncStatus(SyncState.CONNECTING, "no answer from the source yet")
         self.calculation = Calculation(self.store, settings, Host())
         self.dataplane = Dataplane(settings, self.links, {})
@@ -103,12 +97,13 @@ class Agent:
         self.recent = RecentFailures()
         self._standing = Standing(self.recent.note)
         self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings))
-        self.outcome = Outcome(
-            self.calculation, self.dataplane, self.live_settings, self.metrics, status, self.recent, self.files
-        )
+        self.outcome = Outcome(self.calculation, self.dataplane, live, self.metrics, status, self.recent, self.files)
+        self.configuration = Configuration(
+            live, self.calculation, self.dataplane, self.watch, self.outcome, self._standing,
+            on_settings=self._take_settings, on_filters=self._begin_anew,
+        )  # fmt: skip
         self.complete = False
         self.ready: dict[Family, bool] = {}
-        self._filters_of: object = None
         self.failures: dict[Family, str] = {}
         self._status = status
         self.limit = ObjectLimit(settings.max_objects)
@@ -121,13 +116,7 @@ class Agent:
         self._wake, self._calm = asyncio.Event(), asyncio.Event()
         self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
-        self._configuration_due = False
-        self._host_due = False
-        self._half_taken = False
-        self._reconfigure_at = 0.0
-        self._leftovers_at = 0.0
         self._resync_now = asyncio.Event()
-        self._leftovers_due = True
         self._status_due = True
         self._status_at = 0.0
         self.started = self.last_progress = time.monotonic()
@@ -183,6 +172,27 @@ class Agent:
         if error is not None:
             self._fail(error)
 
+    @property
+    def settings(self) -> Settings:
+        return self.configuration.settings
+
+    @property
+    def backend(self) -> Backend:
+        return self.configuration.backend
+
+    def families(self) -> tuple[Family, ...]:
+        return self.configuration.families()
+
+    def _take_settings(self, settings: Settings) -> None:
+        self._on_settings(settings)
+        self.files.use(settings.endpoint_status_path_prefix)
+
+    def _begin_anew(self) -> None:
+        """Other packet filters: no family is programmed yet."""
+        self.ready = dict.fromkeys(self.families(), False)
+        for family in Family:
+            self.metrics.ready.labels(str(family)).set(0)
+
     # --- life cycle --------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -193,13 +203,7 @@ class Agent:
             FilterError: the packet filter's tools are missing, or a Felix programs this node: each of the two would
                 take the other's routes and rules for drift.
         """
-        facts = await gather()
-        if felix := felix_in_use(facts):
-            raise FilterError(felix)
-        await self._read_kernel()
-        self.calculation.host = await read_host(self.links, self.settings)
-        self.dataplane.want(self.calculation.calculate({HOST}))
-        await self._use_backend(facts)
+        await self.configuration.open()
 
     def close(self) -> None:
         self.dataplane.close()
@@ -245,9 +249,7 @@ class Agent:
 
     def reload(self, sources: Sequence[SettingsSource]) -> None:
         """Take this machine's settings anew. What cannot change in a running agent stays, and is named in the log."""
-        if kept := self.live_settings.renew(sources):
-            log.warning("settings take effect at the next start", settings=", ".join(kept))
-        self._configuration_due = True
+        self.configuration.reload(sources)
         self._wake_up()
 
     # --- the loop ----------------------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ class Agent:
                 self._standing.works(UNTAKEN)
             except (OSError, FilterError) as error:
                 self._standing.fails(UNTAKEN, str(error))
-                self._reconfigure_at = time.monotonic() + RETRY_SECONDS
+                self.configuration.retry_at = time.monotonic() + RETRY_SECONDS
             await self._apply()
             if self._pending:
                 self._wake_up()
@@ -286,7 +288,7 @@ class Agent:
     async def _settle_doubts(self) -> None:
         """Read again what notifications put in doubt: little at once, everything in the background."""
         doubts = self.watch.take()
-        self._host_due = self._host_due or doubts.host or doubts.everything
+        self.configuration.host_due |= doubts.host or doubts.everything
         for interface in doubts.interfaces:
             try:
                 await self.dataplane.read_routes(interface)
@@ -307,11 +309,11 @@ class Agent:
         giving_way(self._calm)
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._resync_interval()):
+                async with asyncio.timeout(self.configuration.resync_interval()):
                     await self._resync_now.wait()
             self._resync_now.clear()
             try:
-                whole = await self._read_kernel()
+                whole = await self.configuration.read_kernel()
                 self._standing.works(UNREAD)
             except OSError as error:
                 self._standing.fails(UNREAD, str(error))
@@ -322,16 +324,6 @@ class Agent:
             self._wake_up()
             collector.tidy()
 
-    def _resync_interval(self) -> float | None:
-        """The shortest refresh interval that is not off, in seconds."""
-        s = self.settings
-        intervals = [s.interface_refresh_interval, s.route_refresh_interval]
-        if self.backend is Backend.NFTABLES:
-            intervals.append(s.nftables_refresh_interval)
-        else:
-            intervals += [s.iptables_refresh_interval, s.ipsets_refresh_interval]
-        return min((interval for interval in intervals if interval > 0), default=None)
-
     async def _sleep(self) -> None:
         """Until something is to do, or 10 s."""
         if not self._wake.is_set():
@@ -339,7 +331,7 @@ class Agent:
         now = time.monotonic()
         due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
         due = min(due, self.files.next_retry())
-        due = min(due, self._reconfigure_at) if self._reconfiguration_due else due
+        due = min(due, self.configuration.retry_at) if self.configuration.due else due
         alarm = asyncio.get_running_loop().call_later(max(due - now, 0.0), self._wake.set)
         try:
             await self._wake.wait()
@@ -363,24 +355,20 @@ class Agent:
         self._taken += updates
         self._unjudged |= dirty
         completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
-        if (completes or self._reconfiguration_due) and time.monotonic() >= self._reconfigure_at:
+        if (completes or self.configuration.due) and time.monotonic() >= self.configuration.retry_at:
             self.complete = self.complete or completes
-            self._configuration_due = self._configuration_due or completes
+            self.configuration.settings_due |= completes
             try:
-                await self._reconfigure()
+                await self.configuration.take(complete=self.complete)
             except (OSError, FilterError):
                 self.complete = self.complete and not completes  # not before the stream's settings are known
                 raise
-
-    @property
-    def _reconfiguration_due(self) -> bool:
-        return self._configuration_due or self._host_due
 
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
         self.outcome.arrived(update)
         if key.kind is Kind.FELIX_CONFIGURATION or key == self._own_node:
-            self._configuration_due = True
+            self.configuration.settings_due = True
         return self.store.apply(update) | {key}
 
     async def _apply(self) -> None:
@@ -433,94 +421,11 @@ class Agent:
                 self.metrics.ready.labels(str(family)).set(1)
                 log.info("ready", family=str(family), backend=self.backend.value)
                 self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
-                collector.tidy()
+                self._untidied = UPDATES_PER_TIDY  # so at the end of this apply, once for both families
         self.outcome.measures = True
         self.files.start()
-        if self._leftovers_due and not self.failures and time.monotonic() >= self._leftovers_at:
-            problems = await remove_leftovers(self.backend, self.families(), self.settings)
-            self._leftovers_due = bool(problems)
-            self._leftovers_at = time.monotonic() + LEFTOVERS_RETRY_SECONDS if problems else 0.0
-            for problem in problems:
-                log.warning("leftovers of another back-end or family remain", reason=problem)
-
-    # --- settings, back-end, kernel ----------------------------------------------------------------------------
-
-    def families(self) -> tuple[Family, ...]:
-        return supported_families(self.settings, self.calculation.host)
-
-    async def _reconfigure(self) -> None:
-        """Take the stream's settings and the host's facts; what follows from them is calculated again."""
-        configuration_due, host_due = self._configuration_due, self._host_due
-        self._configuration_due = self._host_due = False  # what changes from here on is due again
-        try:
-            settings, host = self._resolve(configuration_due), self.calculation.host
-            if host_due or settings != self.settings:
-                host = await read_host(self.links, settings)
-            again = self._half_taken
-            changed = again or (settings, host) != (self.settings, self.calculation.host)
-            if changed:
-                self._half_taken = True  # and so it stays if a step fails
-                if again or settings != self.settings:
-                    await self._use_settings(settings)
-                self.dataplane.want(self.calculation.reconfigure(settings, host))
-                await self._use_backend()
-                self._half_taken = False
-            if changed or configuration_due:
-                self.outcome.judge_again(self.calculation.problems)
-        except (OSError, FilterError):
-            self._configuration_due, self._host_due = configuration_due, host_due
-            raise
-
-    def _resolve(self, configuration_due: bool) -> Settings:
-        """The settings that the stream asks for now; before its snapshot is complete, this machine's."""
-        if not self.complete or not configuration_due:
-            return self.settings
-        live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
-        known = live.passed_over
-        settings = live.take(self.store.configurations.values(), node.labels if node else {})
-        for what in sorted(live.passed_over - known):
-            self.outcome.problems.ignored(what)
-        return settings
-
-    async def _use_settings(self, settings: Settings) -> None:
-        if settings != self.settings:
-            log.info("settings changed", **_differences(self.settings, settings))
-        self.settings = settings
-        self._on_settings(settings)
-        self.dataplane.configure(settings)
-        self.files.use(settings.endpoint_status_path_prefix)
-        await self._read_kernel()  # what of it is ours depends on the settings
-
-    async def _use_backend(self, facts: Facts | None = None) -> None:
-        """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
-        settings, families = self.settings, self.families()
-        backend, evidence = decide(settings, facts) if facts else await detect(settings)
-        made_of = backend, families, settings.chain_insert_mode, settings.max_ipset_size
-        if made_of != self._filters_of:
-            log.info("back-end", backend=backend.value, reason=evidence)
-            filters = {family: make_filter(backend, family, settings) for family in families}
-            self.dataplane.use_filters(filters, self.calculation.entries())
-            if self.watch.is_open:
-                self.watch.follow_filters()
-            await self.dataplane.read_filters()
-            self.backend, self._filters_of = backend, made_of
-            self._leftovers_due = True
-            self.ready = dict.fromkeys(families, False)
-            for family in Family:
-                self.metrics.ready.labels(str(family)).set(0)
-        self.dataplane.want_rules(nftables=backend is Backend.NFTABLES)
-
-    async def _read_kernel(self) -> bool:
-        """Read everything of ours; differences show at the next apply. Returns whether all of it could be read."""
-        failures = await self.dataplane.read()
-        for family in self.families():
-            what = f"packet filter of {family} cannot be read"
-            if reason := failures.get(family):
-                self._standing.fails(what, reason, family=str(family))
-            else:
-                self._standing.works(what, family=str(family))
-        self._host_due = True
-        return not failures
+        if not self.failures:
+            await self.configuration.remove_leftovers()
 
     # --- outcome -----------------------------------------------------------------------------------------------
 
@@ -536,12 +441,3 @@ class Agent:
         self._status_due, self._status_at, self.outcome.problems.has_news = False, time.monotonic(), False
         if self._status:
             self._status.publish_status(self.status())
-
-
-def _differences(old: Settings, new: Settings) -> dict[str, str]:
-    """Changed settings by name, new value as text; secrets cannot change live."""
-    return {
-        one.name: str(getattr(new, one.name))
-        for one in fields(new)
-        if getattr(old, one.name) != getattr(new, one.name) and "password" not in one.name
-    }

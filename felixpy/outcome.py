@@ -82,8 +82,11 @@ class Outcome:
                 self._tell(thing, state, reason)
 
     def judge_again(self, things: Iterable[ResourceKey]) -> None:
-        """Tell what has changed of the given objects and of all that were told of or have a problem."""
-        self.judge({*things, *self.reported, *self.problems, *self._settings.problems})
+        """Tell what has changed of the given objects and of all that have a problem.
+
+        What was up needs no look: it changes with its entries, and those are looked at when they are applied.
+        """
+        self.judge({*things, *self.problems, *self._settings.problems})
 
     def state_of(self, thing: ResourceKey) -> tuple[str, str]:
         """State and reason; the state is empty for what is absent, of another node, or well without being up."""

@@ -30,13 +30,11 @@ STUCK_SECONDS = 90.0
 class Subject(Protocol):
     """The agent, as far as it is looked at."""
 
-    settings: Settings
     store: Store
     stream: SyncStatus
     dataplane: Dataplane
     outcome: Outcome
     metrics: Metrics
-    backend: Backend
     complete: bool
     ready: dict[Family, bool]
     failures: dict[Family, str]
@@ -45,6 +43,12 @@ class Subject(Protocol):
     adopted: int
     started: float
     last_progress: float
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def backend(self) -> Backend: ...
 
     def families(self) -> tuple[Family, ...]: ...
 

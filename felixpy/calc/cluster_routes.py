@@ -7,8 +7,9 @@ leave the node unencapsulated by accident.
 from __future__ import annotations
 
 from felixpy.calc.entries import Key, Route, RouteKey, RouteType, Value
+from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
-from felixpy.config import ProgramClusterRoutes, Settings
+from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Family, Net, format_address
 from felixpy.model.resources import BlockAffinity, Encapsulation, IPAMBlock
 from felixpy.store import Store
@@ -18,7 +19,7 @@ METRIC = {Family.V4: 0, Family.V6: 1024}
 
 
 def block_entries(
-    block: IPAMBlock | BlockAffinity, store: Store, settings: Settings, host: Host
+    block: IPAMBlock | BlockAffinity, store: Store, settings: EntrySettings, host: Host
 ) -> tuple[dict[Key, Value], str]:
     """Routes of one block, and why some are missing (empty if none is)."""
     if settings.program_cluster_routes is ProgramClusterRoutes.DISABLED:
@@ -55,7 +56,7 @@ def _route_to(
     destination: Net,
     block: Net,
     store: Store,
-    settings: Settings,
+    settings: EntrySettings,
     host: Host,
     entries: dict[Key, Value],
     problems: list[str],

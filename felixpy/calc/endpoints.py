@@ -16,8 +16,8 @@ from felixpy.calc.entries import (
     SettingValues,
     Value,
 )
+from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
-from felixpy.config import Settings
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import WorkloadEndpoint
 from felixpy.store import Store
@@ -26,7 +26,7 @@ SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 
 def endpoint_entries(
-    endpoint: WorkloadEndpoint, store: Store, settings: Settings, host: Host
+    endpoint: WorkloadEndpoint, store: Store, settings: EntrySettings, host: Host
 ) -> tuple[dict[Key, Value], str]:
     """Entries of one endpoint, and what is wrong with it (empty if nothing).
 
@@ -60,7 +60,7 @@ def endpoint_entries(
     return entries, "; ".join(problems)
 
 
-def _address_entries(endpoint: WorkloadEndpoint, address: Net, settings: Settings) -> dict[Key, Value]:
+def _address_entries(endpoint: WorkloadEndpoint, address: Net, settings: EntrySettings) -> dict[Key, Value]:
     interface = endpoint.interface
     entries: dict[Key, Value] = {
         workload_route_key(address, settings): _workload_route(interface, address, settings),
@@ -72,13 +72,13 @@ def _address_entries(endpoint: WorkloadEndpoint, address: Net, settings: Setting
     return entries
 
 
-def workload_route_key(address: Net, settings: Settings) -> RouteKey:
+def workload_route_key(address: Net, settings: EntrySettings) -> RouteKey:
     v4 = address.family is Family.V4
     metric = settings.ipv4_normal_route_priority if v4 else settings.ipv6_normal_route_priority
     return RouteKey(address.family, address, metric)
 
 
-def _workload_route(interface: str, address: Net, settings: Settings) -> Route:
+def _workload_route(interface: str, address: Net, settings: EntrySettings) -> Route:
     v4 = address.family is Family.V4
     return Route(
         RouteType.UNICAST,
@@ -90,7 +90,7 @@ def _workload_route(interface: str, address: Net, settings: Settings) -> Route:
 
 
 def _setting_entries(
-    endpoint: WorkloadEndpoint, present: set[Family], settings: Settings, host: Host
+    endpoint: WorkloadEndpoint, present: set[Family], settings: EntrySettings, host: Host
 ) -> dict[Key, Value]:
     interface = endpoint.interface
     entries: dict[Key, Value] = {}
@@ -115,7 +115,7 @@ _IPV6_OFF_VALUES = SettingValues(accept_ra=0)
 
 
 def _allowed_source_entries(
-    endpoint: WorkloadEndpoint, families: tuple[Family, ...], settings: Settings
+    endpoint: WorkloadEndpoint, families: tuple[Family, ...], settings: EntrySettings
 ) -> dict[Key, Value]:
     if not settings.workload_source_spoofing_any:
         return {}

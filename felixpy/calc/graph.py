@@ -14,6 +14,7 @@ from typing import Final
 from felixpy.calc.cluster_routes import block_entries, encapsulation_problem
 from felixpy.calc.endpoints import endpoint_entries
 from felixpy.calc.entries import Key, Value
+from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, host_entries
 from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
 from felixpy.config import Settings
@@ -39,7 +40,7 @@ class Calculation:
 
     def __init__(self, store: Store, settings: Settings, host: Host) -> None:
         self.store = store
-        self.settings = settings
+        self.settings = EntrySettings.of(settings)
         self.host = host
         self.problems: dict[ResourceKey, str] = {}
         self._entries: dict[ResourceKey, dict[Key, Value]] = {}
@@ -64,10 +65,14 @@ class Calculation:
 
     def reconfigure(self, settings: Settings, host: Host) -> Changes:
         """Take other settings or facts of the host: everything that depends on them is calculated again."""
-        only_addresses = settings == self.settings and replace(self.host, addresses=host.addresses) == host
-        dirty = {HOST, *self.store.blocks} if only_addresses else {HOST, *self._entries, *self.store.all_keys()}
-        self.settings, self.host = settings, host
-        return self.calculate(dirty)
+        before, self.settings = self.settings, EntrySettings.of(settings)
+        only_addresses = self.settings == before and replace(self.host, addresses=host.addresses) == host
+        if only_addresses and host == self.host:
+            return {}
+        self.host = host
+        return self.calculate(
+            {HOST, *self.store.blocks} if only_addresses else {HOST, *self._entries, *self.store.all_keys()}
+        )
 
     def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
         """Calculate objects again and return every entry that changed."""

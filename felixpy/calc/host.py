@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from felixpy.calc.entries import Key, SettingsKey, SettingValues, Value
-from felixpy.config import Settings
+from felixpy.calc.entry_settings import EntrySettings
 from felixpy.model.net import FAMILIES, Family, Net
 
 ALL_INTERFACES = "all"
@@ -43,13 +43,13 @@ class Host:
         return None
 
 
-def supported_families(settings: Settings, host: Host) -> tuple[Family, ...]:
+def supported_families(settings: EntrySettings, host: Host) -> tuple[Family, ...]:
     """Families that felixpy programs on this node."""
     wanted = {Family.V4: settings.ipv4_support, Family.V6: settings.ipv6_support and host.ipv6}
     return tuple(family for family in FAMILIES if wanted[family])
 
 
-def host_entries(settings: Settings, host: Host) -> dict[Key, Value]:
+def host_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:
     """Forwarding for the whole node. Per-interface forwarding does not suffice in IPv6 (DESIGN §11.2)."""
     if not settings.ip_forwarding:
         return {}

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from felixpy.calc.entries import ElementKey, Key, SetName, Value
+from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
-from felixpy.config import Settings
 from felixpy.model.net import Net
 from felixpy.model.resources import IPPool, Node
 from felixpy.store import Store
 
 
-def pool_entries(pool: IPPool, store: Store, settings: Settings, host: Host) -> dict[Key, Value]:
+def pool_entries(pool: IPPool, store: Store, settings: EntrySettings, host: Host) -> dict[Key, Value]:
     """Set members of one pool: none where a wider pool of the same set covers it."""
     if pool.cidr.family not in supported_families(settings, host):
         return {}
@@ -29,7 +29,7 @@ def pool_entries(pool: IPPool, store: Store, settings: Settings, host: Host) -> 
     return entries
 
 
-def node_entries(node: Node, settings: Settings, host: Host) -> dict[Key, Value]:
+def node_entries(node: Node, settings: EntrySettings, host: Host) -> dict[Key, Value]:
     """A node's addresses as members of the hosts set, where ExternalNodesCIDRList does not cover them."""
     entries: dict[Key, Value] = {}
     for family in supported_families(settings, host):
@@ -42,7 +42,7 @@ def node_entries(node: Node, settings: Settings, host: Host) -> dict[Key, Value]
     return entries
 
 
-def external_node_entries(settings: Settings, host: Host) -> dict[Key, Value]:
+def external_node_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:
     """ExternalNodesCIDRList as members of the hosts set."""
     families = supported_families(settings, host)
     cidrs = set(settings.external_nodes_cidr_list)

@@ -150,9 +150,9 @@ async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
             facts.mtus[link.name] = int(Path(f"/sys/class/net/{link.name}/mtu").read_text())
         except (OSError, ValueError):
             continue
-    facts.addresses = (await read_host(links, settings)).addresses
+    facts.addresses = (await read_host(links, settings.interface_prefix)).addresses
     for name in facts.links:
-        if is_host_interface(name, settings):
+        if is_host_interface(name, settings.interface_prefix):
             _read_sysctl(facts, f"ipv6/conf/{name}/accept_ra")
 
 

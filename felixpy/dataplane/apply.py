@@ -32,6 +32,7 @@ from felixpy.dataplane.filter_tables import FilterTables, write_together
 from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
+from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import PacketFilter, Part
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport, Operation
@@ -68,8 +69,8 @@ class Dataplane:
         self.clock = clock
         self.socket = NetlinkSocket(NETLINK_ROUTE)
         self.release = AddressRelease()
-        self.routes = RouteTable(links, settings, clock, self.release)
-        self.neighbours = NeighbourTable(links, settings, clock)
+        self.routes = RouteTable(links, Ownership.of(settings), clock, self.release)
+        self.neighbours = NeighbourTable(links, Ownership.of(settings), clock)
         self.interface_settings = InterfaceSettingTable(links, clock)
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
@@ -81,8 +82,9 @@ class Dataplane:
         }
 
     def configure(self, settings: Settings) -> None:
-        """Take other settings; what is ours in the kernel may now be something else."""
-        self.settings = self.routes.settings = self.neighbours.settings = settings
+        """Take other settings; with another ownership the kernel is to be read next."""
+        self.settings = settings
+        self.routes.ownership = self.neighbours.ownership = Ownership.of(settings)
 
     def use_filters(self, filters: Mapping[Family, PacketFilter], entries: Changes) -> None:
         """Take another back-end or other families, to be read next; ``entries`` is everything wanted."""

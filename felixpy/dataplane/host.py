@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from felixpy.calc.host import Host, HostAddress
-from felixpy.config import Settings
 from felixpy.dataplane.interface_settings import PROC_SYS_NET, read_proc
 from felixpy.dataplane.links import Links
 from felixpy.netlink.inventory import is_usable, read_addresses
@@ -14,13 +13,13 @@ STRICT = 1
 """Felix's assumption if ``default.rp_filter`` cannot be read (reference/felix.md §3.1)."""
 
 
-async def read_host(links: Links, settings: Settings) -> Host:
+async def read_host(links: Links, workload_prefixes: tuple[str, ...]) -> Host:
     """Read the facts; workload interfaces are left out, so the cost does not grow with workloads.
 
     Raises:
         OSError: the kernel refused.
     """
-    own = [link.ifindex for link in links.by_name.values() if is_host_interface(link.name, settings)]
+    own = [link.ifindex for link in links.by_name.values() if is_host_interface(link.name, workload_prefixes)]
     addresses = [
         HostAddress(name, address.net)
         for address in await read_addresses(own)
@@ -30,6 +29,6 @@ async def read_host(links: Links, settings: Settings) -> Host:
     return Host(tuple(addresses), Path(f"{PROC_SYS_NET}/ipv6").exists(), STRICT if rp_filter is None else rp_filter)
 
 
-def is_host_interface(name: str, settings: Settings) -> bool:
+def is_host_interface(name: str, workload_prefixes: tuple[str, ...]) -> bool:
     """Whether an interface is the node's own: no workload's, not the loopback."""
-    return name != "lo" and not name.startswith(settings.interface_prefix)
+    return name != "lo" and not name.startswith(workload_prefixes)

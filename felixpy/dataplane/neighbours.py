@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from felixpy.calc.entries import NeighbourKey
-from felixpy.config import Settings
 from felixpy.dataplane.links import Links
+from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
@@ -21,10 +21,10 @@ from felixpy.slices import emptied, in_slices
 class NeighbourTable:
     """Keyed table of neighbours with its way to read and write."""
 
-    def __init__(self, links: Links, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(self, links: Links, ownership: Ownership, clock: Callable[[], float]) -> None:
         self.links = links
         self._clock = clock
-        self.settings = settings
+        self.ownership = ownership
         self.table: KeyedTable[NeighbourKey, bytes, KernelNeighbour] = KeyedTable(
             "neighbours", self._resolve, interface_of=lambda key, mac: key.interface
         )
@@ -41,7 +41,7 @@ class NeighbourTable:
             dumped = await socket.decode_sliced(request, rtnetlink.decode_neighbour)
             async for neighbours in in_slices(emptied(dumped, dumped.pop), 64):
                 for neighbour in neighbours:
-                    if neighbour is None or neighbour.protocol != self.settings.device_route_protocol:
+                    if neighbour is None or neighbour.protocol != self.ownership.device_route_protocol:
                         continue
                     interface = self.links.name_of(neighbour.interface)
                     if interface is not None:
@@ -57,7 +57,7 @@ class NeighbourTable:
         key = NeighbourKey(interface, place[1])
         neighbour = rtnetlink.decode_neighbour(message) if message.type == rtnetlink.RTM_NEWNEIGH else None
         if neighbour is not None and (
-            key in self.table.desired or neighbour.protocol == self.settings.device_route_protocol
+            key in self.table.desired or neighbour.protocol == self.ownership.device_route_protocol
         ):
             self.table.observe(key, neighbour, self._clock())
         elif neighbour is None and key in self.table.committed:
@@ -73,4 +73,4 @@ class NeighbourTable:
             raise Waiting(f"interface {key.interface} does not exist")
         if not link.up:
             raise Waiting(f"interface {key.interface} is down")
-        return KernelNeighbour(link.ifindex, key.address, mac, self.settings.device_route_protocol)
+        return KernelNeighbour(link.ifindex, key.address, mac, self.ownership.device_route_protocol)

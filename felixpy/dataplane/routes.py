@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
-from felixpy.config import Settings
 from felixpy.dataplane.links import Links
+from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import Spent
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
@@ -34,10 +34,10 @@ class RouteTable:
     """Keyed table of routes, both families, with its way to read and write."""
 
     def __init__(
-        self, links: Links, settings: Settings, clock: Callable[[], float], release: AddressRelease | None = None
+        self, links: Links, ownership: Ownership, clock: Callable[[], float], release: AddressRelease | None = None
     ) -> None:
         self.links = links
-        self.settings = settings
+        self.ownership = ownership
         self._clock = clock
         self._release = release
         self.whole, self.partial = Spent(), Spent()
@@ -124,22 +124,22 @@ class RouteTable:
         return KernelRoute(route.type, index, route.gateway, route.onlink, route.source, route.scope, route.protocol)
 
     def _ours(self, key: KernelRouteKey, route: KernelRoute) -> bool:
-        if route.protocol == self.settings.device_route_protocol:
+        if route.protocol == self.ownership.device_route_protocol:
             return True
-        if not self.settings.remove_external_routes or self._never_ours(route.protocol):
+        if not self.ownership.remove_external_routes or self._never_ours(route.protocol):
             return False
         name = self.links.name_of(route.interface)
-        if name is None or not name.startswith(self.settings.interface_prefix):
+        if name is None or not name.startswith(self.ownership.interface_prefix):
             return False
         packed = key.destination.packed
         return not (len(packed) == 16 and (packed.startswith(LINK_LOCAL) or packed.startswith(MULTICAST)))
 
     def _never_ours(self, protocol: int) -> bool:
         kernel = protocol in (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA)
-        return kernel and protocol != self.settings.device_route_protocol
+        return kernel and protocol != self.ownership.device_route_protocol
 
     def _age_left(self, route: KernelRoute) -> float:
-        if route.protocol == self.settings.device_route_protocol:
+        if route.protocol == self.ownership.device_route_protocol:
             return 0.0
         seen = self.links.first_seen.get(route.interface)
         return 0.0 if seen is None else seen + GRACE_SECONDS - self._clock()

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from felixpy.config import Settings
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.host import is_host_interface
 from felixpy.dataplane.packet_filter import Part
@@ -128,7 +127,7 @@ class Watch:
         dataplane = self._dataplane
         events = dataplane.links.notify(messages)
         dataplane.link_events(events)
-        host = {name for name in events.changed | events.lost if is_host_interface(name, self._settings)}
+        host = {name for name in events.changed | events.lost if is_host_interface(name, self._workload_prefixes)}
         self._doubts.interfaces |= host
         self._doubts.host = self._doubts.host or bool(host)
         for message in messages:
@@ -145,7 +144,7 @@ class Watch:
 
     def _address(self, message: Message) -> None:
         name = self._dataplane.links.name_of(rtnetlink.address_interface(message))
-        if name is not None and is_host_interface(name, self._settings):
+        if name is not None and is_host_interface(name, self._workload_prefixes):
             self._doubts.host = True
             self._doubts.interfaces.add(name)
 
@@ -163,5 +162,5 @@ class Watch:
                         tables.elements.observe(key, None if came else MISSING, now)
 
     @property
-    def _settings(self) -> Settings:
-        return self._dataplane.settings
+    def _workload_prefixes(self) -> tuple[str, ...]:
+        return self._dataplane.settings.interface_prefix

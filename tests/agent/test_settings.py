@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from felixpy.calc import graph
+from felixpy.calc.endpoints import endpoint_entries
+from felixpy.config.settings import DECLARATIONS
+from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.ownership import Ownership
 from felixpy.demo.resources import Object, felix_configuration, v3
+from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
+from felixpy.outcome import Outcome
 from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, NODE, POOLS, Running, members, routes, running, topic_of
 from tests.broker import Broker
 from tests.kernel import run
@@ -149,6 +157,132 @@ def test_another_route_protocol_takes_the_routes_along(broker: Broker) -> None:
                 await agent.stream.put(felix_configuration("default", deviceRouteProtocol=number))
                 await agent.until(lambda number=number: of_protocol(number) == before, f"routes of {number}")
                 assert of_protocol(number - 1) == set()
+
+    asyncio.run(scenario())
+
+
+def dumps(agent: Running) -> dict[str, int]:
+    """Dumps asked for so far: those of links, routes and neighbours, and those of each packet filter."""
+    return {name: socket.dumps_sent for name, socket in agent.agent.dataplane.sockets().items()}
+
+
+def test_a_setting_of_rules_alone_reads_nothing_and_looks_at_no_endpoint(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calculated: list[ResourceKey] = []
+    judged: list[ResourceKey] = []
+
+    def counting(endpoint: WorkloadEndpoint, *others: Any) -> Any:
+        calculated.append(endpoint.key)
+        return endpoint_entries(endpoint, *others)
+
+    def judging(self: Outcome, thing: ResourceKey) -> tuple[str, str]:
+        judged.append(thing)
+        return state_of(self, thing)
+
+    state_of = Outcome.state_of
+    monkeypatch.setattr(Outcome, "state_of", judging)
+    monkeypatch.setattr(graph, "endpoint_entries", counting)
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent, action(ACCEPT))
+            await agent.quiet()
+            assert host_action(agent) == ACCEPT
+            assert agent.agent.dataplane.routes.whole.times == 1  # the settings of the stream needed no second reading
+            read, found, rules = dumps(agent), list(calculated), input_rules()
+            judged.clear()
+            for value in (DROP, RETURN):
+                await agent.stream.put(action(value))
+                await agent.until(lambda value=value: host_action(agent) == value, "the setting")
+                await agent.until(lambda rules=rules: input_rules() != rules, "other rules")
+                rules = input_rules()
+            assert value.lower() in rules[0]
+            await agent.quiet()
+            assert (dumps(agent), calculated) == (read, found)
+            assert {thing.kind for thing in judged} == {Kind.FELIX_CONFIGURATION}
+            assert len(agent.events("settings changed")) == 3
+            assert agent.agent.dataplane.plan() == []
+
+    asyncio.run(scenario())
+
+
+def _in_the_stream(attribute: str) -> str:
+    name = DECLARATIONS[attribute].name
+    return name[0].lower() + name[1:]
+
+
+OTHER_OWNERSHIP: dict[str, Any] = {
+    "deviceRouteProtocol": 223,
+    "interfacePrefix": "cali,veth",
+    "removeExternalRoutes": False,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OWNERSHIP)
+def test_a_setting_that_decides_what_is_ours_reads_the_kernel_once(broker: Broker, name: str) -> None:
+    assert OTHER_OWNERSHIP.keys() == {_in_the_stream(one.name) for one in fields(Ownership)}
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent)
+            run("ip", "link", "add", "veth1", "type", "veth", "peer", "name", "veth1p")
+            await agent.quiet()
+            before = agent.agent.dataplane.routes.whole.times
+            await agent.stream.put(felix_configuration("default", **{name: OTHER_OWNERSHIP[name]}))
+            await agent.until(lambda: agent.events("settings changed"), "the setting")
+            await agent.until(lambda: agent.agent.dataplane.is_settled, "its end")
+            await agent.quiet()
+            assert agent.agent.dataplane.routes.whole.times == before + 1
+            assert agent.agent.dataplane.plan() == []
+            protocol = agent.agent.settings.device_route_protocol
+            assert {line.split()[0] for line in of_protocol(protocol)} == {"10.48.0.1", "fd00:48::1"}
+
+    asyncio.run(scenario())
+
+
+def test_external_routes_are_ours_as_soon_as_the_setting_says_so(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("felixpy.dataplane.routes.GRACE_SECONDS", 0.0)
+
+    def external() -> str:
+        return run("ip", "route", "show", "198.18.0.0/24")
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent, felix_configuration("default", removeExternalRoutes=False))
+            run("ip", "route", "add", "198.18.0.0/24", "dev", "cali1", "proto", "static")
+            await agent.quiet()
+            assert external()
+            await agent.stream.put(felix_configuration("default", removeExternalRoutes=True))
+            await agent.until(lambda: not external(), "the end of the external route")
+
+    asyncio.run(scenario())
+
+
+def test_a_reading_that_failed_is_done_again_with_the_new_settings(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("felixpy.agent.RETRY_SECONDS", 0.1)
+    read, failures = Dataplane.read, [OSError("no buffer"), OSError("no buffer")]
+
+    async def failing(self: Dataplane) -> Any:
+        if failures:
+            raise failures.pop()
+        return await read(self)
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent)
+            before = of_protocol(222)
+            with monkeypatch.context() as patched:
+                patched.setattr(Dataplane, "read", failing)
+                await agent.stream.put(felix_configuration("default", deviceRouteProtocol=223))
+                await agent.until(lambda: of_protocol(223) == before, "the routes of the new protocol")
+            assert of_protocol(222) == set()
+            assert not failures
+            assert agent.events("settings or host cannot be taken; will be tried again each second: over", times=2)
 
     asyncio.run(scenario())
 

@@ -193,12 +193,11 @@ def test_changes_of_settings_and_of_the_host_are_like_a_start_with_them(
     steps: list[tuple[list[Update], Settings, Host]],
 ) -> None:
     calculation, mirror = new(), dict[Key, Value]()
+    follow(mirror, calculation.calculate({HOST}))
     wanted, host = SETTINGS, HOST_FACTS
     for batch, wanted, host in steps:
         follow(mirror, take(calculation, batch))
         follow(mirror, calculation.reconfigure(wanted, host))
-    if not steps:
-        follow(mirror, calculation.calculate({HOST}))
     scratch = from_scratch(latest(batch for batch, _, _ in steps), wanted, host)
     assert outcome(calculation) == outcome(scratch)
     assert mirror == calculation.entries()

@@ -12,6 +12,7 @@ from felixpy.calc.entries import NeighbourKey
 from felixpy.config import Settings
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.neighbours import NeighbourTable
+from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import Delta
 from felixpy.netlink.rtnetlink import KernelNeighbour
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
@@ -43,7 +44,7 @@ class Neighbours:
 
 @pytest.fixture
 def neighbours(network: None) -> Iterator[Neighbours]:
-    one = Neighbours(NeighbourTable(Links(Clock()), Settings(), Clock()), NetlinkSocket(NETLINK_ROUTE))
+    one = Neighbours(NeighbourTable(Links(Clock()), Ownership.of(Settings()), Clock()), NetlinkSocket(NETLINK_ROUTE))
     yield one
     one.socket.close()
 

@@ -11,6 +11,7 @@ import pytest
 from felixpy.calc.entries import Route, RouteKey, RouteType
 from felixpy.config import Settings
 from felixpy.dataplane.links import Links
+from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.routes import GRACE_SECONDS, RouteTable
 from felixpy.dataplane.table import Delta
 from felixpy.model.net import Family, Net
@@ -48,7 +49,7 @@ class Routes:
 @pytest.fixture
 def routes(network: None) -> Iterator[Routes]:
     clock = Clock()
-    one = Routes(RouteTable(Links(clock), SETTINGS, clock), NetlinkSocket(NETLINK_ROUTE), clock)
+    one = Routes(RouteTable(Links(clock), Ownership.of(SETTINGS), clock), NetlinkSocket(NETLINK_ROUTE), clock)
     yield one
     one.socket.close()
 
@@ -238,7 +239,7 @@ def test_an_external_route_becomes_ours_when_its_endpoint_arrives(routes: Routes
 def test_external_routes_stay_where_they_are_not_to_be_removed(routes: Routes) -> None:
     pairs("cali1")
     ip(*EXTERNAL)
-    routes.table.settings = replace(SETTINGS, remove_external_routes=False)
+    routes.table.ownership = Ownership.of(replace(SETTINGS, remove_external_routes=False))
     routes.clock.now += GRACE_SECONDS + 1
     routes.read()
     assert not routes.write()

@@ -116,7 +116,7 @@ async def _restart(source: SettingsSource, backend: Backend) -> None:
             assert second.agent.dataplane.plan() == []
 
             observed.clear()
-            await second.agent._read_kernel()
+            await second.agent.configuration.read_kernel()
             await second.agent._apply()
             await second.idle()
             assert_nothing_written(observed, monitors)

@@ -246,7 +246,7 @@ def test_settings_are_taken_in_the_end_although_the_back_end_could_not_be_chosen
     """The first try fails after the settings were taken and before the rules were: the second does the rest."""
 
     async def scenario(node: Node, injector: Injector) -> None:
-        injector.arm(Fault("missing", times=3))  # two reads of the rules, and the look for other programs
+        injector.arm(Fault("missing"))  # the look for other programs
         node.publish(configuration("Accept"))
         await node.until(lambda: any(one["event"].startswith("settings or host cannot be taken") for one in log))
         node.put_endpoint(4)

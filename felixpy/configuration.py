@@ -1,0 +1,216 @@
+"""What the agent works with: settings, facts of the node, back-end; and what follows when one of them changes.
+
+    settings, facts of the node ──► calculation ──► dataplane ──► back-end and its rules
+
+Invariant: what is due stays due until all of it is taken; after a step that failed, that step and those behind it are
+done again. It must never write to the kernel, but to remove what other back-ends and families left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import structlog
+
+from felixpy.calc.graph import HOST, Calculation
+from felixpy.calc.host import supported_families
+from felixpy.config import LiveSettings, Settings, SettingsSource
+from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.backend import Backend
+from felixpy.dataplane.backends import make_filter, remove_leftovers
+from felixpy.dataplane.host import read_host
+from felixpy.dataplane.iptables.detect import Facts, decide, detect, felix_in_use, gather
+from felixpy.dataplane.ownership import Ownership
+from felixpy.dataplane.packet_filter import FilterError
+from felixpy.dataplane.watch import Watch
+from felixpy.model.net import Family
+from felixpy.outcome import Outcome
+from felixpy.standing import Standing
+
+log = structlog.get_logger("felixpy")
+
+LEFTOVERS_RETRY_SECONDS = 10.0
+
+
+class Configuration:
+    """Settings, facts of the node and back-end in force.
+
+    ``settings_due`` and ``host_due`` say what has to be taken, ``retry_at`` from when on (monotonic).
+    ``on_settings`` is told of other settings before they are used, ``on_filters`` of another back-end or families.
+    """
+
+    def __init__(
+        self,
+        live: LiveSettings,
+        calculation: Calculation,
+        dataplane: Dataplane,
+        watch: Watch,
+        outcome: Outcome,
+        standing: Standing,
+        *,
+        on_settings: Callable[[Settings], None],
+        on_filters: Callable[[], None],
+    ) -> None:
+        self.settings = live.settings
+        self.backend = Backend.NFTABLES
+        self.settings_due = self.host_due = False
+        self.retry_at = 0.0
+        self._live = live
+        self._calculation = calculation
+        self._dataplane = dataplane
+        self._watch = watch
+        self._outcome = outcome
+        self._standing = standing
+        self._on_settings = on_settings
+        self._on_filters = on_filters
+        self._half_taken = False
+        self._read_as: Ownership | None = None
+        self._filters_of: object = None
+        self._leftovers_due = True
+        self._leftovers_at = 0.0
+
+    @property
+    def due(self) -> bool:
+        return self.settings_due or self.host_due
+
+    def families(self) -> tuple[Family, ...]:
+        return supported_families(self._calculation.settings, self._calculation.host)
+
+    async def open(self) -> None:
+        """Choose the back-end and read the kernel.
+
+        Raises:
+            OSError: the kernel refused.
+            FilterError: the packet filter's tools are missing, or a Felix programs this node.
+        """
+        facts = await gather()
+        if felix := felix_in_use(facts):
+            raise FilterError(felix)
+        await self._read_what_is_ours()
+        self.host_due = False  # what changes from here on is due again
+        self._calculation.host = await read_host(self._dataplane.links, self.settings.interface_prefix)
+        self._dataplane.want(self._calculation.calculate({HOST}))
+        await self._use_backend(facts)
+
+    def reload(self, sources: Sequence[SettingsSource]) -> None:
+        """Take this machine's settings anew. What cannot change in a running agent stays, and is named in the log."""
+        if kept := self._live.renew(sources):
+            log.warning("settings take effect at the next start", settings=", ".join(kept))
+        self.settings_due = True
+
+    async def take(self, *, complete: bool) -> None:
+        """Take the stream's settings, if it is complete, and the node's facts; what follows is calculated again.
+
+        Raises:
+            OSError, FilterError: what is due stays due.
+        """
+        settings_due, host_due = self.settings_due, self.host_due
+        self.settings_due = self.host_due = False  # what changes from here on is due again
+        try:
+            resolves = settings_due and complete
+            settings, host = self._resolve() if resolves else self.settings, self._calculation.host
+            again = self._half_taken
+            if again or host_due or settings.interface_prefix != self.settings.interface_prefix:
+                host = await read_host(self._dataplane.links, settings.interface_prefix)
+            changed = again or (settings, host) != (self.settings, self._calculation.host)
+            if changed:
+                self._half_taken = True  # and so it stays if a step fails
+                if again or settings != self.settings:
+                    await self._use_settings(settings)
+                self._dataplane.want(self._calculation.reconfigure(settings, host))
+                await self._use_backend()
+                self._half_taken = False
+            if changed or resolves:
+                self._outcome.judge_again(self._calculation.problems)
+        except (OSError, FilterError):
+            self.settings_due |= settings_due
+            self.host_due |= host_due
+            raise
+
+    def _resolve(self) -> Settings:
+        """The settings that the stream and this machine ask for now."""
+        store, known = self._calculation.store, self._live.passed_over
+        node = store.nodes.get(store.node_name)
+        settings = self._live.take(store.configurations.values(), node.labels if node else {})
+        for what in sorted(self._live.passed_over - known):
+            self._outcome.problems.ignored(what)
+        return settings
+
+    async def _use_settings(self, settings: Settings) -> None:
+        if settings != self.settings:
+            log.info("settings changed", **_differences(self.settings, settings))
+        self.settings = settings
+        self._on_settings(settings)
+        self._dataplane.configure(settings)
+        await self._read_what_is_ours()
+
+    async def _read_what_is_ours(self) -> None:
+        """Read the kernel, unless it was read with the present ownership."""
+        ownership = Ownership.of(self.settings)
+        if ownership != self._read_as:
+            await self.read_kernel()
+            self._read_as = ownership
+
+    async def _use_backend(self, facts: Facts | None = None) -> None:
+        """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
+        settings, families = self.settings, self.families()
+        backend, evidence = decide(settings, facts) if facts else await detect(settings)
+        made_of = backend, families, settings.chain_insert_mode, settings.max_ipset_size
+        if made_of != self._filters_of:
+            log.info("back-end", backend=backend.value, reason=evidence)
+            filters = {family: make_filter(backend, family, settings) for family in families}
+            self._dataplane.use_filters(filters, self._calculation.entries())
+            if self._watch.is_open:
+                self._watch.follow_filters()
+            await self._dataplane.read_filters()
+            self.backend, self._filters_of = backend, made_of
+            self._leftovers_due = True
+            self._on_filters()
+        self._dataplane.want_rules(nftables=backend is Backend.NFTABLES)
+
+    async def read_kernel(self) -> bool:
+        """Read everything of ours; differences show at the next apply. Returns whether all of it could be read.
+
+        Raises:
+            OSError: links or routing tables cannot be read.
+        """
+        failures = await self._dataplane.read()
+        for family in self.families():
+            what = f"packet filter of {family} cannot be read"
+            if reason := failures.get(family):
+                self._standing.fails(what, reason, family=str(family))
+            else:
+                self._standing.works(what, family=str(family))
+        self.host_due = True
+        return not failures
+
+    def resync_interval(self) -> float | None:
+        """The shortest refresh interval that is not off, in seconds."""
+        s = self.settings
+        intervals = [s.interface_refresh_interval, s.route_refresh_interval]
+        if self.backend is Backend.NFTABLES:
+            intervals.append(s.nftables_refresh_interval)
+        else:
+            intervals += [s.iptables_refresh_interval, s.ipsets_refresh_interval]
+        return min((interval for interval in intervals if interval > 0), default=None)
+
+    async def remove_leftovers(self) -> None:
+        """Remove what other back-ends and families left; what resists is tried again later."""
+        if not self._leftovers_due or time.monotonic() < self._leftovers_at:
+            return
+        problems = await remove_leftovers(self.backend, self.families(), self.settings)
+        self._leftovers_due = bool(problems)
+        self._leftovers_at = time.monotonic() + LEFTOVERS_RETRY_SECONDS if problems else 0.0
+        for problem in problems:
+            log.warning("leftovers of another back-end or family remain", reason=problem)
+
+
+def _differences(old: Settings, new: Settings) -> dict[str, str]:
+    """Changed settings by name, new value as text; secrets cannot change live."""
+    return {
+        one.name: str(getattr(new, one.name))
+        for one in fields(new)
+        if getattr(old, one.name) != getattr(new, one.name) and "password" not in one.name
+    }

@@ -1,0 +1,20 @@
+"""What tells our routes and neighbours in the kernel from those of others, as far as settings decide it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from felixpy.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """The part of the settings that decides what is ours in the kernel, under the same names."""
+
+    device_route_protocol: int
+    remove_external_routes: bool
+    interface_prefix: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Ownership:
+        return cls(settings.device_route_protocol, settings.remove_external_routes, settings.interface_prefix)

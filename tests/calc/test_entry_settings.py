@@ -1,0 +1,80 @@
+"""What entries depend on of the settings: each declared setting either is part of it, or changes no entry."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from felixpy.calc.entry_settings import EntrySettings
+from felixpy.calc.graph import HOST, Calculation
+from felixpy.config import Settings
+from felixpy.config.settings import DECLARATIONS
+from felixpy.config.values import PortRange
+from felixpy.model.net import parse_address
+from felixpy.model.resources import Update
+from felixpy.store import Store
+from tests.calc.samples import HOST_FACTS, NODE, SETTINGS, affinity, block, endpoint, nets, node, pool
+
+WORLD = [
+    endpoint("a", "10.65.0.2", "fd00:65::2", mac="ee:ee:ee:ee:ee:01", sources=["198.51.100.0/24"]),
+    endpoint("b", "10.65.0.3"),
+    pool("four", "10.65.0.0/16", nat=True),
+    pool("six", "fd00:65::/64", nat=True),
+    node(NODE, "192.0.2.1/24", "2001:db8::1/64"),
+    node("n2", "192.0.2.2/24", "2001:db8::2/64"),
+    block("10.65.0.0/26", NODE),
+    block("10.65.0.64/26", "n2"),
+    affinity("fd00:65::40/122", "n2"),
+]
+ANOTHER: dict[str, Any] = {
+    "interface_prefix": ("veth",),
+    "nat_port_range": PortRange(1000, 2000),
+    "nat_outgoing_address": parse_address("192.0.2.1"),
+    "nat_outgoing_address_ipv6": parse_address("2001:db8::1"),
+    "device_route_source_address": parse_address("192.0.2.1"),
+    "device_route_source_address_ipv6": parse_address("2001:db8::1"),
+    "external_nodes_cidr_list": nets("192.0.2.0/24"),
+}
+"""Another value, where the default does not show one."""
+
+
+def other(attribute: str) -> Any:
+    value = getattr(SETTINGS, attribute)
+    if attribute in ANOTHER:
+        return ANOTHER[attribute]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, StrEnum):
+        return next(each for each in type(value) if each is not value)
+    if isinstance(value, Path | None):
+        return Path("/elsewhere")
+    return value + type(value)(1)
+
+
+def calculation(settings: Settings) -> Calculation:
+    found = Calculation(Store(NODE), settings, HOST_FACTS)
+    for resource in WORLD:
+        found.store.apply(Update(resource.key, resource))
+    found.calculate({HOST, *found.store.all_keys()})
+    return found
+
+
+@pytest.mark.parametrize("attribute", DECLARATIONS)
+def test_entries_differ_exactly_where_their_settings_do(attribute: str) -> None:
+    changed = replace(SETTINGS, **{attribute: other(attribute)})
+    differ = EntrySettings.of(changed) != EntrySettings.of(SETTINGS)
+    running, started = calculation(SETTINGS), calculation(changed)
+    assert (running.entries() != started.entries()) == differ
+    assert (running.reconfigure(changed, HOST_FACTS) != {}) == differ
+    assert running.problems == started.problems
+    assert running.entries() == started.entries()
+
+
+def test_entry_settings_are_the_settings_of_the_same_names() -> None:
+    changed = replace(SETTINGS, **{each: other(each) for each in DECLARATIONS})
+    for each in fields(EntrySettings):
+        assert getattr(EntrySettings.of(changed), each.name) == getattr(changed, each.name)
