@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from typing import Any
@@ -120,7 +120,6 @@ class Agent:
         self._unjudged: set[ResourceKey] = set()
         self._wake, self._calm = asyncio.Event(), asyncio.Event()
         self._failure: BaseException | None = None
-        self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._configuration_due = False
         self._host_due = False
         self._half_taken = False
@@ -379,9 +378,16 @@ class Agent:
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
         self.outcome.arrived(update)
-        if key.kind is Kind.FELIX_CONFIGURATION or key == self._own_node:
+        labels = self._labels()
+        dirty = self.store.apply(update)
+        if key.kind is Kind.FELIX_CONFIGURATION or self._labels() != labels:
             self._configuration_due = True
-        return self.store.apply(update) | {key}
+        return dirty | {key}
+
+    def _labels(self) -> Mapping[str, str]:
+        """This node's labels, which select FelixConfigurations."""
+        node = self.store.nodes.get(self.store.node_name)
+        return node.labels if node else {}
 
     async def _apply(self) -> None:
         started = time.perf_counter()
@@ -475,9 +481,9 @@ class Agent:
         """The settings that the stream asks for now; before its snapshot is complete, this machine's."""
         if not self.complete or not configuration_due:
             return self.settings
-        live, node = self.live_settings, self.store.nodes.get(self.store.node_name)
+        live = self.live_settings
         known = live.passed_over
-        settings = live.take(self.store.configurations.values(), node.labels if node else {})
+        settings = live.take(self.store.configurations.values(), self._labels())
         for what in sorted(live.passed_over - known):
             self.outcome.problems.ignored(what)
         return settings
