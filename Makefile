@@ -51,6 +51,7 @@ fuzz: .venv/ready ## the parsers of the stream against random input; make fuzz I
 	@touch $@
 
 bench: .venv/bench-ready ## measure latency beside other techniques, write docs/performance.md; BENCH=quick make bench
+	@$(PYTHON) -m compileall -q felixpy bench  # as pip does: as root the agent would compile itself at each start
 	@$(AS_ROOT) $(PYTHON) -m bench $(if $(filter quick,$(BENCH)),--quick) $(ARGS)
 
 lint: .venv/ready ## formatting, lint, types and import directions

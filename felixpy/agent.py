@@ -367,9 +367,11 @@ class Agent:
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
         self.outcome.arrived(update)
-        if key.kind is Kind.FELIX_CONFIGURATION or key == self._own_node:
+        labels = self.store.labels if key == self._own_node else {}
+        dirty = self.store.apply(update)
+        if key.kind is Kind.FELIX_CONFIGURATION or (key == self._own_node and self.store.labels != labels):
             self.configuration.settings_due = True
-        return self.store.apply(update) | {key}
+        return dirty | {key}
 
     async def _apply(self) -> None:
         started = time.perf_counter()

@@ -132,8 +132,7 @@ class Configuration:
     def _resolve(self) -> Settings:
         """The settings that the stream and this machine ask for now."""
         store, known = self._calculation.store, self._live.passed_over
-        node = store.nodes.get(store.node_name)
-        settings = self._live.take(store.configurations.values(), node.labels if node else {})
+        settings = self._live.take(store.configurations.values(), store.labels)
         for what in sorted(self._live.passed_over - known):
             self._outcome.problems.ignored(what)
         return settings

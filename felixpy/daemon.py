@@ -24,7 +24,7 @@ from felixpy.observe.log_limit import LogLimit, tell_forever
 from felixpy.observe.metrics import count_log, count_stream
 from felixpy.observe.server import serve_latest
 from felixpy.plain_error import PlainError
-from felixpy.sources.directory import DirectorySource
+from felixpy.sources import Source
 from felixpy.sources.ending import end
 from felixpy.sources.mqtt import MqttSource
 from felixpy.status import details, health
@@ -43,7 +43,7 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     collector.take_over()
     settings = local.settings
     mqtt = MqttSource(settings, settings.nodename) if settings.mqtt_enabled else None
-    source = mqtt or DirectorySource(settings.resource_directory)
+    source = mqtt or _directory_source(settings)
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
@@ -91,3 +91,9 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     for task in done:
         task.result()  # raises what a part failed with
     return 0
+
+
+def _directory_source(settings: Settings) -> Source:
+    from felixpy.sources.directory import DirectorySource  # YAML and watchfiles: 0.03 s that a node with a broker saves
+
+    return DirectorySource(settings.resource_directory)

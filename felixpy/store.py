@@ -6,7 +6,7 @@ number of endpoints. No I/O, no event loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from felixpy.index import Index
 from felixpy.model.net import Net
@@ -72,6 +72,12 @@ class Store:
         nodes = {node.key for node in self.nodes.values()}
         return {*self.endpoints, *self.pools, *self.blocks, *nodes}
 
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """This node's labels, which select FelixConfigurations."""
+        node = self.nodes.get(self.node_name)
+        return node.labels if node else {}
+
     def local(self, endpoint: WorkloadEndpoint) -> bool:
         return endpoint.node == self.node_name
 
@@ -124,13 +130,19 @@ class Store:
         if new is not None:
             self.pools[key] = new
         changed = [pool.cidr for pool in (old, new) if pool is not None]
-        blocks = {k for k, block in self.blocks.items() if any(cidr.covers(block.cidr) for cidr in changed)}
-        return {key, *self.pools, *blocks}
+        dirty = {key}
+        if _membership(old) != _membership(new):
+            dirty |= {k for k, pool in self.pools.items() if any(cidr.covers(pool.cidr) for cidr in changed)}
+        if _routing(old) != _routing(new):
+            dirty |= {k for k, block in self.blocks.items() if any(cidr.covers(block.cidr) for cidr in changed)}
+        return dirty
 
     def _node(self, key: ResourceKey, new: Node | None) -> set[ResourceKey]:
-        self.nodes.pop(key.name, None)
+        old = self.nodes.pop(key.name, None)
         if new is not None:
             self.nodes[key.name] = new
+        if _addresses(old) == _addresses(new):
+            return {key}
         # The interface that leads to any other node may be told by our own address.
         blocks = self.blocks if key.name == self.node_name else self._by_node.at(key.name)
         return {key, *blocks}
@@ -144,6 +156,21 @@ class Store:
             for name in block_nodes(new):
                 self._by_node.add(name, key)
         return {key}
+
+
+def _membership(pool: IPPool | None) -> object:
+    """What narrower pools depend on: whether this one covers them in a set (``calc/nat.py``)."""
+    return pool and (pool.cidr, pool.load_balancer_only, pool.nat_outgoing)
+
+
+def _routing(pool: IPPool | None) -> object:
+    """What the blocks in a pool depend on (``calc/cluster_routes.py``)."""
+    return None if pool is None or pool.load_balancer_only else (pool.cidr, pool.encapsulation)
+
+
+def _addresses(node: Node | None) -> object:
+    """What routes depend on: those to this node, and if it is our own, all whose interface its address tells."""
+    return node and (node.ipv4, node.ipv6)
 
 
 def block_nodes(block: IPAMBlock | BlockAffinity | None) -> set[str]:

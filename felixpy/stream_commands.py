@@ -9,7 +9,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,6 @@ from rich.progress import Progress
 
 from felixpy.command import CommandError, SettingsFile, finish, local_settings, plain_errors
 from felixpy.config import Settings
-from felixpy.model.documents import BadDocument, Document, load_directory, load_file
 from felixpy.model.resources import Kind
 
 Files = Annotated[
@@ -65,10 +63,11 @@ def delete(
 
 
 async def _publish(settings: Settings, paths: list[Path], verb: str, skip_bad: bool, recount: bool) -> None:
+    from felixpy.model.documents import load
     from felixpy.publish import open_publisher
     from felixpy.sources.batch import prepare
 
-    batch = prepare(_documents(paths), skip_bad=skip_bad)
+    batch = prepare(load(_existing(paths)), skip_bad=skip_bad)
     for problem in batch.problems:
         typer.echo(f"skipped {problem}", err=True)
     with _progress(verb) as progress:
@@ -125,6 +124,7 @@ async def _get(
 ) -> int:
     import yaml
 
+    from felixpy.model.documents import load
     from felixpy.publish import open_publisher
     from felixpy.sources.batch import prepare
 
@@ -132,7 +132,7 @@ async def _get(
         listing = await publisher.get(kind, name, namespace)
     objects = dict(listing.objects)
     if paths:
-        topics = {entry.topic for entry in prepare(_documents(paths)).entries}
+        topics = {entry.topic for entry in prepare(load(_existing(paths))).entries}
         objects = {topic: value for topic, value in objects.items() if topic in topics}
     if output == "json":
         typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects.values())}, indent=2))
@@ -145,11 +145,11 @@ async def _get(
     return 0
 
 
-def _documents(paths: list[Path]) -> list[Document | BadDocument]:
+def _existing(paths: list[Path]) -> list[Path]:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise CommandError(f"{', '.join(missing)}: no such file or directory")
-    return list(chain.from_iterable(load_directory(path) if path.is_dir() else load_file(path) for path in paths))
+    return paths
 
 
 def _require_broker(settings: Settings) -> None:

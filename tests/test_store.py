@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from felixpy.calc.graph import Calculation, Changes
 from felixpy.model.net import Net
-from felixpy.model.resources import FelixConfiguration, Kind, Resource, ResourceKey, Update
+from felixpy.model.resources import Encapsulation, FelixConfiguration, IPPool, Kind, Resource, ResourceKey, Update
 from felixpy.store import Store, block_nodes
-from tests.calc.samples import affinity, block, endpoint, node, pool
+from tests.calc.samples import HOST_FACTS, SETTINGS, affinity, block, endpoint, node, pool
 
 
 def store_of(*resources: Resource) -> Store:
@@ -72,13 +75,82 @@ def test_endpoints_of_other_nodes_own_nothing_here() -> None:
 # --- pools ------------------------------------------------------------------------------------------------------
 
 
-def test_a_pool_concerns_all_pools_and_the_blocks_in_it() -> None:
+def test_a_pool_concerns_the_pools_and_the_blocks_in_it() -> None:
     store = store_of(
         pool("p", "10.65.0.0/16"), pool("q", "fd00:65::/64"), block("10.65.1.0/26", "n2"), block("10.66.1.0/26", "n2")
     )
-    assert put(store, pool("new", "10.65.0.0/20")) == {"new", "p", "q", "10-65-1-0-26"}
-    assert put(store, pool("new", "10.66.0.0/16")) == {"new", "p", "q", "10-65-1-0-26", "10-66-1-0-26"}
-    assert drop(store, pool("new", "10.66.0.0/16")) == {"new", "p", "q", "10-66-1-0-26"}
+    assert put(store, pool("new", "10.65.0.0/20")) == {"new", "10-65-1-0-26"}
+    assert put(store, pool("p", "10.65.0.0/17")) == {"p", "new", "10-65-1-0-26"}
+    assert put(store, pool("new", "10.66.0.0/16")) == {"new", "10-65-1-0-26", "10-66-1-0-26"}
+    assert drop(store, pool("new", "10.66.0.0/16")) == {"new", "10-66-1-0-26"}
+    assert drop(store, pool("p", "10.65.0.0/17")) == {"p", "10-65-1-0-26"}
+
+
+PLAIN = pool("p", "10.65.0.0/16")
+OF_A_BALANCER = replace(PLAIN, allowed_uses=frozenset({"LoadBalancer"}))
+SELF, POOLS, BLOCKS = {"p"}, {"inside"}, {"10-65-1-0-26"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "concerned"),
+    [
+        (PLAIN, PLAIN, SELF),
+        (PLAIN, replace(PLAIN, disabled=True, block_size=28), SELF),
+        (PLAIN, replace(PLAIN, nat_outgoing=True), SELF | POOLS),
+        (PLAIN, replace(PLAIN, encapsulation=Encapsulation.VXLAN), SELF | BLOCKS),
+        (PLAIN, OF_A_BALANCER, SELF | POOLS | BLOCKS),
+        (OF_A_BALANCER, replace(OF_A_BALANCER, encapsulation=Encapsulation.VXLAN), SELF),
+        (OF_A_BALANCER, replace(OF_A_BALANCER, cidr=Net.parse("10.64.0.0/15")), SELF | POOLS),
+    ],
+)
+def test_a_pool_that_changes_concerns_what_depends_on_the_change(old: IPPool, new: IPPool, concerned: set[str]) -> None:
+    store = store_of(pool("inside", "10.65.1.0/24"), pool("beside", "10.66.0.0/16"), block("10.65.1.0/26", "n2"), old)
+    assert put(store, new) == concerned
+    assert put(store, old) == concerned
+
+
+class Touched(dict[ResourceKey, Any]):
+    """Resources that count how many of them are looked at."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[ResourceKey]:
+        for key in super().__iter__():
+            self.looks += 1
+            yield key
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self]
+
+    def values(self) -> Any:
+        return [self[key] for key in self]
+
+    def keys(self) -> Any:
+        return list(self)
+
+    def get(self, key: ResourceKey, default: Any = None) -> Any:
+        self.looks += 1
+        return super().get(key, default)
+
+
+def test_nat_outgoing_costs_the_same_with_any_number_of_blocks() -> None:
+    def toggled(blocks: int) -> tuple[set[ResourceKey], int, Changes]:
+        store = store_of(
+            pool("p", "10.65.0.0/16"), pool("inside", "10.65.1.0/24"), pool("six", "fd00:65::/64"),
+            *(block(f"10.65.{number // 4}.{number % 4 * 64}/26", "n2") for number in range(blocks)),
+        )  # fmt: skip
+        calculation = Calculation(store, SETTINGS, HOST_FACTS)
+        calculation.calculate(store.all_keys())
+        everything = store.endpoints, store.pools, store.blocks = Touched(), Touched(store.pools), Touched(store.blocks)
+        toggle = pool("p", "10.65.0.0/16", nat=True)
+        dirty = store.apply(Update(toggle.key, toggle))
+        changes = calculation.calculate(dirty)
+        return dirty, sum(each.looks for each in everything), changes
+
+    few, many = toggled(10), toggled(1000)
+    assert few == many
+    assert {key.name for key in few[0]} == {"p", "inside"}
+    assert [str(key) for key in few[2]] == ["masq-pools { 10.65.0.0/16 }"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -117,6 +189,14 @@ def test_our_own_node_concerns_every_block() -> None:
     store = store_of(block("10.65.1.0/26", "n2"), block("10.65.2.0/26", None), endpoint("a", "10.65.1.1"))
     assert put(store, node("n1", "192.0.2.1/24")) == {"n1", "10-65-1-0-26", "10-65-2-0-26"}
     assert drop(store, node("n1")) == {"n1", "10-65-1-0-26", "10-65-2-0-26"}
+
+
+@pytest.mark.parametrize("name", ["n1", "n2"])
+def test_a_node_whose_addresses_stay_concerns_no_block(name: str) -> None:
+    store = store_of(block("10.65.1.0/26", "n2"), node(name, "192.0.2.2/24"))
+    relabelled = replace(node(name, "192.0.2.2/24"), labels={"rack": "r1"})
+    assert put(store, relabelled) == {name}
+    assert store.nodes[name] == relabelled
 
 
 def test_a_block_that_changes_hands_leaves_its_old_node() -> None:

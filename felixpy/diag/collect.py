@@ -111,7 +111,6 @@ async def _versions() -> bytes:
         "msgspec",
         "paho-mqtt",
         "prometheus-client",
-        "pyroute2",
         "python-iptables",
         "structlog",
     ):

@@ -8,8 +8,9 @@ depth of a text is known before it is composed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,11 @@ class BadDocument:
 
 
 AnyDocument = Document | BadDocument
+
+
+def load(paths: Iterable[Path]) -> list[AnyDocument]:
+    """Every document of files and directories."""
+    return list(chain.from_iterable(load_directory(path) if path.is_dir() else load_file(path) for path in paths))
 
 
 def load_directory(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocument]:

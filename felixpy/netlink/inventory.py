@@ -1,45 +1,44 @@
-"""Rarely needed facts of the node, read through pyroute2: addresses, and default routes learnt by advertisement.
+"""Rarely needed facts of the node: addresses, and default routes learnt by advertisement.
 
-The only module that imports pyroute2. Its cost per message (0.3 ms) keeps it away from anything that grows with the
-number of workloads: the kernel is asked to filter, and callers leave workload interfaces out.
+What is asked never grows with the number of workloads: the kernel filters, and callers leave workload interfaces out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from pyroute2 import AsyncIPRoute
+from felixpy.model.net import Family, family_of
+from felixpy.netlink.rtnetlink import (
+    RTPROT_RA,
+    InterfaceAddress,
+    address_dump_request,
+    decode_address,
+    decode_route,
+    route_dump_request,
+)
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkError, NetlinkSocket
 
-from felixpy.model.net import Family, Net, family_of, parse_address
-from felixpy.netlink.rtnetlink import RTPROT_RA
-
-IFA_F_DADFAILED = 0x08
-AF_INET6 = Family.V6.value
 MAIN_TABLE = 254
 
 
-class InterfaceAddress(NamedTuple):
-    """An address on an interface, by index; ``net`` keeps the host bits."""
-
-    interface: int
-    net: Net
-
-
 async def read_addresses(interfaces: Iterable[int]) -> list[InterfaceAddress]:
-    """Addresses of the given interfaces, both families, in the kernel's order.
+    """Addresses of the given interfaces, both families, in the kernel's order; none of an interface that has gone.
 
     Raises:
         OSError: the kernel refused.
     """
-    found = []
-    async with AsyncIPRoute(strict_check=True, ext_ack=True) as netlink:
+    found: list[InterfaceAddress] = []
+    with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as netlink:
         for interface in interfaces:
-            async for message in await netlink.addr("dump", dump_filter=None, index=interface):
-                text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
-                flags = message.get("IFA_FLAGS") or message["flags"]
-                if text and message["index"] == interface and not flags & IFA_F_DADFAILED:
-                    found.append(InterfaceAddress(interface, Net(parse_address(text), message["prefixlen"])))
+            try:
+                addresses = await netlink.decode_sliced(address_dump_request(interface), decode_address)
+            except NetlinkError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                continue
+            found += [address for address in addresses if address and address.interface == interface]
     return found
 
 
@@ -49,14 +48,14 @@ async def read_advertised_default_interfaces() -> set[int]:
     Raises:
         OSError: the kernel refused.
     """
-    found = set()
-    async with AsyncIPRoute(strict_check=True, ext_ack=True) as netlink:
-        routes = await netlink.route("dump", dump_filter=None, family=AF_INET6, proto=RTPROT_RA, table=MAIN_TABLE)
-        async for message in routes:
-            interface = message.get("RTA_OIF")
-            if message["dst_len"] == 0 and message["proto"] == RTPROT_RA and interface is not None:
-                found.add(int(interface))
-    return found
+    request = route_dump_request(Family.V6, MAIN_TABLE, protocol=RTPROT_RA)
+    with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as netlink:
+        routes = [found for found in await netlink.decode_sliced(request, decode_route) if found]
+    return {
+        route.interface
+        for key, route in routes
+        if key.destination.length == 0 and key.table == MAIN_TABLE and route.protocol == RTPROT_RA and route.interface
+    }
 
 
 def is_usable(address: InterfaceAddress) -> bool:

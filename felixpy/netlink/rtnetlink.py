@@ -1,7 +1,7 @@
-"""rtnetlink messages of the hot path: routes, neighbours, links with their IPv4 and IPv6 settings.
+"""rtnetlink messages: routes, neighbours, links with their IPv4 and IPv6 settings, addresses.
 
 Encoders write what ``ip`` would write; decoders read only what felixpy compares. Numbers are from linux/rtnetlink.h,
-linux/neighbour.h, linux/if_link.h and linux/ip.h. pyroute2 serves as the oracle of these in the tests.
+linux/neighbour.h, linux/if_link.h, linux/if_addr.h and linux/ip.h. pyroute2 is the oracle of these in the tests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from felixpy.netlink.transport import (
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-RTM_NEWADDR, RTM_DELADDR = 20, 21
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
@@ -47,6 +47,9 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_AF_SPEC = 1, 3, 26
 IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
 IFF_UP = 1
 
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_DADFAILED = 0x08
+
 IPV4_DEVCONF: Mapping[str, int] = {"forwarding": 1, "proxy_arp": 3, "rp_filter": 8, "route_localnet": 26}
 IPV6_DEVCONF: Mapping[str, int] = {"forwarding": 0, "accept_ra": 3}
 """Places in the kernel's arrays of u32; in IPv4 they count from 1 (linux/ip.h)."""
@@ -59,6 +62,7 @@ NETCONFA_IFINDEX_ALL = -1
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BBHiHBB")
 _LINK = struct.Struct("=BBHiII")
+_ADDRESS = struct.Struct("=BBBBI")
 _U32 = struct.Struct("=I")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _HEADER = struct.Struct("=HH")
@@ -111,6 +115,13 @@ class KernelNeighbour(NamedTuple):
     address: bytes
     mac: bytes
     protocol: int
+
+
+class InterfaceAddress(NamedTuple):
+    """An address on an interface, by index; ``net`` keeps the host bits."""
+
+    interface: int
+    net: Net
 
 
 _NONE: Mapping[str, int] = MappingProxyType({})
@@ -167,12 +178,12 @@ def route_request(key: KernelRouteKey, route: KernelRoute, *, delete: bool = Fal
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, b"".join(parts))
 
 
-def route_dump_request(family: Family, table: int, interface: int = 0) -> Request:
-    """Dump one table, or its routes through one interface (by index).
+def route_dump_request(family: Family, table: int, interface: int = 0, protocol: int = 0) -> Request:
+    """Dump one table, or its routes through one interface (by index) or of one protocol.
 
     The kernel filters because the socket asks for strict checking (Linux 4.20).
     """
-    parts = [_ROUTE.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0)]
+    parts = [_ROUTE.pack(family, 0, 0, 0, table if table < 256 else 0, protocol, 0, 0, 0)]
     parts.append(attribute(RTA_TABLE, _U32.pack(table)))
     if interface:
         parts.append(attribute(RTA_OIF, _U32.pack(interface)))
@@ -318,6 +329,23 @@ def link_settings_request(index: int, settings: Mapping[str, int]) -> Request:
     values = [attribute(IPV4_DEVCONF[name], _U32.pack(value)) for name, value in settings.items()]
     conf = nested(IFLA_AF_SPEC, nested(Family.V4, nested(IFLA_INET_CONF, *values)))
     return Request(RTM_SETLINK, 0, _LINK.pack(0, 0, 0, index, 0, 0) + conf)
+
+
+def address_dump_request(interface: int) -> Request:
+    """Dump the addresses of one interface, both families; the kernel filters as it does for routes."""
+    return Request(RTM_GETADDR, 0, _ADDRESS.pack(0, 0, 0, 0, interface))
+
+
+def decode_address(message: Message) -> InterfaceAddress | None:
+    """An IPv4 or IPv6 address; None for other families, and if another node has it (DAD failed)."""
+    family, length, flags, _, interface = _ADDRESS.unpack_from(message.payload)
+    if family not in (Family.V4, Family.V6):
+        return None
+    found = dict(attributes(message.payload, _ADDRESS.size))
+    address = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS)  # with a peer, IFA_ADDRESS is the peer's
+    if IFA_FLAGS in found:
+        flags = _U32.unpack(found[IFA_FLAGS])[0]
+    return InterfaceAddress(interface, Net(address, length)) if address and not flags & IFA_F_DADFAILED else None
 
 
 def address_interface(message: Message) -> int:

@@ -79,6 +79,27 @@ def test_precedence_is_environment_file_node_selector_default(broker: Broker, tm
     asyncio.run(scenario())
 
 
+def test_a_node_whose_labels_stay_makes_nothing_be_looked_at_again(broker: Broker) -> None:
+    """To judge every endpoint again costs 10 ms for some thousands of them."""
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            node = v3("Node", NODE, {"bgp": {"ipv4Address": "192.0.2.1/24"}})
+            node["metadata"]["labels"] = {"rack": "r1"}
+            await start(agent, node)
+            judged: list[object] = []
+            agent.agent.outcome.judge_again = judged.append  # type: ignore[method-assign]
+            node["spec"]["bgp"]["ipv4Address"] = "192.0.2.9/24"
+            await agent.stream.put(node)
+            await agent.until(lambda: "192.0.2.9" in str(members("hosts")), "the node's other address")
+            assert judged == []
+            node["metadata"]["labels"] = {"rack": "r2"}
+            await agent.stream.put(node)
+            await agent.until(lambda: judged, "settings by the node's other labels")
+
+    asyncio.run(scenario())
+
+
 def test_a_change_in_the_stream_changes_rules_and_only_them(broker: Broker) -> None:
     async def scenario() -> None:
         async with running(broker) as agent:

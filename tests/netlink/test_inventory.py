@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from felixpy.model.net import Net
-from felixpy.netlink.inventory import (
-    InterfaceAddress,
-    is_usable,
-    read_addresses,
-    read_advertised_default_interfaces,
-)
+from felixpy.netlink.inventory import is_usable, read_addresses, read_advertised_default_interfaces
+from felixpy.netlink.rtnetlink import InterfaceAddress
 from tests.kernel import ip, ip_json, pairs
 
 
@@ -34,6 +31,19 @@ def test_addresses_of_the_interfaces_asked_for_and_no_others(network: None) -> N
     usable = {(one.interface, str(one.net)) for one in found if is_usable(one)}
     assert usable == {(eth0, "192.0.2.5/24"), (eth0, "2001:db8::5/64"), (eth1, "198.51.100.5/24")}
     assert asyncio.run(read_addresses([])) == []
+    ip("link del eth1")
+    assert asyncio.run(read_addresses([eth1, eth0])) == [one for one in found if one.interface == eth0]
+
+
+def test_an_address_that_another_node_has_does_not_count(network: None) -> None:
+    pairs("eth0")
+    ip("addr add 2001:db8::5/64 dev p-eth0 nodad", "addr add 2001:db8::5/64 dev eth0")
+    deadline = time.monotonic() + 10
+    while not any(info.get("dadfailed") for info in ip_json("addr", "show", "dev", "eth0")[0]["addr_info"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    found = asyncio.run(read_addresses([index_of("eth0")]))
+    assert "2001:db8::5/64" not in {str(one.net) for one in found}
 
 
 @pytest.mark.parametrize(
