@@ -45,14 +45,15 @@ def endpoint_entries(
     families = supported_families(settings, host)
     present: set[Family] = set()
     for address in endpoint.addresses:
-        if address.family not in families:
+        family = address.family
+        if family not in families:
             continue
         owner = store.address_owner(address)
         if owner != endpoint.key:
             problems.append(f"address {address} is already used by {owner}")
             continue
-        present.add(address.family)
-        entries |= _address_entries(endpoint, address, settings)
+        present.add(family)
+        entries |= _address_entries(endpoint, address, family, settings)
     entries |= _setting_entries(endpoint, present, settings, host)
     entries |= _allowed_source_entries(endpoint, families, settings)
     if not endpoint.addresses:
@@ -60,33 +61,25 @@ def endpoint_entries(
     return entries, "; ".join(problems)
 
 
-def _address_entries(endpoint: WorkloadEndpoint, address: Net, settings: EntrySettings) -> dict[Key, Value]:
+def _address_entries(
+    endpoint: WorkloadEndpoint, address: Net, family: Family, settings: EntrySettings
+) -> dict[Key, Value]:
     interface = endpoint.interface
+    if family is Family.V4:
+        metric, source = settings.ipv4_normal_route_priority, settings.device_route_source_address
+        scope = SCOPE_LINK
+    else:
+        metric, source = settings.ipv6_normal_route_priority, settings.device_route_source_address_ipv6
+        scope = SCOPE_UNIVERSE  # IPv6 has no scopes: the kernel stores 0
+    route = Route(RouteType.UNICAST, interface, None, False, source, scope, settings.device_route_protocol)
     entries: dict[Key, Value] = {
-        workload_route_key(address, settings): _workload_route(interface, address, settings),
+        RouteKey(family, address, metric): route,
         ElementKey(SetName.FROM_WORKLOAD, address, interface): None,
         ElementKey(SetName.TO_WORKLOAD, address, interface): None,
     }
     if endpoint.mac:
         entries[NeighbourKey(interface, address.packed)] = endpoint.mac
     return entries
-
-
-def workload_route_key(address: Net, settings: EntrySettings) -> RouteKey:
-    v4 = address.family is Family.V4
-    metric = settings.ipv4_normal_route_priority if v4 else settings.ipv6_normal_route_priority
-    return RouteKey(address.family, address, metric)
-
-
-def _workload_route(interface: str, address: Net, settings: EntrySettings) -> Route:
-    v4 = address.family is Family.V4
-    return Route(
-        RouteType.UNICAST,
-        interface,
-        source=settings.device_route_source_address if v4 else settings.device_route_source_address_ipv6,
-        scope=SCOPE_LINK if v4 else SCOPE_UNIVERSE,  # IPv6 has no scopes: the kernel stores 0
-        protocol=settings.device_route_protocol,
-    )
 
 
 def _setting_entries(

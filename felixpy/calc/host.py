@@ -45,8 +45,10 @@ class Host:
 
 def supported_families(settings: EntrySettings, host: Host) -> tuple[Family, ...]:
     """Families that felixpy programs on this node."""
-    wanted = {Family.V4: settings.ipv4_support, Family.V6: settings.ipv6_support and host.ipv6}
-    return tuple(family for family in FAMILIES if wanted[family])
+    v6 = settings.ipv6_support and host.ipv6
+    if settings.ipv4_support:
+        return FAMILIES if v6 else (Family.V4,)
+    return (Family.V6,) if v6 else ()
 
 
 def host_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:

@@ -86,10 +86,14 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
                 if code or not (received.left or received.may_have_more(client.socket())):
                     return code
         finally:
-            if acknowledgements:  # a packet each, but one send
-                client._packet_queue(_PUBACK, bytes(acknowledgements), 0, 1)
-                acknowledgements.clear()
-            loop.call_soon(_acknowledge, client.socket())
+            loop.call_soon(answer)
+
+    def answer() -> None:
+        """What can wait until the agent has seen to what came."""
+        if acknowledgements:  # a packet each, but one send
+            client._packet_queue(_PUBACK, bytes(acknowledgements), 0, 1)
+            acknowledgements.clear()
+        _acknowledge(client.socket())
 
     client._send_puback = acknowledge  # type: ignore[method-assign]
     client._packet_read = read_one  # type: ignore[method-assign]
