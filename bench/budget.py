@@ -38,6 +38,8 @@ def rows(results: Results) -> list[Row]:
         found += [
             _row(results, Cell(backend, "dual", 10_000), "agent's own share of one update", "add one",
                  "agent's own share", 0.25, "ms", fallback=True),
+            _row(results, Cell(backend, "dual", 10_000), "agent's own share of one update, one after another",
+                 "add one after another", "agent's own share", 0.25, "ms", fallback=True),
             _row(results, Cell(backend, "dual", 10_000), "burst of 100: last one after its publish", "burst of 100",
                  "last visible after the last publish", 25, "ms", fallback=True),
         ]  # fmt: skip

@@ -64,6 +64,8 @@ def render(results: Results, plots: Sequence[str], command: str) -> str:
         "One workload added: median since the publish, ms. `on the wire`: the publisher has written it to its socket. "
         "The agent's own share is received → acknowledged without the time inside netlink calls and /proc/sys.",
         _stages(results),
+        "One after another:",
+        _stages(results, "add one after another"),
         "## Many workloads",
         _table(results, _MANY),
         "Stages of an addition during churn:",

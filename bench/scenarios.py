@@ -141,13 +141,17 @@ async def add_and_delete(run: Run) -> None:
 async def add_in_a_row(run: Run) -> None:
     """Add one as soon as the one before is visible, so that neither processors nor caches rest; then delete them."""
     crowd = [Workload(SPARE + number) for number in range(run.effort.changes)]
-    seen = run.world.node_seen
+    seen, scenario = run.world.node_seen, "add one after another"
+    run.subject.marks.read()
+    published: list[tuple[int, Workload, bool]] = []
     for one in crowd:
         seen.clear()
         await run.watch_members(one, present=True)
-        published = await run.world.publish(one.topic, one.payload(run.families))
+        at = await run.world.publish(one.topic, one.payload(run.families))
         visible = await seen.wait(expect.workload(one, run.families, run.cell.backend), PATIENCE_S)
-        run.add("add one after another", "visible", ms(visible, published))
+        run.add(scenario, "visible", ms(visible, at))
+        published.append((at, one, True))
+    _add_all_stages(run, scenario, published, await run.subject.marks.until_applied(crowd[-1].topic))
     await _burst(run, PREPARE, crowd, present=False)
 
 
@@ -238,21 +242,22 @@ async def churn(run: Run) -> None:
             expected = expect.workload(one, run.families, run.cell.backend, present=present)
             visible = await seen.wait(expected, PATIENCE_S)
             run.add("churn 50/s", "visible" if present else "gone", ms(visible, at))
-    _add_churn_stages(run, published)
+    _add_all_stages(run, "churn 50/s", published, run.subject.marks.read())
 
 
-def _add_churn_stages(run: Run, published: list[tuple[int, Workload, bool]]) -> None:
-    """Stages of the additions. An update is twenty milliseconds away from the next, so its next apply is its own."""
+def _add_all_stages(
+    run: Run, scenario: str, published: Sequence[tuple[int, Workload, bool]], marks: Sequence[Mark]
+) -> None:
+    """Stages of the additions. Each is over before the next one is published, so its next apply is its own."""
     times: dict[str, list[tuple[int, bool]]] = {}
     for at, one, present in published:
         times.setdefault(one.topic, []).append((at, present))
-    marks = run.subject.marks.read()
     for index, mark in enumerate(marks):
         if mark.stage == "received":
             topic = mark.words[0].partition("/v1/")[2]
             before = [each for each in times.get(topic, ()) if each[0] < mark.at]
             if before and before[-1][1]:
-                _add_stages(run, "churn 50/s", before[-1][0], marks[index : index + 100], topic)
+                _add_stages(run, scenario, before[-1][0], marks[index : index + 100], topic)
 
 
 # --- cluster -----------------------------------------------------------------------------------------------------

@@ -124,6 +124,41 @@ def test_every_message_is_taken_at_once(
     assert found == [(0, []), *((n, [("ts", str(n))] if n % OTHERS else []) for n in range(1, COUNT + 1))]
 
 
+def test_what_the_socket_does_not_take_at_once_is_written_when_it_does() -> None:
+    """A broker that reads nothing for a while, and more to say to it than the kernel holds for a connection."""
+    payload, count = b"z" * (1 << 20), 12
+
+    async def scenario() -> tuple[int, int]:
+        heard = asyncio.get_running_loop().create_future()
+        go = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1000)
+            writer.write(CONNACK)
+            await go.wait()
+            amount = 0
+            while amount < count * len(payload):
+                amount += len(await reader.read(1 << 16))
+            heard.set_result(amount)
+            writer.write(b"".join(b"\x40\2" + number.to_bytes(2, "big") for number in range(1, count + 1)))
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        settings = Settings(mqtt_host="127.0.0.1", mqtt_port=server.sockets[0].getsockname()[1])
+        async with server, open_connection(settings, "c", lambda message: None) as connection, asyncio.timeout(10):
+            sent = [asyncio.create_task(connection.publish_retained("t", payload)) for _ in range(count)]
+            await asyncio.sleep(0.1)
+            waiting = len(connection.client._client._out_packet)
+            go.set()
+            await asyncio.gather(*sent)
+            return waiting, await heard
+
+    waiting, amount = asyncio.run(scenario())
+    assert waiting > 0
+    assert amount > count * len(payload)
+
+
 @pytest.mark.parametrize(
     "properties",
     [
