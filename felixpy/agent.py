@@ -434,6 +434,8 @@ class Agent:
                 log.info("ready", family=str(family), backend=self.backend.value)
                 self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
                 collector.tidy()
+        if not self.outcome.measures:
+            self._resync_now.set()  # until then, settings without notifications are as the start's reading found them
         self.outcome.measures = True
         self.files.start()
         if self._leftovers_due and not self.failures and time.monotonic() >= self._leftovers_at:

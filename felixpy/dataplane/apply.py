@@ -70,7 +70,7 @@ class Dataplane:
         self.release = AddressRelease()
         self.routes = RouteTable(links, settings, clock, self.release)
         self.neighbours = NeighbourTable(links, settings, clock)
-        self.interface_settings = InterfaceSettingTable(links, clock)
+        self.interface_settings = InterfaceSettingTable(links, clock, believes_start=True)
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
         }

@@ -6,6 +6,7 @@ linux/neighbour.h, linux/if_link.h and linux/ip.h. pyroute2 serves as the oracle
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
+RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL = 64, 66
 RTM_NEWNETCONF = 80
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_CACHEINFO, RTA_TABLE, RTA_PREF = 1, 4, 5, 6, 7, 12, 15, 20
@@ -42,6 +44,7 @@ LOOPBACK_INDEX = 1
 
 NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PROBES, NDA_PROTOCOL = 1, 2, 3, 4, 12
 NUD_PERMANENT = 0x80
+NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 6, 1, 13
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_AF_SPEC = 1, 3, 26
 IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
@@ -60,6 +63,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BBHiHBB")
 _LINK = struct.Struct("=BBHiII")
 _U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _HEADER = struct.Struct("=HH")
 _HEADER_TABLE, _HEADER_INTERFACE, _HEADER_METRIC = (
@@ -80,6 +84,9 @@ _NEIGHBOUR_HEADERS = tuple(
     for size, kind in ((10, NDA_LLADDR), (8, NDA_PROBES), (20, NDA_CACHEINFO), (5, NDA_PROTOCOL))
 )
 _IN_LINK_INET, _IN_LINK_INET6 = (IFLA_AF_SPEC, Family.V4, IFLA_INET_CONF), (IFLA_AF_SPEC, Family.V6, IFLA_INET6_CONF)
+_IN_TABLE_INDEX, _IN_TABLE_DELAY = (NDTA_PARMS, NDTPA_IFINDEX), (NDTA_PARMS, NDTPA_PROXY_DELAY)
+_TABLE_ATTRIBUTES = SomeAttributes(4, _IN_TABLE_INDEX, _IN_TABLE_DELAY)
+_TICKS = os.sysconf("SC_CLK_TCK")
 _LINK_ATTRIBUTES = SomeAttributes(_LINK.size, (IFLA_IFNAME,), (IFLA_ADDRESS,), _IN_LINK_INET, _IN_LINK_INET6)
 
 
@@ -276,6 +283,20 @@ def decode_neighbour(message: Message) -> KernelNeighbour | None:
         return None
     protocol = found.get(NDA_PROTOCOL, b"\0")[0]
     return KernelNeighbour(interface, found[NDA_DST], found[NDA_LLADDR], protocol)
+
+
+def neighbour_table_dump_request(family: Family) -> Request:
+    """Dump the parameters of neighbour discovery, of each interface."""
+    return Request(RTM_GETNEIGHTBL, 0, bytes((family, 0, 0, 0)))  # struct ndtmsg
+
+
+def decode_proxy_delay(message: Message) -> tuple[int, int] | None:
+    """(interface index, ``proxy_delay`` as /proc/sys has it), None for a table's own parameters (``default``)."""
+    found = _TABLE_ATTRIBUTES.of(message.payload)
+    if _IN_TABLE_INDEX not in found or _IN_TABLE_DELAY not in found:
+        return None
+    milliseconds: int = _U64.unpack(found[_IN_TABLE_DELAY])[0]
+    return _U32.unpack(found[_IN_TABLE_INDEX])[0], milliseconds * _TICKS // 1000
 
 
 def link_dump_request() -> Request:
