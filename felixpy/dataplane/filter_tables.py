@@ -13,7 +13,6 @@ from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFil
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.dataplane.table import Delta, KeyedTable
-from felixpy.slices import emptied, in_slices
 
 
 class FilterTables:
@@ -60,9 +59,7 @@ class FilterTables:
             self.containers, self.foreign, self.known = state.containers, state.foreign, True
             await self.chains.adopt(state.chains, newer_chains, now)
             if state.part is Part.ALL:
-                members: dict[ElementKey, None] = {}
-                async for some in in_slices(emptied(state.elements, state.elements.pop), 64):
-                    members.update(dict.fromkeys(some))
+                members, state.elements = dict.fromkeys(state.elements), set()
                 await self.elements.adopt(members, newer_elements, now)
         if not state.containers:
             self.elements.mark([*self.elements.refused])

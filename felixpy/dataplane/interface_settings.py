@@ -5,13 +5,14 @@ NETDEV_CHANGE, for which the kernel walks every IPv6 route (``rt6_sync_up``), so
 workloads (33 µs on an empty node, 3 ms at 6,000 IPv6 routes, Linux 6.18). Where /proc/sys is read-only (an
 unprivileged container) netlink still works.
 
-Dumps of links and of neighbour tables tell the present values, so that a correct kernel gets no write. When an interface
-becomes a workload's later, what has no notification (all but ``rtnetlink.NETCONF``) is read from its file: a CNI plugin
-writes it after the link message. Three files per endpoint were a tenth of a start; so what the first reading found is
-believed until the next one, which the agent makes as soon as its first snapshot is in the kernel. Settings are never
-put back when nobody wants them any more: we do not know what stood there. IPv6 forwarding is guarded by the RA rule (DESIGN §11.1): an
-interface with an advertised default route gets ``accept_ra=2`` first. That holds for one interface as for the whole
-node: the kernel drops advertised default routes whenever any ``forwarding`` becomes 1 (``addrconf_fixup_forwarding``).
+Dumps of links and of neighbour tables tell the present values, so that a correct kernel gets no write. When an
+interface becomes a workload's later, what has no notification (all but ``rtnetlink.NETCONF``) is read from its file: a
+CNI plugin writes it after the link message. At a start three files per endpoint would take a tenth of the time, so what
+the first reading found is believed until the next one, which the agent makes once its first snapshot is in the kernel.
+Settings are never put back when nobody wants them any more: we do not know what stood there. IPv6 forwarding is guarded
+by the RA rule (DESIGN §11.1): an interface with an advertised default route gets ``accept_ra=2`` first. That holds for
+one interface as for the whole node: the kernel drops advertised default routes whenever any ``forwarding`` becomes 1
+(``addrconf_fixup_forwarding``).
 """
 
 from __future__ import annotations

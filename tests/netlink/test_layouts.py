@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.transport import Message, attribute
@@ -126,4 +127,5 @@ def test_the_common_routes_of_the_kernel_are_taken_apart_in_one_go() -> None:
 
     for family, kinds in ((2, [15, 1, 4]), (10, [15, 1, 6, 4, 12, 20])):
         payload = route_payload(family, kinds, draw, (32, 0, 0, 254, 222, 0, 1), 0)
-        assert rtnetlink._decode_device_route(payload) is not None
+        message = Message(rtnetlink.RTM_NEWROUTE, 0, 0, payload)
+        assert rtnetlink._decode_device_routes(Family(family), [message]) is not None
