@@ -105,6 +105,18 @@ def test_a_neighbour(payload: bytes) -> None:
         assert fast == outcome(rtnetlink.decode_neighbour, payload)
 
 
+@given(st.lists(damaged(routes())), st.lists(damaged(neighbours())))
+def test_many_at_once_mean_what_each_means_alone(some_routes: list[bytes], some_neighbours: list[bytes]) -> None:
+    for payloads, many, alone in (
+        (some_routes, rtnetlink.decode_routes, rtnetlink.decode_route),
+        (some_neighbours, rtnetlink.decode_neighbours, rtnetlink.decode_neighbour),
+    ):
+        each = [(payload, outcome(alone, payload)) for payload in payloads]
+        usable = [(payload, one) for payload, one in each if not isinstance(one, type)]
+        found = many([Message(0, 0, 0, payload) for payload, _ in usable])
+        assert sorted(map(repr, found)) == sorted(repr(one) for _, one in usable if one is not None)
+
+
 def printed(key: bytes, *, timed: bool = False) -> bytes:
     """A list entry as the kernel prints it, with a time-out or without."""
     inner = attribute(nft.ELEMENT_KEY, attribute(1, key)) + (attribute(4, bytes(8)) if timed else b"")
