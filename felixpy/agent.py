@@ -424,6 +424,8 @@ class Agent:
                 log.info("ready", family=str(family), backend=self.backend.value)
                 self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
                 self._untidied = UPDATES_PER_TIDY  # so at the end of this apply, once for both families
+        if not self.outcome.measures:
+            self._resync_now.set()  # until then, settings without notifications are as the start's reading found them
         self.outcome.measures = True
         self.files.start()
         if not self.failures:

@@ -71,7 +71,7 @@ class Dataplane:
         self.release = AddressRelease()
         self.routes = RouteTable(links, Ownership.of(settings), clock, self.release)
         self.neighbours = NeighbourTable(links, Ownership.of(settings), clock)
-        self.interface_settings = InterfaceSettingTable(links, clock)
+        self.interface_settings = InterfaceSettingTable(links, clock, believes_start=True)
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
         }

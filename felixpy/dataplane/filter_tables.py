@@ -15,7 +15,6 @@ from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.dataplane.table import Delta, KeyedTable
 from felixpy.netlink.transport import Request
-from felixpy.slices import emptied, in_slices
 
 MEMBERS_TOGETHER = 500
 """More of one family take the kernel so long that the loop has to run between two families."""
@@ -65,9 +64,7 @@ class FilterTables:
             self.containers, self.foreign, self.known = state.containers, state.foreign, True
             await self.chains.adopt(state.chains, newer_chains, now)
             if state.part is Part.ALL:
-                members: dict[ElementKey, None] = {}
-                async for some in in_slices(emptied(state.elements, state.elements.pop), 64):
-                    members.update(dict.fromkeys(some))
+                members, state.elements = dict.fromkeys(state.elements), set()
                 await self.elements.adopt(members, newer_elements, now)
         if not state.containers:
             self.elements.mark([*self.elements.refused])

@@ -5,7 +5,7 @@ Ours are the permanent entries signed with our route protocol number (NDA_PROTOC
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from felixpy.calc.entries import NeighbourKey
 from felixpy.dataplane.links import Links
@@ -14,7 +14,7 @@ from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.rtnetlink import KernelNeighbour
-from felixpy.netlink.transport import Message, NetlinkSocket, Request
+from felixpy.netlink.transport import Message, NetlinkSocket, Request, tuples
 from felixpy.slices import emptied, in_slices
 
 
@@ -35,18 +35,20 @@ class NeighbourTable:
         Raises:
             NetlinkError: the kernel refused, or the table kept changing.
         """
-        found = {}
+        found: dict[NeighbourKey, KernelNeighbour] = {}
         for family in Family:
-            request = rtnetlink.neighbour_dump_request(family)
-            dumped = await socket.decode_sliced(request, rtnetlink.decode_neighbour)
-            async for neighbours in in_slices(emptied(dumped, dumped.pop), 64):
-                for neighbour in neighbours:
-                    if neighbour is None or neighbour.protocol != self.ownership.device_route_protocol:
-                        continue
-                    interface = self.links.name_of(neighbour.interface)
-                    if interface is not None:
-                        found[NeighbourKey(interface, neighbour.address)] = neighbour
+            dumped = await socket.decode_together(rtnetlink.neighbour_dump_request(family), rtnetlink.decode_neighbours)
+            async for parts in in_slices(emptied(dumped, dumped.pop), 1):
+                for neighbours in parts:
+                    found.update(self._ours(neighbours))
         return found
+
+    def _ours(self, neighbours: Iterable[KernelNeighbour]) -> Iterator[tuple[NeighbourKey, KernelNeighbour]]:
+        """Those that we signed, with their keys."""
+        protocol, links = self.ownership.device_route_protocol, self.links.by_index
+        ours = [one for one in neighbours if one.protocol == protocol and one.interface in links]
+        interfaces, addresses = [links[one.interface].name for one in ours], [one.address for one in ours]
+        return zip(tuples(NeighbourKey, interfaces, addresses), ours, strict=True)
 
     def notify(self, message: Message) -> None:
         """Take a neighbour notification; only entries that are wanted, or signed by us, matter."""

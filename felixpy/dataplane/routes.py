@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
 from felixpy.dataplane.links import Links
@@ -69,30 +69,26 @@ class RouteTable:
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
             dumped = await self._dump(socket, family, interface)
-            async for routes in in_slices(emptied(dumped, dumped.pop), 64):
-                found.update(filter(None, routes))
+            async for parts in in_slices(emptied(dumped, dumped.pop), 1):
+                found.update(*parts)
         (self.partial if interface else self.whole).add(time.perf_counter() - started)
         return found
 
-    async def _dump(
-        self, socket: NetlinkSocket, family: Family, interface: int
-    ) -> list[tuple[RouteKey, KernelRoute] | None]:
+    async def _dump(self, socket: NetlinkSocket, family: Family, interface: int) -> list[dict[RouteKey, KernelRoute]]:
         try:
             request = rtnetlink.route_dump_request(family, MAIN_TABLE, interface)
-            return await socket.decode_sliced(request, self.decode)
+            return await socket.decode_together(request, self.decode)
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
             return []  # the kernel makes the table with its first route
 
-    def decode(self, message: Message) -> tuple[RouteKey, KernelRoute] | None:
-        """A route of the main table that is ours, None for any other."""
-        if self._never_ours(rtnetlink.route_protocol(message)):
-            return None  # each interface of a full node has one, for its link-local addresses
-        decoded = rtnetlink.decode_route(message)
-        if decoded is None or decoded[0].table != MAIN_TABLE or not self._ours(*decoded):
-            return None
-        return RouteKey(*decoded[0]), decoded[1]
+    def decode(self, messages: Iterable[Message]) -> dict[RouteKey, KernelRoute]:
+        """Routes of the main table that are ours."""
+        # Each interface of a full node has a route for its link-local addresses.
+        some = [message for message in messages if not self._never_ours(rtnetlink.route_protocol(message))]
+        routes = rtnetlink.decode_routes(some)
+        return {RouteKey(*key): route for key, route in routes if key.table == MAIN_TABLE and self._ours(key, route)}
 
     def notify(self, message: Message) -> None:
         """Take a route notification. A foreign route that takes the place of a wanted one counts too."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from felixpy.index import Index
@@ -165,13 +166,16 @@ class KeyedTable(Generic[K, D, C]):
         are looked at again.
         """
         committed = self.committed
-        async for keys in in_slices(list(committed), 64):
-            for key in keys:
-                value = found.pop(key, MISSING)
+        async for entries in in_slices(zip(list(committed), list(committed.values()), strict=True), 64):
+            keys, believed = zip(*entries, strict=True)
+            values = tuple(map(found.pop, keys, repeat(MISSING)))
+            if values == believed:
+                continue  # nearly always, and compared without a loop in Python; what changed meanwhile is newer
+            for key, value in zip(keys, values, strict=True):
                 if committed.get(key, MISSING) != value and key not in newer:
                     self._believe(key, value, now)
-        async for entries in in_slices(emptied(found, found.popitem), 64):
-            for key, value in entries:  # of keys that nobody knew of when the first loop began
+        async for others in in_slices(emptied(found, found.popitem), 64):
+            for key, value in others:  # of keys that nobody knew of when the first loop began
                 if committed.get(key, MISSING) != value and key not in newer:
                     self._believe(key, value, now)
         self._adopted = True

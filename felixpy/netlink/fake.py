@@ -199,6 +199,8 @@ class FakeKernel:
                 for one in self.neighbours.values()
                 if family_of(one.address) == request.payload[0]
             ]
+        if kind == rtnetlink.RTM_GETNEIGHTBL:
+            return []
         if kind != rtnetlink.RTM_GETROUTE:
             raise FakeRefusalError(errno.EOPNOTSUPP)
         wanted, _ = _route(Message(kind, 0, 0, request.payload))

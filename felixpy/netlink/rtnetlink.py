@@ -6,10 +6,12 @@ linux/neighbour.h, linux/if_link.h, linux/if_addr.h and linux/ip.h. pyroute2 is 
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import repeat
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -22,7 +24,11 @@ from felixpy.netlink.transport import (
     SomeAttributes,
     attribute,
     attributes,
+    by_length,
+    columns,
     nested,
+    same,
+    tuples,
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -30,6 +36,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
+RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL = 64, 66
 RTM_NEWNETCONF = 80
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_CACHEINFO, RTA_TABLE, RTA_PREF = 1, 4, 5, 6, 7, 12, 15, 20
@@ -42,6 +49,7 @@ LOOPBACK_INDEX = 1
 
 NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PROBES, NDA_PROTOCOL = 1, 2, 3, 4, 12
 NUD_PERMANENT = 0x80
+NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 6, 1, 13
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_AF_SPEC = 1, 3, 26
 IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
@@ -64,6 +72,7 @@ _NEIGHBOUR = struct.Struct("=BBHiHBB")
 _LINK = struct.Struct("=BBHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _HEADER = struct.Struct("=HH")
 _HEADER_TABLE, _HEADER_INTERFACE, _HEADER_METRIC = (
@@ -84,6 +93,9 @@ _NEIGHBOUR_HEADERS = tuple(
     for size, kind in ((10, NDA_LLADDR), (8, NDA_PROBES), (20, NDA_CACHEINFO), (5, NDA_PROTOCOL))
 )
 _IN_LINK_INET, _IN_LINK_INET6 = (IFLA_AF_SPEC, Family.V4, IFLA_INET_CONF), (IFLA_AF_SPEC, Family.V6, IFLA_INET6_CONF)
+_IN_TABLE_INDEX, _IN_TABLE_DELAY = (NDTA_PARMS, NDTPA_IFINDEX), (NDTA_PARMS, NDTPA_PROXY_DELAY)
+_TABLE_ATTRIBUTES = SomeAttributes(4, _IN_TABLE_INDEX, _IN_TABLE_DELAY)
+_TICKS = os.sysconf("SC_CLK_TCK")
 _LINK_ATTRIBUTES = SomeAttributes(_LINK.size, (IFLA_IFNAME,), (IFLA_ADDRESS,), _IN_LINK_INET, _IN_LINK_INET6)
 
 
@@ -195,13 +207,28 @@ def route_protocol(message: Message) -> int:
     return message.payload[5]
 
 
+def decode_routes(messages: Iterable[Message]) -> list[tuple[KernelRouteKey, KernelRoute]]:
+    """Keys and values of route messages, normalised, without cached clones and other families."""
+    routes: list[tuple[KernelRouteKey, KernelRoute]] = []
+    for length, alike in by_length(messages).items():
+        family = _DEVICE_ROUTES.get(length)
+        if (usual := _decode_device_routes(family, alike) if family else None) is not None:
+            routes += usual
+        else:
+            routes += filter(None, map(_decode_any_route, alike))
+    return routes
+
+
 def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
-    """Key and value of an IPv4 or IPv6 route message, normalised; None for cached clones and other families.
+    """Key and value of an IPv4 or IPv6 route message, normalised; None for cached clones and other families."""
+    return next(iter(decode_routes([message])), None)
+
+
+def _decode_any_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
+    """A route with whatever attributes.
 
     Normalised: IPv6 blackholes lose their ``lo``; multipath routes keep interface 0 and no gateway.
     """
-    if route := _decode_device_route(message.payload):
-        return route
     family, length, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.payload)
     if flags & RTM_F_CLONED or family not in (Family.V4, Family.V6):
         return None
@@ -228,26 +255,32 @@ def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
     return key, KernelRoute(kind, interface, gateway, bool(flags & RTNH_F_ONLINK), source, scope, protocol)
 
 
-def _decode_device_route(payload: bytes) -> tuple[KernelRouteKey, KernelRoute] | None:
-    """The commonest route, to an interface and with nothing else, in the order in which the kernel writes it.
+def _decode_device_routes(family: Family, alike: list[Message]) -> Iterable[tuple[KernelRouteKey, KernelRoute]] | None:
+    """The commonest routes, each to an interface and with nothing else, in the order in which the kernel writes it.
 
-    Taken apart in one go: a full node has ten thousand of them.
+    IPv6 blackholes are among them, to ``lo``. Taken apart in one go, because a full node has ten thousand routes; None
+    if one is another.
     """
-    if _DEVICE_ROUTES.get(len(payload)) != payload[0]:
-        return None
-    if payload[0] == Family.V4:
-        (_, length, _, _, _, protocol, scope, kind, flags, *headers) = _V4_DEVICE_ROUTE.unpack(payload)
-        at_table, table, at_destination, destination, at_interface, interface = headers
-        family, metric, at_metric, in_order = Family.V4, 0, _HEADER_METRIC, at_destination == _HEADER_V4
+    if family is Family.V4:
+        families, lengths, _, _, _, protocols, scopes, kinds, flags, *headers = columns(_V4_DEVICE_ROUTE, alike)
+        at_table, tables, at_destination, destinations, at_interface, interfaces = headers
+        metrics: Iterable[int] = repeat(0)
+        in_order = same(at_destination, _HEADER_V4)
     else:
-        (_, length, _, _, _, protocol, scope, kind, flags, *headers) = _V6_DEVICE_ROUTE.unpack(payload)
-        at_table, table, at_destination, destination, at_metric, metric, at_interface, interface, *end = headers
-        family, in_order = Family.V6, at_destination == _HEADER_V6 and tuple(end) == _V6_ROUTE_END
-    in_order = in_order and (at_table, at_metric, at_interface) == (_HEADER_TABLE, _HEADER_METRIC, _HEADER_INTERFACE)
-    if not in_order or kind != RTN_UNICAST or flags & RTM_F_CLONED:
+        families, lengths, _, _, _, protocols, scopes, kinds, flags, *headers = columns(_V6_DEVICE_ROUTE, alike)
+        at_table, tables, at_destination, destinations, at_metric, metrics, at_interface, interfaces, *end = headers
+        in_order = same(at_destination, _HEADER_V6) and same(at_metric, _HEADER_METRIC)
+        in_order = in_order and all(map(same, end, _V6_ROUTE_END))
+    in_order = in_order and same(at_table, _HEADER_TABLE) and same(at_interface, _HEADER_INTERFACE)
+    if not (in_order and same(families, family)) or any(map(RTM_F_CLONED.__and__, flags)):
         return None
-    key = KernelRouteKey(family, Net(destination, length), metric, table)
-    return key, KernelRoute(kind, interface, None, bool(flags & RTNH_F_ONLINK), None, scope, protocol)
+    if not same(kinds, RTN_UNICAST):
+        interfaces = tuple(one if kind == RTN_UNICAST else 0 for kind, one in zip(kinds, interfaces, strict=True))
+    onlink = [bool(flag & RTNH_F_ONLINK) for flag in flags]
+    keys = tuples(KernelRouteKey, repeat(family), tuples(Net, destinations, lengths), metrics, tables)
+    return zip(
+        keys, tuples(KernelRoute, kinds, interfaces, repeat(None), onlink, repeat(None), scopes, protocols), strict=True
+    )
 
 
 def neighbour_request(neighbour: KernelNeighbour, *, delete: bool = False) -> Request:
@@ -270,15 +303,35 @@ def neighbour_dump_request(family: Family) -> Request:
     return Request(RTM_GETNEIGH, 0, _NEIGHBOUR.pack(family, 0, 0, 0, 0, 0, 0))
 
 
+def decode_neighbours(messages: Iterable[Message]) -> list[KernelNeighbour]:
+    """Permanent neighbour entries; those in any other state are left out."""
+    neighbours: list[KernelNeighbour] = []
+    for length, alike in by_length(messages).items():
+        layout = _SIGNED_NEIGHBOURS.get(length)
+        if (usual := _decode_signed_neighbours(layout, alike) if layout else None) is not None:
+            neighbours += usual
+        else:
+            neighbours += filter(None, map(_decode_any_neighbour, alike))
+    return neighbours
+
+
 def decode_neighbour(message: Message) -> KernelNeighbour | None:
     """A permanent neighbour entry, None for any other state."""
-    if layout := _SIGNED_NEIGHBOURS.get(len(message.payload)):  # ours, of which a full node has ten thousand
-        found_in = layout.unpack(message.payload)
-        _, _, _, interface, state, _, _, at_address, address, at_mac, mac, *headers, protocol = found_in
-        in_order = at_address == (_HEADER_V4 if len(address) == 4 else _HEADER_V6)
-        in_order = in_order and (at_mac, *headers) == _NEIGHBOUR_HEADERS
-        if in_order and state & NUD_PERMANENT:
-            return KernelNeighbour(interface, address, mac, protocol)
+    return next(iter(decode_neighbours([message])), None)
+
+
+def _decode_signed_neighbours(layout: struct.Struct, alike: list[Message]) -> Iterable[KernelNeighbour] | None:
+    """Entries as ours, of which a full node has ten thousand, in one go; None if one is another."""
+    families, _, _, interfaces, states, _, _, *headers, protocols = columns(layout, alike)
+    at_address, addresses, at_mac, macs, *others = headers
+    family, at = (Family.V4, _HEADER_V4) if layout is _V4_SIGNED_NEIGHBOUR else (Family.V6, _HEADER_V6)
+    in_order = same(families, family) and same(at_address, at)
+    if not (in_order and all(map(same, (at_mac, *others), _NEIGHBOUR_HEADERS)) and same(states, NUD_PERMANENT)):
+        return None
+    return tuples(KernelNeighbour, interfaces, addresses, macs, protocols)
+
+
+def _decode_any_neighbour(message: Message) -> KernelNeighbour | None:
     _, _, _, interface, state, _, _ = _NEIGHBOUR.unpack_from(message.payload)
     if not state & NUD_PERMANENT:
         return None
@@ -287,6 +340,20 @@ def decode_neighbour(message: Message) -> KernelNeighbour | None:
         return None
     protocol = found.get(NDA_PROTOCOL, b"\0")[0]
     return KernelNeighbour(interface, found[NDA_DST], found[NDA_LLADDR], protocol)
+
+
+def neighbour_table_dump_request(family: Family) -> Request:
+    """Dump the parameters of neighbour discovery, of each interface."""
+    return Request(RTM_GETNEIGHTBL, 0, bytes((family, 0, 0, 0)))  # struct ndtmsg
+
+
+def decode_proxy_delay(message: Message) -> tuple[int, int] | None:
+    """(interface index, ``proxy_delay`` as /proc/sys has it), None for a table's own parameters (``default``)."""
+    found = _TABLE_ATTRIBUTES.of(message.payload)
+    if _IN_TABLE_INDEX not in found or _IN_TABLE_DELAY not in found:
+        return None
+    milliseconds: int = _U64.unpack(found[_IN_TABLE_DELAY])[0]
+    return _U32.unpack(found[_IN_TABLE_INDEX])[0], milliseconds * _TICKS // 1000
 
 
 def link_dump_request() -> Request:

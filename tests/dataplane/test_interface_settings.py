@@ -171,6 +171,42 @@ def test_no_file_is_read_of_what_the_kernel_tells_by_itself(
     assert not interface_settings.write()[0]
 
 
+def test_the_start_believes_its_first_reading_until_the_next(network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of interfaces that it found; files are read of one that came later, and of any after the next reading."""
+    looked_at: list[str] = []
+
+    def read_and_note(path: str) -> int | None:
+        looked_at.append(path.split("/")[-2])
+        return read_proc(path)
+
+    pairs("cali1", "cali2")
+    sysctl("ipv4/neigh/cali1/proxy_delay", 7)
+    links = Links(Clock())
+    one = InterfaceSettings(InterfaceSettingTable(links, Clock(), believes_start=True), NetlinkSocket(NETLINK_ROUTE))
+    with contextlib.closing(one.socket):
+        one.read()
+        pairs("cali3")
+        reread_links(links, one.table.table)
+        monkeypatch.setattr(module, "read_proc", read_and_note)
+        wanted = {
+            key._replace(interface=name): values for key, values in WORKLOAD.items() for name in ("cali1", "cali3")
+        }
+        one.want(wanted)
+        one.table.table.delta(0.0)
+        assert one.table.table.committed[V4]["neigh/proxy_delay"] == sysctl("ipv4/neigh/cali1/proxy_delay") < 8
+        assert set(looked_at) == {"cali3"}
+        one.write()
+        assert held(wanted) == wanted
+        looked_at.clear()
+        sysctl("ipv4/neigh/cali1/proxy_delay", 80)
+        one.read()
+        assert one.differing() == {(V4, "neigh/proxy_delay")}
+        assert not looked_at
+        one.want({key._replace(interface="cali2"): values for key, values in WORKLOAD.items()})
+        one.table.table.delta(0.0)
+        assert set(looked_at) == {"cali2"}
+
+
 def test_settings_that_nobody_wants_any_more_stay_as_they_are(interface_settings: InterfaceSettings) -> None:
     pairs("cali1")
     interface_settings.read()

@@ -168,6 +168,36 @@ def test_what_changes_while_an_agent_starts_is_mended_too(monkeypatch: pytest.Mo
     asyncio.run(changed_while_it_starts(monkeypatch))
 
 
+async def untold_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("Route", "Interface", "NFTables", "Iptables", "Ipsets")
+    off = {f"{name}RefreshInterval": "0" for name in names}
+    async with running("nftables", **off):
+        before = kernel("nftables")
+    commands = list(UNTOLD_SETTINGS.values())
+    read = Dataplane.read
+
+    async def read_and_change(self: Dataplane) -> Any:
+        found = await read(self)
+        while len(commands) > 1:
+            sh(commands.pop())
+        return found
+
+    sh(commands.pop())
+    assert kernel("nftables") != before
+    monkeypatch.setattr(Dataplane, "read", read_and_change)
+    async with running("nftables", **off):
+        deadline = time.perf_counter() + 5
+        while await asyncio.to_thread(kernel, "nftables") != before:
+            assert time.perf_counter() < deadline
+
+
+def test_settings_that_the_kernel_does_not_tell_of_are_right_soon_after_a_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One is changed before the agent starts, the others just after it has read the kernel."""
+    asyncio.run(untold_while_it_starts(monkeypatch))
+
+
 async def untold(backend: str, commands: dict[str, str]) -> None:
     """Tamper where the kernel tells nothing; a full comparison must find it."""
     async with running(backend) as world:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.transport import Message, attribute
@@ -104,6 +105,18 @@ def test_a_neighbour(payload: bytes) -> None:
         assert fast == outcome(rtnetlink.decode_neighbour, payload)
 
 
+@given(st.lists(damaged(routes())), st.lists(damaged(neighbours())))
+def test_many_at_once_mean_what_each_means_alone(some_routes: list[bytes], some_neighbours: list[bytes]) -> None:
+    for payloads, many, alone in (
+        (some_routes, rtnetlink.decode_routes, rtnetlink.decode_route),
+        (some_neighbours, rtnetlink.decode_neighbours, rtnetlink.decode_neighbour),
+    ):
+        each = [(payload, outcome(alone, payload)) for payload in payloads]
+        usable = [(payload, one) for payload, one in each if not isinstance(one, type)]
+        found = many([Message(0, 0, 0, payload) for payload, _ in usable])
+        assert sorted(map(repr, found)) == sorted(repr(one) for _, one in usable if one is not None)
+
+
 def printed(key: bytes, *, timed: bool = False) -> bytes:
     """A list entry as the kernel prints it, with a time-out or without."""
     inner = attribute(nft.ELEMENT_KEY, attribute(1, key)) + (attribute(4, bytes(8)) if timed else b"")
@@ -126,4 +139,5 @@ def test_the_common_routes_of_the_kernel_are_taken_apart_in_one_go() -> None:
 
     for family, kinds in ((2, [15, 1, 4]), (10, [15, 1, 6, 4, 12, 20])):
         payload = route_payload(family, kinds, draw, (32, 0, 0, 254, 222, 0, 1), 0)
-        assert rtnetlink._decode_device_route(payload) is not None
+        message = Message(rtnetlink.RTM_NEWROUTE, 0, 0, payload)
+        assert rtnetlink._decode_device_routes(Family(family), [message]) is not None

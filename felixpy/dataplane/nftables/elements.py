@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import repeat
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.nftables import KernelElement, KernelSet
-from felixpy.netlink.transport import Message
+from felixpy.netlink.transport import Message, tuples
 
 ADDRESS_TYPES = {Family.V4: nft.TYPE_IPV4_ADDR, Family.V6: nft.TYPE_IPV6_ADDR}
 
@@ -61,10 +62,11 @@ def decode_datagram(name: SetName, family: Family, message: Message) -> set[Elem
         NotOursError: somebody put something into the set that is no member in our form.
     """
     if SET_TYPES[name] is SetType.HOST_INTERFACE:
-        bits, length = family.bits, family.bits // 8
+        length = family.bits // 8
         keys = nft.decode_keys(message, length + nft.INTERFACE_NAME_BYTES)
         if keys is not None:
-            return {ElementKey(name, Net(key[:length], bits), _interface(key[length:])) for key in keys}
+            nets = tuples(Net, [key[:length] for key in keys], repeat(family.bits))
+            return set(tuples(ElementKey, repeat(name), nets, [_interface(key[length:]) for key in keys]))
     return decode(name, family, nft.decode_elements(message))
 
 
