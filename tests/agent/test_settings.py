@@ -40,6 +40,12 @@ async def start(agent: Running, *documents: Object) -> None:
     await agent.endpoint_is("good", "up")
 
 
+async def compared(agent: Running) -> None:
+    """Until the comparison that follows a start is over."""
+    await agent.until(lambda: agent.agent.dataplane.routes.whole.times == 2, "the comparison after the start")
+    await agent.quiet()
+
+
 def input_rules() -> list[str]:
     """The rule set without what it counts and holds, in both families."""
     return [run("nft", "-st", "list", "table", family, "felixpy") for family in ("ip", "ip6")]
@@ -208,9 +214,9 @@ def test_a_setting_of_rules_alone_reads_nothing_and_looks_at_no_endpoint(
     async def scenario() -> None:
         async with running(broker) as agent:
             await start(agent, action(ACCEPT))
-            await agent.quiet()
+            await compared(agent)
             assert host_action(agent) == ACCEPT
-            assert agent.agent.dataplane.routes.whole.times == 1  # the settings of the stream needed no second reading
+            assert agent.agent.dataplane.routes.whole.times == 2  # the settings of the stream needed no third reading
             read, found, rules = dumps(agent), list(calculated), input_rules()
             judged.clear()
             for value in (DROP, RETURN):
@@ -248,7 +254,7 @@ def test_a_setting_that_decides_what_is_ours_reads_the_kernel_once(broker: Broke
         async with running(broker) as agent:
             await start(agent)
             run("ip", "link", "add", "veth1", "type", "veth", "peer", "name", "veth1p")
-            await agent.quiet()
+            await compared(agent)
             before = agent.agent.dataplane.routes.whole.times
             await agent.stream.put(felix_configuration("default", **{name: OTHER_OWNERSHIP[name]}))
             await agent.until(lambda: agent.events("settings changed"), "the setting")

@@ -133,13 +133,14 @@ class Node:
         self.start()
 
     def idle(self) -> bool:
-        """Nothing pending, nothing dirty, every family ready."""
+        """Nothing pending, nothing dirty, every family ready; and no comparison under way, such as follows a start."""
         agent = self.agent
         return (
             agent is not None
             and not agent._pending
             and agent.is_ready()[0]
-            and not any(table.dirty for table in agent.dataplane.tables())
+            and not any(table.dirty or table._readers for table in agent.dataplane.tables())
+            and not (agent._resync_now.is_set() or agent.links._readers)
         )
 
     async def settled(self) -> None:

@@ -19,6 +19,7 @@ import pytest
 from felixpy.calc.entries import NeighbourKey, SetName
 from felixpy.dataplane import apply
 from felixpy.dataplane.iptables import detect, lock, tools
+from felixpy.dataplane.iptables import filter as iptables_filter
 from felixpy.dataplane.table import KeyedTable
 from felixpy.model.net import Family, Net, parse_address
 from felixpy.netlink import nftables, rtnetlink, transport
@@ -230,6 +231,7 @@ def test_a_program_that_vanished_holds_up_rules_only(
 
         for module in (tools, detect):
             monkeypatch.setattr(module, "find_tool", without)
+        monkeypatch.setattr(iptables_filter, "FRESH_SECONDS", 0.0)  # what a reading has just seen serves a write, too
         node.publish(configuration("Accept"))
         await node.until(lambda: any(one["event"] == "family is not programmed" for one in log))
         node.put_endpoint(4)
