@@ -79,10 +79,20 @@ class InterfaceSettingTable:
         delays = dict(filter(None, await socket.decode_sliced(request, rtnetlink.decode_proxy_delay)))
         self._believed, self._believes_next = delays if self._believes_next else {}, False
         found = {}
+        right: dict[tuple[int, int, int | None], object] = {}  # what is as wanted, by identity: held, so that it lasts
         async for some in in_slices(list(self.table.desired.items())):
             for key, values in some:
-                if present := _present(key, values, self._told(key, delays)):
-                    found[key] = present
+                link = self.links.by_name.get(key.interface)
+                settings = link.settings(key.family) if link else {}
+                same = id(values), id(settings), delays.get(link.ifindex) if link and key.family is Family.V4 else None
+                if same not in right:
+                    told = self._told(key, delays)
+                    if not values.items() <= told.items():
+                        if present := _present(key, values, told):
+                            found[key] = present
+                        continue
+                    right[same] = values, settings
+                found[key] = values
         return found
 
     def _told(self, key: SettingsKey, delays: Mapping[int, int]) -> Mapping[str, int]:
@@ -199,8 +209,6 @@ def _present(key: SettingsKey, values: SettingValues, told: Mapping[str, int]) -
 
     What is not ``told`` is read from its file.
     """
-    if values.items() <= told.items():
-        return values
     present = SettingValues()
     for name in values:
         value = told[name] if name in told else read_proc(proc_path(key, name))

@@ -11,10 +11,22 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
-from felixpy.netlink.transport import NLA_F_NESTED, NLM_F_ACK, Message, Refusal, Request, attribute, attributes, nested
+from felixpy.netlink.transport import (
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    Message,
+    Refusal,
+    Request,
+    attribute,
+    attributes,
+    nested,
+    same,
+    tuples,
+)
 
 # linux/netfilter/ipset/ip_set.h
 PROTOCOL = 7
@@ -164,37 +176,50 @@ def decode_header(message: Message) -> SetHeader | None:
     )
 
 
-def decode_members(message: Message) -> Iterator[Member]:
+def decode_members(message: Message) -> list[Member]:
     """Members in one message of a ``list_members`` dump."""
+    members: list[Member] = []
     for kind, value in attributes(message.payload, 4):
-        if kind == _ATTR_ADT:
-            yield from _decode_list(value)
+        for run in _runs(value) if kind == _ATTR_ADT else ():
+            members += _decode_alike(run) or [_decode_member(data) for _, data in attributes(run)]
+    return members
 
 
-def _decode_list(data: bytes) -> Iterator[Member]:
-    """Members one behind the other."""
+def _runs(data: bytes) -> Iterator[bytes]:
+    """Members one behind the other, in runs of the same length."""
     at = 0
     while at + 4 <= len(data):
-        size, _ = _HEADER.unpack_from(data, at)
-        if size < 4:
-            return
-        yield _decode_usual(data, at, at + size) or _decode_member(data[at + 4 : at + size])
-        at += (size + 3) & ~3
+        header, start = data[at : at + 4], at
+        size = max(_HEADER.unpack(header)[0] + 3 & ~3, 4)
+        while data[at : at + 4] == header:
+            at += size
+        yield data[start:at]
 
 
-def _decode_usual(data: bytes, at: int, end: int) -> Member | None:
-    """A member with an address, a length and perhaps an interface: thousands come at once, with the same headers."""
-    address = at + 12
-    length = address + _ADDRESS_BYTES.get(data[at + 4 : address], 0)
-    if length == address or data[length : length + 4] != _LENGTH_HEADER:
+def _decode_alike(data: bytes) -> list[Member] | None:
+    """Members with an address, a length and perhaps an interface, all with the same headers as the first one.
+
+    Taken apart in one go, because a full node has twenty thousand; None if one is another.
+    """
+    size, _ = _HEADER.unpack_from(data)
+    address = _ADDRESS_BYTES.get(data[4:12], 0)
+    interface = 20 + address
+    if not address or size < interface or len(data) % size:
         return None
-    net, interface = Net(data[address:length], data[length + 4]), length + 8
-    if interface == end:
-        return Member(net)
-    size, kind = _HEADER.unpack_from(data, interface)
-    if kind != _DATA_IFACE or interface + ((size + 3) & ~3) != end:
+    layout, expected = f"=12s{address}s4sB3x", [data[:12], _LENGTH_HEADER]
+    if interface < size:
+        named, kind = _HEADER.unpack_from(data, interface)
+        if kind != _DATA_IFACE or interface + ((named + 3) & ~3) != size:
+            return None
+        layout += f"4s{named - 4}s{-named % 4}x"
+        expected.append(data[interface : interface + 4])
+    if struct.calcsize(layout) != size:
         return None
-    return Member(net, _untext(data[interface + 4 : interface + size]))
+    at_address, addresses, at_length, lengths, *names = zip(*struct.iter_unpack(layout, data), strict=True)
+    if not all(map(same, (at_address, at_length, *names[:1]), expected)):
+        return None
+    interfaces = map(_untext, names[1]) if names else repeat("")
+    return list(tuples(Member, tuples(Net, addresses, lengths), interfaces))
 
 
 def _decode_member(data: bytes) -> Member:

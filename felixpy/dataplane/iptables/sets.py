@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOENT, EOPNOTSUPP
-from itertools import chain
+from itertools import repeat
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
 from felixpy.dataplane.iptables.layout import ipset_type, set_name, set_prefix
@@ -17,7 +17,7 @@ from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family, Net
 from felixpy.netlink import ipset
 from felixpy.netlink.ipset import Member, SetHeader
-from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Request
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Request, tuples
 from felixpy.slices import in_slices
 
 MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends
@@ -177,8 +177,9 @@ class IpSets:
     async def _members(self, name: SetName, kernel_name: str) -> list[ElementKey]:
         messages = await self.socket.dump_sliced(ipset.list_members(kernel_name))
         keys: list[ElementKey] = []
-        async for some in in_slices(chain.from_iterable(map(ipset.decode_members, messages))):
-            keys += [ElementKey(name, *member) for member in some]
+        async for some in in_slices(messages, 1):
+            for members in filter(None, map(ipset.decode_members, some)):
+                keys += tuples(ElementKey, repeat(name), *zip(*members, strict=True))
         return keys
 
     def _join_halves(self, name: SetName, members: list[ElementKey]) -> list[ElementKey]:
