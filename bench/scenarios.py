@@ -301,31 +301,36 @@ async def move_block(run: Run) -> None:
 
 async def resync(run: Run) -> None:
     """Compare the whole kernel without a difference, and an update that comes meanwhile."""
-    marks = run.subject.marks
     async with costed(run, "resync"):
-        for number in range(2 * run.effort.resyncs):
-            marks.read()
+        for number in range(run.effort.resyncs):
+            found, mark = await _compare(run, "resync")
+            run.add("resync", "duration", ms(mark.at, int(mark.words[0])))
+            run.add("resync", "messages written", written(found).messages, unit="count")
+            _, mark = await _compare(run, "held")
+            run.add("resync", "longest hold", int(mark.words[0]) / 1e6)
+            run.subject.marks.read()
             run.world.node_seen.clear()
             run.subject.resync()
-            if number % 2:
-                await asyncio.sleep(0.005)
-                await put(run, "update during a resync", Workload(SPARE), present=number % 4 == 1)
-                await asyncio.sleep(0.3)
-                continue
-            deadline = time.monotonic() + PATIENCE_S
-            found: list[Mark] = []
-            while not any(mark.stage == "resync" for mark in found):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"the agent did not finish a resync in {PATIENCE_S:.0f} s")
-                await asyncio.sleep(0.01)
-                found += marks.read()
-            mark = next(mark for mark in found if mark.stage == "resync")
-            run.add("resync", "duration", ms(mark.at, int(mark.words[0])))
-            run.add("resync", "longest hold", int(mark.words[1]) / 1e6)
-            run.add("resync", "messages written", written(found).messages, unit="count")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.005)
+            await put(run, "update during a resync", Workload(SPARE), present=number % 2 == 0)
+            await asyncio.sleep(0.3)
     if run.effort.resyncs % 2:
         await put(run, PREPARE, Workload(SPARE), present=False)
+
+
+async def _compare(run: Run, stage: str) -> tuple[list[Mark], Mark]:
+    """One comparison, up to the mark of this stage."""
+    run.subject.marks.read()
+    run.subject.resync(watch=stage == "held")
+    deadline = time.monotonic() + PATIENCE_S
+    found: list[Mark] = []
+    while not (ends := [mark for mark in found if mark.stage == stage]):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the agent did not finish a resync in {PATIENCE_S:.0f} s")
+        await asyncio.sleep(0.01)
+        found += run.subject.marks.read()
+    await asyncio.sleep(0.1)
+    return found, ends[0]
 
 
 async def idle(run: Run) -> None:

@@ -73,9 +73,9 @@ class Subject:
         await self.agent.stop()
         self.marks.close()
 
-    def resync(self) -> None:
-        """Have it compare the whole kernel."""
-        os.kill(self.agent.pid, signal.SIGUSR1)
+    def resync(self, *, watch: bool = False) -> None:
+        """Have it compare the whole kernel; ``watch`` for the longest hold of its loop, which takes time of its own."""
+        os.kill(self.agent.pid, signal.SIGUSR2 if watch else signal.SIGUSR1)
 
     def usage(self) -> Usage:
         return process_usage(self.agent.pid)

@@ -3,7 +3,8 @@
 Wraps functions of the agent from outside, so that the product holds no trace code, and writes one line per mark to the
 file MARKS: monotonic nanoseconds, stage, words. Marks wait in memory until an apply is over, so that writing them is
 not part of what is measured; a stage costs about two microseconds more for its clock. SIGUSR1 makes the agent read the
-whole kernel again, as its periodic resync does. Invariant: nothing that the agent decides changes.
+whole kernel again, as its periodic resync does; so does SIGUSR2, with a timer that notices how long the event loop is
+held, which takes time of its own. Invariant: nothing that the agent decides changes.
 
     received TOPIC        the message has been read from the broker's socket and parsed as MQTT
     decoded TOPIC         it is a typed resource and lies before the agent
@@ -16,7 +17,8 @@ whole kernel again, as its periodic resync does. Invariant: nothing that the age
     beside …              one of the last four, in another thread: the conntrack pass after a deletion
     applied               one turn of the apply loop is over
     process PROGRAM       a process was started
-    resync BEGIN LONGEST  a reading of the whole kernel is over; the longest hold of the event loop in nanoseconds
+    resync BEGIN          a reading of the whole kernel is over
+    held LONGEST          the longest hold of the event loop during it, in nanoseconds
 """
 
 from __future__ import annotations
@@ -120,15 +122,29 @@ def _trace_stream(marks: Marks) -> None:
 def _trace_loop(marks: Marks) -> None:
     run, read = Agent.run, Configuration.read_kernel
 
+    watched = asyncio.Event()
+
     async def traced_run(self: Agent) -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._resync_now.set)
+        def resync(*, watch: bool) -> None:
+            if watch:
+                watched.set()
+            self._resync_now.set()
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, functools.partial(resync, watch=False))
+        loop.add_signal_handler(signal.SIGUSR2, functools.partial(resync, watch=True))
         await run(self)
 
     async def traced_read(self: Configuration) -> bool:
         begin = time.monotonic_ns()
-        async with _longest_hold() as longest:
+        if watched.is_set():
+            watched.clear()
+            async with _longest_hold() as longest:
+                whole = await read(self)
+            marks.add("held", str(max(longest, default=0)))
+        else:
             whole = await read(self)
-        marks.add("resync", f"{begin} {max(longest, default=0)}")
+            marks.add("resync", str(begin))
         marks.flush()
         return whole
 
