@@ -29,7 +29,7 @@ from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
-from felixpy.dataplane.watch import Watch
+from felixpy.dataplane.watch import Doubts, Watch
 from felixpy.model.net import Family
 from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.endpoint_files import EndpointFiles
@@ -114,6 +114,7 @@ class Agent:
         self._untidied = 0
         self._unjudged: set[ResourceKey] = set()
         self._wake, self._calm = asyncio.Event(), asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._resync_now = asyncio.Event()
@@ -206,6 +207,8 @@ class Agent:
         await self.configuration.open()
 
     def close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
         self.dataplane.close()
 
     async def run(self) -> None:
@@ -261,8 +264,10 @@ class Agent:
             self._wake.clear()
             if self._failure:
                 raise self._failure
-            await self._settle_doubts()
-            await self._collect_burst()
+            if doubts := self.watch.take():
+                await self._settle_doubts(doubts)
+            if len(self._pending) >= BURST_UPDATES:
+                await self._collect_burst()
             try:
                 await self.absorb(UPDATES_PER_APPLY)
                 self._standing.works(UNTAKEN)
@@ -285,9 +290,8 @@ class Agent:
             await asyncio.sleep(0)  # the event loop looks at its sockets,
             await asyncio.sleep(0)  # and runs what they are for
 
-    async def _settle_doubts(self) -> None:
+    async def _settle_doubts(self, doubts: Doubts) -> None:
         """Read again what notifications put in doubt: little at once, everything in the background."""
-        doubts = self.watch.take()
         self.configuration.host_due |= doubts.host or doubts.everything
         for interface in doubts.interfaces:
             try:
@@ -332,11 +336,10 @@ class Agent:
         due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
         due = min(due, self.files.next_retry())
         due = min(due, self.configuration.retry_at) if self.configuration.due else due
-        alarm = asyncio.get_running_loop().call_later(max(due - now, 0.0), self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            alarm.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()  # and not as soon as it is needless: then an update waits
+        self._alarm = asyncio.get_running_loop().call_later(max(due - now, 0.0), self._wake.set)
+        await self._wake.wait()
         self._calm.clear()
 
     async def absorb(self, limit: int | None = None) -> None:

@@ -75,6 +75,7 @@ class Dataplane:
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
         }
+        self._is_set_aside = False
         self._tables: dict[type, AnyTable] = {
             RouteKey: self.routes.table,
             NeighbourKey: self.neighbours.table,
@@ -212,8 +213,7 @@ class Dataplane:
 
     async def apply(self, *, complete: bool) -> ApplyReport:
         """Write all differences. What fails is recorded with its keys and tried again; the rest goes on."""
-        for table in self.tables():
-            table.recall() if complete else table.set_aside()
+        self._set_aside(not complete)
         report = ApplyReport(looked_at=self._dirty())
         await self._apply_additions(report, complete=complete)
         await self._apply_routing(report, removals=False)
@@ -225,6 +225,13 @@ class Dataplane:
         for family, reason in self._standing_failures().items():
             report.failures.setdefault(family, reason)
         return report
+
+    def _set_aside(self, unwanted: bool) -> None:
+        """Look at nothing that nobody wants while it may not be removed, and once at all of it when it may."""
+        if unwanted or self._is_set_aside:
+            for table in self.tables():
+                table.set_aside() if unwanted else table.recall()
+        self._is_set_aside = unwanted
 
     async def _apply_additions(self, report: ApplyReport, *, complete: bool) -> None:
         now = self.clock()

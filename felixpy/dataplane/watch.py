@@ -85,8 +85,10 @@ class Watch:
     def is_open(self) -> bool:
         return self._kernel is not None
 
-    def take(self) -> Doubts:
-        """What has to be read again since the last call."""
+    def take(self) -> Doubts | None:
+        """What has to be read again since the last call, if anything has."""
+        if not self._doubts:
+            return None
         doubts, self._doubts = self._doubts, Doubts()
         return doubts
 
