@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bench import turns
 from bench.comparators import FOR_BACKEND
 from bench.results import BACKENDS, Cell, Results
 
@@ -141,12 +142,18 @@ def _latency(results: Results, backend: str) -> list[Row]:
             _row(results, cell, f"{what}, one after another, p50", "add one after another", "visible", 1, "ms"),
             _row(results, cell, f"{what}, one after another, p99", "add one after another", "visible", 3, "ms", _p99),
         ]
-    few = results.get(Cell(backend, "dual", 10), "add one", "visible")
-    many = results.get(Cell(backend, "dual", 10_000), "add one", "visible")
-    ratio = many.median / few.median if few and many else None
-    verdict = UNMEASURED if ratio is None else MET if ratio <= 1.3 else MISSED
-    text = "–" if ratio is None else f"{ratio:.2f} ×"
-    return [*found, Row("p50 at 10,000 against p50 at 10", f"{backend} dual", "≤ 1.3 ×", text, verdict)]
+    full, few = Cell(backend, "dual", 10_000), Cell(backend, "dual", 10)
+    pairs = {
+        "": [(full, "add one", "visible"), (few, "add one", "visible")],
+        ", in turn": [(full, turns.SCENARIO, metric) for metric in turns.METRICS],
+    }
+    for how, pair in pairs.items():
+        many, ten = (_median(results, *one) for one in pair)
+        ratio = many / ten if many and ten else None
+        verdict = UNMEASURED if ratio is None else MET if ratio <= 1.3 else MISSED
+        text = "–" if ratio is None else f"{ratio:.2f} ×"
+        found.append(Row(f"p50 at 10,000 against p50 at 10{how}", f"{backend} dual", "≤ 1.3 ×", text, verdict))
+    return found
 
 
 def _drift(results: Results) -> list[Row]:

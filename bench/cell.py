@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench import drift, expect, floor, scenarios
+from bench import drift, expect, floor, scenarios, turns
 from bench.comparators import FOR_BACKEND
 from bench.marks import written
 from bench.plan import Effort
@@ -44,6 +44,7 @@ SCENARIOS: dict[str, Scenario] = {
     "first packet": scenarios.first_packet,
     "forwarding": scenarios.forwarding,
     "idle": scenarios.idle,
+    "in turn": turns.in_turn,
 }
 
 

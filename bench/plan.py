@@ -25,6 +25,8 @@ class Effort:
     drifts: int = 10
     floor_changes: int = 0
     """One workload written by a program that has its messages ready: what the machine itself takes."""
+    turns: int = 0
+    """One workload more on this node and on one with ten, in turn."""
     forwarding_s: float = 1.0
     forwarding_rounds: int = 2
     idle_s: float = 5.0
@@ -46,6 +48,7 @@ QUICK = Effort(
     idle_s=2.0,
 )
 CHURN_S = 30.0
+TURNS = 50
 COMPARATORS_UP_TO = {"nftables": 10_000, "legacy": 5_000, "nft": 5_000}
 """Loading two chains per workload for more takes too long."""
 
@@ -73,12 +76,15 @@ def full() -> list[tuple[Cell, Effort]]:
         if size in (1_000, 5_000):
             effort = replace(effort, cold_starts=3)
         if size == 10_000:
-            effort = replace(effort, idle_s=20.0)
+            effort = replace(effort, idle_s=20.0, turns=TURNS)
         cells.append((Cell("nftables", "dual", size), effort))
     fewer = Effort(changes=30, comparator_changes=5, small=5, bursts=2, first_packets=5, resyncs=3, idle_s=0.0)
     for backend in ("legacy", "nft"):
         cells += [
-            (Cell(backend, "dual", size), replace(fewer, comparators=size <= COMPARATORS_UP_TO[backend]))
+            (
+                Cell(backend, "dual", size),
+                replace(fewer, comparators=size <= COMPARATORS_UP_TO[backend], turns=TURNS if size == 10_000 else 0),
+            )
             for size in (10, 1_000, 5_000, 10_000)
         ]
     single = replace(fewer, comparators=False, forwarding_s=0.0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.marks import Mark, MarksFile
+from bench.workloads import NODE
 from bench.world import World
 from felixpy.demo.agent import Agent, environment
 
@@ -43,19 +44,21 @@ class Subject:
         self.start_marks: list[Mark] = []
 
     @classmethod
-    async def start(cls, world: World, backend: str, settings: dict[str, str] | None = None) -> Subject:
+    async def start(
+        cls, world: World, backend: str, settings: dict[str, str] | None = None, *, node: str = NODE
+    ) -> Subject:
         """Start it and return at once."""
         number = len(list(world.lab.folder.glob("marks-*")))
         path = world.lab.folder / f"marks-{number}"
         marks = MarksFile(path)
-        log = world.lab.folder / "node1.log"
-        variables = world.lab.agent_environment("node1", {**BACKENDS[backend], **(settings or {})})
+        log = world.lab.folder / f"{node}.log"
+        variables = world.lab.agent_environment(node, {**BACKENDS[backend], **(settings or {})})
         command = (sys.executable, "-m", "bench.traced_agent", str(path), "run")
         started_at = time.monotonic_ns()
         with log.open("ab") as output:
-            process = await world.node.spawn(*command, env=environment(variables), output=output)
-        agent = Agent(world.lab, "node1", process, log)
-        world.lab.agents["node1"] = agent
+            process = await world.lab.node(node).spawn(*command, env=environment(variables), output=output)
+        agent = Agent(world.lab, node, process, log)
+        world.lab.agents[node] = agent
         return cls(agent, marks, started_at)
 
     async def ready(self) -> int:

@@ -7,11 +7,13 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from bench import turns
 from bench.results import FELIXPY, Cell, Results
 
 _ROWS = (
     ("add one", "visible"),
     ("add one after another", "visible"),
+    *((turns.SCENARIO, metric) for metric in turns.METRICS),
     ("floor", "visible"),
     ("delete one", "visible"),
     ("change address", "visible"),
