@@ -173,7 +173,7 @@ class FilterTables:
 def write_together(
     deltas: Sequence[tuple[FilterTables, Delta[ElementKey, None]]], now: float, report: ApplyReport
 ) -> bool:
-    """Try to write members of several families in one send: a send of its own costs as much as a dozen members.
+    """Try to write members of several families in one send: each send is a transaction and an answer of its own.
 
     Returns whether the kernel has taken all of them. If not, each family has to write its own, and finds out why.
     """

@@ -86,7 +86,7 @@ def test_precedence_is_environment_file_node_selector_default(broker: Broker, tm
 
 
 def test_a_node_whose_labels_stay_makes_nothing_be_looked_at_again(broker: Broker) -> None:
-    """To judge every endpoint again costs 10 ms for some thousands of them."""
+    """To judge every endpoint again would cost more the more of them there are."""
 
     async def scenario() -> None:
         async with running(broker) as agent:

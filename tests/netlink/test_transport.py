@@ -70,12 +70,10 @@ def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(
     """And the socket is given up: the answer may come when nobody expects it any more."""
     monkeypatch.setattr(transport, "TIMEOUT_SECONDS", 1)
     netlink = NetlinkSocket(NETLINK_ROUTE)
-    port = netlink.port
     with pytest.raises(TimeoutError, match="the kernel did not answer in 1 s"):
         netlink._receive()
     assert netlink._socket is None
     assert netlink.transact([blackhole("10.0.0.0/24")]) == {}
-    assert netlink.port != port or netlink.sends == 1
     netlink.close()
 
 
