@@ -23,6 +23,9 @@ long none must come."""
 FOREIGN = {Family.V4: "203.0.113.9", Family.V6: "2001:db8:bad::9"}
 """Source addresses that nobody in the lab has."""
 
+OWN_PORT = 7001
+"""Source port of the datagrams that are counted; not one that the kernel chooses for others (they begin at 32768)."""
+
 
 class Result(NamedTuple):
     """One row of the demo's table."""
@@ -112,7 +115,7 @@ def _spoofing(lab: Lab, family: Family) -> Check:
     async def look(_: float) -> str:
         async with lab.node("node2").capture() as packets:
             for source in (*spoofed, own):
-                await lab.pod("p1a").send_datagram(source, target)
+                await lab.pod("p1a").send_datagram(source, target, source_port=OWN_PORT)
         sources = [packet.source for packet in packets if _datagram_to(packet, target)]
         return f"{sum(map(sources.count, spoofed))} spoofed, {sources.count(own)} own"
 
@@ -120,7 +123,8 @@ def _spoofing(lab: Lab, family: Family) -> Check:
 
 
 def _datagram_to(packet: Packet, address: str) -> bool:
-    return packet.destination == address and packet.port == PORT
+    """Not one of another check, which may still be on its way although an earlier one was answered."""
+    return packet.destination == address and (packet.source_port, packet.port) == (OWN_PORT, PORT)
 
 
 def _blackhole(lab: Lab, family: Family) -> Check:
