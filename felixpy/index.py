@@ -26,8 +26,10 @@ class Index(Generic[P, K]):
 
     def add(self, place: P, key: K) -> Collection[K]:
         """Put a key at a place; returns all that share it."""
-        keys = self._at.get(place, ())
-        if key not in keys:
+        keys = self._at.get(place)
+        if keys is None:
+            keys = self._at[place] = (key,)
+        elif key not in keys:
             if isinstance(keys, set):
                 keys.add(key)
             else:

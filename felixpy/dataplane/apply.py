@@ -134,7 +134,7 @@ class Dataplane:
             table = self.table_of(key)
             if table is None:
                 continue
-            if isinstance(key, ElementKey) and key in table.committed:
+            if type(key) is ElementKey and key in table.committed:
                 (self.release.unwanted if value is ABSENT else self.release.wanted_again)(key)
             if value is ABSENT:
                 table.drop(key)

@@ -119,6 +119,8 @@ class FilterTables:
     def additions(self, now: float, *, complete: bool) -> Delta[ElementKey, None]:
         """Members to add, and those to remove with them from sets of prefixes, which refuse overlaps."""
         delta = self.elements.delta(now)
+        if not delta.remove:
+            return delta
         prefixes = {key: None for key in delta.remove if complete and SET_TYPES[key.set] is SetType.NET}
         return Delta(delta.put, prefixes)
 

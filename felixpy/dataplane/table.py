@@ -302,7 +302,8 @@ class KeyedTable(Generic[K, D, C]):
                 settled.append(key)
             else:
                 delta.put[key] = value
-        self._settle(settled)
+        if settled:
+            self._settle(settled)
         return delta
 
     def record(self, delta: Delta[K, C], refused: Mapping[K, str], now: float, observed: Set[K] = frozenset()) -> None:

@@ -13,7 +13,16 @@ from functools import cache
 from typing import NamedTuple
 
 from felixpy.model.net import Family
-from felixpy.netlink.transport import NLM_F_APPEND, NLM_F_CREATE, Message, Request, attribute, attributes, nested
+from felixpy.netlink.transport import (
+    NLA_F_NESTED,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    Message,
+    Request,
+    attribute,
+    attributes,
+    nested,
+)
 
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
@@ -229,8 +238,10 @@ def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = Fa
 
 def set_elements(command: int, family: Family, table: str, set_name: str, elements: Iterable[bytes]) -> Request:
     """NEWSETELEM or DELSETELEM with the given list entries (at most 64 KiB: an attribute's limit)."""
+    entries = b"".join(elements)
     flags = NLM_F_CREATE if command == NEWSETELEM else 0
-    return Request(NFNL_SUBSYS_NFTABLES << 8 | command, flags, _in_set(family, table, set_name) + nested(3, *elements))
+    payload = _in_set(family, table, set_name) + _HEADER.pack(4 + len(entries), 3 | NLA_F_NESTED) + entries
+    return Request(NFNL_SUBSYS_NFTABLES << 8 | command, flags, payload)
 
 
 @cache

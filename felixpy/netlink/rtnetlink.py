@@ -74,6 +74,7 @@ _ADDRESS = struct.Struct("=BBBBI")
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
+_MAC_AND_PROTOCOL = struct.Struct("=HH6s2xHHB3x")
 _HEADER = struct.Struct("=HH")
 _HEADER_TABLE, _HEADER_INTERFACE, _HEADER_METRIC = (
     _HEADER.pack(8, kind) for kind in (RTA_TABLE, RTA_OIF, RTA_PRIORITY)
@@ -289,14 +290,9 @@ def neighbour_request(neighbour: KernelNeighbour, *, delete: bool = False) -> Re
     header = _NEIGHBOUR.pack(family, 0, 0, neighbour.interface, NUD_PERMANENT, 0, 0)
     if delete:
         return Request(RTM_DELNEIGH, 0, header + attribute(NDA_DST, neighbour.address))
-    return Request(
-        RTM_NEWNEIGH,
-        NLM_F_CREATE | NLM_F_REPLACE,
-        header
-        + attribute(NDA_DST, neighbour.address)
-        + attribute(NDA_LLADDR, neighbour.mac)
-        + attribute(NDA_PROTOCOL, bytes((neighbour.protocol,))),
-    )
+    address = _HEADER_V4 if family is Family.V4 else _HEADER_V6
+    signed = _MAC_AND_PROTOCOL.pack(10, NDA_LLADDR, neighbour.mac, 5, NDA_PROTOCOL, neighbour.protocol)
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, header + address + neighbour.address + signed)
 
 
 def neighbour_dump_request(family: Family) -> Request:

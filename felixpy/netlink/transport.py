@@ -328,14 +328,13 @@ class NetlinkSocket:
     def _send(self, requests: Sequence[Request], ack_at: int) -> None:
         if self._sequence + len(requests) > 0xFFFFFFFF:
             self._sequence = 0
-        parts = []
+        first = self._sequence + 1
+        parts: list[bytes] = []
         for index, (kind, flags, payload) in enumerate(requests):
-            self._sequence += 1
+            size = len(payload)
             flags |= NLM_F_REQUEST | (NLM_F_ACK if index == ack_at else 0)
-            parts.append(_HEADER.pack(16 + len(payload), kind, flags, self._sequence, 0))
-            parts.append(payload)
-            if len(payload) & 3:
-                parts.append(_PAD[len(payload) & 3])
+            parts += _HEADER.pack(16 + size, kind, flags, first + index, 0), payload, _PAD[size & 3]
+        self._sequence += len(requests)
         data = b"".join(parts)
         self.messages_sent += len(requests)
         self.sends += 1

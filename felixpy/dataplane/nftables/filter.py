@@ -7,11 +7,9 @@ the back-end, because closing one after a delete waits for a kernel grace period
 from __future__ import annotations
 
 import errno
-from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
@@ -285,19 +283,25 @@ class NftablesFilter:
 
     def _element_steps(self, change: FilterChange, per_message: int) -> list[_Step]:
         """Interval sets refuse overlaps even within a transaction, so their removals go before additions."""
-        by_set: defaultdict[tuple[int, SetName], list[ElementKey]] = defaultdict(list)
-        for key in change.remove:
-            early = SET_TYPES[key.set] is not SetType.HOST_INTERFACE
-            by_set[0 if early else 2, key.set].append(key)
-        for key in change.add:
-            by_set[1, key.set].append(key)
-        steps = []
-        for (order, name), keys in sorted(by_set.items()):
-            command = nft.NEWSETELEM if order == 1 else nft.DELSETELEM
-            for chunk in _chunks(keys, per_message):
-                request = nft.set_elements(command, self.family, TABLE, name, map(elements.encode, chunk))
-                steps.append(_Step(request, tuple(chunk), gone=command == nft.DELSETELEM))
+        steps: list[_Step] = []
+        if change.remove:
+            intervals = [key for key in change.remove if SET_TYPES[key.set] is not SetType.HOST_INTERFACE]
+            steps += self._steps_of(nft.DELSETELEM, intervals, per_message)
+        steps += self._steps_of(nft.NEWSETELEM, change.add, per_message)
+        if change.remove:
+            others = [key for key in change.remove if SET_TYPES[key.set] is SetType.HOST_INTERFACE]
+            steps += self._steps_of(nft.DELSETELEM, others, per_message)
         return steps
+
+    def _steps_of(self, command: int, keys: Iterable[ElementKey], per_message: int) -> Iterator[_Step]:
+        by_set: dict[SetName, list[ElementKey]] = {}
+        for key in keys:
+            by_set.setdefault(key.set, []).append(key)
+        for name, members in by_set.items():
+            for start in range(0, len(members), per_message):
+                chunk = members[start : start + per_message]
+                request = nft.set_elements(command, self.family, TABLE, name, map(elements.encode, chunk))
+                yield _Step(request, tuple(chunk), gone=command == nft.DELSETELEM)
 
     def _commit(self, steps: list[_Step]) -> dict[int, Refusal]:
         """Send one transaction, if there is anything to send. Returns refusals by step index (-1: the frame)."""
@@ -360,9 +364,3 @@ def _chain_key(name: str) -> ChainKey | None:
     """Inverse of ``render.chain_name``; None for a chain that we would never make."""
     table, _, rest = name.partition("-")
     return ChainKey(Table(table), rest) if table in set(Table) and rest else None
-
-
-def _chunks(keys: list[ElementKey], size: int) -> Iterable[list[ElementKey]]:
-    iterator = iter(keys)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
