@@ -28,8 +28,9 @@ from felixpy.demo.lab import TOPIC_ROOT
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink
+from felixpy.netlink.message import Request
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, Request
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 
 FAMILY_WORDS = (("ip", "ipv4_addr"), ("ip6", "ipv6_addr"))
 TABLE = "felixpy"

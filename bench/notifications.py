@@ -21,7 +21,8 @@ from felixpy.demo.agent import environment
 from felixpy.demo.host import Host, LabError
 from felixpy.model.net import Net, format_address
 from felixpy.netlink import nftables, rtnetlink
-from felixpy.netlink.transport import NETLINK_ROUTE, Message, parse_messages
+from felixpy.netlink.message import Message, parse_messages
+from felixpy.netlink.transport import NETLINK_ROUTE
 
 _RULES = {nftables.NEWRULE: "+rule", nftables.DELRULE: "-rule"}
 _ELEMENTS = {nftables.NEWSETELEM: "+elem", nftables.DELSETELEM: "-elem"}

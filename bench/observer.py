@@ -22,13 +22,9 @@ import time
 from felixpy.model.net import Net
 from felixpy.netlink import ipset
 from felixpy.netlink.ipset import Member
-from felixpy.netlink.transport import (
-    NETLINK_NETFILTER,
-    NETLINK_ROUTE,
-    NetlinkSocket,
-    Request,
-    open_monitor,
-)
+from felixpy.netlink.message import Request
+from felixpy.netlink.monitor import open_monitor
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 
 IPSET = 255
 """Protocol number of a record about IP set members; netlink's own are all below 32."""

@@ -40,7 +40,8 @@ from felixpy.agent import Agent
 from felixpy.configuration import Configuration
 from felixpy.dataplane import interface_settings
 from felixpy.model.resources import Update
-from felixpy.netlink.transport import NetlinkSocket, Refusal, Request
+from felixpy.netlink.message import Request
+from felixpy.netlink.transport import NetlinkSocket, Refusal
 from felixpy.sources.mqtt import MqttSource
 
 TICK_SECONDS = 0.0005

@@ -16,7 +16,8 @@ from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.table import KeyedTable
 from felixpy.model.net import Family, Net, parse_address
 from felixpy.netlink import rtnetlink
-from felixpy.netlink.transport import NETLINK_ROUTE, Message, NetlinkSocket
+from felixpy.netlink.message import Message
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 
 PROTOCOL = Settings().device_route_protocol
 

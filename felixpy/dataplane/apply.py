@@ -41,7 +41,8 @@ from felixpy.dataplane.table import KeyedTable
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
-from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket, Request
+from felixpy.netlink.message import Request
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 
 REQUESTS_PER_SEND = 500
 GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}

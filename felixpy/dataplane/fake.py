@@ -15,7 +15,8 @@ from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
 from felixpy.calc.rules import ChainKey, Chains, Jump, Rule
 from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
-from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket, Request
+from felixpy.netlink.message import Message, Request
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
 
 
 class FakePacketFilter:

@@ -14,7 +14,7 @@ from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFil
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.dataplane.table import Delta, KeyedTable
-from felixpy.netlink.transport import Request
+from felixpy.netlink.message import Request
 
 MEMBERS_TOGETHER = 500
 """More of one family take the kernel so long that the loop has to run between two families."""

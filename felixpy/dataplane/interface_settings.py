@@ -26,7 +26,8 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.table import KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
-from felixpy.netlink.transport import Message, NetlinkSocket
+from felixpy.netlink.message import Message
+from felixpy.netlink.transport import NetlinkSocket
 from felixpy.slices import in_slices
 
 PROC_SYS_NET = "/proc/sys/net"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from felixpy.model.net import Family
+from felixpy.netlink.message import Message
 from felixpy.netlink.rtnetlink import RTM_DELLINK, RTM_NEWLINK, Link, decode_link, is_af_specific
-from felixpy.netlink.transport import Message
 from felixpy.slices import emptied, in_slices
 
 

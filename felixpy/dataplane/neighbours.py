@@ -13,8 +13,10 @@ from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
+from felixpy.netlink.columns import tuples
+from felixpy.netlink.message import Message, Request
 from felixpy.netlink.rtnetlink import KernelNeighbour
-from felixpy.netlink.transport import Message, NetlinkSocket, Request, tuples
+from felixpy.netlink.transport import NetlinkSocket
 from felixpy.slices import emptied, in_slices
 
 

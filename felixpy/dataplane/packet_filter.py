@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.rules import ChainKey, Chains
 from felixpy.model.net import Family
-from felixpy.netlink.transport import Message, NetlinkSocket, Request
+from felixpy.netlink.message import Message, Request
+from felixpy.netlink.transport import NetlinkSocket
 from felixpy.plain_error import PlainError
 
 RenderedChain = tuple[Any, ...]

@@ -19,8 +19,9 @@ from felixpy.dataplane.report import Spent
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
+from felixpy.netlink.message import Message, Request
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import Message, NetlinkError, NetlinkSocket, Request
+from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 from felixpy.slices import emptied, in_slices
 
 GRACE_SECONDS = 10.0

@@ -18,8 +18,8 @@ from felixpy.dataplane.table import MISSING
 from felixpy.dataplane.writers import nftables_writers, routing_writer
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
+from felixpy.netlink.message import Message
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
-from felixpy.netlink.transport import Message
 
 OVERFLOW_PAUSE_SECONDS = 0.2
 """After an overflow reading begins a little later: what overflowed the buffer is probably still going on."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.transport import Message
+from felixpy.netlink.message import Message
 
 NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3  # linux/netfilter/nf_tables.h
 

@@ -21,7 +21,8 @@ from felixpy.explain.walk import Node, Route
 from felixpy.model.net import Family, format_address
 from felixpy.netlink import ipset, rtnetlink
 from felixpy.netlink.lookup import look_up, open_lookup
-from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, Message, NetlinkError, NetlinkSocket
+from felixpy.netlink.message import Message
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
 
 PROC_SYS_NET = Path("/proc/sys/net")
 LOCAL_TABLE = 255

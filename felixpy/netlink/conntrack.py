@@ -22,16 +22,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from felixpy.model.net import Family, family_of
-from felixpy.netlink.transport import (
-    NLA_F_NESTED,
-    NLM_F_ACK,
-    Message,
-    NetlinkSocket,
-    Refusal,
-    Request,
-    attribute,
-    attributes,
-)
+from felixpy.netlink.message import NLA_F_NESTED, NLM_F_ACK, Message, Request, attribute, attributes
+from felixpy.netlink.transport import NetlinkSocket, Refusal
 
 # linux/netfilter/nfnetlink_conntrack.h
 _SUBSYSTEM = 1 << 8

@@ -14,21 +14,18 @@ from dataclasses import dataclass, field
 
 from felixpy.model.net import Family, Net, family_of
 from felixpy.netlink import rtnetlink
-from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import (
-    NETLINK_ROUTE,
+from felixpy.netlink.message import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
-    DumpInterrupted,
     Message,
-    NetlinkSocket,
-    Refusal,
     Request,
     attribute,
     attributes,
     nested,
 )
+from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
+from felixpy.netlink.transport import NETLINK_ROUTE, DumpInterrupted, NetlinkSocket, Refusal
 
 IPV6_DEFAULT_METRIC = 1024
 IPV4_SETTINGS, IPV6_SETTINGS = 32, 53  # lengths of the arrays in Linux 6.x

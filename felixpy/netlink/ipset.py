@@ -15,18 +15,9 @@ from itertools import repeat
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
-from felixpy.netlink.transport import (
-    NLA_F_NESTED,
-    NLM_F_ACK,
-    Message,
-    Refusal,
-    Request,
-    attribute,
-    attributes,
-    nested,
-    same,
-    tuples,
-)
+from felixpy.netlink.columns import same, tuples
+from felixpy.netlink.message import NLA_F_NESTED, NLM_F_ACK, Message, Request, attribute, attributes, nested
+from felixpy.netlink.transport import Refusal
 
 # linux/netfilter/ipset/ip_set.h
 PROTOCOL = 7

@@ -9,8 +9,9 @@ import struct
 from typing import NamedTuple
 
 from felixpy.model.net import Family
+from felixpy.netlink.message import Request, attribute, attributes
 from felixpy.netlink.rtnetlink import RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTM_GETROUTE
-from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket, Request, attribute, attributes
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 
 RTA_SRC, RTA_IIF, RTA_MARK = 2, 3, 16
 RTA_VIA = 18

@@ -5,22 +5,28 @@ A full socket buffer loses notifications (ENOBUFS): ``read`` says so by None, an
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import socket
+import struct
 from collections.abc import Iterable
 from typing import Final
 
+from felixpy.netlink.message import Message, parse_messages
 from felixpy.netlink.transport import (
     DATAGRAM_BYTES,
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
-    Message,
-    open_monitor,
-    parse_messages,
+    SOL_NETLINK,
+    open_socket,
 )
 
 # linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF
 ROUTE_GROUPS: Final = (1, 3, 5, 7, 9, 11, 24, 25)
 NFTABLES_GROUPS: Final = (7,)  # linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES
+
+NETLINK_ADD_MEMBERSHIP, SO_ATTACH_FILTER = 1, 26
 
 
 class Monitor:
@@ -62,3 +68,34 @@ def monitor_routing(ignored_ports: Iterable[int]) -> Monitor:
 def monitor_nftables(ignored_ports: Iterable[int]) -> Monitor:
     """nf_tables: also the rules of iptables' NFT variant."""
     return Monitor(NETLINK_NETFILTER, NFTABLES_GROUPS, ignored_ports)
+
+
+def open_monitor(protocol: int, groups: Iterable[int], ignored_ports: Iterable[int]) -> socket.socket:
+    """A non-blocking socket that gets the notifications of multicast groups, but not those of our own requests.
+
+    The kernel drops what came of ``ignored_ports`` (a classic BPF filter on ``nlmsg_pid``), so that our own bulk writes
+    cannot overflow the buffer.
+
+    Raises:
+        OSError: no permission, or the kernel has no such protocol or group.
+    """
+    sock = open_socket(protocol)
+    program = _port_filter(list(ignored_ports))
+    buffer = ctypes.create_string_buffer(program)
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+    for group in groups:
+        with contextlib.suppress(OSError):  # a family that this kernel does not have
+            sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    sock.setblocking(False)
+    return sock
+
+
+def _port_filter(ports: list[int]) -> bytes:
+    """Classic BPF (linux/filter.h): drop messages whose ``nlmsg_pid``, at offset 12, is one of the ports."""
+    load, jump_if_equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    code = [struct.pack("=HBBI", load, 0, 0, 12)]
+    for index, port in enumerate(ports):
+        # BPF loads words in network order, while nlmsg_pid is in the host's.
+        code.append(struct.pack("=HBBI", jump_if_equal, len(ports) - index, 0, socket.htonl(port)))
+    return b"".join((*code, struct.pack("=HBBI", give, 0, 0, 0xFFFFFFFF), struct.pack("=HBBI", give, 0, 0, 0)))

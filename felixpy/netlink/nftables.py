@@ -13,7 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 from felixpy.model.net import Family
-from felixpy.netlink.transport import (
+from felixpy.netlink.message import (
     NLA_F_NESTED,
     NLM_F_APPEND,
     NLM_F_CREATE,

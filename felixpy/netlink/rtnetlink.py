@@ -16,20 +16,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
-from felixpy.netlink.transport import (
-    NLM_F_CREATE,
-    NLM_F_REPLACE,
-    Message,
-    Request,
-    SomeAttributes,
-    attribute,
-    attributes,
-    by_length,
-    columns,
-    nested,
-    same,
-    tuples,
-)
+from felixpy.netlink.columns import SomeAttributes, by_length, columns, same, tuples
+from felixpy.netlink.message import NLM_F_CREATE, NLM_F_REPLACE, Message, Request, attribute, attributes, nested
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22

@@ -8,17 +8,27 @@ has lost messages. Must never be shared between threads.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import socket
 import struct
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
+from felixpy.netlink.message import (
+    NLM_F_ACK_TLVS,
+    NLM_F_CAPPED,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Message,
+    Request,
+    attributes,
+    datagram,
+    parse_messages,
+)
 from felixpy.slices import in_slices, pause
 
 T = TypeVar("T")
@@ -27,19 +37,11 @@ NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 
 # linux/netlink.h
-NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
-NLM_F_ROOT, NLM_F_MATCH = 0x100, 0x200
-NLM_F_DUMP = NLM_F_ROOT | NLM_F_MATCH
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
-NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLA_F_NESTED, NLA_F_NET_BYTEORDER = 0x8000, 0x4000
-NLA_TYPE_MASK = 0x3FFF
 NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS = 1, 2
 
 SOL_NETLINK = 270
-NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 1, 10, 11, 12
-SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_ATTACH_FILTER = 32, 33, 26
+NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
 SEND_BUFFER_BYTES = 16 << 20
 RECEIVE_BUFFER_BYTES = 16 << 20
@@ -52,12 +54,6 @@ TIMEOUT_SECONDS = 20
 MAX_DUMP_ATTEMPTS = 5
 TOGETHER = 128
 """Messages of a dump that are decoded at once: routes in a third of a slice."""
-MAX_FORMS = 256
-"""A node has a few kinds of interfaces, and names of a few lengths."""
-
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
-_PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 class NetlinkError(OSError):
@@ -73,100 +69,6 @@ class Refusal(NamedTuple):
     def __str__(self) -> str:
         text = os.strerror(self.errno)
         return f"{text}: {self.message}" if self.message else text
-
-
-class Message(NamedTuple):
-    """A message received: header fields and payload after the 16-byte header. ``port``: of the socket that asked."""
-
-    type: int
-    flags: int
-    sequence: int
-    payload: bytes
-    port: int = 0
-
-
-def attribute(kind: int, data: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
-    length = 4 + len(data)
-    return _ATTRIBUTE.pack(length, kind) + data + _PAD[length & 3]
-
-
-def nested(kind: int, *attributes: bytes) -> bytes:
-    """A nested attribute."""
-    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
-
-
-def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(type, value) pairs of an attribute stream; flag bits are masked off the type."""
-    end = len(data)
-    while offset + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < 4:
-            return
-        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
-Path = tuple[int, ...]
-"""Types from the outermost attribute to a nested one."""
-
-
-class _Form(NamedTuple):
-    """Of messages with the same attributes: how to take all headers out, what they are, where wanted values stand."""
-
-    headers: struct.Struct
-    expected: tuple[int, ...]
-    places: list[tuple[Path, slice]]
-
-
-class SomeAttributes:
-    """Some attributes, nested ones too, of messages with many others.
-
-    Most messages have the form of an earlier one. So one is taken apart attribute by attribute, and those that follow
-    are compared with it, all headers at once: half of the time for a link, which has forty.
-    """
-
-    def __init__(self, offset: int, *wanted: Path) -> None:
-        self._offset, self._wanted = offset, wanted
-        self._nests = {path[:depth] for path in wanted for depth in range(1, len(path))}
-        self._forms: dict[tuple[int, bytes], _Form] = {}
-
-    def of(self, data: bytes) -> dict[Path, bytes]:
-        """The wanted attributes that ``data`` has."""
-        key = len(data), data[self._offset : self._offset + 4]  # the first of a link is its name: its length varies
-        form = self._forms.get(key)
-        if form is None or form.headers.unpack_from(data, self._offset) != form.expected:
-            if len(self._forms) >= MAX_FORMS:
-                self._forms.clear()
-            form = self._forms[key] = self._form(data)
-        return {path: data[place] for path, place in form.places}
-
-    def _form(self, data: bytes) -> _Form:
-        places: list[tuple[Path, slice]] = []
-        headers = struct.Struct("=" + self._layout(data, self._offset, len(data), (), places))
-        return _Form(headers, headers.unpack_from(data, self._offset), places)
-
-    def _layout(self, data: bytes, offset: int, end: int, path: Path, places: list[tuple[Path, slice]]) -> str:
-        layout = ""
-        while offset + 4 <= end:
-            length, kind = _ATTRIBUTE.unpack_from(data, offset)
-            if length < 4:
-                break
-            inside, start, following = (*path, kind & NLA_TYPE_MASK), offset + 4, min(offset + ((length + 3) & ~3), end)
-            if inside in self._wanted:
-                places.append((inside, slice(start, min(offset + length, end))))
-            values = self._layout(data, start, following, inside, places) if inside in self._nests else ""
-            layout += f"I{values}{following - start - struct.calcsize('=' + values)}x"
-            offset = following
-        return layout
-
-
-class Request(NamedTuple):
-    """A message to send: type, flags (NLM_F_REQUEST is added) and payload."""
-
-    type: int
-    flags: int
-    payload: bytes
 
 
 class NetlinkSocket:
@@ -328,14 +230,8 @@ class NetlinkSocket:
     def _send(self, requests: Sequence[Request], ack_at: int) -> None:
         if self._sequence + len(requests) > 0xFFFFFFFF:
             self._sequence = 0
-        first = self._sequence + 1
-        parts: list[bytes] = []
-        for index, (kind, flags, payload) in enumerate(requests):
-            size = len(payload)
-            flags |= NLM_F_REQUEST | (NLM_F_ACK if index == ack_at else 0)
-            parts += _HEADER.pack(16 + size, kind, flags, first + index, 0), payload, _PAD[size & 3]
+        data = datagram(requests, self._sequence + 1, ack_at)
         self._sequence += len(requests)
-        data = b"".join(parts)
         self.messages_sent += len(requests)
         self.sends += 1
         self.bytes_sent += len(data)
@@ -374,75 +270,8 @@ class NetlinkSocket:
         return self._socket
 
 
-def parse_messages(data: bytes) -> list[Message]:
-    """Messages of one datagram."""
-    messages: list[tuple[int, int, int, bytes, int]] = []
-    offset, end = 0, len(data)
-    while offset + 16 <= end:
-        length, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
-        if length < 16:
-            break
-        messages.append((kind, flags, sequence, data[offset + 16 : offset + length], port))
-        offset += (length + 3) & ~3
-    return list(map(partial(tuple.__new__, Message), messages))
-
-
-def by_length(messages: Iterable[Message]) -> dict[int, list[Message]]:
-    """Messages of a dump by the length of their payload: those with the same are nearly always of one form."""
-    alike: defaultdict[int, list[Message]] = defaultdict(list)
-    for message in messages:
-        alike[len(message.payload)].append(message)
-    return alike
-
-
-def columns(layout: struct.Struct, alike: Iterable[Message]) -> list[tuple[Any, ...]]:
-    """Payloads of ``layout``'s length, taken apart all at once: one tuple per field, with its value in each message."""
-    return list(zip(*layout.iter_unpack(b"".join([message.payload for message in alike])), strict=True))
-
-
-def same(column: tuple[T, ...], value: T) -> bool:
-    """Whether a field has the same value in all messages."""
-    return column.count(value) == len(column)
-
-
-def tuples(kind: type[T], *fields: Iterable[Any]) -> Iterator[T]:
-    """Named tuples of one kind from their fields, made without a Python call for each."""
-    return map(partial(tuple.__new__, kind), zip(*fields, strict=False))  # type: ignore[type-var]
-
-
 class DumpInterrupted(Exception):
     """A dump carried NLM_F_DUMP_INTR: what it said may be inconsistent and must be read again."""
-
-
-def open_monitor(protocol: int, groups: Iterable[int], ignored_ports: Iterable[int]) -> socket.socket:
-    """A non-blocking socket that gets the notifications of multicast groups, but not those of our own requests.
-
-    The kernel drops what came of ``ignored_ports`` (a classic BPF filter on ``nlmsg_pid``), so that our own bulk writes
-    cannot overflow the buffer.
-
-    Raises:
-        OSError: no permission, or the kernel has no such protocol or group.
-    """
-    sock = open_socket(protocol)
-    program = _port_filter(list(ignored_ports))
-    buffer = ctypes.create_string_buffer(program)
-    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
-    for group in groups:
-        with contextlib.suppress(OSError):  # a family that this kernel does not have
-            sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-    sock.setblocking(False)
-    return sock
-
-
-def _port_filter(ports: list[int]) -> bytes:
-    """Classic BPF (linux/filter.h): drop messages whose ``nlmsg_pid``, at offset 12, is one of the ports."""
-    load, jump_if_equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
-    code = [struct.pack("=HBBI", load, 0, 0, 12)]
-    for index, port in enumerate(ports):
-        # BPF loads words in network order, while nlmsg_pid is in the host's.
-        code.append(struct.pack("=HBBI", jump_if_equal, len(ports) - index, 0, socket.htonl(port)))
-    return b"".join((*code, struct.pack("=HBBI", give, 0, 0, 0xFFFFFFFF), struct.pack("=HBBI", give, 0, 0, 0)))
 
 
 def open_socket(protocol: int) -> socket.socket:

@@ -17,7 +17,8 @@ from bench.workloads import CROWD, SPARES, Workload, cluster, scopes
 from felixpy.model.net import FAMILIES, Family, Net, parse_address
 from felixpy.model.parse import parse_payload
 from felixpy.netlink import nftables, rtnetlink
-from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, Request
+from felixpy.netlink.message import Request
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE
 from felixpy.sources import topics
 
 MARKS = """\

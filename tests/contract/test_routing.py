@@ -9,8 +9,8 @@ import pytest
 
 from felixpy.model.net import Family, Net, parse_address
 from felixpy.netlink import rtnetlink
+from felixpy.netlink.message import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request
 from tests.contract.worlds import Tables
 
 PROTOCOL = 222

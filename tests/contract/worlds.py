@@ -13,8 +13,9 @@ from felixpy.dataplane.packet_filter import PacketFilter
 from felixpy.model.net import Family, Net
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.fake import FakeKernel, FakeSocket
+from felixpy.netlink.message import Request
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey, Link
-from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket, Request
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import ip
 
 FILTERS: dict[str, Callable[[Family], PacketFilter]] = {

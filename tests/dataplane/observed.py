@@ -18,7 +18,8 @@ from felixpy.config import SettingsSource, resolve
 from felixpy.dataplane.backend import Backend
 from felixpy.model.resources import Resource, ResourceKey, Update
 from felixpy.netlink import nftables, rtnetlink
-from felixpy.netlink.transport import NETLINK_NETFILTER, NLM_F_DUMP, NetlinkSocket, Request
+from felixpy.netlink.message import NLM_F_DUMP, Request
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
 from felixpy.sources import SyncState, SyncStatus
 
 PATIENCE_SECONDS, QUIET_LOOKS = 30.0, 10

@@ -12,7 +12,8 @@ import pytest
 
 from felixpy.dataplane.conntrack import ConntrackCleaner
 from felixpy.model.net import FAMILIES, Family, parse_address
-from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, nested
+from felixpy.netlink.message import nested
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from tests.dataplane.conntrack_router import PATIENCE_S, packed, run, until, watched
 from tests.netlink.conntrack_lab import CountingSocket, OtherSubsystem, create, create_all, listed, numbered, without
 from tests.netns import enter_new_network, enter_private_namespaces

@@ -11,8 +11,8 @@ import pytest
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink as rt
+from felixpy.netlink.message import Message, attribute
 from felixpy.netlink.monitor import Monitor, monitor_routing
-from felixpy.netlink.transport import Message, attribute
 from tests.kernel import Clock, ip, ip_json, pairs, read_links
 
 

@@ -22,9 +22,10 @@ from felixpy.dataplane.iptables import legacy_tables
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.tools import Finished, Tools
 from felixpy.dataplane.nftables.filter import NftablesFilter
-from felixpy.netlink.monitor import Monitor
+from felixpy.netlink.message import Request
+from felixpy.netlink.monitor import Monitor, open_monitor
 from felixpy.netlink.nftables import NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
-from felixpy.netlink.transport import DumpInterrupted, NetlinkSocket, Refusal, Request, open_monitor
+from felixpy.netlink.transport import DumpInterrupted, NetlinkSocket, Refusal
 
 DELAY_SECONDS = 0.02
 KERNELS_WORDS = "the kernel's own words"

@@ -22,8 +22,8 @@ from felixpy.dataplane.iptables import detect, lock, tools
 from felixpy.dataplane.iptables import filter as iptables_filter
 from felixpy.dataplane.table import KeyedTable
 from felixpy.model.net import Family, Net, parse_address
-from felixpy.netlink import nftables, rtnetlink, transport
-from felixpy.netlink.transport import Request
+from felixpy.netlink import monitor, nftables, rtnetlink, transport
+from felixpy.netlink.message import Request
 from tests.drift.world import endpoint, sh
 from tests.faults.injection import KERNELS_WORDS, Fault, Injector, injecting
 from tests.faults.node import Node, foreign_state
@@ -261,7 +261,7 @@ def test_settings_are_taken_in_the_end_although_the_back_end_could_not_be_chosen
 
 def test_a_notification_socket_that_really_overflows_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight KiB of buffer, and other programs change far more than that while the loop stands still."""
-    real = transport.open_monitor
+    real = monitor.open_monitor
 
     def small(*arguments: Any) -> socket.socket:
         opened = real(*arguments)

@@ -10,15 +10,8 @@ from typing import Any, NamedTuple
 
 from felixpy.model.net import Family, family_of, parse_address
 from felixpy.netlink import conntrack
-from felixpy.netlink.transport import (
-    NETLINK_NETFILTER,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NetlinkSocket,
-    Request,
-    attribute,
-    nested,
-)
+from felixpy.netlink.message import NLM_F_CREATE, NLM_F_EXCL, Request, attribute, nested
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
 
 CTA_TIMEOUT, CTA_ZONE = 7, 18
 UDP, UNKNOWN = 17, 99

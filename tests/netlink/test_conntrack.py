@@ -11,7 +11,8 @@ import pytest
 from felixpy.model.net import FAMILIES, Family, format_address, parse_address
 from felixpy.netlink import conntrack
 from felixpy.netlink.conntrack import ConntrackTable, CtnetlinkMissing, Entry
-from felixpy.netlink.transport import NetlinkSocket, Request, attribute, attributes, nested
+from felixpy.netlink.message import Request, attribute, attributes, nested
+from felixpy.netlink.transport import NetlinkSocket
 from tests.netlink.conntrack_lab import (
     PROTOCOLS,
     CountingSocket,

@@ -10,7 +10,8 @@ import pytest
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.netlink import ipset
 from felixpy.netlink.ipset import HASH_NET, HASH_NET_IFACE, Member, SetHeader
-from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Refusal, Request
+from felixpy.netlink.message import Request
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Refusal
 from tests.netns import enter_new_network, enter_private_namespaces
 
 

@@ -11,9 +11,10 @@ import pytest
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink as rt
+from felixpy.netlink.message import Message
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, Message, NetlinkSocket
+from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import PROTOCOL, ip, ip_json, pairs, run, sysctl
 
 SO_RCVBUF = 8

@@ -17,8 +17,9 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from felixpy.model.net import FAMILIES, Family, Net, format_address
 from felixpy.netlink import rtnetlink as rt
+from felixpy.netlink.message import Message, attribute, nested, parse_messages
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import NETLINK_ROUTE, Message, NetlinkSocket, attribute, nested, parse_messages
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import PROTOCOL, any_net, ip, ip_json, packed, pairs, sysctl
 
 MAIN = 254

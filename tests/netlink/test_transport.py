@@ -10,28 +10,20 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink as rt
 from felixpy.netlink import transport
+from felixpy.netlink.message import NLMSG_ERROR, Message, Request, attribute, parse_messages
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
 from felixpy.netlink.transport import (
     MAX_DUMP_ATTEMPTS,
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
-    NLMSG_ERROR,
-    Message,
     NetlinkError,
     NetlinkSocket,
     Refusal,
-    Request,
-    attribute,
-    attributes,
-    nested,
-    parse_messages,
 )
 from tests.kernel import PROTOCOL, RecordingSocket, ip_json, packed, pairs, run
 
@@ -352,40 +344,3 @@ def test_a_closed_socket_opens_again_when_it_is_used(netlink: RecordingSocket) -
     netlink.close()
     assert netlink.transact([blackhole("10.0.1.0/24")]) == {}
     assert netlink.messages_sent == 2
-
-
-# --- parsing ----------------------------------------------------------------------------------------------------
-
-
-@given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_parsing_ends_for_any_bytes(data: bytes) -> None:
-    assert sum(16 + len(message.payload) for message in parse_messages(data)) <= len(data)
-    assert sum(4 + len(value) for _, value in attributes(data)) <= len(data)
-
-
-def test_messages_of_any_form_give_the_attributes_that_they_have() -> None:
-    """Also one that has the length and the first header of an earlier one, and other attributes behind them."""
-    some = transport.SomeAttributes(4, (1,), (2, 5))
-    first, inner, other = attribute(1, b"abc"), attribute(5, b"here"), attribute(6, b"here")
-    messages = {
-        first + nested(2, other, inner) + other: {(1,): b"abc", (2, 5): b"here"},
-        first + nested(2, inner, other) + other: {(1,): b"abc", (2, 5): b"here"},
-        first + nested(3, inner, other) + inner: {(1,): b"abc"},
-        first + other: {(1,): b"abc"},
-        other: {},
-        b"": {},
-        attribute(1, b"abc")[:6]: {(1,): b"ab"},
-        bytes(8) + first: {},
-    }
-    for _ in range(2):
-        for message, expected in messages.items():
-            assert some.of(bytes(4) + message) == expected
-
-
-@given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=8))
-@settings(max_examples=100, deadline=None, derandomize=True)
-def test_attributes_decode_to_what_was_encoded(values: list[tuple[int, bytes]]) -> None:
-    stream = b"".join(attribute(kind, value) for kind, value in values)
-    assert len(stream) % 4 == 0
-    assert list(attributes(stream)) == values

@@ -22,7 +22,8 @@ from felixpy.dataplane.iptables.sets import IpSets
 from felixpy.dataplane.iptables.tools import Tools, tool_name
 from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterError, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
-from felixpy.netlink.transport import Message, NetlinkSocket, Request
+from felixpy.netlink.message import Message, Request
+from felixpy.netlink.transport import NetlinkSocket
 
 FRESH_SECONDS = 0.1
 

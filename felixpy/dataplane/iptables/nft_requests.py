@@ -12,7 +12,7 @@ from felixpy.dataplane.iptables.plan import TablePlan
 from felixpy.dataplane.iptables.render import PROTOCOL_NUMBERS
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.transport import Request
+from felixpy.netlink.message import Request
 
 
 def plan_requests(family: Family, plan: TablePlan, seen: Look, known: KnownRules) -> list[Request]:

@@ -20,8 +20,9 @@ from felixpy.dataplane.iptables.render import canonical
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
+from felixpy.netlink.message import Message, attribute
 from felixpy.netlink.nftables import Expression, Hook, NftRule
-from felixpy.netlink.transport import Message, NetlinkError, NetlinkSocket, attribute
+from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 
 IPTABLES_TABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
 UNKNOWN_RULE: Final = "(a rule of another program)"

@@ -22,7 +22,8 @@ from felixpy.dataplane.iptables.tools import tool_name
 from felixpy.dataplane.packet_filter import FilterError, Part
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.transport import NETLINK_NETFILTER, Message, NetlinkSocket
+from felixpy.netlink.message import Message
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
 
 
 class NftVariantFilter(IptablesFilter):

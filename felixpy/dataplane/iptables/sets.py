@@ -16,8 +16,10 @@ from felixpy.dataplane.iptables.layout import ipset_type, set_name, set_prefix
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family, Net
 from felixpy.netlink import ipset
+from felixpy.netlink.columns import tuples
 from felixpy.netlink.ipset import Member, SetHeader
-from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Request, tuples
+from felixpy.netlink.message import Request
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from felixpy.slices import in_slices
 
 MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends

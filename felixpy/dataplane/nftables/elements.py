@@ -8,8 +8,9 @@ from itertools import repeat
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
+from felixpy.netlink.columns import tuples
+from felixpy.netlink.message import Message
 from felixpy.netlink.nftables import KernelElement, KernelSet
-from felixpy.netlink.transport import Message, tuples
 
 ADDRESS_TYPES = {Family.V4: nft.TYPE_IPV4_ADDR, Family.V6: nft.TYPE_IPV6_ADDR}
 

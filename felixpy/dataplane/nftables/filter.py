@@ -18,15 +18,8 @@ from felixpy.dataplane.nftables import elements, render
 from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.transport import (
-    NETLINK_NETFILTER,
-    Message,
-    NetlinkError,
-    NetlinkSocket,
-    Refusal,
-    Request,
-    attribute,
-)
+from felixpy.netlink.message import Message, Request, attribute
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Refusal
 from felixpy.slices import in_slices
 
 TABLE = "felixpy"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink import rtnetlink
-from felixpy.netlink.transport import Message, attribute
+from felixpy.netlink.columns import SomeAttributes
+from felixpy.netlink.message import Message, attribute, nested
 
 byte = st.integers(0, 255)
 word = st.integers(0, 0xFFFFFFFF)
@@ -141,3 +142,22 @@ def test_the_common_routes_of_the_kernel_are_taken_apart_in_one_go() -> None:
         payload = route_payload(family, kinds, draw, (32, 0, 0, 254, 222, 0, 1), 0)
         message = Message(rtnetlink.RTM_NEWROUTE, 0, 0, payload)
         assert rtnetlink._decode_device_routes(Family(family), [message]) is not None
+
+
+def test_messages_of_any_form_give_the_attributes_that_they_have() -> None:
+    """Also one that has the length and the first header of an earlier one, and other attributes behind them."""
+    some = SomeAttributes(4, (1,), (2, 5))
+    first, inner, other = attribute(1, b"abc"), attribute(5, b"here"), attribute(6, b"here")
+    messages = {
+        first + nested(2, other, inner) + other: {(1,): b"abc", (2, 5): b"here"},
+        first + nested(2, inner, other) + other: {(1,): b"abc", (2, 5): b"here"},
+        first + nested(3, inner, other) + inner: {(1,): b"abc"},
+        first + other: {(1,): b"abc"},
+        other: {},
+        b"": {},
+        attribute(1, b"abc")[:6]: {(1,): b"ab"},
+        bytes(8) + first: {},
+    }
+    for _ in range(2):
+        for message, expected in messages.items():
+            assert some.of(bytes(4) + message) == expected
