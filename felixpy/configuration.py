@@ -149,6 +149,7 @@ class Configuration:
         """Read the kernel, unless it was read with the present ownership."""
         ownership = Ownership.of(self.settings)
         if ownership != self._read_as:
+            self._read_as = None  # a reading that fails half-way was of neither
             await self.read_kernel()
             self._read_as = ownership
 
@@ -157,17 +158,20 @@ class Configuration:
         settings, families = self.settings, self.families()
         backend, evidence = decide(settings, facts) if facts else await detect(settings)
         made_of = backend, families, settings.chain_insert_mode, settings.max_ipset_size
-        if made_of != self._filters_of:
+        others = made_of != self._filters_of
+        if others:
             log.info("back-end", backend=backend.value, reason=evidence)
             filters = {family: make_filter(backend, family, settings) for family in families}
             self._dataplane.use_filters(filters, self._calculation.entries())
+        # Before anything can fail: an apply would take rules that nobody wants out of the kernel.
+        self._dataplane.want_rules(nftables=backend is Backend.NFTABLES)
+        if others:
             if self._watch.is_open:
                 self._watch.follow_filters()
             await self._dataplane.read_filters()
             self.backend, self._filters_of = backend, made_of
             self._leftovers_due = True
             self._on_filters()
-        self._dataplane.want_rules(nftables=backend is Backend.NFTABLES)
 
     async def read_kernel(self) -> bool:
         """Read everything of ours; differences show at the next apply. Returns whether all of it could be read.
