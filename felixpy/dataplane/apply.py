@@ -4,7 +4,8 @@
 
 Only this module decides about writing; it is driven by one task. Nothing is removed, and no rule is changed, before the
 stream has said that its snapshot is complete (``complete``): additions alone may go early, and only into rules that
-stand already.
+stand already. Where none stand, because nothing was ever written or rules cannot be, nothing opens either: no route,
+no forwarding.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from typing import Any, TypeVar
 
 from felixpy.calc.entries import (
@@ -53,6 +54,8 @@ AnyTable = KeyedTable[Any, Any, Any]
 K = TypeVar("K")
 D = TypeVar("D")
 C = TypeVar("C")
+F = TypeVar("F", RouteKey, NeighbourKey, SettingsKey)
+_NONE: frozenset[Family] = frozenset()
 
 
 class Dataplane:
@@ -215,10 +218,12 @@ class Dataplane:
     async def apply(self, *, complete: bool) -> ApplyReport:
         """Write all differences. What fails is recorded with its keys and tried again; the rest goes on."""
         self._set_aside(not complete)
-        report = ApplyReport(looked_at=self._dirty())
+        report = ApplyReport()
         await self._apply_additions(report, complete=complete)
-        await self._apply_routing(report, removals=False)
-        await self._apply_settings(report)
+        closed = self._closed()
+        if complete or not closed:
+            await self._apply_routing(report, removals=False, closed=closed)
+            await self._apply_settings(report, closed)
         if complete:
             await self._apply_routing(report, removals=True)
             await self._apply_removals(report)
@@ -234,9 +239,18 @@ class Dataplane:
                 table.set_aside() if unwanted else table.recall()
         self._is_set_aside = unwanted
 
+    def _closed(self) -> frozenset[Family]:
+        """Families without rules in the kernel: nothing would check the packets that their routes let through."""
+        for tables in self.filters.values():
+            if not tables.in_place:
+                return frozenset(family for family, one in self.filters.items() if not one.in_place)
+        return _NONE
+
     async def _apply_additions(self, report: ApplyReport, *, complete: bool) -> None:
         now = self.clock()
         due = [tables for tables in self.filters.values() if not tables.idle]
+        for tables in due:
+            report.looked_at |= tables.elements.dirty
         if len(due) > 1 and all(tables.only_members for tables in due):
             deltas = [(tables, tables.additions(now, complete=complete)) for tables in due]
             if write_together(deltas, now, report):
@@ -247,6 +261,8 @@ class Dataplane:
     async def _apply_removals(self, report: ApplyReport) -> None:
         now = self.clock()
         due = [tables for tables in self.filters.values() if tables.elements.dirty]
+        for tables in due:
+            report.looked_at |= tables.elements.dirty
         if len(due) > 1 and all(tables.only_members for tables in due):
             deltas = [(tables, tables.removals(now)) for tables in due]
             if write_together(deltas, now, report):
@@ -291,18 +307,13 @@ class Dataplane:
         times.append(self.routes.next_removal())
         return min((at for at in times if at is not None), default=None)
 
-    def _dirty(self) -> set[Key]:
-        dirty: set[Key] = {*self.routes.table.dirty, *self.neighbours.table.dirty, *self.interface_settings.table.dirty}
-        for tables in self.filters.values():
-            dirty |= tables.elements.dirty
-        return dirty
-
     # --- settings, neighbours, routes --------------------------------------------------------------------------
 
-    async def _apply_settings(self, report: ApplyReport) -> None:
+    async def _apply_settings(self, report: ApplyReport, closed: Set[Family]) -> None:
         tables = self.interface_settings
         if not tables.table.dirty:
             return
+        report.looked_at |= tables.table.dirty
         delta = tables.table.delta(self.clock())
         advertised: set[int] = set()
         unguarded = ""
@@ -311,7 +322,10 @@ class Dataplane:
                 advertised = await read_advertised_default_interfaces()
             except OSError as error:
                 unguarded = f"IPv6 forwarding stays off: default routes cannot be read ({error})"
-            delta = tables.table.delta(self.clock())  # interfaces may have come and gone meanwhile
+            report.looked_at |= tables.table.dirty  # interfaces may have come and gone meanwhile
+            delta = tables.table.delta(self.clock())
+        if closed:
+            delta.put = _open(delta.put, closed)
         if not delta:
             return
         now = self.clock()
@@ -321,16 +335,19 @@ class Dataplane:
         report.written += len(delta.put) - len(refused)
         tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
 
-    async def _apply_routing(self, report: ApplyReport, *, removals: bool) -> None:
+    async def _apply_routing(self, report: ApplyReport, *, removals: bool, closed: Set[Family] = _NONE) -> None:
         """Routes and neighbours of both families in common batches; after removals everything else is in place."""
         if not self.routes.table.dirty and not self.neighbours.table.dirty:
             return
+        report.looked_at.update(self.routes.table.dirty, self.neighbours.table.dirty)
         now = self.clock()
         routes, neighbours = self.routes.table.delta(now), self.neighbours.table.delta(now)
         if removals:
             routes.put, neighbours.put = {}, {}
         else:
             routes.remove, neighbours.remove = {}, {}
+            if closed:
+                routes.put, neighbours.put = _open(routes.put, closed), _open(neighbours.put, closed)
         requests: list[Request] = []
         for neighbour_key, neighbour in (neighbours.remove if removals else neighbours.put).items():
             requests.append(self.neighbours.request(neighbour_key, neighbour, delete=removals))
@@ -371,6 +388,11 @@ class Dataplane:
                 if not (gone_is_success and refusal.errno in GONE):
                     refused[start + index] = str(refusal)
         return refused
+
+
+def _open(puts: dict[F, C], closed: Set[Family]) -> dict[F, C]:
+    """Entries of families that are not closed; the others stay due."""
+    return {key: value for key, value in puts.items() if key.family not in closed}
 
 
 def _describe(table: AnyTable, now: float) -> list[Operation]:
