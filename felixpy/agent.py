@@ -118,6 +118,8 @@ class Agent:
         self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self._resync_now = asyncio.Event()
+        self._resynced_at = 0.0
+        self._next_resync: asyncio.Timeout | None = None
         self._status_due = True
         self._status_at = 0.0
         self.started = self.last_progress = time.monotonic()
@@ -185,11 +187,13 @@ class Agent:
         return self.configuration.families()
 
     def _take_settings(self, settings: Settings) -> None:
+        self._time_resync()
         self._on_settings(settings)
         self.files.use(settings.endpoint_status_path_prefix)
 
     def _begin_anew(self) -> None:
         """Other packet filters: no family is programmed yet."""
+        self._time_resync()
         self.ready = dict.fromkeys(self.families(), False)
         for family in Family:
             self.metrics.ready.labels(str(family)).set(0)
@@ -270,7 +274,6 @@ class Agent:
                 await self._collect_burst()
             try:
                 await self.absorb(UPDATES_PER_APPLY)
-                self._standing.works(UNTAKEN)
             except (OSError, FilterError) as error:
                 self._standing.fails(UNTAKEN, str(error))
                 self.configuration.retry_at = time.monotonic() + RETRY_SECONDS
@@ -312,9 +315,7 @@ class Agent:
         """Compare everything now and then, in slices beside the updates: the net below the notifications."""
         giving_way(self._calm)
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.configuration.resync_interval()):
-                    await self._resync_now.wait()
+            await self._until_resync()
             self._resync_now.clear()
             try:
                 whole = await self.configuration.read_kernel()
@@ -327,6 +328,21 @@ class Agent:
                 self._resync_now.set()
             self._wake_up()
             collector.tidy()
+
+    async def _until_resync(self) -> None:
+        """Until it is asked for, or the interval is over."""
+        self._resynced_at = asyncio.get_running_loop().time()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as self._next_resync:
+                self._time_resync()
+                await self._resync_now.wait()
+        self._next_resync = None
+
+    def _time_resync(self) -> None:
+        """Let the present interval count, from the last comparison on; settings may change it at any time."""
+        if self._next_resync is not None and not self._next_resync.expired():
+            interval = self.configuration.resync_interval()
+            self._next_resync.reschedule(None if interval is None else self._resynced_at + interval)
 
     async def _sleep(self) -> None:
         """Until something is to do, or 10 s."""
@@ -366,6 +382,7 @@ class Agent:
             except (OSError, FilterError):
                 self.complete = self.complete and not completes  # not before the stream's settings are known
                 raise
+            self._standing.works(UNTAKEN)
 
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
