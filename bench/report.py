@@ -92,9 +92,13 @@ def _machine(results: Results) -> str:
     return (
         f"{m.get('processors')} × {m.get('processor')}, {m.get('memory_mib'):,} MiB, Linux {m.get('kernel')} "
         f"({m.get('architecture')}), Python {m.get('python')}; {versions}. Load average before the run: {load}. "
-        f"The same Python loop takes {m.get('awake_us', '?')} µs when the processor is awake and "
-        f"{m.get('after_idle_us', '?')} µs after 60 ms of sleep, as long as lie between two changes here. "
-        f"The run took {m.get('seconds', 0):.0f} s. Times are milliseconds unless another unit stands there."
+        f"The run took {m.get('seconds', 0):.0f} s. Times are milliseconds unless another unit stands there.\n\n"
+        f"To parse one workload takes {m.get('in_a_row_us', '?')} µs in a row, {m.get('after_spin_us', '?')} µs after "
+        "60 ms in which the same process has run nothing but an empty loop, and "
+        f"{m.get('after_sleep_us', '?')} µs after 60 ms of sleep, as long as lie between two changes here: what rests "
+        "is fetched into the caches again. An RCU grace period of this kernel takes "
+        f"{m.get('grace_period_ms') or '?'} ms; for one nf_tables makes a repair wait "
+        "after another program's deletion (see [reliability](reliability.md#drift))."
     )
 
 
