@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from functools import cache
 from itertools import repeat
 from typing import NamedTuple
 
@@ -36,9 +37,15 @@ _ADDRESS_BYTES = {
 }
 """How long the address is that follows the headers of a usual member, as the kernel prints them."""
 _LENGTH_HEADER = _HEADER.pack(5, _DATA_CIDR)
+_PREFIX_LENGTH = struct.Struct("=HHB3x")
 _FLAG_LIST_HEADER = 1 << 2
 _FLAG_NOMATCH = 1 << 2
 _NETORDER = 0x4000
+_ADDRESS_HEADERS = {
+    size: _HEADER.pack(8 + size, _DATA_IP | NLA_F_NESTED) + _HEADER.pack(4 + size, kind | _NETORDER)
+    for size, kind in ((4, _IP_V4), (16, _IP_V6))
+}
+"""What stands before an address in a message of ours."""
 
 HASH_NET = "hash:net"
 HASH_NET_IFACE = "hash:net,iface"
@@ -102,11 +109,11 @@ def create(name: str, kind: str, family: Family, revision: int, max_elements: in
 
 
 def add(name: str, member: Member) -> Request:
-    return _request(_ADD, attribute(_ATTR_SETNAME, _text(name)), _member(member))
+    return Request(_SUBSYSTEM | _ADD, 0, _in_set(name) + _member(member))
 
 
 def delete(name: str, member: Member) -> Request:
-    return _request(_DEL, attribute(_ATTR_SETNAME, _text(name)), _member(member))
+    return Request(_SUBSYSTEM | _DEL, 0, _in_set(name) + _member(member))
 
 
 def destroy(name: str) -> Request:
@@ -229,11 +236,16 @@ def _decode_member(data: bytes) -> Member:
 
 def _member(member: Member) -> bytes:
     (packed, length), interface = member
-    kind = _IP_V4 if len(packed) == 4 else _IP_V6
-    parts = [nested(_DATA_IP, attribute(kind | _NETORDER, packed)), attribute(_DATA_CIDR, bytes((length,)))]
+    data = _ADDRESS_HEADERS[len(packed)] + packed + _PREFIX_LENGTH.pack(5, _DATA_CIDR, length)
     if interface:
-        parts.append(attribute(_DATA_IFACE, _text(interface)))
-    return nested(_ATTR_DATA, *parts)
+        data += attribute(_DATA_IFACE, _text(interface))
+    return _HEADER.pack(4 + len(data), _ATTR_DATA | NLA_F_NESTED) + data
+
+
+@cache
+def _in_set(name: str) -> bytes:
+    """The begin of every message about a member of one set; there are a dozen sets."""
+    return _request(0, attribute(_ATTR_SETNAME, _text(name))).payload
 
 
 def _request(command: int, *parts: bytes) -> Request:

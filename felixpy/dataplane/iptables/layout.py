@@ -10,6 +10,8 @@ Invariant: what carries these prefixes is ours, everything else is not. Must nev
 
 from __future__ import annotations
 
+from functools import cache
+
 from felixpy.calc.entries import SET_TYPES, SetName, SetType
 from felixpy.calc.rules import ChainKey, Table
 from felixpy.config import ChainInsertMode
@@ -42,6 +44,7 @@ def set_prefix(family: Family) -> str:
     return f"fpy{family.version}-"
 
 
+@cache
 def set_name(family: Family, name: SetName) -> str:
     """Name in the kernel of a set."""
     return set_prefix(family) + name.value
