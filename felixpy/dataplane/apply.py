@@ -349,22 +349,26 @@ class Dataplane:
             if closed:
                 routes.put, neighbours.put = _open(routes.put, closed), _open(neighbours.put, closed)
         requests: list[Request] = []
-        for neighbour_key, neighbour in (neighbours.remove if removals else neighbours.put).items():
-            requests.append(self.neighbours.request(neighbour_key, neighbour, delete=removals))
+        for neighbour in (neighbours.remove if removals else neighbours.put).values():
+            requests.append(rtnetlink.neighbour_request(neighbour, delete=removals))
         for route_key, route in (routes.remove if removals else routes.put).items():
-            requests.append(self.routes.request(route_key, route, delete=removals))
+            requests.append(rtnetlink.route_request(route_key, route, delete=removals))
         if not requests:
             return
         keys: list[NeighbourKey | RouteKey] = [*(neighbours.remove if removals else neighbours.put)]
         keys += routes.remove if removals else routes.put
         with self.neighbours.table.reading() as told_neighbours, self.routes.table.reading() as told_routes:
             refusals = await self._send(requests, report, gone_is_success=removals)
-        refused = {keys[index]: words for index, words in refusals.items()}
-        refused_neighbours = {k: v for k, v in refused.items() if isinstance(k, NeighbourKey)}
-        refused_routes = {k: v for k, v in refused.items() if isinstance(k, RouteKey)}
+        refused_neighbours: dict[NeighbourKey, str] = {}
+        refused_routes: dict[RouteKey, str] = {}
+        for index, words in refusals.items():
+            if isinstance(key := keys[index], RouteKey):
+                refused_routes[key] = words
+            else:
+                refused_neighbours[key] = words
         self.neighbours.table.record(neighbours, refused_neighbours, now, told_neighbours)
         self.routes.table.record(routes, refused_routes, now, told_routes)
-        report.written += len(keys) - len(refused)
+        report.written += len(keys) - len(refusals)
 
     async def _send(
         self, requests: list[Request], report: ApplyReport, *, gone_is_success: bool = False

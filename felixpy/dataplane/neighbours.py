@@ -14,7 +14,7 @@ from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.columns import tuples
-from felixpy.netlink.message import Message, Request
+from felixpy.netlink.message import Message
 from felixpy.netlink.rtnetlink import KernelNeighbour
 from felixpy.netlink.transport import NetlinkSocket
 from felixpy.slices import emptied, in_slices
@@ -66,10 +66,6 @@ class NeighbourTable:
             self.table.observe(key, neighbour, self._clock())
         elif neighbour is None and key in self.table.committed:
             self.table.observe(key, MISSING, self._clock())
-
-    @staticmethod
-    def request(key: NeighbourKey, neighbour: KernelNeighbour, *, delete: bool) -> Request:
-        return rtnetlink.neighbour_request(neighbour, delete=delete)
 
     def _resolve(self, key: NeighbourKey, mac: bytes) -> KernelNeighbour:
         link = self.links.by_name.get(key.interface)

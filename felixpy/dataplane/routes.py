@@ -19,7 +19,7 @@ from felixpy.dataplane.report import Spent
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
-from felixpy.netlink.message import Message, Request
+from felixpy.netlink.message import Message
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
 from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 from felixpy.slices import emptied, in_slices
@@ -102,10 +102,6 @@ class RouteTable:
                 self.table.observe(key, MISSING, self._clock())
         elif key in self.table.desired or self._ours(*decoded):
             self.table.observe(key, route, self._clock())
-
-    @staticmethod
-    def request(key: RouteKey, route: KernelRoute, *, delete: bool) -> Request:
-        return rtnetlink.route_request(KernelRouteKey(*key), route, delete=delete)
 
     def _resolve(self, key: RouteKey, route: Route) -> KernelRoute:
         if self._release is not None and key.destination.is_host:

@@ -149,8 +149,11 @@ class Link(NamedTuple):
         return self._replace(inet=settings) if family is Family.V4 else self._replace(inet6=settings)
 
 
-def route_request(key: KernelRouteKey, route: KernelRoute, *, delete: bool = False) -> Request:
-    """Create or replace a route, or delete exactly this one (type, protocol and metric have to match)."""
+def route_request(key: tuple[Family, Net, int, int], route: KernelRoute, *, delete: bool = False) -> Request:
+    """Create or replace a route, or delete exactly this one (type, protocol and metric have to match).
+
+    ``key``: family, destination, metric, table, as in ``KernelRouteKey``.
+    """
     family, destination, metric, table = key
     header = _ROUTE.pack(
         family,

@@ -14,6 +14,7 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import Delta
+from felixpy.netlink import rtnetlink as rt
 from felixpy.netlink.rtnetlink import KernelNeighbour
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import PROTOCOL, Clock, ip, ip_json, packed, pairs, reread_links
@@ -35,8 +36,8 @@ class Neighbours:
     def write(self) -> Delta[NeighbourKey, KernelNeighbour]:
         table = self.table.table
         delta = table.delta(0)
-        requests = [self.table.request(key, one, delete=False) for key, one in delta.put.items()]
-        requests += [self.table.request(key, one, delete=True) for key, one in delta.remove.items()]
+        requests = [rt.neighbour_request(one) for one in delta.put.values()]
+        requests += [rt.neighbour_request(one, delete=True) for one in delta.remove.values()]
         assert self.socket.transact(requests) == {}
         table.record(delta, {}, 0)
         return delta

@@ -15,6 +15,7 @@ from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.routes import GRACE_SECONDS, RouteTable
 from felixpy.dataplane.table import Delta
 from felixpy.model.net import Family, Net
+from felixpy.netlink import rtnetlink as rt
 from felixpy.netlink.rtnetlink import KernelRoute
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import PROTOCOL, Clock, ip, ip_json, pairs, reread_links, sysctl
@@ -39,8 +40,8 @@ class Routes:
         """Write every difference, as the apply loop does; nothing may be refused."""
         table = self.table.table
         delta = table.delta(self.clock.now)
-        requests = [self.table.request(key, route, delete=False) for key, route in delta.put.items()]
-        requests += [self.table.request(key, route, delete=True) for key, route in delta.remove.items()]
+        requests = [rt.route_request(key, route) for key, route in delta.put.items()]
+        requests += [rt.route_request(key, route, delete=True) for key, route in delta.remove.items()]
         assert self.socket.transact(requests) == {}
         table.record(delta, {}, self.clock.now)
         return delta
