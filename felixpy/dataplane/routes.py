@@ -70,7 +70,7 @@ class RouteTable:
         found: dict[RouteKey, KernelRoute] = {}
         for family in Family:
             dumped = await self._dump(socket, family, interface)
-            async for parts in in_slices(emptied(dumped, dumped.pop), 1):
+            async for parts in in_slices(emptied(dumped, dumped.pop), 1):  # from the last, as in ``decode``
                 found.update(*parts)
         (self.partial if interface else self.whole).add(time.perf_counter() - started)
         return found
@@ -85,10 +85,10 @@ class RouteTable:
             return []  # the kernel makes the table with its first route
 
     def decode(self, messages: Iterable[Message]) -> dict[RouteKey, KernelRoute]:
-        """Routes of the main table that are ours."""
+        """Routes of the main table that are ours; the first of those with one key, which is the one in effect."""
         # Each interface of a full node has a route for its link-local addresses.
         some = [message for message in messages if not self._never_ours(rtnetlink.route_protocol(message))]
-        routes = rtnetlink.decode_routes(some)
+        routes = reversed(rtnetlink.decode_routes(some))  # what comes later takes the place of what came before
         return {RouteKey(*key): route for key, route in routes if key.table == MAIN_TABLE and self._ours(key, route)}
 
     def notify(self, message: Message) -> None:

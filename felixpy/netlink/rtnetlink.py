@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
 from types import MappingProxyType
@@ -199,21 +199,31 @@ def route_protocol(message: Message) -> int:
     return message.payload[5]
 
 
-def decode_routes(messages: Iterable[Message]) -> list[tuple[KernelRouteKey, KernelRoute]]:
-    """Keys and values of route messages, normalised, without cached clones and other families."""
-    routes: list[tuple[KernelRouteKey, KernelRoute]] = []
-    for length, alike in by_length(messages).items():
-        family = _DEVICE_ROUTES.get(length)
-        if (usual := _decode_device_routes(family, alike) if family else None) is not None:
-            routes += usual
-        else:
-            routes += filter(None, map(_decode_any_route, alike))
-    return routes
+def decode_routes(messages: Sequence[Message]) -> list[tuple[KernelRouteKey, KernelRoute]]:
+    """Keys and values of route messages, normalised, without cached clones and other families.
+
+    In the order of the messages: of several routes with one key, which the kernel allows (``ip route append``), it uses
+    the one that it dumps first.
+    """
+    decoded = {length: _decode_routes_alike(length, alike) for length, alike in by_length(messages).items()}
+    if len(decoded) == 1:
+        (routes,) = decoded.values()
+    else:
+        next_of = {length: iter(some) for length, some in decoded.items()}
+        routes = [next(next_of[len(message.payload)]) for message in messages]
+    return list(filter(None, routes))
+
+
+def _decode_routes_alike(length: int, alike: list[Message]) -> list[tuple[KernelRouteKey, KernelRoute] | None]:
+    """What each of some messages of one length means; None for what is left out."""
+    family = _DEVICE_ROUTES.get(length)
+    usual = _decode_device_routes(family, alike) if family else None
+    return list(map(_decode_any_route, alike) if usual is None else usual)
 
 
 def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
     """Key and value of an IPv4 or IPv6 route message, normalised; None for cached clones and other families."""
-    return next(iter(decode_routes([message])), None)
+    return _decode_routes_alike(len(message.payload), [message])[0]
 
 
 def _decode_any_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:

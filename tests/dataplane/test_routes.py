@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
@@ -179,6 +181,66 @@ def test_a_route_changed_by_somebody_is_put_back(routes: Routes, change: str) ->
     assert (ip_json("-4", "route", "show"), sorted(map(str, ip_json("-6", "route", "show")))) == right
     routes.read()
     assert not routes.write()
+
+
+ROUTERS = ("addr add 192.0.2.1/24 dev cali2", "addr add fd00:2::1/64 dev cali2 nodad")
+BESIDE = {
+    "v4 alike": (V4, "10.65.0.2/32 dev cali2 proto static scope link"),
+    "v4 longer": (V4, "10.65.0.2/32 via 192.0.2.9 dev cali2 proto static onlink"),
+    "v6 alike": (V6, "fd00:65::2/128 dev cali2 proto static metric 1024"),
+    "v6 longer": (V6, "fd00:65::2/128 via fd00:2::9 dev cali2 proto static metric 1024 onlink"),
+}
+"""Routes with the key of one of ours: their messages are as long as ours, or not."""
+
+
+@pytest.mark.parametrize("together", [1, 128], ids=["apart", "together"])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_a_route_of_the_same_key_behind_ours_is_no_drift(
+    routes: Routes, beside: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel uses the first."""
+    monkeypatch.setattr(routes.socket, "decode_together", partial(routes.socket.decode_together, at_once=together))
+    one, route = BESIDE[beside]
+    pairs("cali1", "cali2")
+    ip(*ROUTERS)
+    routes.read()
+    want_both(routes)
+    routes.write()
+    ip(f"route append {route}")
+    found = shown(one)
+    assert [each["protocol"] for each in found] == [str(PROTOCOL), "static"]
+    routes.read()
+    assert not routes.write()
+    assert routes.table.table.drifted == 0
+    assert shown(one) == found
+
+
+@pytest.mark.parametrize("together", [1, 128], ids=["apart", "together"])
+@pytest.mark.parametrize("beside", ["v4 alike", "v4 longer"])
+def test_a_route_of_the_same_key_before_ours_is_seen_and_said(
+    routes: Routes, beside: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the traffic; the kernel refuses to replace it by a route that stands already."""
+    monkeypatch.setattr(routes.socket, "decode_together", partial(routes.socket.decode_together, at_once=together))
+    pairs("cali1", "cali2")
+    ip(*ROUTERS)
+    routes.read()
+    want_both(routes)
+    routes.write()
+    ip(f"route prepend {BESIDE[beside][1]}")
+    assert [each["protocol"] for each in shown(V4)] == ["static", str(PROTOCOL)]
+    routes.read()
+    delta = routes.table.table.delta(routes.clock.now)
+    assert delta.put.keys() == {V4}
+    refused = routes.socket.transact([rt.route_request(V4, delta.put[V4])])
+    assert [refusal.errno for refusal in refused.values()] == [errno.EEXIST]
+    ip(f"route del {BESIDE[beside][1].removesuffix(' onlink')}")
+    routes.read()
+    assert not routes.write()
+
+
+def shown(one: RouteKey) -> list[dict[str, object]]:
+    return ip_json(f"-{one.family.version}", "route", "show", str(one.destination))
 
 
 # --- ownership --------------------------------------------------------------------------------------------------

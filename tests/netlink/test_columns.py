@@ -108,6 +108,7 @@ def test_a_neighbour(payload: bytes) -> None:
 
 @given(st.lists(damaged(routes())), st.lists(damaged(neighbours())))
 def test_many_at_once_mean_what_each_means_alone(some_routes: list[bytes], some_neighbours: list[bytes]) -> None:
+    """Routes in their order, too: of several with one key the first is the one that the kernel uses."""
     for payloads, many, alone in (
         (some_routes, rtnetlink.decode_routes, rtnetlink.decode_route),
         (some_neighbours, rtnetlink.decode_neighbours, rtnetlink.decode_neighbour),
@@ -115,7 +116,9 @@ def test_many_at_once_mean_what_each_means_alone(some_routes: list[bytes], some_
         each = [(payload, outcome(alone, payload)) for payload in payloads]
         usable = [(payload, one) for payload, one in each if not isinstance(one, type)]
         found = many([Message(0, 0, 0, payload) for payload, _ in usable])
-        assert sorted(map(repr, found)) == sorted(repr(one) for _, one in usable if one is not None)
+        expected = [repr(one) for _, one in usable if one is not None]
+        assert sorted(map(repr, found)) == sorted(expected)
+        assert many is not rtnetlink.decode_routes or list(map(repr, found)) == expected
 
 
 def printed(key: bytes, *, timed: bool = False) -> bytes:
