@@ -65,7 +65,7 @@ class InterfaceSettingTable:
             raise Waiting(f"interface {key.interface} does not exist")
         if key not in self.table.committed:
             # A link message tells how settings were then, and a CNI plugin writes them after it.
-            self.table.committed[key] = _present(key, values, self._notified(key))
+            self.table.learn(key, _present(key, values, self._notified(key)))
         return values
 
     async def read(self, socket: NetlinkSocket) -> dict[SettingsKey, SettingValues]:
@@ -156,7 +156,7 @@ class InterfaceSettingTable:
             written = {name: value for name, value in values.items() if name not in reasons}
             self.links.tell_settings(key.interface, key.family, written)
             if reasons:
-                self.table.committed[key] = SettingValues({**known, **written})
+                self.table.learn(key, SettingValues({**known, **written}))
                 refused[key] = "; ".join(dict.fromkeys(reasons.values()))
         return refused
 

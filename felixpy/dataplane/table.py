@@ -189,6 +189,13 @@ class KeyedTable(Generic[K, D, C]):
         """Take a notification: the kernel now has this value, or nothing, for a key that is ours."""
         self._believe(key, value, now)
 
+    def learn(self, key: K, value: C) -> None:
+        """Take what the kernel was just seen to hold under a wanted key, by whoever resolves or writes it: nobody's
+        change, and newer than a read that is under way.
+        """
+        self._touch(key)
+        self.committed[key] = value
+
     @contextmanager
     def blaming(self, changed_by: Callable[[], str]) -> Iterator[None]:
         """What is taken meanwhile was done "by …", as ``changed_by`` says; for the words of a contest only."""

@@ -219,6 +219,23 @@ def test_settings_that_nobody_wants_any_more_stay_as_they_are(interface_settings
     assert interface_settings.table.table.dirty == set()
 
 
+def test_what_is_wanted_while_settings_are_read_and_is_right_is_no_drift(interface_settings: InterfaceSettings) -> None:
+    pairs("cali1")
+    interface_settings.read()
+    interface_settings.want(WORKLOAD)
+    interface_settings.write()
+    for key in WORKLOAD:
+        interface_settings.table.table.drop(key)
+    interface_settings.write()
+    table = interface_settings.table.table
+    with table.reading() as newer:
+        found = asyncio.run(interface_settings.table.read(interface_settings.socket))
+        interface_settings.want(WORKLOAD)
+        assert not interface_settings.write()[0]
+        asyncio.run(table.adopt(found, newer, 0))
+    assert (table.committed, table.drifted, table.dirty) == (WORKLOAD, 0, set())
+
+
 def test_settings_wait_for_their_interface_and_return_with_a_new_one(interface_settings: InterfaceSettings) -> None:
     interface_settings.read()
     interface_settings.want(WORKLOAD)

@@ -52,6 +52,19 @@ def test_a_read_knows_less_than_what_was_written_meanwhile(plain: Plain) -> None
     assert plain.table.committed == {"a1": 70, "b1": 30}
 
 
+def test_a_read_knows_less_than_what_was_seen_meanwhile(plain: Plain) -> None:
+    """An entry that stands as wanted already is never written, and the dump was taken before anybody wanted it."""
+    settled(plain)
+    with plain.table.reading() as newer:
+        found = dict(plain.table.committed)
+        plain.table.want("a2", 2)
+        plain.table.learn("a2", 20)
+        assert not write(plain)
+        asyncio.run(plain.table.adopt(found, newer, 0.0))
+    assert not write(plain)
+    assert (plain.table.committed, plain.table.drifted) == ({"a1": 10, "a2": 20}, 0)
+
+
 def test_two_reads_at_a_time_do_not_disturb_each_other(plain: Plain) -> None:
     settled(plain)
     with plain.table.reading() as first:
