@@ -113,14 +113,12 @@ class InterfaceSettingTable:
         if interface is None or number not in _FAMILIES:
             return
         key = SettingsKey(interface, _FAMILIES[number])
+        self.links.tell_settings(interface, key.family, news)  # also what is not wanted now: it may be later
         known = self.table.committed.get(key)
         wanted = self.table.desired.get(key)
         if known is None or wanted is None:
-            self.links.tell_settings(interface, key.family, news)
             return
         told = {name: value for name, value in news.items() if name in wanted and known.get(name) != value}
-        if told:
-            self.links.tell_settings(interface, key.family, news)
         self.table.observe(key, SettingValues({**known, **told}) if told else known, self._clock())
 
     def _notified(self, key: SettingsKey) -> Mapping[str, int]:

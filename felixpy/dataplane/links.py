@@ -83,10 +83,16 @@ class Links:
         return events
 
     def tell_settings(self, name: str, family: Family, news: Mapping[str, int]) -> None:
-        """Take settings that an interface has since its last link message."""
-        if link := self.by_name.get(name):
-            for newer in self._readers:
-                newer.add(link.ifindex)
+        """Take settings that an interface has since its last link message.
+
+        Most are known already: the kernel tells of our own writes, too.
+        """
+        link = self.by_name.get(name)
+        if link is None:
+            return
+        for newer in self._readers:
+            newer.add(link.ifindex)
+        if not news.items() <= link.settings(family).items():
             self.by_name[name] = self.by_index[link.ifindex] = link.told(family, news)
 
     def _remove(self, index: int, events: LinkEvents) -> None:

@@ -171,6 +171,26 @@ def test_no_file_is_read_of_what_the_kernel_tells_by_itself(
     assert not interface_settings.write()[0]
 
 
+def test_what_the_kernel_tells_is_kept_also_of_what_is_not_wanted_then(interface_settings: InterfaceSettings) -> None:
+    """A workload loses its IPv6 address, somebody changes forwarding, and the workload comes again with both."""
+    pairs("cali1")
+    interface_settings.read()
+    interface_settings.want(WORKLOAD)
+    interface_settings.write()
+    interface_settings.want({V6: SettingValues(accept_ra=0)})
+    interface_settings.write()
+    with contextlib.closing(monitor_routing(())) as monitor:
+        sysctl("ipv6/conf/cali1/forwarding", 0)
+        for message in monitor.read() or ():
+            if message.type == RTM_NEWNETCONF:
+                interface_settings.table.notify(message)
+    assert not interface_settings.write()[0]
+    interface_settings.table.table.drop(V6)
+    interface_settings.write()
+    interface_settings.want(WORKLOAD)
+    assert interface_settings.differing() == {(V6, "forwarding")}
+
+
 def test_the_start_believes_its_first_reading_until_the_next(network: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of interfaces that it found; files are read of one that came later, and of any after the next reading."""
     looked_at: list[str] = []

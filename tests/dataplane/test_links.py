@@ -182,6 +182,19 @@ def test_a_message_without_settings_keeps_those_known() -> None:
     assert links.by_name["cali1"].settings(Family.V6).get("accept_ra") == 1
 
 
+def test_settings_that_are_known_are_no_news() -> None:
+    """A node with many workloads is told of each of its own writes."""
+    links = Links(Clock())
+    asyncio.run(links.adopt([rt.Link(7, "cali1", up=True, mac=b"", inet={"forwarding": 0, "rp_filter": 0})]))
+    links.tell_settings("cali1", Family.V4, {"forwarding": 1})
+    told = links.by_name["cali1"]
+    assert told.inet == {"forwarding": 1, "rp_filter": 0}
+    links.tell_settings("cali1", Family.V4, {"forwarding": 1})
+    links.tell_settings("gone", Family.V4, {"forwarding": 1})
+    assert links.by_name == {"cali1": told}
+    assert links.by_name["cali1"] is links.by_index[7] is told
+
+
 def test_the_end_of_an_unknown_interface_is_no_event() -> None:
     assert not Links(Clock()).notify([notification(7, "cali1", up=True, kind=rt.RTM_DELLINK)])
 
