@@ -56,6 +56,7 @@ class InterfaceSettingTable:
         self._believes_next = believes_start
         self._believed: Mapping[int, int] = {}
         """``proxy_delay`` of the interfaces, by index, of which everything that was told is believed."""
+        self._believed_at = 0.0
         self.table: KeyedTable[SettingsKey, SettingValues, SettingValues] = KeyedTable(
             "settings", self._resolve, interface_of=lambda key, values: key.interface
         )
@@ -76,9 +77,11 @@ class InterfaceSettingTable:
         Raises:
             NetlinkError: the kernel refused.
         """
+        started = self._clock()
         request = rtnetlink.neighbour_table_dump_request(Family.V4)
         delays = dict(filter(None, await socket.decode_sliced(request, rtnetlink.decode_proxy_delay)))
         self._believed, self._believes_next = delays if self._believes_next else {}, False
+        self._believed_at = started
         found = {}
         right: dict[tuple[int, int, int | None], object] = {}  # what is as wanted, by identity: held, so that it lasts
         async for some in in_slices(list(self.table.desired.items())):
@@ -126,7 +129,8 @@ class InterfaceSettingTable:
         link = self.links.by_name.get(key.interface)
         if link is None:
             return {}
-        if link.ifindex in self._believed:
+        if link.ifindex in self._believed and self.links.first_seen[link.ifindex] <= self._believed_at:
+            # A later interface has the index of one that is gone.
             return self._told(key, self._believed)
         settings = link.settings(key.family)
         return {name: settings[name] for name in rtnetlink.NETCONF if name in settings}

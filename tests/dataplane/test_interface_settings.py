@@ -227,6 +227,30 @@ def test_the_start_believes_its_first_reading_until_the_next(network: None, monk
         assert set(looked_at) == {"cali2"}
 
 
+def test_an_interface_with_the_index_of_one_that_is_gone_is_not_believed(network: None) -> None:
+    """Made between the start and the first comparison; what the start found right was the other's."""
+    clock = Clock()
+    pairs("cali1")
+    sysctl("ipv4/neigh/cali1/proxy_delay", 0)
+    links = Links(clock)
+    one = InterfaceSettings(InterfaceSettingTable(links, clock, believes_start=True), NetlinkSocket(NETLINK_ROUTE))
+    with contextlib.closing(one.socket), contextlib.closing(monitor_routing(())) as monitor:
+        one.read()
+        clock.now += 0.001
+        index = links.by_name["cali1"].ifindex
+        run("ip", "link", "del", "cali1")
+        run("ip", "link", "add", "cali1", "index", str(index), "type", "veth", "peer", "name", "p-cali1")
+        links.notify(monitor.read() or ())
+        assert links.by_name["cali1"].ifindex == index
+        sysctl("ipv6/conf/cali1/accept_ra", 0)  # a CNI plugin, after the link was told
+        one.want(WORKLOAD)
+        differing = one.differing()
+        assert (V6, "accept_ra") not in differing
+        assert (V4, "neigh/proxy_delay") in differing
+        one.write()
+    assert held(WORKLOAD) == WORKLOAD
+
+
 def test_settings_that_nobody_wants_any_more_stay_as_they_are(interface_settings: InterfaceSettings) -> None:
     pairs("cali1")
     interface_settings.read()
