@@ -39,6 +39,7 @@ class FilterTables:
         self.foreign: tuple[str, ...] = ()
         self.known = False
         """Whether the kernel was read since the start, or since a write whose answer was lost."""
+        self._answers_lost = 0
 
     def _resolve_element(self, key: ElementKey, _: None) -> None:
         if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
@@ -59,13 +60,15 @@ class FilterTables:
         Raises:
             OSError, FilterError
         """
+        lost = self._answers_lost
         with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
             state = await self.filter.read(part)
-            self.containers, self.foreign, self.known = state.containers, state.foreign, True
+            self.containers, self.foreign = state.containers, state.foreign
             await self.chains.adopt(state.chains, newer_chains, now)
             if state.part is Part.ALL:
                 members, state.elements = dict.fromkeys(state.elements), set()
                 await self.elements.adopt(members, newer_elements, now)
+                self.known = lost == self._answers_lost  # what was read before a write tells nothing of it
         if not state.containers:
             self.elements.mark([*self.elements.refused])
 
@@ -92,6 +95,8 @@ class FilterTables:
 
         Before the snapshot is ``complete`` only members are added, and only where sets and rules stand.
         """
+        if self.family in report.failures:
+            return  # by ``write_together``, whose keys wait: a kernel that did not answer is not asked at once again
         unreadable = ""
         if not self.known:
             unreadable = await self.read_or_reason(now)
@@ -166,10 +171,20 @@ class FilterTables:
             refused = await self.filter.write(change)
         except (OSError, FilterError) as error:
             report.failures[self.family] = str(error)
-            self.known = self.known and isinstance(error, FilterError)
+            if not isinstance(error, FilterError):
+                self._lose_answer()
             refused = dict.fromkeys((*change.chains, *change.add, *change.remove), str(error))
         report.written += len(change.chains) + len(change.add) + len(change.remove) - len(refused)
         return refused
+
+    def fail(self, delta: Delta[ElementKey, None], error: OSError, now: float, report: ApplyReport) -> None:
+        """A send of members broke: they wait, and the kernel is read before anything of this family is written."""
+        report.failures[self.family] = str(error)
+        self._lose_answer()
+        self.elements.record(delta, dict.fromkeys((*delta.put, *delta.remove), str(error)), now)
+
+    def _lose_answer(self) -> None:
+        self.known, self._answers_lost = False, self._answers_lost + 1
 
 
 def write_together(
@@ -177,7 +192,8 @@ def write_together(
 ) -> bool:
     """Try to write members of several families in one send: each send is a transaction and an answer of its own.
 
-    Returns whether the kernel has taken all of them. If not, each family has to write its own, and finds out why.
+    Returns whether the kernel has taken all of them. If not, each family has to write its own, and finds out why; but
+    if the socket broke, the members of all of them wait, as they do when it breaks in a write of one family.
     """
     requests: list[Request] = []
     for tables, delta in deltas:
@@ -191,7 +207,9 @@ def write_together(
     try:
         if requests and not deltas[0][0].filter.send_members(requests):
             return False
-    except OSError:
+    except OSError as error:
+        for tables, delta in deltas:
+            tables.fail(delta, error, now, report)
         return False
     for tables, delta in deltas:
         tables.elements.record(delta, {}, now)

@@ -30,7 +30,8 @@ class Spent:
 class ApplyReport:
     """What one apply did: entries written, keys looked at, and why a family as a whole does not work.
 
-    ``unknown``: the answer to a write was lost, so the kernel must be read again.
+    ``unknown``: the answer to a write of routes or neighbours was lost, so the kernel must be read again. A packet
+    filter reads its own part again before it writes.
     """
 
     written: int = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -11,10 +13,11 @@ from felixpy.calc.entries import ElementKey, SetName
 from felixpy.dataplane.fake import FakePacketFilter
 from felixpy.dataplane.filter_tables import MEMBERS_TOGETHER, FilterTables, write_together
 from felixpy.dataplane.nftables.filter import NftablesFilter
-from felixpy.dataplane.packet_filter import FilterChange, PacketFilter
+from felixpy.dataplane.packet_filter import FilterChange, FilterState, PacketFilter, Part
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.netlink.message import Request
 from tests.contract.test_packet_filter import member, pool, read, rules, write
 from tests.contract.worlds import FILTERS
 
@@ -104,6 +107,88 @@ def test_a_broken_socket_is_no_answer(pair: Pair) -> None:
     pair[0].socket._open().close()
     assert not write_together([(one, one.additions(1, complete=True)) for one in tables], 1, ApplyReport())
     assert all(one.elements.dirty for one in tables)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "No buffer space available"), TimeoutError("no answer")])
+def test_after_an_answer_that_was_lost_the_kernel_is_read_before_it_is_written(
+    pair: Pair, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in the same apply: a kernel that did not answer for 20 s would be waited for by each family again."""
+    tables = tables_of(pair)
+    asked = record_calls(pair, monkeypatch)
+
+    async def apply(now: float) -> ApplyReport:
+        """As the apply loop does."""
+        report = ApplyReport()
+        for step in ("additions", "removals"):
+            additions = step == "additions"
+            deltas = [(one, one.additions(now, complete=True) if additions else one.removals(now)) for one in tables]
+            if not (all(one.only_members for one in tables) and write_together(deltas, now, report)):
+                for one in tables:
+                    await (one.add(now, report, complete=True) if additions else one.remove(now, report))
+        return report
+
+    def send_and_lose(requests: Sequence[Request]) -> bool:
+        assert type(pair[0]).send_members(pair[0], requests)
+        raise error
+
+    for now, want in enumerate((True, False)):
+        for one in tables:
+            key = member(one.filter, 2)
+            one.elements.want(key, None) if want else one.elements.drop(key)
+        with monkeypatch.context() as patch:
+            patch.setattr(pair[0], "send_members", send_and_lose)
+            assert set(asyncio.run(apply(now)).failures) == set(FAMILIES)
+        assert not asked
+        assert all(one.elements.state_of(member(one.filter, 2)) == str(error) for one in tables)
+        assert asyncio.run(apply(now + 0.5)).failures == {}
+        assert asked == ["read", "read"], "the kernel had done it"
+        assert not any(one.elements.dirty or one.elements.refused for one in tables)
+        assert all((member(one, 2) in read(one).elements) == want for one in pair)
+        asked.clear()
+
+
+def test_what_was_read_before_an_answer_was_lost_tells_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison is under way meanwhile."""
+    (one, *_), key = tables_of(pair), member(pair[0], 2)
+    look = type(pair[0]).read
+
+    async def read_and_lose(self: PacketFilter, part: Part = Part.ALL) -> FilterState:
+        state = await look(self, part)
+        one.elements.want(key, None)
+        delta = one.additions(1, complete=True)
+        assert await self.write(FilterChange(add=[*delta.put])) == {}
+        one.fail(delta, OSError("lost"), 1, ApplyReport())
+        return state
+
+    monkeypatch.setattr(type(pair[0]), "read", read_and_lose)
+    asyncio.run(one.read(1))
+    monkeypatch.undo()
+    assert not one.known
+    one.elements.drop(key)
+    for at in (2, 3):
+        asyncio.run(one.add(at, ApplyReport(), complete=True))
+        asyncio.run(one.remove(at, ApplyReport()))
+    assert read(pair[0]).elements == {member(pair[0], 1)}
+
+
+def record_calls(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the tables ask of their back-ends from now on."""
+    asked: list[str] = []
+
+    def recorded(one: PacketFilter, name: str) -> Callable[..., Any]:
+        real = getattr(one, name)
+
+        async def call(*arguments: Any) -> Any:
+            asked.append(name)
+            return await real(*arguments)
+
+        return call
+
+    for one in pair:
+        for name in ("read", "write"):
+            monkeypatch.setattr(one, name, recorded(one, name))
+    return asked
 
 
 def test_what_is_more_than_members_is_not_tried(pair: Pair) -> None:

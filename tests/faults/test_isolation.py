@@ -289,7 +289,7 @@ def test_an_answer_that_was_lost_leaves_no_rule_twice_and_no_route_behind(log: l
     async def scenario(node: Node, injector: Injector) -> None:
         injector.arm(Fault("answer", errno.ENOBUFS, times=6))
         node.put_endpoint(4)
-        await node.until(lambda: injector.hits >= 3)
+        await node.until(lambda: injector.hits >= 2)
         node.delete_endpoint(4)
         node.publish(configuration("Accept"))
         await node.settled()
