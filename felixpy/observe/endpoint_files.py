@@ -5,11 +5,13 @@
 Invariant: a file is there only while its endpoint is up in the kernel; each is written whole or not at all. Nothing is
 touched before the first complete apply, but for files of an earlier boot, whose endpoints are gone; then what is stale
 goes, also in folders of ours that are in use no more (``felixpy.observe.endpoint_folders``). Failures are said once and
-tried again; they stop nothing. The cost of an update does not grow with the number of files.
+tried again; they stop nothing, and one of a single file no other file. The cost of an update does not grow with the
+number of files.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import time
@@ -35,6 +37,10 @@ from felixpy.observe.endpoint_folders import (
 RETRY_SECONDS = 10.0
 FILES_PER_FLUSH = 50
 """So that many endpoints at once never hold an update back for long."""
+OF_ONE_FILE = {errno.ENAMETOOLONG, errno.EISDIR, errno.EBUSY, errno.EINVAL}
+"""Of its name or of what stands in its place. Any other failure (a full disk, no rights) is the folder's, and to try
+each of ten thousand files would be in vain.
+"""
 _SEPARATOR = re.compile(r"(?<!-)-(?!-)")
 
 
@@ -76,6 +82,9 @@ class EndpointFiles:
         self._wanted: dict[str, bytes] = {}
         self._names: dict[ResourceKey, str] = {}
         self._dirty: set[str] = set()
+        self._aside: dict[str, str] = {}
+        """Files that cannot be written while others can, and why; tried again at ``_aside_until``."""
+        self._aside_until = 0.0
         self._started, self._listed, self._claimed = False, self._folder is None, False
         self._left: list[Path] = []
         self._doomed: list[Path] = []
@@ -125,12 +134,17 @@ class EndpointFiles:
         if self._folder is not None and self._started:
             self._left.append(self._folder)
         self._doomed = []
+        self._aside = {}
         self._folder, self._dirty = folder, set(self._wanted) if folder else set()
         self._listed, self._claimed, self._retry_at = folder is None, False, 0.0
 
     def flush(self) -> None:
         """Do some of what is to be done (``next_retry`` says whether more is due); after a failure wait first."""
-        if not self._is_due or self._clock() < self._retry_at:
+        now = self._clock()
+        if self._aside and now >= self._aside_until:
+            self._dirty.update(self._aside)
+            self._aside_until = now + RETRY_SECONDS
+        if not self._is_due or now < self._retry_at:
             return
         if self._left:
             self._leave(self._left[-1])
@@ -183,18 +197,36 @@ class EndpointFiles:
             name = self._dirty.pop()  # walking over a set that was large costs its former size
             try:
                 self._write(folder / name)
-            except OSError:
-                self._dirty.add(name)
-                raise
+            except OSError as error:
+                if error.errno not in OF_ONE_FILE:
+                    self._dirty.add(name)
+                    raise
+                self._set_aside(folder / name, error)
+                continue
+            if self._aside and (was := self._aside.pop(name, "")):
+                self._log.info("an endpoint-status file is right again", was=was)
+
+    def _set_aside(self, path: Path, error: OSError) -> None:
+        if not self._aside:
+            self._aside_until = self._clock() + RETRY_SECONDS
+        reason = f"{path}: {error.strerror or error}"
+        if self._aside.get(path.name) != reason:
+            self._aside[path.name] = reason
+            self._log.warning("an endpoint-status file cannot be written; will be tried again", reason=reason)
 
     def next_retry(self) -> float:
         """When something is due again, on the clock; infinity if nothing is."""
-        return self._retry_at if self._is_due else float("inf")
+        aside_at = self._aside_until if self._started and self._aside else float("inf")
+        return min(aside_at, self._retry_at if self._is_due else float("inf"))
 
     def _write(self, path: Path) -> None:
         text = self._wanted.get(path.name)
         if text is None:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                if error.errno not in (errno.ENAMETOOLONG, errno.EISDIR):  # it never was, or is not ours
+                    raise
         elif not (path.is_file() and path.read_bytes() == text):
             write_whole(path, text)
 

@@ -150,6 +150,65 @@ def test_many_files_are_written_a_few_at_a_time(tmp_path: Path) -> None:
     assert files.next_retry() == float("inf")
 
 
+IN_THE_WAY = {
+    "a name that is too long": lambda folder, name: None,
+    "a folder in its place": lambda folder, name: (folder / name).mkdir(parents=True),
+}
+
+
+@pytest.mark.parametrize("way", IN_THE_WAY)
+def test_a_file_that_cannot_be_written_delays_no_other(tmp_path: Path, way: str) -> None:
+    clock = Clock()
+    files = EndpointFiles(tmp_path, clock)
+    bad = endpoint("a" * 250 if "long" in way else "bad")
+    IN_THE_WAY[way](tmp_path / FOLDER, file_name(bad))
+    files.start()
+
+    def written() -> int:
+        return len([path for path in (tmp_path / FOLDER).iterdir() if path.is_file() and path.name != MARK])
+
+    with capture_logs() as logs:
+        files.set(bad.key, bad)
+        for number in range(3 * FILES_PER_FLUSH):
+            one = endpoint(f"p{number}")
+            files.set(one.key, one)
+            files.flush()
+        while files.next_retry() <= clock():
+            files.flush()
+        assert written() == 3 * FILES_PER_FLUSH
+        assert files.next_retry() == clock() + RETRY_SECONDS
+        for number in range(3):
+            one = endpoint(f"late{number}")
+            files.set(one.key, one)
+            files.flush()
+            assert written() == 3 * FILES_PER_FLUSH + number + 1
+            clock.now += RETRY_SECONDS * 0.7
+        assert [line["log_level"] for line in logs] == ["warning"]
+        assert file_name(bad) in logs[0]["reason"]
+        files.set(bad.key, None)
+        files.flush()
+    assert [line["log_level"] for line in logs] == ["warning", "info"]
+    assert files.next_retry() == float("inf")
+
+
+def test_a_file_that_could_not_be_written_comes_when_it_can(tmp_path: Path) -> None:
+    clock = Clock()
+    files = EndpointFiles(tmp_path, clock)
+    (tmp_path / FOLDER / file_name(endpoint())).mkdir(parents=True)
+    files.set(endpoint().key, endpoint())
+    files.start()
+    with capture_logs() as logs:
+        files.flush()
+        (tmp_path / FOLDER / file_name(endpoint())).rmdir()
+        files.flush()
+        assert names(tmp_path / FOLDER) == []
+        clock.now = files.next_retry()
+        files.flush()
+    assert names(tmp_path / FOLDER) == [file_name(endpoint())]
+    assert [line["log_level"] for line in logs] == ["warning", "info"]
+    assert files.next_retry() == float("inf")
+
+
 # --- earlier runs ----------------------------------------------------------------------------------------------------
 
 
