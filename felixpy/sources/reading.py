@@ -79,11 +79,11 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
         return acknowledge(identifier) if identifier else MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def read(max_packets: int = 1) -> MQTTErrorCode:
-        received.begin()
+        received.begin(client.socket())
         try:
             while True:
                 code = read_some(max_packets)
-                if code or not (received.left or received.may_have_more(client.socket())):
+                if code or not received.goes_on:
                     return code
         finally:
             loop.call_soon(answer)
@@ -132,22 +132,25 @@ class _Received:
     def __init__(self, receive: Callable[[int], bytes]) -> None:
         self._receive = receive
         self._data, self._at = b"", 0
-        self._until, self._is_first, self._is_short = 0.0, True, False
+        self._until, self._is_tls = 0.0, False
+        self._is_first, self._is_drained = True, False
 
     @property
     def left(self) -> int:
         return len(self._data) - self._at
 
-    def may_have_more(self, sock: Any) -> bool:
-        """Whether it is worth another try, and there is time: a short answer of TCP was all that had arrived.
+    @property
+    def goes_on(self) -> bool:
+        """Whether the turn is not over: something is left, or more may have arrived and there is time."""
+        return self._at < len(self._data) or self._may_receive()
 
-        Not so with TLS, of which one record comes at a time.
-        """
-        return (not self._is_short or isinstance(sock, ssl.SSLSocket)) and time.monotonic() < self._until
+    def _may_receive(self) -> bool:
+        return not self._is_drained and time.monotonic() < self._until
 
-    def begin(self) -> None:
-        """A turn of the event loop begins: one receive, and more while there is time."""
-        self._until, self._is_first = time.monotonic() + READ_SECONDS, True
+    def begin(self, sock: Any) -> None:
+        """A turn of the event loop begins: one receive, and more while there is more and time."""
+        self._until, self._is_tls = time.monotonic() + READ_SECONDS, isinstance(sock, ssl.SSLSocket)
+        self._is_first, self._is_drained = True, False
 
     def take(self, bufsize: int) -> bytes:
         """As ``_sock_recv``: up to so many bytes, none if the connection is closed.
@@ -163,11 +166,17 @@ class _Received:
         return part
 
     def _fill(self, size: int) -> None:
-        if not self._is_first and time.monotonic() >= self._until:
+        if not (self._is_first or self._may_receive()):
             raise BlockingIOError
         self._is_first = False
-        self._data, self._at = self._receive(size), 0
-        self._is_short = len(self._data) < size
+        try:
+            self._data, self._at = self._receive(size), 0
+        except BlockingIOError:
+            self._is_drained = True
+            raise
+        # A short answer of TCP was all that had arrived, but of TLS one record comes at a time. An empty one is the end
+        # of the connection, which paho has to meet, too.
+        self._is_drained = not self._is_tls and 0 < len(self._data) < size
 
     def usual(self) -> tuple[Message, int] | None:
         """Take a usual PUBLISH, if the next packet is one: the message, and its identifier if it has to be answered.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from paho.mqtt.client import Client
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -80,20 +82,29 @@ async def broker(pieces: list[bytes], context: ssl.SSLContext | None) -> AsyncIt
         yield server.sockets[0].getsockname()[1], acknowledged
 
 
+transports = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+
+
+def secured(tls: bool, folder: Path) -> tuple[ssl.SSLContext | None, Settings]:
+    """A server's context, and the settings of a client that trusts it."""
+    settings = Settings(mqtt_host="127.0.0.1")
+    if not tls:
+        return None, settings
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context, replace(settings, mqtt_tls=True, mqtt_ca_file=folder / "ca.pem")
+
+
 @pytest.mark.parametrize("pieces", [whole, cut])
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@transports
 def test_every_message_is_taken_at_once(
     tls: bool, pieces: Callable[[bytes], Iterator[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what was received with the last packet for which there was time: no event of the socket would tell of it."""
     monkeypatch.setattr(reading, "READ_SECONDS", 0.0)
-    context, settings = None, Settings(mqtt_host="127.0.0.1")
-    if tls:
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        authority.issue_cert("127.0.0.1").configure_cert(context)
-        settings = replace(settings, mqtt_tls=True, mqtt_ca_file=tmp_path / "ca.pem")
+    context, settings = secured(tls, tmp_path)
     found: list[tuple[int, object]] = []
     turn, taken = 0, Counter[int]()
 
@@ -109,19 +120,92 @@ def test_every_message_is_taken_at_once(
 
     async def scenario() -> None:
         data = b"".join((HUGE, *PACKETS))
+        counting = asyncio.create_task(count_turns())  # messages come as soon as there is a connection
         async with (
             broker(list(pieces(data)), context) as (port, acknowledged),
             open_connection(replace(settings, mqtt_port=port), "c", receive),
             asyncio.timeout(10),
         ):
-            counting = asyncio.create_task(count_turns())
             await acknowledged.wait()
-            counting.cancel()
+        counting.cancel()
 
     asyncio.run(scenario())
     # However much has arrived, others have their turn: here after each piece that was received.
     assert max(taken.values()) <= RECEIVE_BYTES // min(map(len, PACKETS)) + 2 < COUNT
     assert found == [(0, []), *((n, [("ts", str(n))] if n % OTHERS else []) for n in range(1, COUNT + 1))]
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often each turn of the event loop that reads asks the socket for bytes."""
+    found: list[int] = []
+    receive, begin = Client._sock_recv, _Received.begin
+
+    def count(client: Client, size: int) -> bytes:
+        found[-1] += 1
+        return receive(client, size)
+
+    def turn(received: _Received, sock: socket.socket) -> None:
+        found.append(0)
+        begin(received, sock)
+
+    monkeypatch.setattr(Client, "_sock_recv", count)
+    monkeypatch.setattr(_Received, "begin", turn)
+    return found
+
+
+@transports
+def test_a_turn_ends_with_what_has_arrived(
+    tls: bool, turns: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message: one receive, and with TLS one that finds nothing more. A burst: one turn, with TLS a record each."""
+    monkeypatch.setattr(reading, "READ_SECONDS", 0.5)  # far more than the burst takes
+    context, settings = secured(tls, tmp_path)
+    burst = [publish_packet("t", b"1", number) for number in range(1, 101)]
+    taken: asyncio.Queue[Message] = asyncio.Queue()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(CONNACK)
+        writers.append(writer)
+        await reader.read()
+        writer.close()
+
+    async def receives(packets: list[bytes]) -> list[int]:
+        """By turn, until all packets are taken; each is written by itself."""
+        await asyncio.sleep(0.1)  # what goes before: tickets of TLS for later sessions are records without content
+        turns.clear()
+        for packet in packets:
+            writers[0].write(packet)
+        for _ in packets:
+            await taken.get()
+        return list(turns)
+
+    async def scenario() -> tuple[list[int], list[int]]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        here = replace(settings, mqtt_port=server.sockets[0].getsockname()[1])
+        async with server, open_connection(here, "c", taken.put_nowait), asyncio.timeout(10):
+            return await receives(burst[:1]), await receives(burst)
+
+    one, many = asyncio.run(scenario())
+    assert one == ([2] if tls else [1])
+    assert len(many) <= 2
+    assert sum(many) <= (len(burst) + 2 if tls else 2)
+
+
+def test_a_short_answer_is_not_asked_for_more_in_the_same_turn() -> None:
+    """However often paho tries; an empty one is the end of the connection, which paho has to meet."""
+    answers = [b"abc", b"def", b"", b""]
+    received = _Received(lambda size: answers.pop(0))
+    for text in (b"abc", b"def"):
+        received.begin(None)
+        assert received.take(10) == text
+        with pytest.raises(BlockingIOError):
+            received.take(10)
+        assert not received.goes_on
+    received.begin(None)
+    assert received.take(10) == received.take(10) == b""
 
 
 def test_what_the_socket_does_not_take_at_once_is_written_when_it_does() -> None:
