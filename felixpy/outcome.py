@@ -21,6 +21,9 @@ from felixpy.observe.metrics import Metrics
 from felixpy.observe.problems import Problems
 from felixpy.observe.samples import RecentFailures, Samples
 
+CLOCK_ERROR_SECONDS = 1.0
+"""So far may the publisher's clock be ahead of ours, if both are set by NTP; a time beyond that says nothing."""
+
 
 class StatusPublisher(Protocol):
     """Where the agent reports to; both calls queue and return."""
@@ -132,8 +135,8 @@ class Outcome:
             self._metrics.programmed_seconds.observe(agent_seconds)
             self.programmed.take(agent_seconds)
         found = {"agent_ms": round(agent_seconds * 1000, 3)}
-        if arrival.published_ns:
-            seconds = (time.time_ns() - arrival.published_ns) / 1e9
+        published = arrival.published_ns
+        if published and (seconds := (time.time_ns() - published) / 1e9) >= -CLOCK_ERROR_SECONDS:
             if self.measures:
                 self._metrics.published_seconds.observe(seconds)
                 self.published.take(seconds)

@@ -50,6 +50,9 @@ PART_SECONDS = 0.2
 PAST_STATUS_SECONDS = 5.0
 """For so long the retained status of endpoints is listened to, once the resources are known."""
 
+TS_DIGITS = 19
+"""Nanoseconds until the year 2286. A longer number is no time, and Python refuses to read a very long one."""
+
 LOST = "stream lost"
 
 _OPTIONS = SubscribeOptions(qos=1)
@@ -347,8 +350,8 @@ def _check_node(topic_level: str, node: str, key: ResourceKey) -> None:
 
 
 def _published_ns(message: Message) -> int:
-    """The publisher's clock from the user property ``ts`` (nanoseconds), 0 if there is none."""
+    """The publisher's clock from the user property ``ts`` (nanoseconds), 0 if there is none that can be one."""
     for name, value in message.user_properties:
-        if name == "ts" and value.isdecimal():
+        if name == "ts" and len(value) <= TS_DIGITS and value.isascii() and value.isdigit():
             return int(value)
     return 0

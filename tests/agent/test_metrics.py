@@ -5,12 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Mapping
 
+import aiomqtt
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from felixpy.calc.entries import SetName
-from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, POOLS, Running, running
+from tests.agent.bench import (
+    GOOD,
+    LEGACY,
+    NFT,
+    NFTABLES,
+    POOLS,
+    ROOT,
+    Running,
+    endpoint,
+    running,
+    topic_of,
+)
 from tests.broker import Broker
 from tests.kernel import ip, run
 
@@ -93,5 +108,34 @@ def test_routes_and_interfaces(broker: Broker) -> None:
             await one.agent.dataplane.read_routes("cali1")
             sampled(one)
             assert one.metric("felix_route_table_partial_resync_seconds_count") >= 1
+
+    asyncio.run(scenario())
+
+
+def test_only_a_time_that_can_be_true_is_measured(broker: Broker) -> None:
+    """A publisher says when it published: what it says wrongly is no latency, and harms nobody."""
+    document, now = endpoint("bad", 2), time.time_ns()
+    said = {"9" * 5000: False, "9" * 310: False, str(now + 3600 * 10**9): False, str(now): True}
+
+    async def scenario() -> None:
+        async with (
+            running(broker) as one,
+            aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as publisher,
+        ):
+            await settled(one)
+            await one.until(lambda: one.agent.outcome.measures, "the first complete apply")
+            before = one.metric("felixpy_endpoint_published_seconds_count")
+            for number, (text, counts) in enumerate(said.items()):
+                properties = Properties(PacketTypes.PUBLISH)
+                properties.UserProperty = [("ts", text)]
+                payload = json.dumps({**document, "metadata": {**document["metadata"], "labels": {"n": str(number)}}})
+                one.stream.status.clear()
+                topic = f"{ROOT}/{topic_of(document)}"
+                await publisher.publish(topic, payload, qos=1, retain=True, properties=properties)
+                status = await one.endpoint_is("bad", "up")
+                assert ("latency_ms" in status) == counts
+                assert "agent_ms" in status
+            assert one.metric("felixpy_endpoint_published_seconds_count") == before + 1
+            assert one.metric("felixpy_endpoint_published_seconds_sum") >= 0
 
     asyncio.run(scenario())

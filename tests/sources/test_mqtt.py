@@ -27,6 +27,7 @@ from felixpy.sources.connection import explain
 from felixpy.sources.manifest import Manifest
 from felixpy.sources.mqtt import MqttSource
 from felixpy.sources.once import read_once
+from felixpy.sources.reading import Message
 from tests.broker import Broker, running
 from tests.sources.stream_lab import (
     NODE,
@@ -212,6 +213,26 @@ def test_live_updates_carry_their_times_and_keep_the_stream_in_sync(broker: Brok
             assert [status.state for status in sink.statuses][-1] is SyncState.IN_SYNC
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        ("1700000000000000000", 1_700_000_000_000_000_000),
+        ("9" * 19, 10**19 - 1),
+        ("9" * 20, 0),
+        ("9" * 310, 0),
+        ("9" * 5000, 0),
+        ("\u0661\u0662", 0),
+        ("\u00b2", 0),
+        ("-1", 0),
+        ("1_0", 0),
+        ("1.5", 0),
+        ("", 0),
+    ],
+)
+def test_only_a_number_that_can_be_a_time_is_one(text: str, nanoseconds: int) -> None:
+    assert mqtt._published_ns(Message("t", b"", [("other", "1"), ("ts", text)])) == nanoseconds
 
 
 def test_bad_payloads_and_unknown_topics_do_not_stop_the_others(broker: Broker) -> None:
