@@ -1,13 +1,17 @@
 """Status messages on their way to the broker: the latest payload per topic, written when the connection allows.
 
 Invariant: ``put`` returns at once and never loses the latest payload; after a new connection everything that is still
-true is written again, because the broker may have lost it. It must never hold the stream up.
+true is written again, because the broker may have lost it. It must never hold the stream up. What MQTT cannot carry is
+dropped, and the log says so once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+
+from felixpy.model.net import quote
+from felixpy.standing import Standing
 
 Publish = Callable[[str, bytes], Awaitable[None]]
 
@@ -27,6 +31,7 @@ class Outbox:
         self._waiting: dict[str, None] = {}
         self._writing: set[str] = set()
         self._wake = asyncio.Event()
+        self._standing = Standing(level="warning")
 
     def put(self, topic: str, payload: bytes, *, first: bool = False) -> None:
         """Take a payload; with ``first`` it is written before all that waits."""
@@ -63,6 +68,10 @@ class Outbox:
             payload = self._latest[topic]
             try:
                 await publish(topic, payload)
+            except ValueError as error:  # paho's: too long
+                self._standing.fails("a status cannot be published and is dropped", str(error), topic=quote(topic))
+                if self._latest[topic] is payload:
+                    self._latest[topic] = payload = b""
             finally:
                 self._writing.remove(topic)
             del self._waiting[topic]
