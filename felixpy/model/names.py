@@ -10,6 +10,9 @@ import re
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import Net, quote
 
+MAX_NAME = 253
+"""Characters of the longest name that an object can have."""
+
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _INTERFACE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
@@ -20,15 +23,15 @@ _DASHES = str.maketrans(".:/", "---")
 
 
 def check_name(name: str | None, field: str) -> str:
-    """``name`` if it is a DNS-1123 subdomain of at most 253 characters.
+    """``name`` if it is a DNS-1123 subdomain of at most ``MAX_NAME`` characters.
 
     Raises:
         InvalidResource
     """
     if not name:
         raise InvalidResource("is missing", field=field)
-    if len(name) > 253 or not _SUBDOMAIN.fullmatch(name):
-        rule = "lower-case letters, digits, '-' and '.', at most 253 characters"
+    if len(name) > MAX_NAME or not _SUBDOMAIN.fullmatch(name):
+        rule = f"lower-case letters, digits, '-' and '.', at most {MAX_NAME} characters"
         raise InvalidResource(f"{quote(name)} is not a valid name ({rule})", field=field)
     return name
 

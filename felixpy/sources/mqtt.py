@@ -22,6 +22,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from felixpy.config import Settings
 from felixpy.model.invalid import InvalidResource
+from felixpy.model.net import quote
 from felixpy.model.parse import parse_payload
 from felixpy.model.resources import Absent, BlockAffinity, Kind, Resource, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, topics
@@ -276,7 +277,7 @@ class MqttSource:
         elif about := topics.topic_of_status(topic):
             self._judge_past_status(topic, about, payload)
         else:
-            sink.ignored(f"topic {topic}")
+            sink.ignored(_shown(topic))
 
     def _manifest(self, scope: str, payload: bytes, now: float) -> Sequence[Action]:
         if not payload:
@@ -291,7 +292,10 @@ class MqttSource:
         for action in actions:
             if isinstance(action, Deliver):
                 assert came is not None, action
-                sink.update(_parse(action, came, sink))
+                if topics.is_too_long(action.topic):  # a manifest may count it, but it is no object
+                    sink.ignored(_shown(action.topic))
+                else:
+                    sink.update(_parse(action, came, sink))
             elif isinstance(action, Remove):
                 key = topics.key_of(action.topic)
                 assert key is not None, action
@@ -311,6 +315,11 @@ class _Arrival(NamedTuple):
     key: ResourceKey
     received_ns: int
     published_ns: int
+
+
+def _shown(topic: str) -> str:
+    """A topic for a log line and a metric's label: escaped and cut."""
+    return f"topic {quote(topic)[1:-1]}"
 
 
 def _parse(action: Deliver, came: _Arrival, sink: Sink) -> Update:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from types import MappingProxyType
 
-from felixpy.model.names import cidr_name
+from felixpy.model.names import MAX_NAME, cidr_name
 from felixpy.model.net import Net
 from felixpy.model.resources import BlockAffinity, IPAMBlock, Kind, Resource, ResourceKey, WorkloadEndpoint
 
@@ -98,6 +98,14 @@ def key_of(topic: str) -> ResourceKey | None:
     if kind is Kind.BLOCK_AFFINITY:
         return ResourceKey(kind, f"{names[0]}-{names[1]}") if len(names) == 2 else None
     return ResourceKey(kind, names[0]) if len(names) == 1 else None
+
+
+def is_too_long(topic: str) -> bool:
+    """Whether a level is longer than any name: no object that stands there is valid, and none that speaks of it.
+
+    What is said of a resource would be longer still than its topic: too long for a topic, a log line and a status.
+    """
+    return len(topic) > MAX_NAME and any(len(unescape(level)) > MAX_NAME for level in topic.split("/"))
 
 
 def segment_of(topic: str) -> str:

@@ -10,7 +10,20 @@ import json
 from typing import Any
 
 from felixpy.demo.resources import Object, ip_pool, v3
-from tests.agent.bench import GOOD, NODE, POOLS, Running, dump, endpoint, members, routes, running, state_of, topic_of
+from tests.agent.bench import (
+    GOOD,
+    NODE,
+    POOLS,
+    ROOT,
+    Running,
+    dump,
+    endpoint,
+    members,
+    routes,
+    running,
+    state_of,
+    topic_of,
+)
 from tests.broker import Broker
 from tests.kernel import ip, pairs, run
 
@@ -130,6 +143,32 @@ def test_bad_shared_objects_are_reported_once_and_disturb_nobody(broker: Broker)
             await agent.until(lambda: not agent.problems, "the end of all problems")
             assert agent.metric("felixpy_problems", kind="IPPool") == 0
             assert len(agent.events("problem solved")) == len(SHARED)
+
+    asyncio.run(scenario())
+
+
+def test_topics_longer_than_any_name_are_named_and_disturb_nobody(broker: Broker) -> None:
+    """Their status would have a topic that MQTT does not have."""
+    names = "%" * 30_000, "a" * (65535 - len(f"{ROOT}/wep/{NODE}/default/"))
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent)
+            before = dump(sysctls=False)
+            for name in names:
+                await agent.stream.raw(f"wep/{NODE}/default/{name}", b"{}")
+            await agent.until(lambda: len(agent.events("ignored")) == len(names), "both names")
+            await agent.quiet()
+            assert all(len(event["what"]) < 100 for event in agent.events("ignored"))
+            assert agent.problems == {}
+            for name in names:
+                await agent.stream.raw(f"wep/{NODE}/default/{name}", b"")
+            await agent.stream.put(endpoint("after", 2))
+            await agent.endpoint_is("after", "up")
+            await agent.stream.raw(topic_of(endpoint("after", 2)), b"")
+            await agent.until(lambda: f"{NODE}/wep/default/after" not in agent.stream.status, "the end of a status")
+            await agent.quiet()
+            assert dump(sysctls=False) == before
 
     asyncio.run(scenario())
 

@@ -263,6 +263,62 @@ def test_bad_payloads_and_unknown_topics_do_not_stop_the_others(broker: Broker) 
     asyncio.run(scenario())
 
 
+LONGEST = "a" * 253
+TOO_LONG = ("a" * 254, "a" * (65535 - len("felixpy/v1/wep/n1/default/")), "%" * 30_000)
+
+
+def test_a_topic_too_long_for_any_object_is_told_counted_and_nothing_else(broker: Broker) -> None:
+    """A manifest may count it: then the stream is in sync with it."""
+
+    async def scenario() -> None:
+        content: dict[str, Any] = {
+            **{f"wep/n1/default/{name}": b"{}" for name in TOO_LONG},
+            f"wep/n1/{TOO_LONG[1][:60_000]}/w": b"{}",
+            f"wep/n1/default/{LONGEST}": endpoint(LONGEST),
+            f"wep/n1/default/{'%2F' * 253}": b"{}",
+        }
+        await put(broker, {**content, "sync/node/n1": Manifest({"wep": len(content)}).encode()})
+        source = source_for(broker)
+        async with following(source) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            assert set(sink.held) == {wep_key(LONGEST)}
+            assert set(sink.errors) == {wep_key("/" * 253)}
+            assert len(sink.unknown) == len(content) - 2
+            assert all(what.startswith("topic wep/n1/") and len(what) < 100 for what in sink.unknown)
+            told = len(sink.unknown)
+            await asyncio.to_thread(kick, broker, b"felixpy-n1")
+            await sink.state(SyncState.CONNECTING)
+            await sink.state(SyncState.IN_SYNC)
+            await put(broker, dict.fromkeys(content, b""))
+            await sink.until(lambda: not sink.held and not sink.errors)
+            assert len(sink.unknown) == told
+
+    asyncio.run(scenario())
+
+
+def test_a_status_that_mqtt_cannot_carry_is_dropped_with_one_warning(broker: Broker) -> None:
+    async def scenario() -> None:
+        await put(broker, {"ippool/a": pool("a")})
+        source = source_for(broker)
+        with capture_logs() as logs:
+            async with following(source) as sink:
+                await sink.state(SyncState.IN_SYNC)
+                for number in range(3):
+                    source.publish_endpoint_status("default", "%" * 30_000, {"state": "up", "n": number})
+                    source.publish_endpoint_status("default", "w", {"state": "up", "n": number})
+                    await asyncio.sleep(0.1)
+                await asyncio.to_thread(kick, broker, b"felixpy-n1")
+                await sink.state(SyncState.CONNECTING)
+                await sink.state(SyncState.IN_SYNC)
+                await asyncio.sleep(0.2)
+                assert await retained(broker, "status/n1/wep/#") == {"status/n1/wep/default/w": b'{"state":"up","n":2}'}
+        (line,) = [line for line in logs if "dropped" in line["event"]]
+        assert "too long" in line["reason"]
+        assert len(line["topic"]) < 100
+
+    asyncio.run(scenario())
+
+
 def test_affinity_with_any_name_is_keyed_by_node_and_cidr(broker: Broker) -> None:
     async def scenario() -> None:
         await apply(broker, affinity("some-name", "n2", "10.0.0.64/26"))
