@@ -18,6 +18,9 @@ import msgspec
 
 MODULUS = 1 << 64
 
+MAX_NUMBER = 1 << 53
+"""Counts and revisions of a manifest: as large as every JSON reader keeps exactly; no broker holds so many objects."""
+
 
 def content_hash(topic: str, payload: bytes) -> int:
     """64-bit BLAKE2b of topic (relative to the root), one zero byte, payload; read big-endian."""
@@ -75,8 +78,9 @@ def parse_manifest(payload: bytes) -> Manifest:
         ValueError: not a manifest; says which field is wrong.
     """
     wire = _DECODER.decode(payload)
-    if any(count < 0 for count in (*wire.counts.values(), *wire.namespaces.values())):
-        raise ValueError("a count is negative")
+    numbers = (*wire.counts.values(), *wire.namespaces.values(), wire.rev)
+    if not all(0 <= number <= MAX_NUMBER for number in numbers):
+        raise ValueError(f"a count or rev is not a number from 0 to {MAX_NUMBER}")
     digests = {segment: _parse_digest(segment, text) for segment, text in wire.digest.items()}
     return Manifest(wire.counts, digests, wire.epoch, wire.rev, wire.namespaces, wire.writer)
 

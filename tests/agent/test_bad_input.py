@@ -9,6 +9,8 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from felixpy.demo.resources import Object, ip_pool, v3
 from tests.agent.bench import (
     GOOD,
@@ -143,6 +145,25 @@ def test_bad_shared_objects_are_reported_once_and_disturb_nobody(broker: Broker)
             await agent.until(lambda: not agent.problems, "the end of all problems")
             assert agent.metric("felixpy_problems", kind="IPPool") == 0
             assert len(agent.events("problem solved")) == len(SHARED)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [b'{"counts":{"wep":1' + b"0" * 400 + b"}}"],
+    ids=["long number"],
+)
+def test_a_manifest_that_none_can_be_is_told_and_disturbs_nobody(broker: Broker, manifest: bytes) -> None:
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            before = await start(agent)
+            await agent.stream.raw(f"sync/node/{NODE}", manifest)
+            reason = f"manifest sync/node/{NODE} cannot be used"
+            await agent.until(lambda: reason in agent.stream.status[NODE]["reason"], "the reason")
+            assert agent.agent.metrics.text()
+            assert agent.stream.status[f"{NODE}/wep/default/good"]["state"] == "up"
+            assert dump() == before
 
     asyncio.run(scenario())
 
