@@ -77,7 +77,10 @@ def parse_manifest(payload: bytes) -> Manifest:
     Raises:
         ValueError: not a manifest; says which field is wrong.
     """
-    wire = _DECODER.decode(payload)
+    try:
+        wire = _DECODER.decode(payload)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
     numbers = (*wire.counts.values(), *wire.namespaces.values(), wire.rev)
     if not all(0 <= number <= MAX_NUMBER for number in numbers):
         raise ValueError(f"a count or rev is not a number from 0 to {MAX_NUMBER}")

@@ -151,8 +151,8 @@ def test_bad_shared_objects_are_reported_once_and_disturb_nobody(broker: Broker)
 
 @pytest.mark.parametrize(
     "manifest",
-    [b'{"counts":{"wep":1' + b"0" * 400 + b"}}"],
-    ids=["long number"],
+    [b'{"counts":{"wep":1' + b"0" * 400 + b"}}", b'{"counts":{},"later":' + b"[" * 100_000 + b"]" * 100_000 + b"}"],
+    ids=["long number", "deeply nested"],
 )
 def test_a_manifest_that_none_can_be_is_told_and_disturbs_nobody(broker: Broker, manifest: bytes) -> None:
     async def scenario() -> None:
