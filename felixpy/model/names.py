@@ -36,13 +36,18 @@ def check_name(name: str | None, field: str) -> str:
     return name
 
 
+def is_namespace(name: str) -> bool:
+    """Whether ``name`` is a DNS-1123 label."""
+    return bool(_LABEL.fullmatch(name))
+
+
 def check_namespace(name: str, field: str) -> str:
     """``name`` if it is a DNS-1123 label.
 
     Raises:
         InvalidResource
     """
-    if not _LABEL.fullmatch(name):
+    if not is_namespace(name):
         rule = "lower-case letters, digits and '-', at most 63 characters"
         raise InvalidResource(f"{quote(name)} is not a valid namespace ({rule})", field=field)
     return name

@@ -136,5 +136,5 @@ class Retained:
         if manifest is not None:
             namespaces.update(manifest.namespaces)
         if len(found) > SPLIT_ABOVE or (manifest is not None and len(found) < manifest.expects("wep")):
-            for namespace in sorted(namespaces):
-                await self.read(connection, (topics.namespace_filter(node, namespace),), own=True)
+            for name in topics.namespace_filters(node, namespaces):
+                await self.read(connection, (name,), own=True)

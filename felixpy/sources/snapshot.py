@@ -220,9 +220,9 @@ class Snapshot:
             return
         named = set(scope.manifest.namespaces) if scope.manifest else set()
         named.update(topics.unescape(topic.split("/")[2]) for topic in group.known)
-        for namespace in sorted(named):
-            yield topics.namespace_filter(self._node, namespace)
-        if not named:
+        if named:
+            yield from topics.namespace_filters(self._node, named)
+        else:
             yield topics.kind_filter(group.segment, self._node)
 
     def _next_part(self, now: float) -> Sequence[Action]:

@@ -9,9 +9,10 @@ manifest's digest does not depend on the root. Invariant: different topics have 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from types import MappingProxyType
 
-from felixpy.model.names import MAX_NAME, cidr_name
+from felixpy.model.names import MAX_NAME, cidr_name, is_namespace
 from felixpy.model.net import Net
 from felixpy.model.resources import BlockAffinity, IPAMBlock, Kind, Resource, ResourceKey, WorkloadEndpoint
 
@@ -135,9 +136,14 @@ def kind_filter(segment: str, node: str = "+") -> str:
     return "affinity/+/+" if segment == "affinity" else f"{segment}/+"
 
 
-def namespace_filter(node: str, namespace: str) -> str:
-    """Subscription for a node's endpoints in one namespace."""
-    return f"wep/{escape(node)}/{escape(namespace)}/+"
+def namespace_filters(node: str, namespaces: Iterable[str]) -> list[str]:
+    """Subscriptions that together find a node's endpoints in these namespaces.
+
+    What cannot be a namespace may be too long for a filter, or hold what no filter may: then one filter finds all.
+    """
+    named = set(namespaces)
+    filters = [f"wep/{escape(node)}/{name}/+" for name in sorted(named) if is_namespace(name)]
+    return filters if len(filters) == len(named) else [*filters, kind_filter("wep", node)]
 
 
 def status_topic(node: str) -> str:

@@ -296,6 +296,20 @@ def test_a_topic_too_long_for_any_object_is_told_counted_and_nothing_else(broker
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("strange", ["a" * 70_000, "a\0b"], ids=["too long", "not in MQTT"])
+def test_a_manifest_with_a_namespace_that_is_none_is_read_in_parts_all_the_same(broker: Broker, strange: str) -> None:
+    async def scenario() -> None:
+        manifest = Manifest({"wep": 2}, namespaces={"default": 1, strange: 1})
+        await put(broker, {"wep/n1/default/w": endpoint("w"), "sync/node/n1": manifest.encode()})
+        async with following(source_for(broker)) as sink:
+            assert "wep 1/2" in (await sink.state(SyncState.DEGRADED)).reason
+            await put(broker, {"wep/n1/default/x": endpoint("x", address="10.0.0.2")})
+            await sink.state(SyncState.IN_SYNC)
+            assert not any(status.state is SyncState.CONNECTING for status in sink.statuses[1:])
+
+    asyncio.run(scenario())
+
+
 def test_a_status_that_mqtt_cannot_carry_is_dropped_with_one_warning(broker: Broker) -> None:
     async def scenario() -> None:
         await put(broker, {"ippool/a": pool("a")})

@@ -10,7 +10,7 @@ from felixpy.model.net import Net
 from felixpy.model.resources import BlockAffinity, IPAMBlock, IPPool, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.sources.ledger import Ledger, counted
 from felixpy.sources.manifest import Manifest, content_hash, parse_manifest
-from felixpy.sources.topics import escape, key_of, scope_of, topic_of, unescape
+from felixpy.sources.topics import escape, key_of, namespace_filters, scope_of, topic_of, unescape
 
 NAMES = st.text(min_size=1, max_size=12)
 LEVELS = st.sampled_from(["a", "b", "c"])
@@ -69,6 +69,12 @@ def test_pool_topic() -> None:
 )
 def test_other_topics_hold_no_resource(topic: str) -> None:
     assert key_of(topic) is None
+
+
+@pytest.mark.parametrize("strange", ["%" * 30_000, "a" * 70_000, "", "a\0b", "A", "a/b", "+"])
+def test_what_cannot_be_a_namespace_is_in_no_filter(strange: str) -> None:
+    assert namespace_filters("n1", ["b", "a"]) == ["wep/n1/a/+", "wep/n1/b/+"]
+    assert namespace_filters("n1", ["a", strange]) == ["wep/n1/a/+", "wep/n1/#"]
 
 
 def test_digest_is_the_documented_one() -> None:
