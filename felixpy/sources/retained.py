@@ -22,6 +22,9 @@ FILTERS_PER_READ = 100
 ECHO_SECONDS = 5.0
 """How long a read may bring nothing before the broker is said to have dropped messages."""
 
+NONCE_DIGITS = 19
+"""More than any client counts."""
+
 SPLIT_ABOVE = 500
 """A kind with more topics than this is read in parts: a default Mosquitto queues 1,000 messages per client."""
 
@@ -52,7 +55,8 @@ class Retained:
         topic, payload = message.topic.removeprefix(self._prefix), message.payload
         self._progress.set()
         if topic == self._probe:
-            self._echoed = int(payload)
+            if payload.isdigit() and len(payload) < NONCE_DIGITS:  # others may write there, too
+                self._echoed = int(payload)
             return
         scope = topics.scope_of_manifest(topic)
         if scope is not None:
@@ -107,11 +111,11 @@ class Retained:
             return None
 
     def topics_of(self, scope: str) -> dict[str, bytes]:
-        """The scope's resources as far as they were read."""
+        """The scope's resources as far as they were read; an agent counts no other topics either."""
         return {
             topic: payload
             for topic, payload in self.content.items()
-            if topics.segment_of(topic) in topics.KIND and topics.scope_of(topic) == scope
+            if topics.key_of(topic) is not None and topics.scope_of(topic) == scope
         }
 
     async def read_scope(self, connection: Connection, scope: str) -> dict[str, bytes]:

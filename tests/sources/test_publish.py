@@ -19,6 +19,8 @@ from felixpy.sources.batch import BadBatch, Batch, PublishError, prepare
 from felixpy.sources.ledger import counted
 from felixpy.sources.manifest import Manifest, parse_manifest
 from felixpy.sources.mqtt import MqttSource
+from felixpy.sources.reading import Message
+from felixpy.sources.retained import Retained
 from felixpy.sources.topics import KIND, scope_of, segment_of
 from tests.broker import Broker, running
 from tests.sources.stream_lab import affinity, endpoint, following, node, pool, put, retained, settings_for
@@ -156,6 +158,32 @@ def test_write_by_another_tool_is_mended_by_recount(broker: Broker) -> None:
         assert (await assert_true(broker))["shared"].counts == {"ippool": 3}
 
     asyncio.run(scenario())
+
+
+def test_topics_that_hold_no_resource_are_counted_by_nobody(broker: Broker) -> None:
+    """Below a kind's topics there may be what is none: an agent would wait for ever for what it does not count."""
+    others = ("wep/n1", "wep/n1/default", "wep/n1/default/w/deeper", "wep/n1//w")
+
+    async def scenario() -> None:
+        await put(broker, dict.fromkeys(others, b"{}"))
+        async with open_publisher(settings_for(broker)) as publisher:
+            await publisher.apply(batch_of(pool("a"), endpoint("w")))
+            await publisher.apply(batch_of(endpoint("x", address="10.0.0.2")), recount=True)
+            assert len((await publisher.get()).objects) == 3
+        assert (await manifests(broker))["node/n1"].counts == {"wep": 2}
+        async with following(MqttSource(settings_for(broker), "n1")) as sink:
+            status = await sink.state(SyncState.IN_SYNC)
+            assert (status.got, status.want) == (3, 3)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"-1", b"9" * 5000, b"\xff"])
+def test_what_others_write_to_the_own_echo_is_none(payload: bytes) -> None:
+    held = Retained("root", "client")
+    held.receive(Message("root/probe/client", payload, []))
+    assert held.content == {}
+    assert held._echoed == 0
 
 
 def test_write_cut_short_is_counted_anew_by_the_next_one(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
