@@ -41,6 +41,7 @@ __all__ = [
     "InvalidResource",
     "cidr_name",
     "ignore",
+    "nests_deeper",
     "object_key",
     "parse_json",
     "parse_payload",
@@ -48,6 +49,9 @@ __all__ = [
 ]
 
 MAX_PAYLOAD_BYTES = 1 << 20
+MAX_SETTINGS_DEPTH = 16
+"""No setting nests more than three deep. Settings are kept as they are, and comparing or printing them recurses."""
+
 API_VERSIONS = frozenset({"projectcalico.org/v3", "crd.projectcalico.org/v1"})
 DEFAULT_NAMESPACE = "default"
 
@@ -72,6 +76,21 @@ def parse_json(payload: bytes) -> object:
         raise InvalidResource("JSON is nested too deeply") from None
     except msgspec.DecodeError as error:
         raise InvalidResource(f"not JSON: {error}") from None
+
+
+def nests_deeper(value: object, limit: int) -> bool:
+    """Whether more than ``limit`` lists and objects stand in each other."""
+    layer = [value]
+    for _ in range(limit):
+        layer = [
+            item
+            for each in layer
+            if isinstance(each, Mapping | list)
+            for item in (each.values() if isinstance(each, Mapping) else each)
+        ]
+        if not layer:
+            return False
+    return any(isinstance(each, Mapping | list) for each in layer)
 
 
 def parse_resource(obj: object, ignored: Ignored = ignore) -> Resource | Absent | None:
@@ -226,6 +245,8 @@ def _felix_configuration(header: _Header, ignored: Ignored) -> Resource:
     spec = {} if header.spec is None else header.spec
     if not isinstance(spec, Mapping) or not all(isinstance(name, str) for name in spec):
         raise InvalidResource("must be an object of settings", field="spec")
+    if nests_deeper(spec, MAX_SETTINGS_DEPTH):
+        raise InvalidResource("is nested too deeply", field="spec")
     return FelixConfiguration(header.key, spec, created(header.metadata))
 
 

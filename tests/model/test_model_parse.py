@@ -304,6 +304,21 @@ def test_a_deleted_block_is_absent_also_under_the_name_of_its_cidr() -> None:
     assert parse_payload(json.dumps(obj).encode(), key) == Absent(key)
 
 
+@pytest.mark.parametrize("opens", [b"[", b'{"a":'], ids=["lists", "objects"])
+def test_settings_that_nest_too_deeply_are_refused(opens: bytes) -> None:
+    """They are kept as they were read: to compare or print what Python just could read may be too much further down."""
+    closes = {b"[": b"]", b'{"a":': b"}"}[opens]
+    key = ResourceKey(Kind.FELIX_CONFIGURATION, "default")
+    document = json.dumps(v3("FelixConfiguration", {"logSeverityScreen": "X"}, "default")).encode()
+    for depth in (15, 16, 200, 980):
+        payload = document.replace(b'"X"', opens * depth + b"1" + closes * depth)
+        if depth < 16:
+            assert isinstance(parse_payload(payload, key), FelixConfiguration)
+        else:
+            with pytest.raises(InvalidResource, match=r"spec: is nested too deeply|JSON is nested too deeply"):
+                parse_payload(payload, key)
+
+
 def test_felix_configuration_stays_as_written() -> None:
     spec = {"ipv6Support": False, "routeRefreshInterval": "90s", "somethingNew": [1]}
     parsed = parse(v3("FelixConfiguration", spec, "default"))

@@ -14,7 +14,7 @@ from felixpy.model.resources import Kind, ResourceKey
 from felixpy.sources import SyncState, directory
 from felixpy.sources.directory import DirectorySource
 from felixpy.sources.once import read_once
-from tests.sources.stream_lab import endpoint, following, pool, wep_key
+from tests.sources.stream_lab import Recorder, endpoint, following, pool, wep_key
 
 POOL = ResourceKey(Kind.IP_POOL, "a")
 
@@ -66,6 +66,25 @@ def test_unchanged_objects_are_not_delivered_again(tmp_path: Path) -> None:
             write(tmp_path / "a.json", pool("a"), endpoint("w", address="10.0.0.9"))
             await sink.until(lambda: len(sink.updates) > 2, 3)
             assert [update.key for update in sink.updates[2:]] == [wep_key("w")]
+
+    asyncio.run(scenario())
+
+
+def test_settings_nested_as_deeply_as_can_be_read_are_an_error_of_their_object(tmp_path: Path) -> None:
+    """Files are read in a thread, where Python has more room than where they are compared."""
+    key = ResourceKey(Kind.FELIX_CONFIGURATION, "default")
+    document = {"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"}}
+
+    source, sink = DirectorySource(tmp_path), Recorder()
+
+    async def scenario() -> None:
+        for depth in range(950, 990, 4):
+            nested = b"[" * depth + b"]" * depth
+            text = msgspec.json.encode({**document, "spec": {"x": None}}).replace(b"null", nested)
+            (tmp_path / "a.json").write_bytes(text)
+            source._take(await asyncio.to_thread(directory.read, tmp_path), sink)
+            assert "nested too deeply" in (sink.errors.get(key) or sink.status.reason)
+        assert sink.held == {}
 
     asyncio.run(scenario())
 
