@@ -118,7 +118,7 @@ def _answer(line: bytes, answers: Answers) -> dict[str, Any]:
     try:
         request = json.loads(line)
         verb = request["do"] if isinstance(request, dict) else None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         return {"ok": False, "error": 'not a request like {"do": "status"}'}
     if not isinstance(verb, str) or verb not in answers:
         return {"ok": False, "error": f"this agent does not know that request; it knows {', '.join(sorted(answers))}"}

@@ -119,7 +119,7 @@ def _boot() -> str:
 def _boot_of(folder: Path) -> str | None:
     try:
         found = json.loads((folder / MARK).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return str(found.get("boot")) if isinstance(found, dict) else None
 

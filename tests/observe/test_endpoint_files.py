@@ -327,6 +327,14 @@ def test_no_file_comes_before_the_mark_of_its_folder(tmp_path: Path) -> None:
     assert len(names(tmp_path / FOLDER)) == 1
 
 
+@pytest.mark.parametrize("mark", [b"", b"[1]", b"\xff", b"[" * 100_000], ids=["empty", "list", "not text", "nested"])
+def test_a_mark_that_says_nothing_is_of_an_earlier_boot(tmp_path: Path, mark: bytes) -> None:
+    run_at(tmp_path, Folders(), "a")
+    (tmp_path / FOLDER / MARK).write_bytes(mark)
+    EndpointFiles(tmp_path).forget_earlier_boot()
+    assert not (tmp_path / FOLDER).exists()
+
+
 @pytest.mark.parametrize("later", ["one", "two", ""])
 def test_files_of_an_earlier_boot_go_at_once(tmp_path: Path, folders: Folders, later: str) -> None:
     """On a disk they outlive the kernel's state; a CNI plugin must not take them for news."""
