@@ -22,10 +22,16 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from felixpy.config import Settings
+from felixpy.model.net import quote
 from felixpy.sources.reading import Message, read_bursts
 
 RECEIVE_MAXIMUM = 65535
 """Mosquitto drops what exceeds this plus its queue; with MQTT's older default it drops all but 1,020 messages."""
+
+TEXT_BYTES = 65535
+"""The most that a text of MQTT has."""
+ROOT_BYTES = 32767
+"""Leaves room for the rest of a topic."""
 
 SESSION_TAKEN_OVER = 142
 _BAD_CREDENTIALS = frozenset({4, 134})
@@ -75,6 +81,31 @@ def _password(settings: Settings) -> str | None:
         raise StreamError(
             f"the MQTT password file {settings.mqtt_password_file} is not UTF-8 text; check FELIX_MQTTPASSWORDFILE"
         ) from None
+
+
+def _check_texts(settings: Settings, client_id: str, password: str | None) -> None:
+    """Refuse what no resolver and no packet can hold: Python's and paho's errors about it name no setting.
+
+    Raises:
+        StreamError
+    """
+    try:
+        settings.mqtt_host.encode("idna")
+    except UnicodeError:
+        raise StreamError(f"{quote(settings.mqtt_host)} cannot be the name of a host; check FELIX_MQTTHOST") from None
+    texts = (
+        ("user name", settings.mqtt_username, TEXT_BYTES, "FELIX_MQTTUSERNAME"),
+        ("password", password or "", TEXT_BYTES, "FELIX_MQTTPASSWORD or FELIX_MQTTPASSWORDFILE"),
+        ("client id", client_id, TEXT_BYTES, "FELIX_MQTTCLIENTID"),
+        ("topic root", settings.mqtt_topic_root, ROOT_BYTES, "FELIX_MQTTTOPICROOT"),
+    )
+    for what, text, most, setting in texts:
+        try:
+            fits = len(text.encode()) <= most
+        except UnicodeEncodeError:  # bytes of the environment that are no text
+            fits = False
+        if not fits:
+            raise StreamError(f"the MQTT {what} is not UTF-8 text of at most {most} bytes; check {setting}")
 
 
 def _tls_context(settings: Settings) -> ssl.SSLContext | None:
@@ -236,11 +267,13 @@ async def open_connection(
     inbox: type[_Inbox] = type("_BoundInbox", (_Inbox,), {"receive": staticmethod(receive), "failed": failed})
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    password = _password(settings)
+    _check_texts(settings, client_id, password)
     client = aiomqtt.Client(
         settings.mqtt_host,
         broker_port(settings),
         username=settings.mqtt_username or None,
-        password=_password(settings),
+        password=password,
         identifier=client_id,
         logger=_QUIET,
         queue_type=inbox,

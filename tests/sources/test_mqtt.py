@@ -447,6 +447,30 @@ def test_wrong_password_is_a_clear_error_without_the_password(tmp_path: Path) ->
         asyncio.run(scenario(broker))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mqtt_host": "broker..local"}, "'broker..local' cannot be the name of a host; check FELIX_MQTTHOST"),
+        ({"mqtt_host": "b" * 64}, "cannot be the name of a host"),
+        ({"mqtt_username": "u" * 65536}, "MQTT user name is not UTF-8 text of at most 65535 bytes"),
+        ({"mqtt_username": "\udcff"}, "check FELIX_MQTTUSERNAME"),
+        ({"mqtt_username": "u", "mqtt_password": "secret" * 20_000}, "check FELIX_MQTTPASSWORD or"),
+        ({"mqtt_client_id": "c" * 65536}, "check FELIX_MQTTCLIENTID"),
+        ({"mqtt_topic_root": "r" * 65536}, "check FELIX_MQTTTOPICROOT"),
+    ],
+)
+def test_what_cannot_be_sent_is_a_clear_error(tmp_path: Path, changes: dict[str, str], said: str) -> None:
+    """And no end of the agent: a file of a password may be replaced by anything."""
+
+    async def scenario() -> None:
+        async with following(MqttSource(settings_for(Broker(tmp_path), **changes), NODE)) as sink:
+            await sink.until(lambda: said in sink.status.reason)
+            assert len(sink.status.reason) < 200
+            assert "secret" not in sink.status.reason
+
+    asyncio.run(scenario())
+
+
 def test_observer_beside_an_agent_disturbs_nothing(broker: Broker) -> None:
     async def scenario() -> None:
         await apply(broker, pool("a"), node("n1"))
