@@ -16,6 +16,8 @@ from hashlib import blake2b
 
 import msgspec
 
+from felixpy.model.net import quote
+
 MODULUS = 1 << 64
 
 MAX_NUMBER = 1 << 53
@@ -94,5 +96,5 @@ def _parse_digest(segment: str, text: str) -> int:
     except ValueError:
         value = -1
     if len(text) != 16 or value < 0:
-        raise ValueError(f"digest of {segment} is not 16 hexadecimal digits")
+        raise ValueError(f"digest of {quote(segment)[1:-1]} is not 16 hexadecimal digits")
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from felixpy.model.net import quote
 from felixpy.sources import topics
 from felixpy.sources.manifest import MODULUS, Manifest, content_hash
 
@@ -199,7 +200,7 @@ class Scope:
 
     @staticmethod
     def _writing(manifest: Manifest) -> str:
-        return f" (a write by {manifest.writer} is not finished)" if manifest.writer else ""
+        return f" (a write by {quote(manifest.writer)[1:-1]} is not finished)" if manifest.writer else ""
 
     def _why_without_manifest(self, topic: str) -> str:
         if not self._doubted:

@@ -447,6 +447,17 @@ def test_write_that_begins_with_a_manifest_of_nothing_removes_nothing() -> None:
     assert stream.removed == ["wep/n1/ns0/w0"]
 
 
+def test_a_writer_with_a_very_long_name_is_named_in_short() -> None:
+    """The reason becomes a line of the log, and part of a status, which brokers refuse above a mebibyte."""
+    stream = Stream()
+    for scope in (SHARED, NODE_SCOPE):
+        stream.manifest(scope, Manifest({"wep": 1}, epoch="e", writer="apply\n" + "x" * 1_000_000))
+    stream.wait(30)
+    assert stream.state is SyncState.DEGRADED
+    assert "a write by apply\\nxxx" in stream.reason and "\n" not in stream.reason
+    assert len(stream.reason) < 500
+
+
 def went_back(rev: int, epoch: str = "e") -> Stream:
     """In sync with three endpoints at revision 5; then a broker with two of them, complete in itself."""
     stream = Stream()

@@ -107,6 +107,7 @@ def test_manifest_survives_the_wire() -> None:
         b'{"counts":{},"rev":-1}',
         b'{"counts":{},"later":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"counts":{},"digest":{"wep":"12"}}',
+        b'{"counts":{},"digest":{"' + b"w" * 100_000 + b'":"12"}}',
         b'{"counts":{},"digest":{"wep":"-000000000000001"}}',
     ],
 )
