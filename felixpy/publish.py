@@ -22,6 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from felixpy.config import Settings
+from felixpy.model.parse import nests_deeper
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.sources import topics
 from felixpy.sources.batch import Batch, Entry, PublishError
@@ -37,6 +38,9 @@ WRITER_SECONDS = 3.0
 """A writer that is named in a manifest for longer than this is taken for dead; if it lives, it notices."""
 
 ATTEMPTS = 6
+
+MAX_SHOWN_DEPTH = 100
+"""What nests more deeply is listed as text: those who print it recurse several times for each step."""
 
 Progress = Callable[[int, int], None]
 
@@ -285,10 +289,11 @@ class Publisher:
 
 
 def _decode(payload: bytes) -> Any:
-    try:
-        return msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return payload.decode(errors="replace")
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = msgspec.json.decode(payload)
+        if not nests_deeper(value, MAX_SHOWN_DEPTH):
+            return value
+    return payload.decode(errors="replace")
 
 
 def _selected(topic: str, name: str | None, namespace: str | None) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.agent.bench import GOOD, NODE, members, routes, running
+from tests.agent.bench import GOOD, NODE, members, routes, running, stream_to
 from tests.broker import Broker
 from tests.cli.command import Done, at, felixpy
 
@@ -75,5 +75,19 @@ def test_apply_get_delete_of_an_endpoint(broker: Broker, tmp_path: Path) -> None
             missing = await command("get", "WorkloadEndpoint", "good", broker=broker)
             assert (missing.code, missing.err) == (1, "felixpy: not found\n")
             assert agent.agent.stream.state == "in-sync"
+
+    asyncio.run(scenario())
+
+
+def test_get_lists_what_nests_too_deeply_as_text(broker: Broker) -> None:
+    text = '{"a":' + "[" * 500 + "]" * 500 + "}"
+
+    async def scenario() -> None:
+        async with stream_to(broker) as stream:
+            await stream.raw("ippool/deep", text.encode())
+            for form, read in (("yaml", lambda out: [*yaml.safe_load_all(out)]), ("json", lambda out: out["items"])):
+                done = await command("get", "-o", form, broker=broker)
+                assert (done.code, done.err) == (0, "")
+                assert read(done.json if form == "json" else done.out) == [text]
 
     asyncio.run(scenario())
