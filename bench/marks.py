@@ -1,4 +1,7 @@
-"""Reads what ``bench.traced_agent`` wrote, and makes the stages of an update of it. Times are monotonic nanoseconds."""
+"""Reads what ``bench.traced_agent`` wrote, and makes the stages of an update of it. Times are monotonic nanoseconds.
+
+Processor time is that of the agent's thread, so other programs on the same processors are not in it.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 STAGES = ("received", "decoded", "calculated", "sent", "acknowledged")
+CALLS = ("sent", "asked", "answered", "setting")
 
 
 class Mark(NamedTuple):
     """One line of the marks file."""
 
     at: int
+    spent: int  # processor time
     stage: str
     words: tuple[str, ...]
 
@@ -63,8 +68,8 @@ class MarksFile:
 
 
 def _parse(line: str) -> Mark:
-    at, stage, *words = line.split()
-    return Mark(int(at), stage, tuple(words))
+    at, spent, stage, *words = line.split()
+    return Mark(int(at), int(spent), stage, tuple(words))
 
 
 def _applied(marks: Sequence[Mark], topic: str) -> bool:
@@ -103,11 +108,14 @@ def stages(marks: Sequence[Mark], topic: str) -> dict[str, int]:
 
 def kernel_time(marks: Sequence[Mark], begin: int, end: int) -> int:
     """Nanoseconds spent inside netlink calls and files of /proc/sys between two times."""
-    return sum(
-        int(mark.words[-1]) - mark.at
-        for mark in marks
-        if mark.stage in ("sent", "asked", "answered", "setting") and begin <= mark.at < end
-    )
+    return sum(int(mark.words[-2]) - mark.at for mark in marks if mark.stage in CALLS and begin <= mark.at < end)
+
+
+def own_share(marks: Sequence[Mark], begin: int, end: int) -> int:
+    """Nanoseconds of the agent's processor time between two marks, without that inside the same calls."""
+    spent = {mark.at: mark.spent for mark in marks if mark.stage != "beside"}
+    inside = (int(mark.words[-1]) - mark.spent for mark in marks if mark.stage in CALLS and begin <= mark.at < end)
+    return spent[end] - spent[begin] - sum(inside)
 
 
 def written(marks: Sequence[Mark]) -> Written:

@@ -63,7 +63,8 @@ def render(results: Results, plots: Sequence[str], command: str) -> str:
         _comparators(results),
         "### Stages",
         "One workload added: median since the publish, ms. `on the wire`: the publisher has written it to its socket. "
-        "The agent's own share is received → acknowledged without the time inside netlink calls and /proc/sys.",
+        "The agent's own share is the processor time of its thread from received to acknowledged, without that inside "
+        "netlink calls and /proc/sys.",
         _stages(results),
         "One after another:",
         _stages(results, "add one after another"),

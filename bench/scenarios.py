@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench import expect
-from bench.marks import STAGES, Mark, kernel_time, stages, written
+from bench.marks import STAGES, Mark, kernel_time, own_share, stages, written
 from bench.plan import Effort
 from bench.results import Cell, Results
 from bench.rivals import Rivals
@@ -108,9 +108,8 @@ def _add_stages(run: Run, scenario: str, published: int, marks: Sequence[Mark], 
             run.add(scenario, stage, ms(reached[stage], published))
     if "acknowledged" in reached:
         begin, end = reached["received"], reached["acknowledged"]
-        inside = kernel_time(marks, begin, end)
-        run.add(scenario, "agent's own share", (end - begin - inside) / 1e6)
-        run.add(scenario, "inside the kernel", inside / 1e6)
+        run.add(scenario, "agent's own share", own_share(marks, begin, end) / 1e6)
+        run.add(scenario, "inside the kernel", kernel_time(marks, begin, end) / 1e6)
 
 
 async def put(run: Run, scenario: str, one: Workload, *, present: bool, gone: Workload | None = None) -> None:

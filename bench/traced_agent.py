@@ -1,18 +1,19 @@
 """The agent with a clock at each of its stages: ``python -m bench.traced_agent MARKS run`` is ``felixpy run``.
 
 Wraps functions of the agent from outside, so that the product holds no trace code, and writes one line per mark to the
-file MARKS: monotonic nanoseconds, stage, words. Marks wait in memory until an apply is over, so that writing them is
-not part of what is measured; a stage costs about two microseconds more for its clock. SIGUSR1 makes the agent read the
+file MARKS: monotonic nanoseconds, nanoseconds of processor time of the thread, stage, words. Marks wait in memory until
+an apply is over, so that writing them is not part of what is measured; a stage costs about two microseconds more for
+its clocks. SIGUSR1 makes the agent read the
 whole kernel again, as its periodic resync does; so does SIGUSR2, with a timer that notices how long the event loop is
 held, which takes time of its own. Invariant: nothing that the agent decides changes.
 
     received TOPIC        the message has been read from the broker's socket and parsed as MQTT
     decoded TOPIC         it is a typed resource and lies before the agent
     calculated            what is wanted of the kernel is known
-    sent BYTES MESSAGES ENDED    a netlink send that writes; ENDED is when the kernel had worked it off
-    asked BYTES MESSAGES ENDED   one that only reads
-    answered ENDED        a netlink receive
-    setting ENDED         an interface setting is read or written under /proc/sys
+    sent BYTES MESSAGES ENDED…   a netlink send that writes; ENDED… is both clocks when the kernel had worked it off
+    asked BYTES MESSAGES ENDED…  one that only reads
+    answered ENDED…       a netlink receive
+    setting ENDED…        an interface setting is read or written under /proc/sys
     acknowledged          the answers of one send have been read
     beside …              one of the last four, in another thread: the conntrack pass after a deletion
     applied               one turn of the apply loop is over
@@ -47,6 +48,10 @@ from felixpy.sources.mqtt import MqttSource
 TICK_SECONDS = 0.0005
 
 
+def clocks() -> str:
+    return f"{time.monotonic_ns()} {time.thread_time_ns()}"
+
+
 class Marks:
     """Marks in memory, and the file that they go to."""
 
@@ -56,8 +61,8 @@ class Marks:
         self._thread = threading.get_ident()
         self.topic = ""
 
-    def add(self, stage: str, words: str = "", at: int = 0) -> None:
-        at = at or time.monotonic_ns()
+    def add(self, stage: str, words: str = "", at: str = "") -> None:
+        at = at or clocks()
         if threading.get_ident() != self._thread:
             stage = f"beside {stage}"
         self._lines.append(f"{at} {stage} {words}\n")
@@ -82,15 +87,15 @@ class TracedSocket:
         return getattr(self._inner, name)
 
     def send(self, data: bytes) -> int:
-        begin = time.monotonic_ns()
+        begin = clocks()
         sent: int = self._inner.send(data)
-        self._marks.add(self.stage, f"{len(data)} {self.messages} {time.monotonic_ns()}", begin)
+        self._marks.add(self.stage, f"{len(data)} {self.messages} {clocks()}", begin)
         return sent
 
     def recv(self, size: int) -> bytes:
-        begin = time.monotonic_ns()
+        begin = clocks()
         data: bytes = self._inner.recv(size)
-        self._marks.add("answered", str(time.monotonic_ns()), begin)
+        self._marks.add("answered", clocks(), begin)
         return data
 
 
@@ -107,7 +112,7 @@ def _trace_stream(marks: Marks) -> None:
     receive, take = MqttSource._receive, Agent.update
 
     def traced_receive(self: MqttSource, message: Any, sink: Any) -> None:
-        at = time.monotonic_ns()
+        at = clocks()
         marks.topic = message.topic
         marks.add("received", marks.topic, at)
         receive(self, message, sink)
@@ -215,9 +220,9 @@ def _trace_netlink(marks: Marks) -> None:
 def _trace_settings(marks: Marks) -> None:
     def traced(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any) -> Any:
-            begin = time.monotonic_ns()
+            begin = clocks()
             result = function(*arguments)
-            marks.add("setting", str(time.monotonic_ns()), begin)
+            marks.add("setting", clocks(), begin)
             return result
 
         return wrapped

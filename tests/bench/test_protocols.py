@@ -10,7 +10,7 @@ from bench import expect, plan
 from bench.comparators import iptables_addition, iptables_removal, nft_addition, nft_removal
 from bench.example_adapter import Routes
 from bench.external import delete_line, put_line, snapshot_lines
-from bench.marks import Mark, MarksFile, kernel_time, stages, written
+from bench.marks import Mark, MarksFile, kernel_time, own_share, stages, written
 from bench.notifications import Record, words
 from bench.observer import IPSET
 from bench.workloads import CROWD, SPARES, Workload, cluster, scopes
@@ -22,29 +22,29 @@ from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE
 from felixpy.sources import topics
 
 MARKS = """\
-10 received root/wep/node1/default/other
-20 decoded root/wep/node1/default/other
-25 applied
-30 received root/wep/node1/default/w1
-40 decoded root/wep/node1/default/w1
-50 calculated
-60 sent 100 4 65
-66 answered 70
-71 acknowledged
-72 beside asked 20 1 74
-73 beside acknowledged
-75 sent 200 2 78
-79 answered 80
-81 acknowledged
-90 process nft
-99 applied
+10 1005 received root/wep/node1/default/other
+20 1010 decoded root/wep/node1/default/other
+25 1012 applied
+30 1015 received root/wep/node1/default/w1
+40 1020 decoded root/wep/node1/default/w1
+50 1025 calculated
+60 1030 sent 100 4 65 1032
+66 1033 answered 70 1035
+71 1035 acknowledged
+72 1036 beside asked 20 1 74 1037
+73 1036 beside acknowledged
+75 1037 sent 200 2 78 1039
+79 1039 answered 80 1040
+81 1040 acknowledged
+90 1045 process nft
+99 1049 applied
 """
 
 
 def test_stages_are_those_of_the_topic(tmp_path: Path) -> None:
     path = tmp_path / "marks"
     file = MarksFile(path)
-    path.write_text(MARKS + "100 rece")
+    path.write_text(MARKS + "100 1050 rece")
     marks = file.read()
     file.close()
     assert stages(marks, "default/w1") == {
@@ -52,8 +52,9 @@ def test_stages_are_those_of_the_topic(tmp_path: Path) -> None:
     }  # fmt: skip
     assert stages(marks, "default/absent") == {}
     assert kernel_time(marks, 30, 81) == 5 + 4 + 3 + 1
+    assert own_share(marks, 30, 81) == 40 - 15 - (2 + 2 + 2 + 1)
     assert written(marks) == (6, 2, 300, 1)
-    assert marks[-1] == Mark(99, "applied", ())
+    assert marks[-1] == Mark(99, 1049, "applied", ())
 
 
 def datagram(request: Request) -> bytes:
