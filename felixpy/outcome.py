@@ -96,16 +96,17 @@ class Outcome:
         for problems in (self._invalid, self._calculation.problems, self._settings.problems):
             if thing in problems:
                 return "error", problems[thing]
-        pending = False
+        pending, waits_for = False, ""
         for key in () if self._dataplane.is_settled else self._calculation.keys_of(thing):
             table = self._dataplane.table_of(key)
             if table is None or self._calculation.owner_of(key) != thing:
                 continue
             if key in table.refused:
                 return "error", f"{key}: {table.refused[key].reason}"
-            if key in table.waiting:
-                return "waiting", table.waiting[key]
+            waits_for = waits_for or table.waiting.get(key, "")
             pending = pending or key in table.dirty
+        if waits_for:
+            return "waiting", waits_for
         endpoint = self._calculation.store.endpoints.get(thing)
         if endpoint is None or not self._calculation.store.local(endpoint):
             return "", ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from felixpy.calc.entries import (
@@ -54,8 +54,6 @@ AnyTable = KeyedTable[Any, Any, Any]
 K = TypeVar("K")
 D = TypeVar("D")
 C = TypeVar("C")
-F = TypeVar("F", RouteKey, NeighbourKey, SettingsKey)
-_NONE: frozenset[Family] = frozenset()
 
 
 class Dataplane:
@@ -80,6 +78,7 @@ class Dataplane:
             family: FilterTables(one, self.release) for family, one in filters.items()
         }
         self._is_set_aside = False
+        self._closed: set[Family] = set()
         self._tables: dict[type, AnyTable] = {
             RouteKey: self.routes.table,
             NeighbourKey: self.neighbours.table,
@@ -220,10 +219,10 @@ class Dataplane:
         self._set_aside(not complete)
         report = ApplyReport()
         await self._apply_additions(report, complete=complete)
-        closed = self._closed()
-        if complete or not closed:
-            await self._apply_routing(report, removals=False, closed=closed)
-            await self._apply_settings(report, closed)
+        self._close(complete=complete)
+        if complete or not self._closed:
+            await self._apply_routing(report, removals=False)
+            await self._apply_settings(report)
         if complete:
             await self._apply_routing(report, removals=True)
             await self._apply_removals(report)
@@ -239,12 +238,21 @@ class Dataplane:
                 table.set_aside() if unwanted else table.recall()
         self._is_set_aside = unwanted
 
-    def _closed(self) -> frozenset[Family]:
-        """Families without rules in the kernel: nothing would check the packets that their routes let through."""
-        for tables in self.filters.values():
-            if not tables.in_place:
-                return frozenset(family for family, one in self.filters.items() if not one.in_place)
-        return _NONE
+    def _close(self, *, complete: bool) -> None:
+        """Find the families without rules in the kernel, where nothing would check what their routes let through.
+
+        What they want of routes, neighbours and settings waits until their rules stand; before the snapshot is
+        ``complete``, nothing of any family is looked at meanwhile.
+        """
+        was, self._closed = self._closed, {family for family, one in self.filters.items() if not one.in_place}
+        if not (complete and (was or self._closed)):
+            return
+        for table in self._tables.values():
+            if opened := was - self._closed:
+                table.mark([key for key in table.waiting if key.family in opened])
+            for family in self._closed:
+                due = [key for key in table.dirty if key.family is family and key in table.desired]
+                table.hold(due, f"the rules of {family} are not in the kernel")
 
     async def _apply_additions(self, report: ApplyReport, *, complete: bool) -> None:
         now = self.clock()
@@ -303,13 +311,15 @@ class Dataplane:
 
     def next_wake(self) -> float | None:
         """When something is due without any event: a retry, the end of a grace period. On the clock."""
-        times = [table.next_retry() for table in self.tables()]
-        times.append(self.routes.next_removal())
+        times = [table.next_retry() for tables in self.filters.values() for table in (tables.chains, tables.elements)]
+        if not (self._closed and self._is_set_aside):
+            times += [table.next_retry() for table in self._tables.values()]
+            times.append(self.routes.next_removal())
         return min((at for at in times if at is not None), default=None)
 
     # --- settings, neighbours, routes --------------------------------------------------------------------------
 
-    async def _apply_settings(self, report: ApplyReport, closed: Set[Family]) -> None:
+    async def _apply_settings(self, report: ApplyReport) -> None:
         tables = self.interface_settings
         if not tables.table.dirty:
             return
@@ -324,8 +334,6 @@ class Dataplane:
                 unguarded = f"IPv6 forwarding stays off: default routes cannot be read ({error})"
             report.looked_at |= tables.table.dirty  # interfaces may have come and gone meanwhile
             delta = tables.table.delta(self.clock())
-        if closed:
-            delta.put = _open(delta.put, closed)
         if not delta:
             return
         now = self.clock()
@@ -335,7 +343,7 @@ class Dataplane:
         report.written += len(delta.put) - len(refused)
         tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
 
-    async def _apply_routing(self, report: ApplyReport, *, removals: bool, closed: Set[Family] = _NONE) -> None:
+    async def _apply_routing(self, report: ApplyReport, *, removals: bool) -> None:
         """Routes and neighbours of both families in common batches; after removals everything else is in place."""
         if not self.routes.table.dirty and not self.neighbours.table.dirty:
             return
@@ -346,8 +354,6 @@ class Dataplane:
             routes.put, neighbours.put = {}, {}
         else:
             routes.remove, neighbours.remove = {}, {}
-            if closed:
-                routes.put, neighbours.put = _open(routes.put, closed), _open(neighbours.put, closed)
         requests: list[Request] = []
         for neighbour in (neighbours.remove if removals else neighbours.put).values():
             requests.append(rtnetlink.neighbour_request(neighbour, delete=removals))
@@ -392,11 +398,6 @@ class Dataplane:
                 if not (gone_is_success and refusal.errno in GONE):
                     refused[start + index] = str(refusal)
         return refused
-
-
-def _open(puts: dict[F, C], closed: Set[Family]) -> dict[F, C]:
-    """Entries of families that are not closed; the others stay due."""
-    return {key: value for key, value in puts.items() if key.family not in closed}
 
 
 def _describe(table: AnyTable, now: float) -> list[Operation]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
-from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
+from felixpy.calc.rules import ChainKey, RuleSettings, Table, desired_chains
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, Part, RenderedChain
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
@@ -74,8 +74,18 @@ class FilterTables:
 
     @property
     def in_place(self) -> bool:
-        """Whether sets and rules stand in the kernel, so that members may be added ahead of a complete snapshot."""
-        return self.containers and bool(self.chains.committed)
+        """Whether sets and rules stand in the kernel, so that workloads may be let through.
+
+        Of rules that differ from what is wanted, those of hooks must not be among them: they say of which interfaces
+        packets are checked, and without one of them, packets pass one check less. NAT is none.
+        """
+        if not (self.containers and self.chains.committed):
+            return False
+        if not self.chains.dirty:
+            return True
+        committed = self.chains.committed
+        hooks = [key for key in self.chains.desired if key.is_hook and key.table is not Table.NAT]
+        return bool(hooks) and all(committed.get(key) == self.chains.desired[key] for key in hooks)
 
     @property
     def idle(self) -> bool:

@@ -332,6 +332,11 @@ class KeyedTable(Generic[K, D, C]):
             newer.update(put, removed)
         self._settle((*put, *removed))
 
+    def hold(self, keys: Collection[K], reason: str) -> None:
+        """Let keys wait for an event that will ``mark`` them."""
+        self.waiting.update(dict.fromkeys(keys, reason))
+        self._settle(keys)
+
     def state_of(self, key: K) -> str:
         """Empty if the kernel holds what is wanted, else why not."""
         if key in self.refused:

@@ -14,11 +14,12 @@ from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.nftables.filter import NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, FilterState, Part
 from felixpy.model.net import FAMILIES, Family
-from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey
+from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.sources import SyncState, SyncStatus
+from tests.calc.samples import endpoint
 from tests.dataplane.observed import InProcess, running, source_for
 from tests.dataplane.test_unchanged import STREAM, cluster_node, programmed, workload
-from tests.kernel import ip, run
+from tests.kernel import ip, pairs, run
 
 __all__ = ["cluster_node"]
 
@@ -104,7 +105,7 @@ def test_a_family_whose_rules_cannot_be_written_stays_closed_and_the_other_opens
             node.put(*STREAM)
             node.in_sync()
             await until(lambda: routes(Family.V6).count("cali") == 12 and forwarding(Family.V6))
-            await until(lambda: (node.reported.get("w0") or {}).get("state") == "error")
+            await until(lambda: (node.reported.get("w0") or {}).get("state") in ("error", "waiting"))
             assert (routes(Family.V4), rules(backend, Family.V4), forwarding(Family.V4)) == ("", 0, 0)
             broken.clear()
             await node.up("w0", "w11")
@@ -215,5 +216,81 @@ def test_settings_that_come_back_after_a_reading_failed_half_way_are_read_again(
             await node.idle()
             assert "10.65.0.3" not in routes(Family.V4)
             assert routes(Family.V4).count("cali") == 11
+
+    asyncio.run(scenario())
+
+
+def tap(number: int) -> WorkloadEndpoint:
+    """A workload whose interface has another prefix."""
+    return endpoint(f"t{number}", f"10.65.0.{number + 2}", f"fd00:65::{number + 2:x}", interface=f"tap{number}")
+
+
+@pytest.mark.parametrize("backend", Backend, ids=str)
+def test_interfaces_of_another_prefix_wait_for_the_rules_that_name_it(
+    cluster_node: None, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = NftablesFilter if backend is Backend.NFTABLES else IptablesFilter
+    write, broken = kind.write, [True]
+
+    async def no_rules(self: NftablesFilter | IptablesFilter, change: FilterChange) -> Mapping[object, str]:
+        if not (broken and change.chains):
+            return await write(self, change)  # type: ignore[arg-type]
+        words: dict[object, str] = dict.fromkeys(change.chains, "rules cannot be written just now")
+        return words | dict(await write(self, FilterChange(add=change.add, remove=change.remove)))
+
+    async def scenario() -> None:
+        pairs("tap20")
+        async with running(source_for(backend)) as node:
+            await programmed(node)
+            monkeypatch.setattr(kind, "write", no_rules)
+            configure(node, interfacePrefix="cali,tap")
+            node.put(tap(20))
+            await until(lambda: (node.reported.get("t20") or {}).get("state") == "waiting")
+            assert "tap20" not in routes(Family.V4) + routes(Family.V6)
+            assert routes(Family.V4).count("cali") == 12
+            assert "rules of IPv4 are not in the kernel" in str((node.reported["t20"] or {})["reason"])
+            broken.clear()
+            await node.up("t20")
+            assert "tap20" in routes(Family.V4) and "tap20" in routes(Family.V6)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("backend", Backend, ids=str)
+def test_a_restart_with_another_prefix_opens_it_only_when_the_snapshot_is_complete(
+    cluster_node: None, backend: Backend
+) -> None:
+    async def scenario() -> None:
+        pairs("tap20")
+        async with running(source_for(backend)) as node:
+            await programmed(node)
+        async with running(source_for(backend, InterfacePrefix="cali,tap")) as node:
+            node.put(*STREAM, tap(20))
+            node.agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete: wep 12/14", 12, 14))
+            await until(lambda: node.agent.store.endpoints.get(tap(20).key) and not node.agent._pending)
+            await asyncio.sleep(0.3)
+            assert "tap20" not in routes(Family.V4) + routes(Family.V6)
+            assert routes(Family.V4).count("cali") == 12
+            node.in_sync()
+            await node.up("t20", "w0")
+            assert "tap20" in routes(Family.V4) and "tap20" in routes(Family.V6)
+
+    asyncio.run(scenario())
+
+
+def test_a_table_that_another_program_keeps_from_us_keeps_its_family_closed(cluster_node: None) -> None:
+    """iptables refuses a table that holds a native chain: without raw nobody would be checked."""
+    run("nft", "add table ip raw; add chain ip raw PREROUTING { type filter hook prerouting priority -500; }")
+
+    async def scenario() -> None:
+        async with running(source_for(Backend.NFT_VARIANT)) as node:
+            node.put(*STREAM)
+            node.in_sync()
+            await until(lambda: routes(Family.V6).count("cali") == 12 and forwarding(Family.V6))
+            await until(lambda: (node.reported.get("w0") or {}).get("state") == "waiting")
+            assert (routes(Family.V4), forwarding(Family.V4)) == ("", 0)
+            run("nft", "delete", "table", "ip", "raw")
+            await node.up("w0")
+            assert routes(Family.V4).count("cali") == 12 and forwarding(Family.V4)
 
     asyncio.run(scenario())
