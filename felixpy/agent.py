@@ -399,7 +399,7 @@ class Agent:
         # The kernel comes first: everything that is only told or counted has time until here.
         self._count_taken()
         unjudged, self._unjudged = self._unjudged, set()
-        if self.complete:  # before that nearly everything waits, and is looked at in every turn
+        if self.complete or self.dataplane.is_open:  # else nearly everything waits, and is looked at in every turn
             unjudged |= self.calculation.owners_of(report.looked_at)
         self.outcome.judge(unjudged)
         if report.written:

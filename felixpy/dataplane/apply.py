@@ -4,8 +4,8 @@
 
 Only this module decides about writing; it is driven by one task. Nothing is removed, and no rule is changed, before the
 stream has said that its snapshot is complete (``complete``): additions alone may go early, and only into rules that
-stand already. Where none stand, because nothing was ever written or rules cannot be, nothing opens either: no route,
-no forwarding.
+stand. Those come first on a node without routes of ours, which has no traffic that they could stop. Where none stand,
+because they cannot be written, nothing opens either: no route, no forwarding.
 """
 
 from __future__ import annotations
@@ -97,6 +97,9 @@ class Dataplane:
             # Nobody removes these one by one any more: they go with all that the old back-end or family leaves.
             self.release.removed(key for key in old.elements.committed if key not in old.elements.desired)
         self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
+        routed = {key.family for key in self.routes.table.committed}
+        for family, tables in self.filters.items():
+            tables.begins = family not in routed
         self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
 
     async def read_filters(self) -> None:
@@ -119,6 +122,11 @@ class Dataplane:
     def is_settled(self) -> bool:
         """Whether every table holds what is wanted: nothing is to be written, waits or was refused."""
         return not any(table.dirty or table.waiting or table.refused for table in self.tables())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rules of all families stand."""
+        return not self._closed
 
     def sockets(self) -> dict[str, NetlinkSocket]:
         """The sockets that write, by what they write; those of the iptables tools' processes are not among them."""

@@ -37,6 +37,8 @@ class FilterTables:
         )
         self.containers = False
         self.foreign: tuple[str, ...] = ()
+        self.begins = False
+        """Whether the node had no routes of ours: rules may be made at once, since they stop nothing that passed."""
         self.known = False
         """Whether the kernel was read since the start, or since a write whose answer was lost."""
         self._answers_lost = 0
@@ -103,7 +105,8 @@ class FilterTables:
     async def add(self, now: float, report: ApplyReport, *, complete: bool) -> None:
         """Write rules and additions; removals from sets of prefixes too, since those refuse overlaps.
 
-        Before the snapshot is ``complete`` only members are added, and only where sets and rules stand.
+        Before the snapshot is ``complete`` only members are added, and only where sets and rules stand; but a family
+        that ``begins`` gets its rules.
         """
         if self.family in report.failures:
             return  # by ``write_together``, whose keys wait: a kernel that did not answer is not asked at once again
@@ -112,17 +115,18 @@ class FilterTables:
             unreadable = await self.read_or_reason(now)
         elif complete and self._rules_due_again(now):
             unreadable = await self.read_or_reason(now, Part.RULES)
-        if not complete and not self.in_place:
+        may_make_rules = complete or self.begins
+        if not (may_make_rules or self.in_place):
             return
         elements = self.additions(now, complete=complete)
-        chains = self.chains.delta(now) if complete else Delta[ChainKey, RenderedChain]()
+        chains = self.chains.delta(now) if may_make_rules else Delta[ChainKey, RenderedChain]()
         change = FilterChange(
             chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(elements.remove)
         )
         if complete and self.foreign:
             await self._write(FilterChange(), report, unreadable)  # an empty change removes what is foreign
             self.foreign = ()
-        if not change and (self.containers or not complete):
+        if not change and (self.containers or not may_make_rules):
             return
         with self.chains.reading() as told_chains, self.elements.reading() as told_elements:
             refused = await self._write(change, report, unreadable)

@@ -68,20 +68,70 @@ def configure(node: InProcess, **spec: object) -> None:
 
 
 @pytest.mark.parametrize("backend", Backend, ids=str)
-def test_a_first_start_opens_nothing_before_the_snapshot_is_complete(cluster_node: None, backend: Backend) -> None:
+def test_a_first_start_makes_rules_at_once_and_uses_what_has_arrived(cluster_node: None, backend: Backend) -> None:
+    """A node that comes up without its broker is closed; with half of its stream, that half works."""
+
+    async def scenario() -> None:
+        async with running(source_for(backend)) as node:
+            await until(lambda: all(rules(backend, family) and forwarding(family) for family in FAMILIES))
+            assert routes(Family.V4) + routes(Family.V6) == ""
+            node.put(*STREAM)
+            node.agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete: wep 12/14", 12, 14))
+            await node.up("w0", "w11")
+            assert not node.agent.is_ready()[0]
+            assert all(routes(family).count("cali") == 12 for family in FAMILIES)
+            node.in_sync()
+            await node.idle()
+            assert node.agent.is_ready()[0]
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_with_another_back_end_makes_no_rules_before_the_snapshot_is_complete(cluster_node: None) -> None:
+    """Their sets would be empty, and stop the traffic that the old ones let through."""
+
+    async def scenario() -> None:
+        async with running(source_for(Backend.NFTABLES)) as node:
+            await programmed(node)
+        async with running(source_for(Backend.LEGACY)) as node:
+            node.put(*STREAM)
+            node.agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete: wep 12/14", 12, 14))
+            await until(lambda: len(node.agent.store.endpoints) == 13 and not node.agent._pending)
+            await asyncio.sleep(0.3)
+            assert not any(rules(Backend.LEGACY, family) for family in FAMILIES)
+            assert all(rules(Backend.NFTABLES, family) for family in FAMILIES)
+            node.in_sync()
+            await node.up("w0")
+            assert all(rules(Backend.LEGACY, family) for family in FAMILIES)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("backend", Backend, ids=str)
+def test_nothing_opens_before_its_rules_while_the_snapshot_is_incomplete(
+    cluster_node: None, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = NftablesFilter if backend is Backend.NFTABLES else IptablesFilter
+    write, broken = kind.write, [True]
+
+    async def breaks(self: NftablesFilter | IptablesFilter, change: FilterChange) -> Mapping[object, str]:
+        if broken:
+            raise FilterError("the packet filter is broken")
+        return await write(self, change)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kind, "write", breaks)
+
     async def scenario() -> None:
         async with running(source_for(backend)) as node:
             node.put(*STREAM)
-            node.agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete: wep 12/13", 12, 13))
-            await until(lambda: len(node.agent.calculation.problems) < len(STREAM) and not node.agent._pending)
-            await asyncio.sleep(0.3)
+            node.agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete: wep 12/14", 12, 14))
+            await until(lambda: len(node.agent.store.endpoints) == 13 and not node.agent._pending)
+            await asyncio.sleep(0.5)
             for family in FAMILIES:
                 assert (routes(family), rules(backend, family), forwarding(family)) == ("", 0, 0), family
-            node.in_sync()
-            await node.up("w0", "w1")
-            await node.idle()
-            for family in FAMILIES:
-                assert routes(family).count("cali") == 12 and rules(backend, family) and forwarding(family) == 1
+            broken.clear()
+            await node.up("w0", "w11")
+            assert all(routes(family).count("cali") == 12 and rules(backend, family) for family in FAMILIES)
 
     asyncio.run(scenario())
 
