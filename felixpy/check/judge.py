@@ -93,8 +93,8 @@ def _ipv6(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield Finding("v6.stack", FAIL, "net.ipv6.conf.all.disable_ipv6 is 1", why, fix)
     else:
         yield Finding("v6.stack", OK, "IPv6 is on", why)
-    why = "turning IPv6 forwarding on removes a default route that a router advertised, unless accept_ra is 2"
-    unsafe = [name for name in facts.advertised if facts.sysctls.get(f"ipv6/conf/{name}/accept_ra") != "2"]
+    why = "turning IPv6 forwarding on removes a default route that the kernel learnt (accept_ra is 1)"
+    unsafe = [name for name in facts.advertised if facts.sysctls.get(f"ipv6/conf/{name}/accept_ra") not in ("0", "2")]
     if unsafe:
         fix = "; ".join(f"sysctl -w net.ipv6.conf.{name}.accept_ra=2" for name in unsafe)
         yield Finding("v6.ra", FAIL, f"the default route over {', '.join(unsafe)} is advertised", why, fix)

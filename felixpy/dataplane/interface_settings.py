@@ -10,9 +10,11 @@ interface becomes a workload's later, what has no notification (all but ``rtnetl
 CNI plugin writes it after the link message. At a start three files per endpoint would take a tenth of the time, so what
 the first reading found is believed until the next one, which the agent makes once its first snapshot is in the kernel.
 Settings are never put back when nobody wants them any more: we do not know what stood there. IPv6 forwarding is guarded
-by the RA rule (DESIGN §11.1): an interface with an advertised default route gets ``accept_ra=2`` first. That holds for
-one interface as for the whole node: the kernel drops advertised default routes whenever any ``forwarding`` becomes 1
-(``addrconf_fixup_forwarding``).
+by the RA rule (DESIGN §11.1): an interface with an advertised default route and ``accept_ra=1`` gets 2 first. That
+holds for one interface as for the whole node: the kernel drops default routes that it learnt itself whenever any
+``forwarding`` becomes 1 (``addrconf_fixup_forwarding``; ``RTF_ADDRCONF``, which netlink cannot set). Where
+systemd-networkd or NetworkManager learn them, ``accept_ra`` is 0 and stays so: with 2 the kernel would add a second
+default route and addresses of its own.
 """
 
 from __future__ import annotations
@@ -191,8 +193,8 @@ class InterfaceSettingTable:
             if name is None:
                 continue
             path = proc_path(SettingsKey(name, Family.V6), "accept_ra")
-            if read_proc(path) == 2:
-                continue
+            if read_proc(path) in (0, 2):
+                continue  # with 0 the kernel learns nothing: the route is a daemon's, which the kernel lets stand
             reason = write_proc(path, 2)
             if reason:
                 return (

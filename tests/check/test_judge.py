@@ -97,7 +97,7 @@ def forward_drop(table: str, chain: str) -> Callable[[Facts], None]:
         (lambda f: (sysctl("ipv4/ip_forward", "0")(f), change(sysctls_writable=False)(f)), "sysctl.v4fwd", "fail"),
         (change(ipv6=False), "v6.stack", "fail"),
         (sysctl("ipv6/conf/all/disable_ipv6", "1"), "v6.stack", "fail"),
-        (change(advertised=["eth0"]), "v6.ra", "fail"),
+        (lambda f: (sysctl("ipv6/conf/eth0/accept_ra", "1")(f), change(advertised=["eth0"])(f)), "v6.ra", "fail"),
         (change(default_routes={Family.V4: "eth0"}), "route.default6", "warn"),
         (change(addresses=()), "addr.v4", "fail"),
         (change(links={"eth0": False}), "addr.v6", "fail"),
@@ -136,6 +136,13 @@ def test_what_is_wrong_is_found(spoil: Callable[[Facts], None], name: str, level
     found = bad(facts)
     assert found[name].level == level
     assert exit_code(list(found.values())) == max(2 if one.level == "fail" else 1 for one in found.values())
+
+
+def test_a_default_route_that_a_daemon_learnt_is_not_at_risk() -> None:
+    facts = good()
+    change(advertised=["eth0"])(facts)
+    assert facts.sysctls["ipv6/conf/eth0/accept_ra"] == "0"
+    assert bad(facts) == {}
 
 
 def test_what_is_off_is_not_asked_for() -> None:

@@ -436,6 +436,19 @@ def test_the_learnt_default_route_survives_forwarding(learnt: str, interface_set
     assert advertised_defaults() == [learnt]
 
 
+def test_the_default_route_of_a_daemon_stands_and_accept_ra_stays_0(interface_settings: InterfaceSettings) -> None:
+    """systemd-networkd and NetworkManager listen themselves, and install the route under the same protocol number."""
+    pairs("eth0")
+    sysctl("ipv6/conf/all/forwarding", 0)
+    sysctl("ipv6/conf/eth0/accept_ra", 0)
+    run("ip", "-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "proto", "ra")
+    interface_settings.read()
+    interface_settings.want({ALL_V6: FORWARDING})
+    assert interface_settings.write()[1] == {}
+    assert (sysctl("ipv6/conf/all/forwarding"), sysctl("ipv6/conf/eth0/accept_ra")) == (1, 0)
+    assert advertised_defaults() == ["eth0"]
+
+
 def test_forwarding_stays_off_where_the_route_cannot_be_kept(
     learnt: str, interface_settings: InterfaceSettings, read_only_sysctls: None
 ) -> None:
