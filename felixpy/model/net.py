@@ -118,6 +118,10 @@ class Net(NamedTuple):
         shift = len(other) * 8 - self.length
         return int.from_bytes(other, "big") >> shift == int.from_bytes(self.packed, "big") >> shift
 
+    def widened(self, length: int) -> Net:
+        """The prefix of a shorter length that holds this one."""
+        return Net(_masked(self.packed, length), length)
+
     @classmethod
     def host(cls, address: bytes) -> Net:
         """The /32 or /128 of one address."""

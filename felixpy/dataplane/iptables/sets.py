@@ -1,7 +1,8 @@
 """The IP sets of one family: create, read, add and remove members, by netlink and without a process.
 
-Invariant: members are read back as they were written; ``hash:net`` refuses a prefix of length 0, so one is held as
-its two halves there and read back whole. Must never touch a set without our prefix.
+Invariant: members are read back as they were written. ``hash:net`` refuses a prefix of length 0, so one is held as
+its two halves there and read back whole; ``allowed-sources`` needs members that nobody declares
+(``felixpy.dataplane.iptables.allowed_sources``), which are not read back. Must never touch a set without our prefix.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from errno import EINVAL, ENOENT, EOPNOTSUPP
 from itertools import repeat
 
 from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.dataplane.iptables.allowed_sources import AllowedSources, declared_by
 from felixpy.dataplane.iptables.layout import ipset_type, set_name, set_prefix
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family, Net
@@ -19,12 +21,15 @@ from felixpy.netlink import ipset
 from felixpy.netlink.columns import tuples
 from felixpy.netlink.ipset import Member, SetHeader
 from felixpy.netlink.message import Request
-from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
+from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Refusal
 from felixpy.slices import in_slices
 
 MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends
 _IN_USE = (4100, 4109)  # IPSET_ERR_BUSY, IPSET_ERR_REFERENCED
+_FULL = 4352  # IPSET_ERR_HASH_FULL: of the whole set as of one prefix
+INTERFACES_PER_PREFIX = 64  # AHASH_MAX_SIZE: they share one hash bucket
 _RELEASE_ATTEMPTS, _RELEASE_WAIT_SECONDS = 40, 0.05
+_SOURCES = SetName.ALLOWED_SOURCES
 
 
 class NoIpSetsError(FilterError):
@@ -40,6 +45,9 @@ class IpSets:
         self._max_elements = max_elements
         # What of (0.0.0.0/0, 0.0.0.0/1, 128.0.0.0/1) and their IPv6 twins each set of prefixes was told to hold.
         self._widest: dict[SetName, set[Net]] = {}
+        self._sources = AllowedSources()
+        self._source_changes = 0
+        self._left_out: set[ElementKey] = set()
         self.errors = self.total = 0
 
     def close(self) -> None:
@@ -82,10 +90,16 @@ class IpSets:
         elements: set[ElementKey] = set()
         for name in SetName:
             header = headers.get(set_name(self._family, name))
-            if header and (header.type, header.family) == (ipset_type(name), self._family):
+            fits = header and (header.type, header.family) == (ipset_type(name), self._family)
+            if header and fits:
+                changes = self._source_changes
                 members = self._join_halves(name, await self._members(name, header.name))
+                if name is _SOURCES:
+                    members = await self._without_implied(members, changes)
                 async for some in in_slices(members, 64):
                     elements.update(some)
+            elif name is _SOURCES:
+                self._sources = AllowedSources()
         return elements
 
     async def create(self) -> None:
@@ -108,7 +122,11 @@ class IpSets:
         for key in keys:
             if _is_wide(key):
                 self._widest.setdefault(key.set, set()).add(key.net)
-        return await self._send(ipset.add, [(key, member) for key in keys for member in _members_of(key)])
+        errors = await self._send(ipset.add, [(key, member) for key in keys for member in self._added(key)])
+        if errors:
+            # What is not in the kernel implies nothing, and nobody would remove what came for it.
+            await self.remove([key for key in errors if key.set is _SOURCES])
+        return errors
 
     async def remove(self, keys: Sequence[ElementKey]) -> dict[ElementKey, str]:
         """Remove members. Returns the kernel's words for those that it refused."""
@@ -119,19 +137,26 @@ class IpSets:
         pairs = [
             (key, member)
             for key in keys
-            for member in _members_of(key)
+            for member in self._removed(key)
             if not (_is_wide(key) and (key.set, member.net) in still_held)
         ]
         return await self._send(ipset.delete, pairs)
 
     def requests(self, added: Sequence[ElementKey], removed: Sequence[ElementKey]) -> list[Request] | None:
-        """Messages that add and remove members; None if one of them is no member by itself (``_is_wide``)."""
+        """Messages that add and remove members; None if ``add`` and ``remove`` have to do it: one is no member by
+        itself (``_is_wide``), or they are more than one send. To add and remove the same afterwards does no harm.
+        """
         if any(map(_is_wide, (*added, *removed))):
             return None
-        found = [ipset.add(set_name(self._family, key.set), Member(key.net, key.interface)) for key in added]
-        return found + [
-            ipset.delete(set_name(self._family, key.set), Member(key.net, key.interface)) for key in removed
-        ]
+        found: list[Request] = []
+        for encode, keys, members_of in (ipset.add, added, self._added), (ipset.delete, removed, self._removed):
+            for key in keys:
+                name = set_name(self._family, key.set)
+                if key.set is _SOURCES:
+                    found += [encode(name, member) for member in members_of(key)]
+                else:
+                    found.append(encode(name, Member(key.net, key.interface)))
+        return found if len(found) <= MEMBERS_PER_SEND else None
 
     def send(self, requests: Sequence[Request]) -> bool:
         """Send messages of this or the other family; whether the kernel took all of them.
@@ -172,6 +197,7 @@ class IpSets:
             names = [names[index] for index, refusal in refusals.items() if refusal.errno != ENOENT]
             if not names:
                 self._widest.clear()
+                self._sources = AllowedSources()
                 return
             await asyncio.sleep(_RELEASE_WAIT_SECONDS)
         raise FilterError(f"the IP sets {', '.join(names)} are in use by rules of another program; remove those first")
@@ -197,6 +223,46 @@ class IpSets:
         self._widest[name] = {whole}
         return [ElementKey(name, whole), *(key for key in members if key.net not in halves)]
 
+    def _added(self, key: ElementKey) -> list[Member]:
+        """The members that the kernel needs for a key."""
+        if key.set is not _SOURCES:
+            return _members_of(key)
+        self._source_changes += 1
+        self._left_out.discard(key)
+        return [Member(*pair) for pair in self._sources.add(key.net, key.interface)]
+
+    def _removed(self, key: ElementKey) -> list[Member]:
+        """The members that it needs for a key no longer."""
+        if key.set is not _SOURCES:
+            return _members_of(key)
+        self._source_changes += 1
+        return [Member(*pair) for pair in self._sources.remove(key.net, key.interface)]
+
+    async def _without_implied(self, members: list[ElementKey], changes: int) -> list[ElementKey]:
+        """What is believed of the members of ``allowed-sources``; ``changes`` is their count before they were read.
+
+        A key of which implied members are missing is left out, so that it will be written again with them. If it was
+        not by the next reading, nobody wants it: it is believed then, so that it will be removed.
+        """
+        declared, incomplete = await declared_by([(key.net, key.interface) for key in members])
+        if changes == self._source_changes:
+            self._sources = declared
+            missing = {ElementKey(_SOURCES, *pair) for pair in incomplete}
+            self._left_out = missing - self._left_out
+        # else something was written meanwhile, and what was read is neither before nor after it
+        believed: list[ElementKey] = []
+        async for some in in_slices(list(self._sources), 64):
+            believed += [ElementKey(_SOURCES, *pair) for pair in some]
+        return [key for key in believed if key not in self._left_out] if self._left_out else believed
+
+    def _words(self, key: ElementKey, member: Member, refusal: Refusal) -> str:
+        if refusal.errno == _FULL and key.set is _SOURCES and self._sources.users(member.net) > INTERFACES_PER_PREFIX:
+            return (
+                f"an IP set takes at most {INTERFACES_PER_PREFIX} interfaces for a prefix, and {member.net} has them;"
+                " set FELIX_NFTABLESMODE=Enabled, or let fewer workloads of this node use it"
+            )
+        return ipset.words(refusal)
+
     async def _send(
         self, encode: Callable[[str, Member], Request], pairs: list[tuple[ElementKey, Member]]
     ) -> dict[ElementKey, str]:
@@ -215,7 +281,7 @@ class IpSets:
             if refusals:
                 self.errors += 1
             for index, refusal in refusals.items():
-                errors[part[index][0]] = ipset.words(refusal)
+                errors[part[index][0]] = self._words(*part[index], refusal)
         return errors
 
     def _fits(self, name: SetName, header: SetHeader | None) -> bool:
