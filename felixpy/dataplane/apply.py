@@ -44,6 +44,7 @@ from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.message import Request
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
+from felixpy.slices import in_slices
 
 REQUESTS_PER_SEND = 500
 GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
@@ -110,6 +111,15 @@ class Dataplane:
         """
         for tables in self.filters.values():
             await tables.read(self.clock())
+            elements = tables.elements
+            async for keys in in_slices(list(elements.committed), 64):
+                for key in keys:
+                    if key not in elements.desired:
+                        self.release.found(key)
+            async for keys in in_slices(list(elements.desired), 64):
+                for key in keys:
+                    if key not in elements.committed:
+                        self.release.wanted_anew(key)
 
     def tables(self) -> list[AnyTable]:
         """All tables, for counting and looking."""
@@ -145,8 +155,11 @@ class Dataplane:
             table = self.table_of(key)
             if table is None:
                 continue
-            if type(key) is ElementKey and key in table.committed:
-                (self.release.unwanted if value is ABSENT else self.release.wanted_again)(key)
+            if type(key) is ElementKey:
+                if key in table.committed:
+                    (self.release.unwanted if value is ABSENT else self.release.wanted_again)(key)
+                elif value is not ABSENT:
+                    self.release.wanted_anew(key)
             if value is ABSENT:
                 table.drop(key)
             else:

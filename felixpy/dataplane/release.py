@@ -2,6 +2,9 @@
 
     wanted no more ──leave──► removed from the kernel ──release──► entries deleted ──► looked at again
 
+What an agent finds at its start nobody wants yet, which says nothing: its endpoint may still come. Such an address
+leaves when another interface is wanted for it, since it has one at most; its old member goes with a complete snapshot.
+
 Invariant: only such an address waits; everything else of its old and new endpoint goes on.
 """
 
@@ -25,6 +28,8 @@ class AddressRelease:
     def __init__(self) -> None:
         self.changed: Callable[[], None] = lambda: None
         self._leaving: dict[bytes, set[ElementKey]] = {}
+        self._unclaimed: dict[bytes, tuple[ElementKey, ...]] = {}
+        """Members that were found in the kernel and that nobody has wanted yet."""
         self._held: dict[bytes, set[tuple[KeyedTable[Any, Any, Any], RouteKey | ElementKey]]] = {}
         self._cleaner: ConntrackCleaner | None = None
 
@@ -33,8 +38,23 @@ class AddressRelease:
         if key.set is SetName.TO_WORKLOAD:
             self._leaving.setdefault(key.net.packed, set()).add(key)
 
+    def found(self, key: ElementKey) -> None:
+        """A member that nobody wants was found in the kernel."""
+        if key.set is SetName.TO_WORKLOAD:
+            self._unclaimed[key.net.packed] = (*self._unclaimed.get(key.net.packed, ()), key)
+
+    def wanted_anew(self, key: ElementKey) -> None:
+        """A member that the kernel does not hold is wanted: where its address was found, it leaves."""
+        if self._unclaimed and key.set is SetName.TO_WORKLOAD:
+            for old in self._unclaimed.pop(key.net.packed, ()):
+                self.unwanted(old)
+
     def wanted_again(self, key: ElementKey) -> None:
         """It stays where it is after all."""
+        if self._unclaimed and key.set is SetName.TO_WORKLOAD:
+            found = self._unclaimed.pop(key.net.packed, ())
+            if others := tuple(other for other in found if other != key):
+                self._unclaimed[key.net.packed] = others
         members = self._leaving.get(key.net.packed, set())
         members.discard(key)
         if not members:
@@ -48,7 +68,10 @@ class AddressRelease:
         """
         if address in self._leaving or (self._cleaner is not None and self._cleaner.is_releasing(address)):
             self._held.setdefault(address, set()).add((table, key))
-            raise Waiting(f"conntrack entries of {format_address(address)} from its last workload are being removed")
+            raise Waiting(
+                f"{format_address(address)} waits until what its last workload left of it is removed"
+                " (set member, conntrack entries)"
+            )
 
     def removed(self, keys: Iterable[ElementKey]) -> None:
         """Members are gone from the kernel: delete the conntrack entries of their addresses."""
@@ -58,6 +81,8 @@ class AddressRelease:
         """Release addresses whose members went without our knowing: by another's hand, or with their back-end."""
         if self._leaving:
             self._release({address for address, keys in self._leaving.items() if not any(map(present, keys))})
+        # A new one each time: an emptied dictionary keeps the size that it had at the start.
+        self._unclaimed = {one: keys for one, keys in self._unclaimed.items() if any(map(present, keys))}
 
     def _release(self, addresses: set[bytes]) -> None:
         if not addresses:
