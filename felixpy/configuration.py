@@ -21,7 +21,7 @@ from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
 from felixpy.dataplane.host import read_host
-from felixpy.dataplane.iptables.detect import Facts, decide, detect, felix_in_use, gather
+from felixpy.dataplane.iptables.detect import Choice, Facts, decide, detect, felix_in_use, gather
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Watch
@@ -67,6 +67,8 @@ class Configuration:
         self._on_filters = on_filters
         self._half_taken = False
         self._read_as: Ownership | None = None
+        self._choice: Choice | None = None
+        self._chosen_by: object = None
         self._filters_of: object = None
         self._leftovers_due = True
         self._leftovers_at = 0.0
@@ -154,9 +156,17 @@ class Configuration:
             self._read_as = ownership
 
     async def _use_backend(self, facts: Facts | None = None) -> None:
-        """Detect the back-end and give it the rules. On a change the new one takes over before the old one goes."""
+        """Choose the back-end and give it the rules. On a change the new one takes over before the old one goes.
+
+        The host is looked at when the settings that choose are others, and not whenever an address comes or goes: what
+        ``Auto`` finds depends on the rules of other programs, and by then may be another back-end than the running one.
+        """
         settings, families = self.settings, self.families()
-        backend, evidence = decide(settings, facts) if facts else await detect(settings)
+        chosen_by = settings.nftables_mode, settings.iptables_backend
+        if facts or self._choice is None or chosen_by != self._chosen_by:
+            self._choice = decide(settings, facts) if facts else await detect(settings)
+            self._chosen_by = chosen_by
+        backend, evidence = self._choice
         made_of = backend, families, settings.chain_insert_mode, settings.max_ipset_size
         others = made_of != self._filters_of
         if others:

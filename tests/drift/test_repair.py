@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.backend import Backend
 from tests.drift.world import build_links, running, sh
 from tests.netns import enter_new_network, enter_private_namespaces
 
@@ -214,3 +215,21 @@ async def untold(backend: str, commands: dict[str, str]) -> None:
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_what_the_kernel_does_not_tell_is_found_by_the_full_comparison(backend: str) -> None:
     asyncio.run(untold(backend, {**UNTOLD[backend], **UNTOLD_SETTINGS}))
+
+
+def test_what_others_do_to_their_rules_never_changes_the_back_end_of_a_running_agent() -> None:
+    """``Auto`` was decided at the start; an address that comes is no reason to decide anew."""
+
+    async def scenario() -> None:
+        async with running("nft", 1, IptablesBackend="Auto") as world:
+            agent = world.agent
+            chosen = agent.backend
+            other = "legacy" if chosen is Backend.NFT_VARIANT else "nft"
+            sh(f"for port in 1 2 3; do iptables-{other} -A INPUT -p tcp --dport $port -j DROP; done")
+            sh("ip addr add 192.0.2.9/24 dev eth0")
+            await world.until(lambda: "192.0.2.9/24" in [str(one.net) for one in agent.calculation.host.addresses])
+            await world.quiet()
+            await asyncio.sleep(0.1)
+            assert (agent.backend, agent.is_ready()[0]) == (chosen, True)
+
+    asyncio.run(scenario())

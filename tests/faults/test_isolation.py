@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,9 @@ def test_settings_are_taken_in_the_end_although_the_back_end_could_not_be_chosen
     """The first try fails after the settings were taken and before the rules were: the second does the rest."""
 
     async def scenario(node: Node, injector: Injector) -> None:
+        assert node.agent is not None
         injector.arm(Fault("missing"))  # the look for other programs
+        node.agent.reload([replace(node.source, values={**node.source.values, "NFTablesMode": "Auto"})])
         node.publish(configuration("Accept"))
         await node.until(lambda: any(one["event"].startswith("settings or host cannot be taken") for one in log))
         node.put_endpoint(4)
