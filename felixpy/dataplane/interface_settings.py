@@ -69,6 +69,9 @@ class InterfaceSettingTable:
         if key not in self.table.committed:
             # A link message tells how settings were then, and a CNI plugin writes them after it.
             self.table.learn(key, _present(key, values, self._notified(key)))
+        known = self.table.committed[key]
+        if len(known) < len(values) and "forwarding" not in values and ipv6_is_off(key):
+            return known  # nobody needs IPv6 there, and nothing can come in by it
         return values
 
     async def read(self, socket: NetlinkSocket) -> dict[SettingsKey, SettingValues]:
@@ -94,7 +97,8 @@ class InterfaceSettingTable:
                 if same not in right:
                     told = self._told(key, delays)
                     if not values.items() <= told.items():
-                        if present := _present(key, values, told):
+                        present = _present(key, values, told)
+                        if present or link:  # with IPv6 off an interface has none
                             found[key] = present
                         continue
                     right[same] = values, settings
@@ -123,6 +127,8 @@ class InterfaceSettingTable:
         wanted = self.table.desired.get(key)
         if known is None or wanted is None:
             return
+        if len(known) < len(wanted):
+            self.table.mark((key,))  # IPv6 was off on the interface, and this tells that it is on
         told = {name: value for name, value in news.items() if name in wanted and known.get(name) != value}
         self.table.observe(key, SettingValues({**known, **told}) if told else known, self._clock())
 
@@ -183,6 +189,12 @@ class InterfaceSettingTable:
                 answers = [str(error)]
             for reason in answers:
                 reasons.update(dict.fromkeys(by_netlink, reason))
+        if reasons and ipv6_is_off(key):
+            reason = (
+                f"IPv6 is off on {key.interface}: its MTU is below 1280, or IPv6 was disabled there;"
+                " raise the MTU, or give the workload no IPv6 address"
+            )
+            return dict.fromkeys(reasons, reason)
         return reasons
 
     def _protect_default_route(self, key: SettingsKey, setting: str, advertised: set[int]) -> str:
@@ -207,6 +219,17 @@ class InterfaceSettingTable:
 def is_netlink(key: SettingsKey, name: str) -> bool:
     """Whether a setting goes by netlink: IPv4, known to it, and of one interface."""
     return key.family is Family.V4 and key.interface != ALL_INTERFACES and name in rtnetlink.IPV4_DEVCONF
+
+
+def ipv6_is_off(key: SettingsKey) -> bool:
+    """Whether these are IPv6 settings of an interface that is there and has none: the kernel takes IPv6 from interfaces
+    with an MTU below 1280 (``addrconf_notify``), and gives it back with default settings.
+    """
+    return (
+        key.family is Family.V6
+        and read_proc(proc_path(key, "forwarding")) is None
+        and read_proc(proc_path(key._replace(family=Family.V4), "forwarding")) is not None
+    )
 
 
 def _present(key: SettingsKey, values: SettingValues, told: Mapping[str, int]) -> SettingValues:

@@ -27,7 +27,7 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.table import Delta
 from felixpy.model.net import Family
 from felixpy.netlink.inventory import read_advertised_default_interfaces
-from felixpy.netlink.monitor import monitor_routing
+from felixpy.netlink.monitor import Monitor, monitor_routing
 from felixpy.netlink.rtnetlink import RTM_NEWNETCONF
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import Clock, ip_json, pairs, reread_links, run, sysctl
@@ -351,6 +351,54 @@ def test_an_interface_that_vanished_meanwhile_is_refused_alone(interface_setting
     assert refused
     assert {key.interface for key in refused} == {"cali1"}
     assert held(other) == other
+
+
+NO_ADDRESS = SettingValues(accept_ra=0)
+
+
+def notified(monitor: Monitor, table: InterfaceSettingTable) -> None:
+    for message in monitor.read() or ():
+        if message.type == RTM_NEWNETCONF:
+            table.notify(message)
+
+
+def test_an_interface_too_narrow_for_ipv6_needs_no_ipv6_settings_until_it_is_wider(
+    interface_settings: InterfaceSettings,
+) -> None:
+    pairs("cali1")
+    run("ip", "link", "set", "cali1", "mtu", "1279")
+    table = interface_settings.table
+    interface_settings.read()
+    interface_settings.want({V6: NO_ADDRESS})
+    assert not interface_settings.write()[0]
+    assert table.table.state_of(V6) == ""
+    for _ in range(2):
+        interface_settings.read()
+        assert not interface_settings.write()[0]
+    assert table.table.drifted == 0
+    with contextlib.closing(monitor_routing(())) as monitor:
+        run("ip", "link", "set", "cali1", "mtu", "1280")
+        sysctl("ipv6/conf/cali1/accept_ra", 1)
+        notified(monitor, table)
+    assert interface_settings.write() == (Delta(put={V6: NO_ADDRESS}), {})
+    assert sysctl("ipv6/conf/cali1/accept_ra") == 0
+
+
+def test_a_workload_with_ipv6_addresses_is_told_why_it_has_no_ipv6(interface_settings: InterfaceSettings) -> None:
+    pairs("cali1")
+    run("ip", "link", "set", "cali1", "mtu", "1279")
+    interface_settings.read()
+    interface_settings.want(WORKLOAD)
+    reason = (
+        "IPv6 is off on cali1: its MTU is below 1280, or IPv6 was disabled there;"
+        " raise the MTU, or give the workload no IPv6 address"
+    )
+    assert interface_settings.write()[1] == {V6: reason}
+    with contextlib.closing(monitor_routing(())) as monitor:
+        run("ip", "link", "set", "cali1", "mtu", "1280")
+        notified(monitor, interface_settings.table)
+    assert interface_settings.write()[1] == {}  # at once, not after the pause
+    assert held(WORKLOAD) == WORKLOAD
 
 
 def test_reading_and_writing_what_is_not_there() -> None:
