@@ -26,8 +26,8 @@ def judge(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> lis
     found += _rights(settings, facts)
     if Family.V6 in families:
         found += _ipv6(settings, facts)
-    for family in families:
-        found += _family(settings, facts, family)
+    for family in FAMILIES:
+        found += _family(settings, facts, family) if family in families else _off(facts, family)
     if Family.V4 in families:
         found += _ipv4_gateway(facts)
     found += _packet_filter(settings, facts)
@@ -100,6 +100,20 @@ def _ipv6(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield Finding("v6.ra", FAIL, f"the default route over {', '.join(unsafe)} is advertised", why, fix)
     elif "routes" not in facts.unread:
         yield Finding("v6.ra", OK, "no default route is at risk", why)
+
+
+def _off(facts: Facts, family: Family) -> Iterator[Finding]:
+    is_v6 = family is Family.V6
+    if is_v6 and not (facts.ipv6 and facts.sysctls.get("ipv6/conf/all/disable_ipv6") != "1"):
+        return
+    setting = "Ipv6Support" if is_v6 else "IPv4Support"
+    yield Finding(
+        f"v{family.version}.off",
+        INFO,
+        f"{family} is off, so no {family} packet of a workload is checked",
+        "a workload may reach this node by it, whatever DefaultEndpointToHostAction says",
+        f"{setting}=true, and it is dropped" + (", or sysctl -w net.ipv6.conf.all.disable_ipv6=1" if is_v6 else ""),
+    )
 
 
 def _family(settings: Settings, facts: Facts, family: Family) -> Iterator[Finding]:

@@ -145,6 +145,19 @@ def test_a_default_route_that_a_daemon_learnt_is_not_at_risk() -> None:
     assert bad(facts) == {}
 
 
+def test_a_family_that_is_off_is_said_to_be_unchecked() -> None:
+    def off(facts: Facts, families: tuple[Family, ...]) -> list[str]:
+        return [one.id for one in judge(SETTINGS, facts, families) if one.id.endswith(".off")]
+
+    assert off(good(), FAMILIES) == []
+    assert off(good(), (Family.V4,)) == ["v6.off"]
+    assert off(good(), (Family.V6,)) == ["v4.off"]
+    for without in change(ipv6=False), sysctl("ipv6/conf/all/disable_ipv6", "1"):
+        facts = good()
+        without(facts)
+        assert off(facts, (Family.V4,)) == []
+
+
 def test_what_is_off_is_not_asked_for() -> None:
     facts = good()
     change(ipv6=False, advertised=["eth0"])(facts)
