@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from felixpy.dataplane.iptables.save_text import save_lines
 from felixpy.explain.packet import (
     ACCEPT,
     DROP,
@@ -49,7 +50,7 @@ def parse(text: str, program: str, sets: Sets, is_local: IsLocal) -> list[Rulese
     """Tables of one ``-save`` output; ``program`` is its name for people, such as ``iptables-legacy``."""
     tables: list[Ruleset] = []
     table = ""
-    for line in text.splitlines():
+    for line in save_lines(text):
         if line.startswith("*"):
             table = line[1:].strip()
             tables.append(Ruleset(f"{program} table {table}"))

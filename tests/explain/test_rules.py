@@ -218,3 +218,9 @@ def test_protocols_have_their_own_fields() -> None:
     assert walked(ipt("FORWARD -p udp -m udp --dport 80 -j DROP"), packet(UDP)).outcome is Outcome.DROPPED
     text = nft_text([match(payload("icmp", "type"), 8), DROP])
     assert walked(nft.parse(text, Family.V4, LOCAL.__contains__), echo).outcome is Outcome.DROPPED
+
+
+def test_a_comment_with_line_breaks_is_one_rule() -> None:
+    comment = '-m comment --comment "two\n-A FORWARD -j ACCEPT\nlines" -j DROP'
+    (table,) = xtables.parse(f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {comment}\n", "iptables", SETS, bool)
+    assert len(table.chains["FORWARD"].rules) == 1

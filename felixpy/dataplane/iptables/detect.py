@@ -15,6 +15,7 @@ from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.legacy import legacy_in_use
 from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, table_names
+from felixpy.dataplane.iptables.save_text import save_lines
 from felixpy.dataplane.iptables.tools import Tools, find_tool, tool_name
 from felixpy.model.net import FAMILIES, Family
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
@@ -138,7 +139,7 @@ def survey_text(text: str) -> RuleSurvey:
     table, rules = "", 0
     hints: list[str] = []
     felix: list[str] = []
-    for line in text.splitlines():
+    for line in save_lines(text):
         if line.startswith("*"):
             table = line[1:].strip()
         elif line.startswith(":"):

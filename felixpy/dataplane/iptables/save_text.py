@@ -12,12 +12,17 @@ Invariant: a rule of somebody else is counted, never kept. Must never decide wha
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, jump_text
 from felixpy.dataplane.iptables.render import canonical
 
 _JUMPS = (f"-j {CHAIN_PREFIX}", f"-g {CHAIN_PREFIX}")
+# Written so that a quote that is never closed costs one walk over the rest, not one for each way to divide it.
+_LINE = re.compile(r' "[^"\\]*(?:\\.[^"\\]*)*"|[^\n "]+|[ "]', re.DOTALL)
+_COUNTERS = re.compile(r"\[\d+:\d+\] ")
 
 
 @dataclass(slots=True)
@@ -35,18 +40,41 @@ class SavedTable:
 
 
 def parse_save(text: str) -> dict[str, SavedTable]:
-    """Tables by name. Lines that are no part of the format (warnings in comments) are passed over."""
+    """Tables by name. Lines that are no part of the format (warnings in comments) are passed over; never raises."""
     tables: dict[str, SavedTable] = {}
     table = SavedTable()
-    for line in text.splitlines():
+    for line in save_lines(text):
         if line.startswith("*"):
             table = tables.setdefault(line[1:].strip(), SavedTable())
         elif line.startswith(f":{CHAIN_PREFIX}"):
             table.rules.setdefault(line[1:].split(" ", 1)[0], [])
         elif line.startswith("-A "):
-            _, chain, rule = line.split(" ", 2)
+            chain, _, rule = line.removeprefix("-A ").partition(" ")  # ends here if it has no match and no target
             _add_rule(table, chain, rule)
     return tables
+
+
+def save_lines(text: str) -> Iterator[str]:
+    """Lines without counters. The comment of a rule may hold line breaks, and after them what looks like a rule.
+
+    The tools put such a comment in quotes, which begin after a space, and a backslash before a quote in it.
+    """
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)  # not splitlines, which breaks at other characters, too
+        line = text[start:] if end < 0 else text[start:end]
+        if '"' in line and ("\\" in line or line.count('"') % 2) and not line.startswith("#"):
+            line = _whole_line(text, start)
+        start += len(line) + 1
+        counted = _COUNTERS.match(line) if line.startswith("[") else None
+        yield line[counted.end() :] if counted else line
+
+
+def _whole_line(text: str, start: int) -> str:
+    end = start
+    while part := _LINE.match(text, end):
+        end = part.end()
+    return text[start:end]
 
 
 def _add_rule(table: SavedTable, chain: str, rule: str) -> None:

@@ -54,6 +54,12 @@ def test_survey_counts_rules_that_are_not_ours() -> None:
     assert survey_text(text) == RuleSurvey(1, ("KUBE-KUBELET-CANARY",), ("cali-FORWARD",))
 
 
+def test_survey_does_not_read_the_comments_of_rules() -> None:
+    comment = "two\n:cali-x - [0:0]\n-A FORWARD -j DROP\nlines"
+    text = f'*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m comment --comment "{comment}" -j ACCEPT\nCOMMIT\n'
+    assert survey_text(text) == RuleSurvey(1)
+
+
 def test_felix_in_use_gives_evidence() -> None:
     assert felix_in_use(Facts(NFT, frozenset({("ip", "felixpy"), ("ip", "filter")}), RuleSurvey(5))) is None
     assert "ip6 calico" in (felix_in_use(Facts(nft_tables=frozenset({("ip6", "calico")}))) or "")
