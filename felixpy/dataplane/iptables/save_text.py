@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, jump_text
 from felixpy.dataplane.iptables.render import canonical
 
-_JUMPS = (f"-j {CHAIN_PREFIX}", f"-g {CHAIN_PREFIX}")
+_JUMP = re.compile(rf"(?:^| )-[jg] {re.escape(CHAIN_PREFIX)}")
+_QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # Written so that a quote that is never closed costs one walk over the rest, not one for each way to divide it.
 _LINE = re.compile(r' "[^"\\]*(?:\\.[^"\\]*)*"|[^\n "]+|[ "]', re.DOTALL)
 _COUNTERS = re.compile(r"\[\d+:\d+\] ")
@@ -83,5 +84,5 @@ def _add_rule(table: SavedTable, chain: str, rule: str) -> None:
         return
     position = table.lengths.get(chain, 0)
     table.lengths[chain] = position + 1
-    if any(jump in rule for jump in _JUMPS):
+    if CHAIN_PREFIX in rule and _JUMP.search(_QUOTED.sub('""', rule)):  # what is in quotes is no target
         table.jumps.setdefault(chain, []).append((position, rule))

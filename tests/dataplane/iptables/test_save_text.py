@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from felixpy.dataplane.iptables.save_text import parse_save
 from tests.dataplane.iptables.conftest import output, saved
 from tests.dataplane.iptables.programmed import program
 
-LOOKS_LIKE_OURS = "two\n*nat\n:fpy-PREROUTING - [0:0]\n-A FORWARD -j LOG\n-A fpy-forward-to -j ACCEPT\nCOMMIT\n"
+LOOKS_LIKE_OURS = "two\n*nat\n:fpy-PREROUTING - [0:0]\n-A FORWARD -j fpy-x\n-A fpy-forward-to -j ACCEPT\nCOMMIT\n"
 COMMENTS = (
     LOOKS_LIKE_OURS,
     'it\'s "quoted" \\',
@@ -21,6 +22,10 @@ COMMENTS = (
     "a\rb\u2028c\x85d\x0be",
     "-j",
     "",
+    "keep this before -j fpy-FORWARD",
+    '"-j fpy-FORWARD"',
+    "felixpy -g fpy-INPUT",
+    "-j-fpy-FORWARD",
 )
 PIECES = (
     "*",
@@ -99,5 +104,39 @@ def test_a_rule_without_match_and_target_in_a_chain_of_ours_goes(packet_filter: 
         assert (await packet_filter.read()).chains != before
         await program(packet_filter, 1)
         assert (await packet_filter.read()).chains == before
+
+    asyncio.run(run())
+
+
+def test_a_rule_of_others_that_names_our_jump_in_a_comment_stays(packet_filter: IptablesFilter, tool: str) -> None:
+    """Nor is it in the way when the jump itself has to be moved, or goes."""
+
+    async def run() -> None:
+        await program(packet_filter, 1)
+        for position in ("-I", "-A"):
+            output(
+                tool, position, "FORWARD", "-m", "comment", "--comment", f"before {jump_text('FORWARD')}", "-j", "DROP"
+            )
+        others = [line for line in saved(tool) if "before" in line]
+        await program(packet_filter, 1)
+        rules = [line for line in saved(tool, "-t", "filter") if line.startswith("-A FORWARD")]
+        assert rules == [f"-A FORWARD {jump_text('FORWARD')}", *others]
+        await packet_filter.remove_all()
+        assert [line for line in saved(tool) if "fpy-" in line] == others
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("target", ["-j", "-g"])
+def test_a_jump_to_us_is_one_whatever_stands_before_it(packet_filter: IptablesFilter, tool: str, target: str) -> None:
+    async def run() -> None:
+        await program(packet_filter, 1)
+        output(tool, "-A", "OUTPUT", target, "fpy-forward-to")
+        output(tool, "-A", "FORWARD", "-m", "comment", "--comment", "-j", target, "fpy-FORWARD")
+        output(tool, "-A", "FORWARD", "-m", "comment", "--comment", 'a "b" \\', target, "fpy-FORWARD")
+        table = parse_save("\n".join(saved(tool, "-t", "filter")))["filter"]
+        assert [len(table.jumps[chain]) for chain in ("FORWARD", "OUTPUT")] == [3, 1]
+        await packet_filter.remove_all()
+        assert not [line for line in saved(tool) if "fpy-" in line]
 
     asyncio.run(run())
