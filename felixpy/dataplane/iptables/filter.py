@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from felixpy.calc.entries import ElementKey
-from felixpy.calc.rules import ChainKey, Chains
+from felixpy.calc.rules import ChainKey, Chains, Table
 from felixpy.config import ChainInsertMode
 from felixpy.dataplane.iptables.plan import TablePlan, foreign_chains, plan_removal, plan_write, present_chains
 from felixpy.dataplane.iptables.render import render_chains
@@ -154,7 +154,10 @@ class IptablesFilter(ABC):
         Raises:
             FilterError: the rules of a table could not be removed.
         """
-        errors = await self._commit(plan_removal(await self._save()))
+        saved = await self._save()
+        errors = await self._commit(plan_removal(saved))
+        hidden = [table for table, content in saved.items() if content.hidden]
+        errors |= {table: self._hidden_words(table) for table in hidden and await self._holding_ours(hidden)}
         if errors:
             words = "; ".join(f"{table}: {text}" for table, text in errors.items())
             raise FilterError(f"{self.family} rules could not be removed by iptables-{self.variant} ({words})")
@@ -182,10 +185,25 @@ class IptablesFilter(ABC):
         self.sets.close()
 
     async def _write_chains(self, chains: Mapping[ChainKey, RenderedChain | None]) -> dict[ChainKey, str]:
-        errors = await self._commit(plan_write(chains, await self._present(), self._insert_mode))
-        if not errors:
+        saved = await self._present()
+        hidden = {table for table, content in saved.items() if content.hidden}
+        errors = {table.value: self._hidden_words(table) for table in Table if table in hidden}
+        seen = {key: rules for key, rules in chains.items() if key.table not in hidden}
+        errors |= await self._commit(plan_write(seen, saved, self._insert_mode))
+        if not errors.keys() - hidden:
             self._foreign_chains = ()
         return {key: errors[key.table] for key in chains if key.table in errors}
+
+    def _hidden_words(self, table: str) -> str:
+        name, prefix = tool_name(self.family, self.variant, "save"), "ip" if self.family is Family.V4 else "ip6"
+        return (
+            f"{name} cannot read the table {table}, into which somebody put a rule with nft; find it with"
+            f" 'nft list table {prefix} {table}' and move it into a table of its own, or set FELIX_NFTABLESMODE=Enabled"
+        )
+
+    async def _holding_ours(self, tables: Sequence[str]) -> list[str]:
+        """Those of some tables, hidden from the tool, in which there are chains of ours; all, if nobody can tell."""
+        return list(tables)
 
     async def _present(self) -> dict[str, SavedTable]:
         """What the read that found a difference has just seen, so that a repair reads once; else a new look."""

@@ -103,12 +103,14 @@ class KnownRules:
     def __init__(self) -> None:
         self._texts: dict[tuple[str, str, NftRule], str] = {}
         self._rules: dict[tuple[str, str, str], NftRule] = {}
+        self._hidden: frozenset[str] = frozenset()
         self.hooks: dict[str, dict[str, Hook]] = {}
         self.set_indices: Mapping[str, int] | None = None
 
     def learn(self, seen: Look, saved: dict[str, SavedTable], set_indices: Mapping[str, int] | None) -> None:
         """Take what netlink and the tool told of the same rules."""
         self._texts, self._rules = {}, {}
+        self._hidden = frozenset(table for table, content in saved.items() if content.hidden)
         self.hooks, self.set_indices = seen.hooks, set_indices
         for table, chains in seen.rules.items():
             for chain, rules in chains.items():
@@ -133,7 +135,12 @@ class KnownRules:
         return self._rules[table, chain, text]
 
     def saved(self, seen: Look) -> dict[str, SavedTable] | None:
-        """What the tool would print; None if there is a jump to us, from a chain of others, that was never learned."""
+        """What the tool would print; None if there is a jump to us, from a chain of others, that was never learned.
+
+        Nor is it known of what holds a table that was hidden from the tool.
+        """
+        if not self._hidden.isdisjoint(seen.rules):
+            return None
         tables: dict[str, SavedTable] = {}
         for table, chains in seen.rules.items():
             content = tables[table] = SavedTable()

@@ -81,6 +81,10 @@ class NftVariantFilter(IptablesFilter):
             self._seen = None
         return saved
 
+    async def _holding_ours(self, tables: Sequence[str]) -> list[str]:
+        seen = await look(self._netlink, self.family)
+        return [one for one in tables if any(chain.startswith(CHAIN_PREFIX) for chain in seen.rules.get(one, ()))]
+
     def _in_use(self) -> bool:
         return not IPTABLES_TABLES.isdisjoint(table_names(self._netlink, self.family))
 

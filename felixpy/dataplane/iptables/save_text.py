@@ -23,16 +23,21 @@ _JUMP = re.compile(rf"(?:^| )-[jg] {re.escape(CHAIN_PREFIX)}")
 _QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # Written so that a quote that is never closed costs one walk over the rest, not one for each way to divide it.
 _LINE = re.compile(r' "[^"\\]*(?:\\.[^"\\]*)*"|[^\n "]+|[ "]', re.DOTALL)
+_HIDDEN = re.compile(r"# Table [`'\"]?([^`'\" ]+)[`'\"]? is incompatible")
 _COUNTERS = re.compile(r"\[\d+:\d+\] ")
 
 
 @dataclass(slots=True)
 class SavedTable:
-    """One table: our chains with their rules, and our jumps in other chains as (position, text) pairs."""
+    """One table: our chains with their rules, and our jumps in other chains as (position, text) pairs.
+
+    ``hidden``: the tool says no more of it than that it holds what iptables cannot say.
+    """
 
     rules: dict[str, list[str]] = field(default_factory=dict)
     jumps: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    hidden: bool = False
 
     def hooked(self, built_in: str, last: bool) -> bool:
         """Whether exactly one jump of ours stands in a built-in chain, as it should and where it should."""
@@ -52,6 +57,8 @@ def parse_save(text: str) -> dict[str, SavedTable]:
         elif line.startswith("-A "):
             chain, _, rule = line.removeprefix("-A ").partition(" ")  # ends here if it has no match and no target
             _add_rule(table, chain, rule)
+        elif line.startswith("#") and (told := _HIDDEN.match(line)):
+            tables.setdefault(told[1], SavedTable()).hidden = True
     return tables
 
 
