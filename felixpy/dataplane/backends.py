@@ -13,16 +13,18 @@ from felixpy.dataplane.packet_filter import FilterError, PacketFilter
 from felixpy.model.net import FAMILIES, Family
 
 
-def make_filter(backend: Backend, family: Family, settings: Settings) -> PacketFilter:
-    """A back-end for one family."""
+def make_filter(backend: Backend, family: Family, settings: Settings, *, patient: bool = False) -> PacketFilter:
+    """A back-end for one family; ``patient`` if no update waits for it, as in a command."""
     if backend is Backend.NFTABLES:
         return NftablesFilter(family)
     iptables = LegacyFilter if backend is Backend.LEGACY else NftVariantFilter
-    return iptables(family, insert_mode=settings.chain_insert_mode, max_ipset_size=settings.max_ipset_size)
+    return iptables(
+        family, insert_mode=settings.chain_insert_mode, max_ipset_size=settings.max_ipset_size, patient=patient
+    )
 
 
 async def remove_leftovers(kept: Backend | None, families: Iterable[Family], settings: Settings) -> list[str]:
-    """Remove everything of ours that does not belong to the kept back-end and families.
+    """Remove everything of ours that does not belong to the kept back-end and families; with none kept, patiently.
 
     IP sets serve both iptables variants, so the variant that is kept keeps them.
 
@@ -37,14 +39,13 @@ async def remove_leftovers(kept: Backend | None, families: Iterable[Family], set
                 continue
             keeps_sets = kept in (Backend.LEGACY, Backend.NFT_VARIANT) and family in kept_families
             try:
-                await _remove(backend, family, settings, rules_only=keeps_sets)
+                await _remove(make_filter(backend, family, settings, patient=kept is None), rules_only=keeps_sets)
             except (OSError, FilterError) as error:
                 problems.append(f"{backend} {family}: {error}")
     return problems
 
 
-async def _remove(backend: Backend, family: Family, settings: Settings, *, rules_only: bool) -> None:
-    packet_filter = make_filter(backend, family, settings)
+async def _remove(packet_filter: PacketFilter, *, rules_only: bool) -> None:
     try:
         if rules_only and isinstance(packet_filter, LegacyFilter | NftVariantFilter):
             await packet_filter.remove_rules()

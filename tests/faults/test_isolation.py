@@ -8,6 +8,7 @@ import fcntl
 import itertools
 import os
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -205,9 +206,7 @@ def held_lock() -> Iterator[None]:
         os.close(descriptor)
 
 
-def test_a_held_iptables_lock_holds_up_rules_only(monkeypatch: pytest.MonkeyPatch, log: list[Any]) -> None:
-    monkeypatch.setattr(lock, "TIMEOUT_SECONDS", 0.1)
-
+def test_a_held_iptables_lock_holds_up_rules_only(log: list[Any]) -> None:
     async def scenario(node: Node, injector: Injector) -> None:
         with held_lock():
             node.publish(configuration("Accept"))
@@ -216,6 +215,29 @@ def test_a_held_iptables_lock_holds_up_rules_only(monkeypatch: pytest.MonkeyPatc
             await node.until(lambda: state(node, 4) == ("up", ""))
             assert lock.DEFAULT_PATH in str(log)
         await node.settled()
+
+    carry_out("legacy", scenario)
+
+
+def test_rules_find_their_gap_where_the_iptables_lock_is_held_half_of_the_time() -> None:
+    over = threading.Event()
+
+    def hold_again_and_again() -> None:
+        while not over.wait(0.02):
+            with held_lock():
+                time.sleep(0.02)
+
+    async def scenario(node: Node, injector: Injector) -> None:
+        other = threading.Thread(target=hold_again_and_again)
+        other.start()
+        try:
+            for action in ("Accept", "Drop"):
+                node.publish(configuration(action))
+                await node.settled()
+                assert f"-j {action.upper()}" in sh("iptables-legacy -w 5 -S fpy-workload-to-host")
+        finally:
+            over.set()
+            other.join()
 
     carry_out("legacy", scenario)
 

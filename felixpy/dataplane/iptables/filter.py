@@ -40,8 +40,11 @@ class IptablesFilter(ABC):
         insert_mode: ChainInsertMode = ChainInsertMode.INSERT,
         max_ipset_size: int = 1048576,
         tools: Tools | None = None,
+        patient: bool = False,
     ) -> None:
+        """``patient``: no update waits for what is done here, so other programs may be waited for."""
         self.family = family
+        self.patient = patient
         self.sets = IpSets(family, max_ipset_size)
         self.tools = tools or Tools()
         self._insert_mode = insert_mode
@@ -173,7 +176,7 @@ class IptablesFilter(ABC):
         await self.remove_rules()
         for variant in IptablesFilter.__subclasses__():
             if variant is not type(self):
-                other = variant(self.family, tools=self.tools)
+                other = variant(self.family, tools=self.tools, patient=self.patient)
                 try:
                     await other.remove_rules()
                 finally:

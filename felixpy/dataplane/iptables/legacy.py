@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from felixpy.config import ChainInsertMode
-from felixpy.dataplane.iptables import legacy_tables
+from felixpy.dataplane.iptables import legacy_tables, lock
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.plan import TablePlan
 from felixpy.dataplane.iptables.tools import Tools
@@ -58,8 +58,9 @@ class LegacyFilter(IptablesFilter):
         insert_mode: ChainInsertMode = ChainInsertMode.INSERT,
         max_ipset_size: int = 1048576,
         tools: Tools | None = None,
+        patient: bool = False,
     ) -> None:
-        super().__init__(family, insert_mode=insert_mode, max_ipset_size=max_ipset_size, tools=tools)
+        super().__init__(family, insert_mode=insert_mode, max_ipset_size=max_ipset_size, tools=tools, patient=patient)
         self.commits = 0
 
     def close(self) -> None:
@@ -74,9 +75,10 @@ class LegacyFilter(IptablesFilter):
         if not plans:
             return {}
         self._writes += len(plans)
-        loop = asyncio.get_running_loop()
+        thread, loop = _thread.executor(self), asyncio.get_running_loop()
+        seconds = lock.COMMAND_SECONDS if self.patient else lock.APPLY_SECONDS
         try:
-            outcome = await loop.run_in_executor(_thread.executor(self), legacy_tables.apply, self.family, tuple(plans))
+            outcome = await loop.run_in_executor(thread, legacy_tables.apply, self.family, tuple(plans), seconds)
         except FilterError:
             self._write_errors += len(plans)
             raise

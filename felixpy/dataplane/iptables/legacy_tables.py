@@ -47,8 +47,10 @@ _INTERFACE_BYTES = 16
 _BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
-def apply(family: Family, plans: Sequence[TablePlan]) -> dict[str, str]:
+def apply(family: Family, plans: Sequence[TablePlan], lock_seconds: float) -> dict[str, str]:
     """Apply plans, one commit per table. Blocks; call it in the one thread of this library.
+
+    ``lock_seconds``: how long it may wait for other programs that hold the xtables lock.
 
     Returns:
         Words by table for what was refused.
@@ -58,7 +60,7 @@ def apply(family: Family, plans: Sequence[TablePlan]) -> dict[str, str]:
     """
     library = _library()
     errors = {}
-    with xtables_lock():
+    with xtables_lock(lock_seconds):
         for plan in plans:
             try:
                 _apply_table(library, family, plan)

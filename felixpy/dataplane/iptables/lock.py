@@ -1,7 +1,8 @@
 """The lock that legacy iptables programs take before they read and replace a table.
 
 libiptc does not take it, so we do, on the same file: two writers would otherwise lose each other's rules. Invariant:
-held for one write only. Must never be waited for in the event loop's thread.
+held for one write only. Must never be waited for in the event loop's thread, nor for long in an apply: updates that
+need no rule would wait behind it, and other programs (kube-proxy on a full node) hold it for seconds.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from collections.abc import Iterator
 from felixpy.dataplane.packet_filter import FilterError
 
 DEFAULT_PATH = "/run/xtables.lock"
-TIMEOUT_SECONDS = 10.0
-_PROBE_SECONDS = 0.02
+APPLY_SECONDS = 0.02
+"""How long an apply waits: longer than a program that changes a few rules; then its chains wait and are tried again."""
+COMMAND_SECONDS = 10.0
+"""How long a command waits that ends with its work."""
+
+_PROBE_SECONDS = 0.002
 
 
 @contextlib.contextmanager
-def xtables_lock(timeout: float | None = None) -> Iterator[None]:
+def xtables_lock(seconds: float) -> Iterator[None]:
     """Hold the xtables lock. The file is ``XTABLES_LOCKFILE`` (iptables' own variable) or ``/run/xtables.lock``.
 
     Raises:
-        FilterError: the file cannot be opened, or another program held the lock for ``timeout`` seconds.
+        FilterError: the file cannot be opened, or another program held the lock for so many seconds.
     """
     path = os.environ.get("XTABLES_LOCKFILE") or DEFAULT_PATH
     try:
@@ -34,14 +39,14 @@ def xtables_lock(timeout: float | None = None) -> Iterator[None]:
             f"the iptables lock {path} cannot be opened ({error.strerror}); make its folder writable (mount the host's)"
         ) from None
     try:
-        _acquire(descriptor, path, TIMEOUT_SECONDS if timeout is None else timeout)
+        _acquire(descriptor, path, seconds)
         yield
     finally:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, path: str, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+def _acquire(descriptor: int, path: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,6 +54,6 @@ def _acquire(descriptor: int, path: str, timeout: float) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise FilterError(
-                    f"another program held the iptables lock {path} for {timeout:.0f} s; find it with 'fuser {path}'"
+                    f"another program holds the iptables lock {path}; if that lasts, find it with 'fuser {path}'"
                 ) from None
         time.sleep(_PROBE_SECONDS)

@@ -68,7 +68,7 @@ class Tools:
                 output, error = await process.communicate(data)
         except TimeoutError:
             raise FilterError(
-                f"{name} did not end within {TIMEOUT_SECONDS:.0f} s; look for a program that holds the iptables lock"
+                f"{name} did not end within {TIMEOUT_SECONDS:.0f} s and was killed; run it by hand to see why"
             ) from None
         finally:
             if process.returncode is None:

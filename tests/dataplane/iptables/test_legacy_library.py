@@ -154,9 +154,10 @@ def hold_lock(path: Path) -> int:
     return descriptor
 
 
-def test_writing_waits_for_the_lock_without_blocking_the_loop(
+def test_a_command_waits_for_the_lock_without_blocking_the_loop(
     packet_filter: IptablesFilter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    packet_filter.patient = True
     path = tmp_path / "lock"
     monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
     descriptor = hold_lock(path)
@@ -179,7 +180,6 @@ def test_a_lock_that_is_never_released_is_an_error_that_names_it(
 ) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
-    monkeypatch.setattr(lock, "TIMEOUT_SECONDS", 0.05)
     descriptor = hold_lock(path)
     refused = asyncio.run(try_to_program(packet_filter, 1))
     assert refused and all(isinstance(key, ChainKey) and str(path) in words for key, words in refused.items())
@@ -192,7 +192,7 @@ def test_the_tool_takes_the_same_lock(packet_filter: IptablesFilter, tool: str) 
     """Without XTABLES_LOCKFILE both use /run/xtables.lock (/run is this test process's own)."""
     asyncio.run(program(packet_filter))
     assert Path(lock.DEFAULT_PATH).exists()
-    with lock.xtables_lock():
+    with lock.xtables_lock(1.0):
         refused = subprocess.run([tool, "-w", "1", "-L"], capture_output=True, text=True)
     assert refused.returncode == 4
     assert "xtables lock" in refused.stderr
