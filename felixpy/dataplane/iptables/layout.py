@@ -21,6 +21,11 @@ from felixpy.netlink import ipset
 CHAIN_PREFIX = "fpy-"
 MAX_CHAIN_LENGTH = 28  # XT_EXTENSION_MAXNAMELEN less the final zero byte
 JUMP_COMMENT = "felixpy"
+BUILT_IN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+HOOKS = frozenset(
+    {(Table.RAW, "PREROUTING"), (Table.FILTER, "INPUT"), (Table.FILTER, "FORWARD"), (Table.NAT, "POSTROUTING")}
+)
+"""Built-in chains in which our jumps stand."""
 
 
 def chain_name(name: str) -> str:

@@ -10,12 +10,14 @@ Invariant: a rule in one of our chains that was never learned gets a text that n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from errno import EINVAL, EOPNOTSUPP
 from typing import Final, NamedTuple
 
-from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
+from felixpy.calc.rules import Table
+from felixpy.dataplane.iptables.layout import BUILT_IN_CHAINS, CHAIN_PREFIX
 from felixpy.dataplane.iptables.render import canonical
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.model.net import Family
@@ -25,6 +27,7 @@ from felixpy.netlink.nftables import Expression, Hook, NftRule
 from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 
 IPTABLES_TABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
+_MAY_MATTER = re.compile("|".join([CHAIN_PREFIX, *BUILT_IN_CHAINS]).encode())
 UNKNOWN_RULE: Final = "(a rule of another program)"
 
 
@@ -37,9 +40,10 @@ class SeenRule(NamedTuple):
 
 @dataclass(slots=True)
 class Look:
-    """Rules by table and chain, and where base chains are attached.
+    """Rules by table and chain, of our chains and the built-in ones, and where base chains are attached.
 
-    None stands for a rule of somebody else that does not name a chain of ours.
+    Of a table in which we use no chain and have none, no rules are read. None stands for a rule of somebody else that
+    does not name a chain of ours.
     """
 
     rules: dict[str, dict[str, list[SeenRule | None]]] = field(default_factory=dict)
@@ -67,18 +71,41 @@ async def look(socket: NetlinkSocket, family: Family) -> Look:
     Raises:
         NetlinkError: the kernel refused, or the tables kept changing.
     """
-    found = Look()
-    for message in await socket.dump_sliced(nft.dump(nft.GETCHAIN, family)):
-        table, chain, hook, _ = nft.decode_chain(message)
-        if table in IPTABLES_TABLES:
-            found.rules.setdefault(table, {})[chain] = []
-            if hook is not None:
-                found.hooks.setdefault(table, {})[chain] = hook
-    for table, chains in found.rules.items():
-        request = nft.dump(nft.GETRULE, family, attribute(1, nft.name(table)))
-        for chain, rule in await socket.decode_sliced(request, _rule):
-            chains.setdefault(chain, []).append(rule)
+    found = Look({table: {} for table in table_names(socket, family) & IPTABLES_TABLES})
+    if not found.rules:
+        return found
+    chains = await socket.decode_sliced(nft.dump(nft.GETCHAIN, family), _chain)
+    for table, chain, hook in filter(None, chains):
+        found.rules.setdefault(table, {})[chain] = []
+        if hook is not None:
+            found.hooks.setdefault(table, {})[chain] = hook
+    for table, wanted in found.rules.items():
+        ours = any(chain.startswith(CHAIN_PREFIX) for chain in wanted)
+        if table in set(Table) and None in chains:  # those of others, and so may most of the rules be: chain by chain
+            for chain in wanted:
+                await _read_rules(socket, family, table, wanted, chain)
+        elif table in set(Table) or ours:
+            await _read_rules(socket, family, table, wanted)
     return found
+
+
+async def _read_rules(
+    socket: NetlinkSocket, family: Family, table: str, wanted: dict[str, list[SeenRule | None]], of: str = ""
+) -> None:
+    """Read rules of a table into its chains, of one chain if it is named."""
+    place = [attribute(nft.RULE_TABLE, nft.name(table)), *([attribute(nft.RULE_CHAIN, nft.name(of))] if of else [])]
+    for chain, rule in await socket.decode_sliced(nft.dump(nft.GETRULE, family, *place), _rule):
+        if chain == of or not of:  # a kernel that does not know the filter tells of every chain
+            wanted.setdefault(chain, []).append(rule)
+
+
+def _chain(message: Message) -> tuple[str, str, Hook | None] | None:
+    """Table, name and hook of a chain of ours or a built-in one; None for the chain of another program."""
+    if not _MAY_MATTER.search(message.payload):
+        return None  # of which there are thousands where kube-proxy uses iptables
+    table, chain, hook, _ = nft.decode_chain(message)
+    matters = table in IPTABLES_TABLES and (chain in BUILT_IN_CHAINS or chain.startswith(CHAIN_PREFIX))
+    return (table, chain, hook) if matters else None
 
 
 def _rule(message: Message) -> tuple[str, SeenRule | None]:

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from felixpy.calc.entries import ElementKey
-from felixpy.calc.rules import Table
 from felixpy.dataplane.iptables.filter import IptablesFilter
-from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
+from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, HOOKS
 from felixpy.dataplane.iptables.nft_requests import plan_requests
 from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, KnownRules, Look, look, table_names
 from felixpy.dataplane.iptables.plan import TablePlan, restore_text
@@ -42,6 +41,7 @@ class NftVariantFilter(IptablesFilter):
     def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
         """Chains, rules and built-in chains that carry our jumps; what other programs do to theirs is of no interest.
 
+        kube-proxy changes its own (KUBE-SVC-…) at each change of a Service.
         Our own restores are told of too, because a process writes them: the read that follows confirms them.
         """
         command = message.type & 0xFF
@@ -55,10 +55,8 @@ class NftVariantFilter(IptablesFilter):
 
     @staticmethod
     def _ours(message: Message, command: int) -> bool:
-        if nft.table_of(message, command) not in set(Table):
-            return False
         chain = nft.chain_of(message, command)
-        return chain.startswith(CHAIN_PREFIX) or chain.isupper()
+        return chain.startswith(CHAIN_PREFIX) or (nft.table_of(message, command), chain) in HOOKS
 
     def close(self) -> None:
         super().close()
@@ -67,10 +65,9 @@ class NftVariantFilter(IptablesFilter):
     async def _save(self) -> dict[str, SavedTable]:
         """By the tool, and by netlink alone after a notification of what somebody else did to rules that are known."""
         told, self._told = self._told, False
-        if not self._in_use():
-            self._seen = Look()
-            return {}
         seen = self._seen = await look(self._netlink, self.family)
+        if not seen.rules:
+            return {}
         if told and self._learned and (saved := self._known.saved(seen)) is not None:
             return saved
         saved = await super()._save()

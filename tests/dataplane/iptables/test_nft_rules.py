@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -11,12 +12,16 @@ import pytest
 from felixpy.calc.rules import SPOOF_CHECK, Rule, RuleSettings, Verdict, desired_chains
 from felixpy.config import ChainInsertMode, DenyAction, PortRange, Settings
 from felixpy.dataplane.iptables import filter as filter_module
+from felixpy.dataplane.iptables.layout import HOOKS
 from felixpy.dataplane.iptables.nft_variant import NftVariantFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, parse_address
+from felixpy.netlink import nftables as nft
 from felixpy.netlink.ipset import SetHeader
+from felixpy.netlink.message import Message, Request
 from felixpy.netlink.monitor import Monitor, monitor_nftables
-from felixpy.netlink.nftables import Expression
+from felixpy.netlink.nftables import Expression, Hook
+from felixpy.netlink.transport import NetlinkSocket
 from tests.dataplane.iptables.conftest import output, saved
 from tests.dataplane.iptables.programmed import program, workload
 
@@ -245,3 +250,70 @@ def test_the_tool_reads_what_was_written_or_not_told_of(programmed: NftVariantFi
 def test_members_alone_are_no_business_of_rules(programmed: NftVariantFilter, monitor: Monitor) -> None:
     asyncio.run(programmed.sets.add(workload(programmed.family, 2)))
     assert not told(programmed, monitor)
+
+
+def kube_rules(count: int) -> str:
+    """What kube-proxy makes of so many Services."""
+    lines = [
+        "*nat",
+        ":KUBE-SERVICES - [0:0]",
+        ":KUBE-POSTROUTING - [0:0]",
+        *(f":KUBE-SVC-{n} - [0:0]" for n in range(count)),
+    ]
+    lines += [f"-A KUBE-SERVICES -p tcp -m tcp --dport {n + 1} -j KUBE-SVC-{n}" for n in range(count)]
+    lines += [f"-A KUBE-SVC-{n} -p tcp -m tcp -j RETURN" for n in range(count)]
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+def test_what_others_do_to_their_own_chains_is_no_business_of_ours(
+    programmed: NftVariantFilter, monitor: Monitor
+) -> None:
+    tool = "iptables-nft" if programmed.family is Family.V4 else "ip6tables-nft"
+    output(f"{tool}-restore", "--noflush", stdin=kube_rules(3))
+    output("sh", "-c", f"{tool} -t nat -A KUBE-SVC-1 -j RETURN; {tool} -N DOCKER; {tool} -A DOCKER -j RETURN")
+    output(
+        "sh", "-c", f"{tool} -A OUTPUT -j DOCKER; {tool} -t nat -I PREROUTING -j KUBE-SERVICES; {tool} -t mangle -N X"
+    )
+    output("sh", "-c", f"{tool} -t mangle -A FORWARD -j X")
+    assert not told(programmed, monitor)
+    output(tool, "-A", "FORWARD", "-j", "DOCKER")
+    assert told(programmed, monitor)
+
+
+def test_hooks_are_the_built_in_chains_that_rules_may_name(family: Family) -> None:
+    chains = desired_chains(RuleSettings.of(Settings(), family, nftables=False))
+    assert {(key.table, key.name) for key in chains if key.is_hook} == HOOKS
+
+
+def test_a_read_costs_the_same_however_many_rules_others_have(
+    programmed: NftVariantFilter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted are the rules that the kernel sends, and the chains and rules that are decoded."""
+    tool = "iptables-nft" if programmed.family is Family.V4 else "ip6tables-nft"
+    real_dump, real_chain, counted = NetlinkSocket.dump, nft.decode_chain, Counter[str]()
+
+    def dump(socket: NetlinkSocket, request: Request) -> Iterator[list[Message]]:
+        for messages in real_dump(socket, request):
+            counted["rules"] += sum(message.type & 0xFF == nft.NEWRULE for message in messages)
+            yield messages
+
+    def decode_chain(message: Message) -> tuple[str, str, Hook | None, int]:
+        counted["chains"] += 1
+        return real_chain(message)
+
+    monkeypatch.setattr(NetlinkSocket, "dump", dump)
+    monkeypatch.setattr(nft, "decode_chain", decode_chain)
+
+    def cost() -> Counter[str]:
+        counted.clear()
+        output(tool, "-F", "fpy-forward-to")
+        programmed._told, starts = True, programmed.tools.starts
+        asyncio.run(put_right(programmed, RuleSettings.of(Settings(), programmed.family, nftables=False)))
+        assert programmed.tools.starts == starts
+        return counted.copy()
+
+    output(f"{tool}-restore", "--noflush", stdin=kube_rules(1))
+    few = cost()
+    output(f"{tool}-restore", "--noflush", stdin=kube_rules(300))
+    assert cost() == few
+    assert few["rules"] < 50
