@@ -10,6 +10,7 @@ Invariant: what carries these prefixes is ours, everything else is not. Must nev
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import cache
 
 from felixpy.calc.entries import SET_TYPES, SetName, SetType
@@ -21,6 +22,8 @@ from felixpy.netlink import ipset
 CHAIN_PREFIX = "fpy-"
 MAX_CHAIN_LENGTH = 28  # XT_EXTENSION_MAXNAMELEN less the final zero byte
 JUMP_COMMENT = "felixpy"
+MASQUERADE_CHAIN = "KUBE-POSTROUTING"
+"""kube-proxy's, and the kubelet's before Kubernetes 1.27."""
 BUILT_IN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 HOOKS = frozenset(
     {(Table.RAW, "PREROUTING"), (Table.FILTER, "INPUT"), (Table.FILTER, "FORWARD"), (Table.NAT, "POSTROUTING")}
@@ -65,9 +68,21 @@ def jump_text(built_in: str) -> str:
     return f"-m comment --comment {JUMP_COMMENT} -j {chain_name(built_in)}"
 
 
-def jumps_last(table: str, built_in: str, mode: ChainInsertMode) -> bool:
-    """Whether our jump stands at the end of a built-in chain.
+class Place(Enum):
+    """Where in a built-in chain our jump has to stand."""
 
-    nat POSTROUTING is always last: kube-proxy's masquerade must come first (reference/felix.md §1.4).
+    FIRST = "first"
+    LAST = "last"
+    BEHIND = f"behind each jump to {MASQUERADE_CHAIN}"
+
+
+def jump_place(table: str, built_in: str, mode: ChainInsertMode) -> Place:
+    """Where our jump has to stand.
+
+    In nat POSTROUTING kube-proxy's masquerade must come first, because it takes a mark off the packet
+    (reference/felix.md §1.4). What others append there (a CNI plugin, podman) is of no matter: packets that we
+    translate come to no rule behind ours, and those that we do not translate come to all of them.
     """
-    return mode is ChainInsertMode.APPEND or (table, built_in) == (Table.NAT, "POSTROUTING")
+    if (table, built_in) == (Table.NAT, "POSTROUTING"):
+        return Place.BEHIND
+    return Place.LAST if mode is ChainInsertMode.APPEND else Place.FIRST

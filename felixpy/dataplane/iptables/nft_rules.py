@@ -17,7 +17,7 @@ from errno import EINVAL, EOPNOTSUPP
 from typing import Final, NamedTuple
 
 from felixpy.calc.rules import Table
-from felixpy.dataplane.iptables.layout import BUILT_IN_CHAINS, CHAIN_PREFIX
+from felixpy.dataplane.iptables.layout import BUILT_IN_CHAINS, CHAIN_PREFIX, MASQUERADE_CHAIN
 from felixpy.dataplane.iptables.render import canonical
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.model.net import Family
@@ -28,6 +28,7 @@ from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 
 IPTABLES_TABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _MAY_MATTER = re.compile("|".join([CHAIN_PREFIX, *BUILT_IN_CHAINS]).encode())
+_MASQUERADE = nft.verdict(nft.NFT_JUMP, MASQUERADE_CHAIN)
 UNKNOWN_RULE: Final = "(a rule of another program)"
 
 
@@ -43,11 +44,12 @@ class Look:
     """Rules by table and chain, of our chains and the built-in ones, and where base chains are attached.
 
     Of a table in which we use no chain and have none, no rules are read. None stands for a rule of somebody else that
-    does not name a chain of ours.
+    does not name a chain of ours. ``masquerades`` as in ``SavedTable``.
     """
 
     rules: dict[str, dict[str, list[SeenRule | None]]] = field(default_factory=dict)
     hooks: dict[str, dict[str, Hook]] = field(default_factory=dict)
+    masquerades: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def table_names(netlink: NetlinkSocket, family: Family) -> set[str]:
@@ -83,20 +85,21 @@ async def look(socket: NetlinkSocket, family: Family) -> Look:
         ours = any(chain.startswith(CHAIN_PREFIX) for chain in wanted)
         if table in set(Table) and None in chains:  # those of others, and so may most of the rules be: chain by chain
             for chain in wanted:
-                await _read_rules(socket, family, table, wanted, chain)
+                await _read_rules(socket, family, table, found, chain)
         elif table in set(Table) or ours:
-            await _read_rules(socket, family, table, wanted)
+            await _read_rules(socket, family, table, found)
     return found
 
 
-async def _read_rules(
-    socket: NetlinkSocket, family: Family, table: str, wanted: dict[str, list[SeenRule | None]], of: str = ""
-) -> None:
-    """Read rules of a table into its chains, of one chain if it is named."""
+async def _read_rules(socket: NetlinkSocket, family: Family, table: str, found: Look, of: str = "") -> None:
+    """Read the rules of a table, of one chain if it is named."""
     place = [attribute(nft.RULE_TABLE, nft.name(table)), *([attribute(nft.RULE_CHAIN, nft.name(of))] if of else [])]
-    for chain, rule in await socket.decode_sliced(nft.dump(nft.GETRULE, family, *place), _rule):
+    for chain, rule, masquerades in await socket.decode_sliced(nft.dump(nft.GETRULE, family, *place), _rule):
         if chain == of or not of:  # a kernel that does not know the filter tells of every chain
-            wanted.setdefault(chain, []).append(rule)
+            rules = found.rules[table].setdefault(chain, [])
+            if masquerades:
+                found.masquerades.setdefault(table, {})[chain] = len(rules)
+            rules.append(rule)
 
 
 def _chain(message: Message) -> tuple[str, str, Hook | None] | None:
@@ -108,17 +111,19 @@ def _chain(message: Message) -> tuple[str, str, Hook | None] | None:
     return (table, chain, hook) if matters else None
 
 
-def _rule(message: Message) -> tuple[str, SeenRule | None]:
-    """The chain that a rule is in, and the rule with counters at zero, for they never rest; None as in ``Look``.
+def _rule(message: Message) -> tuple[str, SeenRule | None, bool]:
+    """The chain that a rule is in, the rule with counters at zero, for they never rest, or None as in ``Look``; and
+    whether it jumps to kube-proxy's masquerade.
 
     A chain of ours is named as the one that the rule is in, or as the one that it jumps to.
     """
     chain = nft.chain_of(message, nft.NEWRULE)
     if CHAIN_PREFIX.encode() not in message.payload:
-        return chain, None
+        named = MASQUERADE_CHAIN.encode() in message.payload
+        return chain, None, named and _MASQUERADE in nft.decode_rule(message)[2].expressions
     _, _, rule = nft.decode_rule(message)
     expressions = tuple(Expression("counter", ()) if one.name == "counter" else one for one in rule.expressions)
-    return chain, SeenRule(nft.rule_handle(message), rule._replace(expressions=expressions))
+    return chain, SeenRule(nft.rule_handle(message), rule._replace(expressions=expressions)), False
 
 
 class KnownRules:
@@ -170,7 +175,7 @@ class KnownRules:
             return None
         tables: dict[str, SavedTable] = {}
         for table, chains in seen.rules.items():
-            content = tables[table] = SavedTable()
+            content = tables[table] = SavedTable(masquerades=seen.masquerades.get(table, {}))
             for chain, rules in chains.items():
                 texts = [self.text(table, chain, one) for one in rules]
                 if chain.startswith(CHAIN_PREFIX):

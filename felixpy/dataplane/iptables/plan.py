@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from felixpy.calc.rules import ChainKey, Table
 from felixpy.config import ChainInsertMode
-from felixpy.dataplane.iptables.layout import chain_key, chain_name, jump_text, jumps_last
+from felixpy.dataplane.iptables.layout import Place, chain_key, chain_name, jump_place, jump_text
 from felixpy.dataplane.iptables.render import canonical
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.dataplane.packet_filter import RenderedChain
@@ -45,7 +45,7 @@ def present_chains(saved: Mapping[str, SavedTable], mode: ChainInsertMode) -> di
     for table in Table:
         for name, rules in saved.get(table, SavedTable()).rules.items():
             key = chain_key(table, name)
-            if not key.is_hook or saved[table].hooked(key.name, jumps_last(table, key.name, mode)):
+            if not key.is_hook or saved[table].hooked(key.name, jump_place(table, key.name, mode)):
                 chains[key] = tuple(canonical(rule) for rule in rules)
     return chains
 
@@ -99,14 +99,14 @@ def _plan_table(
 
 
 def _plan_jump(plan: TablePlan, key: ChainKey, saved: SavedTable, mode: ChainInsertMode) -> None:
-    last = jumps_last(key.table, key.name, mode)
+    place = jump_place(key.table, key.name, mode)
     wanted = chain_name(key.name) in plan.rewrite
-    if wanted and saved.hooked(key.name, last):
+    if wanted and saved.hooked(key.name, place):
         return
     if key.name in saved.jumps:
         plan.unhook[key.name] = [text for _, text in saved.jumps[key.name]]
     if wanted:
-        plan.hook[key.name] = last
+        plan.hook[key.name] = place is not Place.FIRST
 
 
 def restore_text(plans: Iterable[TablePlan]) -> str:

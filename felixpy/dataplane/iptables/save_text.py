@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, jump_text
+from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, MASQUERADE_CHAIN, Place, jump_text
 from felixpy.dataplane.iptables.render import canonical
 
 _JUMP = re.compile(rf"(?:^| )-[jg] {re.escape(CHAIN_PREFIX)}")
@@ -31,18 +31,25 @@ _COUNTERS = re.compile(r"\[\d+:\d+\] ")
 class SavedTable:
     """One table: our chains with their rules, and our jumps in other chains as (position, text) pairs.
 
-    ``hidden``: the tool says no more of it than that it holds what iptables cannot say.
+    ``lengths`` are those of other chains, ``masquerades`` the last positions in them of a jump to kube-proxy's
+    masquerade. ``hidden``: the tool says no more of it than that it holds what iptables cannot say.
     """
 
     rules: dict[str, list[str]] = field(default_factory=dict)
     jumps: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    masquerades: dict[str, int] = field(default_factory=dict)
     hidden: bool = False
 
-    def hooked(self, built_in: str, last: bool) -> bool:
+    def hooked(self, built_in: str, place: Place) -> bool:
         """Whether exactly one jump of ours stands in a built-in chain, as it should and where it should."""
-        position = self.lengths.get(built_in, 0) - 1 if last else 0
-        return [(at, canonical(text)) for at, text in self.jumps.get(built_in, ())] == [(position, jump_text(built_in))]
+        jumps = self.jumps.get(built_in, [])
+        if [canonical(text) for _, text in jumps] != [jump_text(built_in)]:
+            return False
+        position = jumps[0][0]
+        if place is Place.BEHIND:
+            return position > self.masquerades.get(built_in, -1)
+        return position == (self.lengths[built_in] - 1 if place is Place.LAST else 0)
 
 
 def parse_save(text: str) -> dict[str, SavedTable]:
@@ -91,5 +98,7 @@ def _add_rule(table: SavedTable, chain: str, rule: str) -> None:
         return
     position = table.lengths.get(chain, 0)
     table.lengths[chain] = position + 1
+    if rule.endswith(f"-j {MASQUERADE_CHAIN}"):
+        table.masquerades[chain] = position
     if CHAIN_PREFIX in rule and _JUMP.search(_QUOTED.sub('""', rule)):  # what is in quotes is no target
         table.jumps.setdefault(chain, []).append((position, rule))

@@ -63,7 +63,7 @@ def jump(tool: str, table: str, chain: str) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ChainInsertMode)
-def test_jumps_stand_first_or_last_and_nat_always_last(
+def test_jumps_stand_first_or_last_and_in_nat_behind_what_was_there(
     make_filter: MakeFilter, family: Family, tool: str, mode: ChainInsertMode
 ) -> None:
     output(f"{tool}-restore", stdin=FOREIGN)
@@ -100,6 +100,51 @@ def test_damage_is_seen_and_one_write_of_what_differs_mends_it(
         assert await packet_filter.write(FilterChange(chains=dict(broken))) == {}
         assert (await packet_filter.read()).chains == good
         assert jump(tool, "filter", "FORWARD").count(jump_text("FORWARD")) == 1
+
+    asyncio.run(run())
+
+
+KUBE_PROXY = '-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING'
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("mode", ChainInsertMode)
+def test_what_others_append_to_nat_postrouting_is_no_difference(
+    make_filter: MakeFilter, family: Family, tool: str, mode: ChainInsertMode, told: bool
+) -> None:
+    """A CNI plugin and podman append; kube-proxy's masquerade alone has to come before ours."""
+    packet_filter = make_filter(family, insert_mode=mode)
+
+    async def run() -> None:
+        await program(packet_filter, 1)
+        right = (await packet_filter.read()).chains
+
+        async def read() -> set[ChainKey]:
+            packet_filter._told = told  # type: ignore[attr-defined]  # by netlink alone, in the nft variant
+            present = (await packet_filter.read()).chains
+            return {key for key, rules in right.items() if present.get(key) != rules}
+
+        def order() -> list[str]:
+            return [rule.rpartition(" ")[2] for rule in jump(tool, "nat", "POSTROUTING")]
+
+        output(f"{tool}-restore", "--noflush", stdin="*nat\n:KUBE-POSTROUTING - [0:0]\n:CNI-1 - [0:0]\nCOMMIT\n")
+        for _ in range(3):
+            output(tool, "-t", "nat", "-A", "POSTROUTING", "-j", "CNI-1")
+            output(tool, "-t", "nat", "-I", "POSTROUTING", "-j", "CNI-1")
+        output(
+            tool, "-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", "-j KUBE-POSTROUTING", "-j", "CNI-1"
+        )
+        output(f"{tool}-restore", "--noflush", stdin=f"*nat\n-I POSTROUTING {KUBE_PROXY}\nCOMMIT\n")
+        assert await read() == set()
+        output(f"{tool}-restore", "--noflush", stdin=f"*nat\n-A POSTROUTING {KUBE_PROXY}\nCOMMIT\n")
+        assert await read() == {ChainKey(Table.NAT, "POSTROUTING")}
+        await program(packet_filter, 1)
+        assert await read() == set()
+        assert order()[-2:] == ["KUBE-POSTROUTING", "fpy-POSTROUTING"]
+        output(tool, "-t", "nat", "-A", "POSTROUTING", "-j", "CNI-1")
+        assert await read() == set()
+        output(tool, "-t", "nat", "-D", "POSTROUTING", *jump_text("POSTROUTING").split())
+        assert await read() == {ChainKey(Table.NAT, "POSTROUTING")}
 
     asyncio.run(run())
 

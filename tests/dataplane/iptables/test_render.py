@@ -25,7 +25,7 @@ from felixpy.calc.rules import (
 )
 from felixpy.config import ChainInsertMode, PortRange
 from felixpy.dataplane.iptables import nat6, render
-from felixpy.dataplane.iptables.layout import chain_name, jump_text, jumps_last, set_name
+from felixpy.dataplane.iptables.layout import Place, chain_name, jump_place, jump_text, set_name
 from felixpy.dataplane.iptables.plan import plan_write, present_chains, restore_text
 from felixpy.dataplane.iptables.render import canonical, rule_text
 from felixpy.dataplane.iptables.save_text import parse_save
@@ -118,10 +118,11 @@ def test_names_fit_into_the_kernel() -> None:
     assert chain_name("x" * 24) == "fpy-" + "x" * 24
 
 
-def test_nat_postrouting_is_always_last() -> None:
-    assert jumps_last("nat", "POSTROUTING", ChainInsertMode.INSERT)
-    assert not jumps_last("raw", "PREROUTING", ChainInsertMode.INSERT)
-    assert jumps_last("raw", "PREROUTING", ChainInsertMode.APPEND)
+@pytest.mark.parametrize("mode", ChainInsertMode)
+def test_nat_postrouting_is_always_behind_kube_proxys(mode: ChainInsertMode) -> None:
+    assert jump_place("nat", "POSTROUTING", mode) is Place.BEHIND
+    first = mode is ChainInsertMode.INSERT
+    assert jump_place("raw", "PREROUTING", mode) is (Place.FIRST if first else Place.LAST)
 
 
 def test_a_plan_leaves_a_jump_that_is_right_and_orders_references() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from felixpy.dataplane.iptables.filter import IptablesFilter
-from felixpy.dataplane.iptables.layout import jump_text
+from felixpy.dataplane.iptables.layout import Place, jump_text
 from felixpy.dataplane.iptables.save_text import parse_save
 from tests.dataplane.iptables.conftest import output, saved
 from tests.dataplane.iptables.programmed import program
@@ -72,7 +72,7 @@ def test_a_quote_that_is_never_closed_ends_with_its_line() -> None:
 
 def test_counters_are_passed_over() -> None:
     table = parse_save(f"*filter\n:fpy-x - [1:2]\n[3:4] -A FORWARD {jump_text('FORWARD')}\n[5:6] -A fpy-x -j DROP\n")
-    assert table["filter"].hooked("FORWARD", last=True)
+    assert table["filter"].hooked("FORWARD", Place.LAST)
     assert table["filter"].rules == {"fpy-x": ["-j DROP"]}
 
 
