@@ -31,7 +31,8 @@ from felixpy.standing import Standing
 
 log = structlog.get_logger("felixpy")
 
-LEFTOVERS_RETRY_SECONDS = 10.0
+LEFTOVERS = "leftovers of another back-end or family remain"
+LEFTOVERS_FIRST_SECONDS, LEFTOVERS_LAST_SECONDS = 10.0, 3600.0
 
 
 class Configuration:
@@ -72,6 +73,9 @@ class Configuration:
         self._filters_of: object = None
         self._leftovers_due = True
         self._leftovers_at = 0.0
+        self._leftovers_pause = LEFTOVERS_FIRST_SECONDS
+        self._leftovers_of: object = None
+        self._leftovers = Standing(level="warning")
 
     @property
     def due(self) -> bool:
@@ -210,14 +214,20 @@ class Configuration:
         return min((interval for interval in intervals if interval > 0), default=None)
 
     async def remove_leftovers(self) -> None:
-        """Remove what other back-ends and families left; what resists is tried again later."""
+        """Remove what other back-ends and families left; what resists is said once, and tried again ever later."""
+        if self._leftovers_of != self._filters_of:  # what is left now is something else
+            self._leftovers_of = self._filters_of
+            self._leftovers_at, self._leftovers_pause = 0.0, LEFTOVERS_FIRST_SECONDS
         if not self._leftovers_due or time.monotonic() < self._leftovers_at:
             return
         problems = await remove_leftovers(self.backend, self.families(), self.settings)
         self._leftovers_due = bool(problems)
-        self._leftovers_at = time.monotonic() + LEFTOVERS_RETRY_SECONDS if problems else 0.0
-        for problem in problems:
-            log.warning("leftovers of another back-end or family remain", reason=problem)
+        if not problems:
+            self._leftovers.works(LEFTOVERS)
+            return
+        self._leftovers.fails(LEFTOVERS, "; ".join(problems))
+        self._leftovers_at = time.monotonic() + self._leftovers_pause
+        self._leftovers_pause = min(2 * self._leftovers_pause, LEFTOVERS_LAST_SECONDS)
 
 
 def _differences(old: Settings, new: Settings) -> dict[str, str]:

@@ -32,7 +32,7 @@ async def remove_leftovers(kept: Backend | None, families: Iterable[Family], set
         What could not be removed, in words.
     """
     kept_families = set(families) if kept is not None else set()
-    problems = []
+    problems: dict[tuple[Family, str], str] = {}  # each iptables variant removes the other's rules, too
     for family in FAMILIES:
         for backend in Backend:
             if backend is kept and family in kept_families:
@@ -41,8 +41,8 @@ async def remove_leftovers(kept: Backend | None, families: Iterable[Family], set
             try:
                 await _remove(make_filter(backend, family, settings, patient=kept is None), rules_only=keeps_sets)
             except (OSError, FilterError) as error:
-                problems.append(f"{backend} {family}: {error}")
-    return problems
+                problems.setdefault((family, str(error)), f"{backend} {family}: {error}")
+    return list(problems.values())
 
 
 async def _remove(packet_filter: PacketFilter, *, rules_only: bool) -> None:

@@ -7,6 +7,7 @@ linux/netfilter/nf_tables.h; the bytes are compared with those of ``nft`` in the
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -129,6 +130,10 @@ _COMPARED = {
     "nat": (1, 2, 3, 4, 5, 6, 7),
     "reject": (1, 2),
 }
+
+
+NOT_IN_KERNEL = (errno.EINVAL, errno.EOPNOTSUPP)
+"""nfnetlink's answers, to a request for tables, of a kernel without nf_tables."""
 
 
 def be32(value: int) -> bytes:

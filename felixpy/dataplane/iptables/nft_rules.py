@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from errno import EINVAL, EOPNOTSUPP
 from typing import Final, NamedTuple
 
 from felixpy.calc.rules import Table
@@ -61,7 +60,7 @@ def table_names(netlink: NetlinkSocket, family: Family) -> set[str]:
     try:
         messages = netlink.dump_all(nft.dump(nft.GETTABLE, family))
     except NetlinkError as error:
-        if error.errno not in (EINVAL, EOPNOTSUPP):  # nfnetlink's answers for a kernel without nf_tables
+        if error.errno not in nft.NOT_IN_KERNEL:
             raise
         return set()
     return {nft.message_attributes(message)[1].rstrip(b"\0").decode(errors="replace") for message in messages}

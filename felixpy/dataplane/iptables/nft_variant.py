@@ -78,6 +78,11 @@ class NftVariantFilter(IptablesFilter):
             self._seen = None
         return saved
 
+    async def remove_rules(self) -> None:
+        """As in the other variant, but no tool is needed where nothing is ours."""
+        if await self._holding_ours([*IPTABLES_TABLES]):
+            await super().remove_rules()
+
     async def _holding_ours(self, tables: Sequence[str]) -> list[str]:
         seen = await look(self._netlink, self.family)
         return [one for one in tables if any(chain.startswith(CHAIN_PREFIX) for chain in seen.rules.get(one, ()))]

@@ -139,7 +139,12 @@ class NftablesFilter:
         return not self._transact(requests)
 
     async def remove_all(self) -> None:
-        if not self._table_stands():
+        try:
+            if not self._table_stands():
+                return
+        except NetlinkError as error:
+            if error.errno not in nft.NOT_IN_KERNEL:
+                raise
             return
         refusals = self.socket.transact(nft.batch([nft.delete_table(self.family, TABLE)]), batch=True)
         for refusal in refusals.values():
