@@ -26,7 +26,7 @@ from felixpy.model.parse import nests_deeper
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.sources import topics
 from felixpy.sources.batch import Batch, Entry, PublishError
-from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.sources.connection import Connection, Refused, StreamError, broker_name, open_connection
 from felixpy.sources.ledger import Ledger, counted
 from felixpy.sources.manifest import Manifest
 from felixpy.sources.retained import EchoLost, Retained
@@ -201,11 +201,16 @@ class Publisher:
         changes = {topic: after for topic, after in wanted.items() if before[topic] != after}
         touched = {topics.scope_of(topic) for topic in changes} | counts.keys()
         ledgers = {scope: counts.get(scope) or await self._ledger(scope) for scope in sorted(touched)}
-        for scope, ledger in ledgers.items():
-            await self._put_manifest(scope, ledger.begun(self._client_id))
-        for topic, after in changes.items():
-            ledgers[topics.scope_of(topic)].change(topic, before[topic], after)
-        await self._put_all(changes)
+        begun: dict[str, Ledger] = {}
+        try:
+            for scope, ledger in ledgers.items():
+                await self._put_manifest(scope, ledger.begun(self._client_id))
+                begun[scope] = ledger
+            await self._put_all(changes, before, ledgers)
+        except Refused as refused:
+            await self._finish(begun)  # what was written was written, and is counted
+            done = sum(content.get(topic, b"") == after for topic, after in changes.items())
+            raise PublishError(f"{refused}; {done} of {len(changes)} changes were made before") from refused
         await self._finish(ledgers)
         deleted = sum(not after for after in changes.values())
         return Outcome(len(changes) - deleted, len(wanted) - len(changes), deleted)
@@ -266,25 +271,42 @@ class Publisher:
     async def _put_manifest(self, scope: str, manifest: Manifest) -> None:
         await self._put(topics.manifest_topic(scope), manifest.encode())
 
-    async def _put_all(self, changes: Mapping[str, bytes]) -> None:
+    async def _put_all(
+        self, changes: Mapping[str, bytes], before: Mapping[str, bytes], ledgers: Mapping[str, Ledger]
+    ) -> None:
+        """Write topics, several at a time, and note in the ledgers what the broker took.
+
+        Raises:
+            Refused: it did not take one; the others that were under way are written, and no more.
+        """
         remaining = iter(changes.items())
+        refused: list[Refused] = []
         done = 0
 
         async def work() -> None:
             nonlocal done
             for topic, payload in remaining:
-                await self._put(topic, payload)
+                try:
+                    await self._put(topic, payload)
+                except Refused as error:
+                    refused.append(error)
+                    return
+                ledgers[topics.scope_of(topic)].change(topic, before[topic], payload)
+                if refused:
+                    return
                 done += 1
                 if self._progress is not None:
                     self._progress(done, len(changes))
 
         await asyncio.gather(*(work() for _ in range(min(IN_FLIGHT, len(changes)))))
+        if refused:
+            raise refused[0]
 
     async def _put(self, topic: str, payload: bytes) -> None:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.UserProperty = [("ts", str(time.time_ns()))]
         name = self._prefix + topic
-        await self._connection.client.publish(name, payload, qos=1, retain=True, properties=properties)
+        await self._connection.publish(name, payload, retain=True, properties=properties)
         self._retained.wrote(topic, payload)
 
 

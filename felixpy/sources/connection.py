@@ -58,6 +58,18 @@ class StreamError(Exception):
         self.taken_over = taken_over
 
 
+class Refused(StreamError):
+    """The broker does not take a message; ``topic`` is the whole one, ``reason`` the broker's."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(
+            f"the broker refuses to take {topic} ({reason}); check FELIX_MQTTUSERNAME and the broker's access rules "
+            "(config/mosquitto.acl)"
+        )
+        self.topic = topic
+        self.reason = reason
+
+
 def broker_name(settings: Settings) -> str:
     """``host:port`` as it is shown to people."""
     return f"{settings.mqtt_host}:{broker_port(settings)}"
@@ -206,6 +218,18 @@ class Connection:
         """Take one subscription back."""
         await self._answered(self.client.unsubscribe(name, timeout=_LONGEST_ANSWER_SECONDS))
 
+    async def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, properties: Properties | None = None
+    ) -> None:
+        """Publish and wait until the broker has taken the message.
+
+        Raises:
+            Refused: it has not. Brokers confirm the receipt all the same.
+        """
+        code = await self._publish(topic, payload, retain=retain, properties=properties)
+        if code.is_failure:
+            raise Refused(topic, str(code))
+
     async def publish_retained(self, topic: str, payload: bytes) -> None:
         """Publish a retained message and wait until the broker has it."""
         await self._publish(topic, payload, retain=True)
@@ -218,12 +242,16 @@ class Connection:
         code = await self._publish(topic, b"", retain=False)
         return str(code) if code.is_failure else ""
 
-    async def _publish(self, topic: str, payload: bytes, *, retain: bool) -> ReasonCode:
+    async def _publish(
+        self, topic: str, payload: bytes, *, retain: bool, properties: Properties | None = None
+    ) -> ReasonCode:
         """Publish by paho itself: aiomqtt makes three tasks and a timer for each message, and hides the verdict."""
         verdict: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
-        sent = self.client._client.publish(topic, payload, qos=1, retain=retain)
+        sent = self.client._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise StreamError(f"the connection to the MQTT broker {self._broker} was lost")
+            gone = self.client._disconnected
+            why = gone.exception() if gone.done() and not gone.cancelled() else None
+            raise aiomqtt.MqttCodeError(sent.rc, "could not publish") from why
         self._verdicts[sent.mid] = verdict
         return await self._answered(verdict)
 

@@ -91,7 +91,7 @@ class Retained:
             EchoLost: nothing has arrived for ``ECHO_SECONDS``.
         """
         nonce = next(self._nonces)
-        await connection.client.publish(self._prefix + self._probe, str(nonce), qos=1)
+        await connection.publish(self._prefix + self._probe, str(nonce).encode())
         while self._echoed < nonce:
             self._progress.clear()
             try:

@@ -1,0 +1,74 @@
+"""What a broker does not take is said, and the manifests count what it took; under rules in a real Mosquitto."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from felixpy.publish import open_publisher
+from felixpy.sources.batch import PublishError
+from tests.broker import Broker
+from tests.sources.stream_lab import PUBLISHER, ROOT, endpoint, pool, put, retained, settings_for
+from tests.sources.test_publish import assert_true, batch_of
+from tests.sources.test_rights import RULES, broker_with_rules
+
+HALF = f"""
+user n2
+topic read {ROOT}/#
+topic readwrite {ROOT}/probe/#
+topic readwrite {ROOT}/wep/#
+topic readwrite {ROOT}/sync/#
+user viewer
+topic read {ROOT}/#
+user publisher
+topic readwrite {ROOT}/#
+"""
+"""n2 may write endpoints and manifests, but no pools; the viewer not even to himself."""
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with broker_with_rules(tmp_path, HALF) as process:
+        yield process
+
+
+def user(name: str) -> dict[str, str]:
+    return {"mqtt_username": name, "mqtt_password": PUBLISHER["password"]}
+
+
+def test_a_write_that_the_broker_refuses_fails_with_topic_and_reason_and_true_manifests(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with open_publisher(settings_for(broker, **user("publisher"))) as publisher:
+            await publisher.apply(batch_of(pool("a"), endpoint("w")))
+        with pytest.raises(PublishError, match=rf"refuses to take {ROOT}/ippool/a \(Not authorized\).* 1 of 2 changes"):
+            async with open_publisher(settings_for(broker, **user("n2"))) as publisher:
+                await publisher.apply(batch_of(endpoint("x", address="10.0.0.2"), pool("a", "10.7.0.0/16")))
+        assert b"10.0.0.0/16" in (await retained(broker, "ippool/a"))["ippool/a"]
+        found = await assert_true(broker)
+        assert found["node/n1"].counts == {"wep": 2}
+        with pytest.raises(PublishError, match=rf"refuses to take {ROOT}/ippool/a .* 1 of 2 changes"):
+            async with open_publisher(settings_for(broker, **user("n2"))) as publisher:
+                await publisher.delete(batch_of(endpoint("x"), pool("a")))
+        found = await assert_true(broker)
+        assert (found["node/n1"].counts, found["shared"].counts) == ({"wep": 1}, {"ippool": 1})
+
+    asyncio.run(scenario())
+
+
+def test_a_manifest_that_the_broker_refuses_ends_the_write_before_it_begins(tmp_path: Path) -> None:
+    rules = HALF.replace(f"{ROOT}/sync/#", f"{ROOT}/sync/node/#")
+
+    async def scenario(broker: Broker) -> None:
+        async with open_publisher(settings_for(broker, **user("publisher"))) as publisher:
+            await publisher.apply(batch_of(pool("a"), endpoint("w")))
+        with pytest.raises(PublishError, match=rf"refuses to take {ROOT}/sync/shared .* 0 of 2 changes"):
+            async with open_publisher(settings_for(broker, **user("n2"))) as publisher:
+                await publisher.apply(batch_of(endpoint("x", address="10.0.0.2"), pool("b", "10.7.0.0/16")))
+        assert set(await retained(broker, "wep/#")) == {"wep/n1/default/w"}
+        await assert_true(broker)
+
+    with broker_with_rules(tmp_path, rules) as broker:
+        asyncio.run(scenario(broker))
