@@ -73,10 +73,12 @@ async def open_publisher(settings: Settings, progress: Progress | None = None) -
     client_id = f"felixpy-publish-{uuid4().hex[:12]}"
     retained = Retained(settings.mqtt_topic_root, client_id)
     try:
-        async with open_connection(settings, client_id, retained.receive) as connection:
+        async with (
+            open_connection(settings, client_id, retained.receive) as connection,
+            _ending_with(connection),
+        ):
             await retained.start(connection)
-            async with _ending_with(connection):
-                yield Publisher(connection, retained, settings, client_id, progress)
+            yield Publisher(connection, retained, settings, client_id, progress)
     except StreamError as error:
         raise PublishError(str(error)) from error
     except EchoLost:

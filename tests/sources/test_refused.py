@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +15,9 @@ import pytest
 from felixpy.publish import open_publisher
 from felixpy.sources.batch import PublishError
 from tests.broker import Broker
-from tests.sources.stream_lab import PUBLISHER, ROOT, endpoint, pool, put, retained, settings_for
+from tests.sources.stream_lab import PUBLISHER, ROOT, endpoint, pool, retained, settings_for
 from tests.sources.test_publish import assert_true, batch_of
-from tests.sources.test_rights import RULES, broker_with_rules
+from tests.sources.test_rights import broker_with_rules
 
 HALF = f"""
 user n2
@@ -72,3 +76,50 @@ def test_a_manifest_that_the_broker_refuses_ends_the_write_before_it_begins(tmp_
 
     with broker_with_rules(tmp_path, rules) as broker:
         asyncio.run(scenario(broker))
+
+
+@contextlib.contextmanager
+def broker_that_leaves(port: int, answer: bytes) -> Iterator[None]:
+    """Answers what comes first, and closes the connection when there is more."""
+    connections = []
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection = server.accept()[0]
+                    connections.append(connection)
+                    connection.recv(4096)
+                    if answer:
+                        connection.sendall(answer)
+                        connection.recv(4096)
+                    connection.shutdown(socket.SHUT_RDWR)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in connections:
+                connection.close()
+
+
+CONNACK = b"\x20\x03\0\0\0"
+
+
+def open_and_close(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with open_publisher(settings_for(broker)):
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_lost_before_the_first_answer_is_noticed_at_once(tmp_path: Path) -> None:
+    nobody = Broker(tmp_path)
+    started = time.monotonic()
+    with broker_that_leaves(nobody.port, CONNACK), pytest.raises(PublishError, match="closed the connection"):
+        open_and_close(nobody)
+    assert time.monotonic() - started < 5
