@@ -1,17 +1,20 @@
 """Behind ``felixpy apply``, ``delete`` and ``get``: writes resources as retained messages and keeps the manifests true.
 
-Steps of a write: read the topics that will change and their manifests; name the writer in the manifests; write the
-topics; write the manifests. Invariant: when a write has ended well, each manifest that it touched equals what the
-broker retains. A scope is expected to have one writer at a time; a second one is noticed, and the scope counted anew.
-It must never publish anything of a batch that holds a bad document, unless told to.
+Steps of a write: read the topics that will change and their manifests; compare these with what is there; name the
+writer in the manifests; write the topics; write the manifests. Invariant: when a write has ended well, each manifest
+that it touched equals what the broker retains, as far as it was compared (``CHECKED_OBJECTS``). A scope is expected to
+have one writer at a time; a second one is noticed, and the scope counted anew.
+It must never publish anything of a batch that holds a bad document, unless told to; nor make a loss of objects true.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +31,7 @@ from felixpy.sources import topics
 from felixpy.sources.batch import Batch, Entry, PublishError
 from felixpy.sources.connection import Connection, Refused, StreamError, broker_name, open_connection
 from felixpy.sources.ledger import Ledger, counted
-from felixpy.sources.manifest import Manifest
+from felixpy.sources.manifest import MODULUS, Manifest, content_hash
 from felixpy.sources.retained import EchoLost, Retained
 
 IN_FLIGHT = 20
@@ -38,6 +41,10 @@ WRITER_SECONDS = 3.0
 """A writer that is named in a manifest for longer than this is taken for dead; if it lives, it notices."""
 
 ATTEMPTS = 6
+
+CHECKED_OBJECTS = 500
+"""So many objects, or twice those of the batch, are read to compare manifests with them: a write of one endpoint must
+not read the ten thousand beside it."""
 
 MAX_SHOWN_DEPTH = 100
 """What nests more deeply is listed as text: those who print it recurse several times for each step."""
@@ -138,10 +145,12 @@ class Publisher:
         return await self._write({**wanted, **dict.fromkeys(moved, b"")}, recount=recount)
 
     async def delete(self, batch: Batch, *, recount: bool = False) -> Outcome:
-        """Delete what the documents name, on whatever node it is."""
+        """Delete what the documents name, on whatever node it is; ``recount`` as for ``apply``."""
         held = await self._read_held(batch)
         missing = tuple(str(entry.key) for entry, found in held.items() if not found)
-        outcome = await self._write({topic: b"" for found in held.values() for topic in found}, recount=recount)
+        wanted = {topic: b"" for found in held.values() for topic in found}
+        gone = {topics.scope_of(entry.topic) for entry, found in held.items() if not found} if recount else ()
+        outcome = await self._write(wanted, recount=recount, also=gone)
         return replace(outcome, missing=missing)
 
     async def get(
@@ -187,8 +196,9 @@ class Publisher:
                 held.setdefault(key, []).append(topic)
         return {entry: held.get(entry.key, []) for entry in batch.entries}
 
-    async def _write(self, wanted: Mapping[str, bytes], *, recount: bool) -> Outcome:
-        scopes = sorted({topics.scope_of(topic) for topic in wanted})
+    async def _write(self, wanted: Mapping[str, bytes], *, recount: bool, also: Iterable[str] = ()) -> Outcome:
+        """Give topics their content; ``also`` are scopes to count though nothing in them changes."""
+        scopes = sorted({*map(topics.scope_of, wanted), *also})
         every = {topics.SHARED, *scopes}
         await self._retained.read(self._connection, sorted(map(topics.manifest_topic, every)))
         if scopes and self._retained.manifest(topics.SHARED) is None:
@@ -198,6 +208,7 @@ class Publisher:
         self._retained.foreign.clear()
         distrusted = [scope for scope in scopes if recount or self._untrusted(scope)]
         counts = {scope: await self._ledger(scope, anew=True, fresh=recount) for scope in distrusted}
+        counts |= await self._disproved(wanted, [scope for scope in scopes if scope not in counts])
         content = self._retained.content
         before = {topic: content.get(topic, b"") for topic in wanted}
         changes = {topic: after for topic, after in wanted.items() if before[topic] != after}
@@ -216,6 +227,56 @@ class Publisher:
         await self._finish(ledgers)
         deleted = sum(not after for after in changes.values())
         return Outcome(len(changes) - deleted, len(wanted) - len(changes), deleted)
+
+    async def _disproved(self, wanted: Mapping[str, bytes], scopes: list[str]) -> dict[str, Ledger]:
+        """Ledgers, counted anew, of scopes whose manifest does not say what is there: others wrote without keeping it.
+
+        Raises:
+            PublishError: there is less than the manifest says. A manifest of what is left would make agents remove the
+                rest, and whether it was lost or deleted cannot be told; only who writes back what was there is right.
+        """
+        manifests = {scope: found for scope in scopes if (found := self._retained.manifest(scope)) is not None}
+        kinds = _worth_reading(wanted, manifests)
+        filters = [topics.kind_filter(kind, _node_of(scope)) for scope, kind in kinds]
+        await self._retained.follow(self._connection, filters)
+        ledgers = {}
+        for scope in self._disagreeing(kinds, manifests):
+            ledgers[scope] = await self._ledger(scope, anew=True)
+            manifest = self._retained.manifest(scope)
+            if manifest is not None and not manifest.writer and scope not in self._retained.foreign:
+                self._refuse_a_loss(scope, manifest, wanted)  # else another publisher is at it: see ``_finish``
+        return ledgers
+
+    def _refuse_a_loss(self, scope: str, manifest: Manifest, wanted: Mapping[str, bytes]) -> None:
+        held = self._retained.topics_of(scope)
+        there = counted(held, None, "").manifest()
+        lost = [kind for kind in sorted(manifest.counts) if there.expects(kind) < manifest.expects(kind)]
+        after = {**held, **{topic: payload for topic, payload in wanted.items() if topics.scope_of(topic) == scope}}
+        restored = counted({topic: payload for topic, payload in after.items() if payload}, None, "").manifest()
+        if lost and (restored.counts, restored.digests) != (manifest.counts, manifest.digests):
+            gaps = ", ".join(f"{kind} {there.expects(kind)}/{manifest.expects(kind)}" for kind in lost)
+            raise PublishError(
+                f"nothing was written: the broker does not hold all that {topics.manifest_topic(scope)} counts "
+                f"({gaps}), so objects were lost, or deleted without felixpy; apply those as they were, or declare "
+                "that what is left is all, with --recount (felixpy apply --recount -f …)"
+            )
+
+    def _disagreeing(self, kinds: list[tuple[str, str]], manifests: Mapping[str, Manifest]) -> list[str]:
+        """Scopes of kinds that are not as the manifest says."""
+        counts, digests = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for topic, payload in self._retained.content.items():
+            if topics.key_of(topic) is not None:
+                kind = topics.scope_of(topic), topics.segment_of(topic)
+                counts[kind] += 1
+                digests[kind] += content_hash(topic, payload)
+        return sorted(
+            {
+                scope
+                for scope, segment in kinds
+                if counts[scope, segment] != manifests[scope].expects(segment)
+                or digests[scope, segment] % MODULUS != manifests[scope].digests.get(segment, 0)
+            }
+        )
 
     def _untrusted(self, scope: str) -> bool:
         """No manifest, one that does not prove content, or one whose writer died half-way."""
@@ -310,6 +371,20 @@ class Publisher:
         name = self._prefix + topic
         await self._connection.publish(name, payload, retain=True, properties=properties)
         self._retained.wrote(topic, payload)
+
+
+def _worth_reading(wanted: Mapping[str, bytes], manifests: Mapping[str, Manifest]) -> list[tuple[str, str]]:
+    """Scopes and kinds of the topics, the smallest first, as many as may be read for a write of this size."""
+    kinds = {(topics.scope_of(topic), topics.segment_of(topic)) for topic in wanted}
+    sized = sorted((manifests[scope].expects(kind), scope, kind) for scope, kind in kinds if scope in manifests)
+    room = max(CHECKED_OBJECTS, 2 * len(wanted))
+    sums = itertools.accumulate(size for size, *_ in sized)
+    return [(scope, kind) for (_, scope, kind), total in zip(sized, sums, strict=True) if total <= room]
+
+
+def _node_of(scope: str) -> str:
+    """The node of a scope, as filters have it."""
+    return "+" if scope == topics.SHARED else topics.unescape(scope.removeprefix("node/"))
 
 
 def _decode(payload: bytes) -> Any:

@@ -44,6 +44,7 @@ class Retained:
         self.content: dict[str, bytes] = {}
         self.foreign: set[str] = set()
         """Scopes whose manifest another client has written since the latest ``read``."""
+        self._followed: set[str] = set()
         self._prefix = f"{root}/"
         self._probe = topics.probe_topic(client_id)
         self._nonces = itertools.count(1)
@@ -79,10 +80,16 @@ class Retained:
         Raises:
             EchoLost: the broker dropped messages.
         """
+        filters = tuple(filters)
         remaining = iter(filters)
         while part := tuple(itertools.islice(remaining, FILTERS_PER_READ)):
             await connection.subscribe(tuple(self._prefix + name for name in part), options=_READ_OWN if own else _READ)
             await self.echo(connection)
+        self._followed.update(filters)
+
+    async def follow(self, connection: Connection, filters: Iterable[str]) -> None:
+        """Read what was not read before: the rest is current by its subscription."""
+        await self.read(connection, [name for name in filters if name not in self._followed])
 
     async def echo(self, connection: Connection) -> None:
         """Wait until everything that the broker had queued for us has arrived.

@@ -186,7 +186,7 @@ class Scope:
         gaps = [self._gap(group, self.manifest) for group in self.groups.values() if not group.matches(self.manifest)]
         if not gaps:
             return self._why_not_believed(topic, self.manifest)
-        return f"snapshot incomplete: {', '.join(gaps)}{self._writing(self.manifest)}"
+        return f"snapshot incomplete: {', '.join(gaps)}{self._writing(self.manifest) or self._repair(topic)}"
 
     def _why_not_believed(self, topic: str, manifest: Manifest) -> str:
         if not (self._went_back and self._newest and self._stale):
@@ -197,6 +197,17 @@ class Scope:
             f"{missing} objects that are kept; publish them again with 'felixpy apply', or give them up with "
             "'felixpy apply --recount'"
         )
+
+    def _repair(self, topic: str) -> str:
+        """What to do about a manifest that nobody is writing."""
+        assert self.manifest is not None
+        lacks = any(len(group.seen) < self.manifest.expects(group.segment) for group in self.groups.values())
+        cause = (
+            "the broker drops messages, see config/mosquitto.conf, or objects were lost, or deleted without felixpy"
+            if lacks
+            else "objects were written without felixpy"
+        )
+        return f" ({cause}: 'felixpy apply --recount -f' any object of {topic} declares that what is there is all)"
 
     @staticmethod
     def _writing(manifest: Manifest) -> str:

@@ -104,7 +104,8 @@ def test_manifest_that_promises_more_is_degraded_with_counts_and_recovers(broker
         await put(broker, {"wep/n1/default/w": endpoint("w"), "sync/node/n1": Manifest({"wep": 2}).encode()})
         async with following(source_for(broker)) as sink:
             status = await sink.state(SyncState.DEGRADED)
-            assert "wep 1/2" in status.reason
+            assert "wep 1/2 (" in status.reason
+            assert "'felixpy apply --recount -f' any object of sync/node/n1" in status.reason
             assert (status.got, status.want) == (1, 2)
             assert wep_key("w") in sink.held
             await put(broker, {"wep/n1/default/x": endpoint("x", address="10.0.0.2")})

@@ -160,6 +160,60 @@ def test_write_by_another_tool_is_mended_by_recount(broker: Broker) -> None:
     asyncio.run(scenario())
 
 
+def test_object_deleted_by_hand_and_applied_again_leaves_a_true_manifest(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with open_publisher(settings_for(broker)) as publisher:
+            await publisher.apply(batch_of(pool("a"), pool("b", "10.1.0.0/16"), endpoint("w")))
+        await put(broker, {"ippool/a": b"", "wep/n1/default/w": b""})
+        async with open_publisher(settings_for(broker)) as publisher:
+            assert await publisher.apply(batch_of(pool("a"), endpoint("w"))) == Outcome(written=2)
+        found = await assert_true(broker)
+        assert (found["shared"].counts, found["node/n1"].counts) == ({"ippool": 2}, {"wep": 1})
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("changed", [pool("a", "10.9.0.0/16"), pool("b", "10.1.0.0/16")])
+def test_a_loss_is_made_true_by_nobody_who_does_not_say_so(broker: Broker, changed: dict[str, Any]) -> None:
+    """An agent that was away while objects were lost removes them as soon as a manifest says that the rest is all."""
+
+    async def scenario() -> None:
+        async with open_publisher(settings_for(broker)) as publisher:
+            await publisher.apply(batch_of(pool("a"), pool("b", "10.1.0.0/16"), pool("c", "10.2.0.0/16")))
+        await put(broker, {"ippool/a": b""})
+        before = await retained(broker, "#")
+        for verb in (Publisher.apply, Publisher.delete):
+            with pytest.raises(
+                PublishError, match=r"nothing was written: .*sync/shared counts \(ippool 2/3\).*--recount"
+            ):
+                async with open_publisher(settings_for(broker)) as publisher:
+                    await verb(publisher, batch_of(changed, pool("c", "10.2.0.0/16")))
+        assert await retained(broker, "#") == before
+        async with open_publisher(settings_for(broker)) as publisher:
+            assert (await publisher.delete(batch_of(pool("a")), recount=True)).missing == ("IPPool a",)
+        assert (await assert_true(broker))["shared"].counts == {"ippool": 2}
+
+    asyncio.run(scenario())
+
+
+def test_what_others_added_or_changed_is_counted_by_the_next_write_of_its_kind(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with open_publisher(settings_for(broker)) as publisher:
+            await publisher.apply(batch_of(pool("a"), pool("b", "10.1.0.0/16")))
+        await put(broker, {"ippool/b": pool("b", "10.2.0.0/16"), "ippool/c": pool("c", "10.3.0.0/16")})
+        async with open_publisher(settings_for(broker)) as publisher:
+            assert await publisher.apply(batch_of(pool("a"))) == Outcome(unchanged=1)
+        first = (await assert_true(broker))["shared"]
+        assert first.counts == {"ippool": 3}
+        await put(broker, {"ippool/b": pool("b", "10.4.0.0/16")})
+        async with open_publisher(settings_for(broker)) as publisher:
+            assert await publisher.delete(batch_of(pool("a"))) == Outcome(deleted=1)
+        second = (await assert_true(broker))["shared"]
+        assert (second.counts, second.epoch) == ({"ippool": 2}, first.epoch)
+
+    asyncio.run(scenario())
+
+
 def test_topics_that_hold_no_resource_are_counted_by_nobody(broker: Broker) -> None:
     """Below a kind's topics there may be what is none: an agent would wait for ever for what it does not count."""
     others = ("wep/n1", "wep/n1/default", "wep/n1/default/w/deeper", "wep/n1//w")
