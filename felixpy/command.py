@@ -32,9 +32,23 @@ from felixpy.plain_error import PlainError
 
 DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
 
+
+def a_path(text: str) -> Path:
+    """A path of the command line. Of an empty one, a shell variable that is not set, pathlib makes this folder.
+
+    Raises:
+        BadParameter: wrong usage.
+    """
+    if not text:
+        raise typer.BadParameter("the path is empty; is a variable of the shell not set?")
+    return Path(text)
+
+
 SettingsFile = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help=f"Settings file (TOML); {DEFAULT_SETTINGS_FILE} if it exists."),
+    typer.Option(
+        "--config", metavar="FILE", parser=a_path, help=f"Settings file (TOML); {DEFAULT_SETTINGS_FILE} if it exists."
+    ),
 ]
 
 

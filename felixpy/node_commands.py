@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from felixpy.command import CommandError, Local, SettingsFile, finish, local_settings, observer, plain_errors
+from felixpy.command import CommandError, Local, SettingsFile, a_path, finish, local_settings, observer, plain_errors
 from felixpy.observe.control import ControlError, ask
 
 WATCH_SECONDS = 1.0
@@ -217,7 +217,8 @@ async def _explain(
 def diag(
     config: SettingsFile = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; must not exist.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", parser=a_path, help="Where to write it; must not exist."),
     ] = None,
 ) -> None:
     """Write one archive (tar.gz) with kernel state, settings without secrets, metrics, checks, log and versions.

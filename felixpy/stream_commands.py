@@ -16,12 +16,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from felixpy.command import CommandError, SettingsFile, finish, local_settings, plain_errors
+from felixpy.command import CommandError, SettingsFile, a_path, finish, local_settings, plain_errors
 from felixpy.config import Settings
 from felixpy.model.resources import Kind
 
 Files = Annotated[
-    list[Path], typer.Option("--filename", "-f", metavar="FILE|DIR", help="YAML or JSON; may be given several times.")
+    list[Path],
+    typer.Option(
+        "--filename", "-f", metavar="FILE|DIR", parser=a_path, help="YAML or JSON; may be given several times."
+    ),
 ]
 
 
@@ -87,7 +90,10 @@ def get(
     kind: Annotated[str | None, typer.Argument(help="Kind, e.g. IPPool or WorkloadEndpoint; all without one.")] = None,
     name: Annotated[str | None, typer.Argument(help="Name of one object.")] = None,
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of endpoints.")] = None,
-    filename: Annotated[list[Path] | None, typer.Option("--filename", "-f", help="Objects that files name.")] = None,
+    filename: Annotated[
+        list[Path] | None,
+        typer.Option("--filename", "-f", metavar="FILE|DIR", parser=a_path, help="Objects that files name."),
+    ] = None,
     config: SettingsFile = None,
     output: Annotated[str, typer.Option("--output", "-o", help="yaml or json.")] = "yaml",
 ) -> None:

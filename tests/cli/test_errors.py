@@ -67,6 +67,15 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     assert [word for word in words if word not in said] == [], said
 
 
+@pytest.mark.parametrize(
+    "arguments", [("apply", "-f", ""), ("delete", "-f", ""), ("get", "-f", ""), ("plan", "--config", "")]
+)
+def test_an_empty_path_is_wrong_usage_and_not_this_folder(arguments: tuple[str, ...]) -> None:
+    done = felixpy(*arguments, env={"FELIX_MQTTHOST": "127.0.0.1", "FELIX_MQTTPORT": "1"})
+    assert done.code == 2
+    assert "the path is empty" in done.err
+
+
 def test_a_settings_file_that_is_not_toml_or_has_a_bad_value(tmp_path: Path) -> None:
     file = tmp_path / "felixpy.toml"
     file.write_text("[felix\n")
