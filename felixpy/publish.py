@@ -90,8 +90,9 @@ async def open_publisher(settings: Settings, progress: Progress | None = None) -
         raise PublishError(str(error)) from error
     except EchoLost:
         raise PublishError(
-            f"the MQTT broker {broker_name(settings)} dropped messages while its retained topics were read; "
-            "raise max_queued_messages in its configuration (see config/mosquitto.conf)"
+            f"the MQTT broker {broker_name(settings)} dropped messages while its retained topics were read; raise "
+            "max_queued_messages in its configuration (see config/mosquitto.conf), or allow this user "
+            f"{settings.mqtt_topic_root}/probe/%c there (see config/mosquitto.acl)"
         ) from None
 
 

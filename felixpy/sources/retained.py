@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from felixpy.sources import topics
-from felixpy.sources.connection import Connection
+from felixpy.sources.connection import Connection, Refused, StreamError
 from felixpy.sources.manifest import Manifest, parse_manifest
 from felixpy.sources.reading import Message
 
@@ -96,9 +96,17 @@ class Retained:
 
         Raises:
             EchoLost: nothing has arrived for ``ECHO_SECONDS``.
+            StreamError: this client may not send itself a message.
         """
         nonce = next(self._nonces)
-        await connection.publish(self._prefix + self._probe, str(nonce).encode())
+        try:
+            await connection.publish(self._prefix + self._probe, str(nonce).encode())
+        except Refused as refused:
+            raise StreamError(
+                f"the broker refuses to take {refused.topic} ({refused.reason}), by which felixpy learns that it has "
+                f"read everything; allow each user {self._prefix}probe/%c in the broker's access "
+                "rules, as config/mosquitto.acl does"
+            ) from refused
         while self._echoed < nonce:
             self._progress.clear()
             try:

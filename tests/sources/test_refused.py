@@ -14,10 +14,11 @@ import pytest
 
 from felixpy.publish import open_publisher
 from felixpy.sources.batch import PublishError
+from felixpy.sources.connection import Refused
 from tests.broker import Broker
 from tests.sources.stream_lab import PUBLISHER, ROOT, endpoint, pool, retained, settings_for
 from tests.sources.test_publish import assert_true, batch_of
-from tests.sources.test_rights import broker_with_rules
+from tests.sources.test_rights import RULES, broker_with_rules
 
 HALF = f"""
 user n2
@@ -75,6 +76,43 @@ def test_a_manifest_that_the_broker_refuses_ends_the_write_before_it_begins(tmp_
         await assert_true(broker)
 
     with broker_with_rules(tmp_path, rules) as broker:
+        asyncio.run(scenario(broker))
+
+
+def test_whoever_may_not_send_himself_a_message_is_told_so_at_once(broker: Broker) -> None:
+    async def get(name: str) -> int:
+        async with open_publisher(settings_for(broker, **user(name))) as publisher:
+            return len((await publisher.get()).objects)
+
+    started = time.monotonic()
+    with pytest.raises(PublishError, match=rf"refuses to take {ROOT}/probe/felixpy-\S+ \(Not authorized\).*probe/%c"):
+        asyncio.run(get("viewer"))
+    assert time.monotonic() - started < 4  # before a read without an echo is given up
+
+
+@pytest.mark.parametrize(("name", "objects"), [("publisher", 3), ("viewer", 3), ("n1", 2), ("n2", 2)])
+def test_everybody_gets_what_the_shipped_rules_show_him(tmp_path: Path, name: str, objects: int) -> None:
+    async def scenario(broker: Broker) -> None:
+        async with open_publisher(settings_for(broker, **user("publisher"))) as publisher:
+            await publisher.apply(batch_of(pool("a"), endpoint("w"), endpoint("x", node="n2", address="10.0.0.2")))
+        async with open_publisher(settings_for(broker, **user(name))) as publisher:
+            listing = await publisher.get()
+        assert (len(listing.objects), listing.incomplete) == (objects, "")
+
+    with broker_with_rules(tmp_path, RULES.read_text()) as broker:
+        asyncio.run(scenario(broker))
+
+
+def test_nobody_writes_to_the_echo_of_another_client(tmp_path: Path) -> None:
+    async def scenario(broker: Broker) -> None:
+        async with (
+            open_publisher(settings_for(broker, **user("viewer"))) as one,
+            open_publisher(settings_for(broker, **user("n1"))) as other,
+        ):
+            with pytest.raises(Refused):
+                await other._connection.publish(f"{ROOT}/{one._retained._probe}", b"99")
+
+    with broker_with_rules(tmp_path, RULES.read_text()) as broker:
         asyncio.run(scenario(broker))
 
 
