@@ -70,6 +70,10 @@ class Refused(StreamError):
         self.reason = reason
 
 
+class _ClosedEarly(aiomqtt.MqttError):
+    """The other side closed the connection before it answered the first packet."""
+
+
 def broker_name(settings: Settings) -> str:
     """``host:port`` as it is shown to people."""
     return f"{settings.mqtt_host}:{broker_port(settings)}"
@@ -315,6 +319,7 @@ async def open_connection(
     )
     client.pending_calls_threshold = RECEIVE_MAXIMUM
     read_bursts(client._client, inbox.take)
+    connected = _end_with_socket(client)
     try:
         async with client:
             yield Connection(client, inbox, broker_name(settings))
@@ -323,6 +328,28 @@ async def open_connection(
     finally:
         if not failed.done():
             failed.cancel()
+        if not connected.cancel() and not connected.cancelled():
+            connected.exception()  # nobody may have looked at it: connecting failed otherwise
+
+
+def _end_with_socket(client: aiomqtt.Client) -> asyncio.Future[None]:
+    """End the wait for CONNACK when the socket is closed: aiomqtt takes no note of it before it is connected.
+
+    Returns:
+        What is waited for.
+    """
+    loop, connected, closed = asyncio.get_running_loop(), client._connected, client._on_disconnect
+
+    def end() -> None:
+        if not connected.done():
+            connected.set_exception(_ClosedEarly("closed before CONNACK"))
+
+    def on_disconnect(*arguments: Any) -> None:
+        loop.call_soon_threadsafe(end)  # paho connects in another thread
+        closed(*arguments)
+
+    client._client.on_disconnect = on_disconnect
+    return connected
 
 
 def _watch_verdicts(client: aiomqtt.Client) -> dict[int, asyncio.Future[ReasonCode]]:
@@ -359,8 +386,13 @@ def explain(error: aiomqtt.MqttError, settings: Settings) -> StreamError:
     return StreamError(f"{broker} {_network_reason(error, settings)}")
 
 
+def _closed_early_reason(settings: Settings) -> str:
+    """With TLS 1.3 a refused certificate looks like this: the broker checks it after our side of the handshake."""
+    hint = _certificate_hint(settings) or "; or it wants TLS (FELIX_MQTTTLS)"
+    return f"closed the connection before it answered; check FELIX_MQTTPORT, and that a broker is behind it{hint}"
+
+
 def _certificate_hint(settings: Settings) -> str:
-    """With TLS 1.3 a refused certificate looks like silence: the broker checks it after our side of the handshake."""
     if not settings.mqtt_tls:
         return ""
     verb = "wants a" if settings.mqtt_cert_file is None else "does not trust the"
@@ -376,6 +408,8 @@ def _reason_code(error: BaseException | None) -> int | None:
 
 
 def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
+    if isinstance(error, _ClosedEarly):
+        return _closed_early_reason(settings)
     # aiomqtt raises its own error "from None": the system's error is the context.
     origin = error.__context__
     if isinstance(origin, ssl.SSLCertVerificationError):

@@ -161,3 +161,15 @@ def test_a_connection_lost_before_the_first_answer_is_noticed_at_once(tmp_path: 
     with broker_that_leaves(nobody.port, CONNACK), pytest.raises(PublishError, match="closed the connection"):
         open_and_close(nobody)
     assert time.monotonic() - started < 5
+
+
+def test_a_connection_closed_without_an_answer_is_no_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nobody = Broker(tmp_path)
+    started = time.monotonic()
+    with (
+        broker_that_leaves(nobody.port, b""),
+        pytest.raises(PublishError, match=r"closed the connection before it answered; .*FELIX_MQTTPORT.*FELIX_MQTTTLS"),
+    ):
+        open_and_close(nobody)
+    assert time.monotonic() - started < 5  # not the ten seconds after which an answer is overdue
+    assert capfd.readouterr().err == ""
