@@ -1,6 +1,7 @@
 """What every command shares: this machine's settings, and errors as one sentence.
 
-Exit codes: 0 done, 1 could not be done. Must never show a traceback for what can be expected to go wrong.
+Exit codes: 0 done, 1 could not be done, 2 wrong usage. Must never show a traceback for what can be expected to go
+wrong.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class CommandError(PlainError):
     """The command cannot be done: one sentence with what, where and what to do next."""
 
 
+class UsageError(CommandError):
+    """The command was not meant so, whatever the state of node and broker; ends with 2."""
+
+
 class Local(NamedTuple):
     """Settings of this machine: what environment and file say, and the sources themselves."""
 
@@ -106,6 +111,8 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
     """Turn what can be expected to go wrong into one sentence and an exit code."""
     try:
         yield
+    except UsageError as error:
+        fail(str(error), 2)
     except PlainError as error:
         fail(str(error), exit_code)
     except OSError as error:

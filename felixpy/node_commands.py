@@ -15,7 +15,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from felixpy.command import CommandError, Local, SettingsFile, a_path, finish, local_settings, observer, plain_errors
+from felixpy.command import (
+    CommandError,
+    Local,
+    SettingsFile,
+    UsageError,
+    a_path,
+    finish,
+    local_settings,
+    observer,
+    plain_errors,
+)
 from felixpy.observe.control import ControlError, ask
 
 WATCH_SECONDS = 1.0
@@ -182,7 +192,8 @@ def explain(
 ) -> None:
     """Say what becomes of a packet on this node, by the rules, sets and routes that the kernel has now.
 
-    Rules of every program count. Exit code: 0 it passes, 2 it is dropped, 3 that is not certain, 1 cannot be told.
+    Rules of every program count. Exit code: 0 it passes, 2 it is dropped (or wrong usage), 3 that is not certain, 1
+    cannot be told.
 
     Examples:
 
@@ -200,6 +211,9 @@ async def _explain(
 
     try:
         packet = report.make_packet(source, destination, protocol, port)
+    except report.ExplainError as error:
+        raise UsageError(str(error)) from None
+    try:
         verdict, iif, missing = await report.answer(packet, interface)
     except report.ExplainError as error:
         raise CommandError(str(error)) from None

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from felixpy.command import CommandError, SettingsFile, a_path, finish, local_settings, plain_errors
+from felixpy.command import CommandError, SettingsFile, UsageError, a_path, finish, local_settings, plain_errors
 from felixpy.config import Settings
 from felixpy.model.resources import Kind
 
@@ -108,11 +108,11 @@ def get(
         felixpy get -f pools.yaml
     """
     with plain_errors():
+        if output not in ("yaml", "json"):
+            raise UsageError(f"-o {output}: expected yaml or json")
+        wanted = _kind(kind)
         local = local_settings(config)
         _require_broker(local.settings)
-        if output not in ("yaml", "json"):
-            raise CommandError(f"-o {output}: expected yaml or json")
-        wanted = _kind(kind)
     finish(_get(local.settings, wanted, name, namespace, filename or [], output))
 
 
@@ -122,7 +122,7 @@ def _kind(text: str | None) -> Kind | None:
     for kind in Kind:
         if text.lower() in (kind.lower(), f"{kind.lower()}s"):
             return kind
-    raise CommandError(f"kind {text} is not one that felixpy knows: {', '.join(Kind)}")
+    raise UsageError(f"kind {text} is not one that felixpy knows: {', '.join(Kind)}")
 
 
 async def _get(

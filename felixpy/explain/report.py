@@ -8,13 +8,16 @@ from typing import Any
 from felixpy.explain.facts import read_kernel
 from felixpy.explain.packet import ECHO_REQUEST, ICMP, ICMPV6, PROTOCOLS, TCP, UDP, Packet
 from felixpy.explain.walk import Outcome, Verdict, explain, tell
-from felixpy.model.net import Family, family_of, format_address, parse_address
+from felixpy.model.net import Family, family_of, format_address, parse_address, quote
 
 ALWAYS_UNJUDGED = (
     "only the first packet of a new connection is followed, and only on this node",
     "eBPF, tc and XDP programs, IPsec, and whether the other end answers on its link",
 )
 EXIT_CODES = {Outcome.PASSES: 0, Outcome.LOCAL: 0, Outcome.DROPPED: 2, Outcome.UNKNOWN: 3}
+
+
+PROTOCOL_DIGITS = 3
 
 
 class ExplainError(Exception):
@@ -33,14 +36,16 @@ def make_packet(source: str, destination: str, protocol: str, port: int | None) 
             packed.append(parse_address(text))
         except ValueError:
             raise ExplainError(
-                f"'{text}' is no IPv4 or IPv6 address; give two addresses, as in `felixpy show`"
+                f"{quote(text)} is no IPv4 or IPv6 address; give two addresses, as in `felixpy show`"
             ) from None
     family = family_of(packed[0])
     if family is not family_of(packed[1]):
         raise ExplainError(f"{source} and {destination} are of different families; give two IPv4 or two IPv6 addresses")
-    number = int(protocol) if protocol.isdigit() else PROTOCOLS.get(protocol.lower(), -1)
+    number = _number(protocol)
     if not 0 <= number <= 255:
-        raise ExplainError(f"'{protocol}' is no protocol that is known here; give icmp, tcp, udp or a number to 255")
+        raise ExplainError(
+            f"{quote(protocol)} is no protocol that is known here; give icmp, tcp, udp or a number to 255"
+        )
     if number == ICMP and family is Family.V6:
         number = ICMPV6
     if port is None and number in (TCP, UDP):
@@ -48,6 +53,13 @@ def make_packet(source: str, destination: str, protocol: str, port: int | None) 
     if port is not None and not 0 < port < 65536:
         raise ExplainError(f"port {port} is out of range; give 1 to 65535")
     return Packet(family, packed[0], packed[1], number, port)
+
+
+def _number(protocol: str) -> int:
+    """Of a protocol by name or number; -1 if it is neither. Python refuses to read thousands of digits."""
+    if protocol.isdecimal():
+        return int(protocol) if len(protocol) <= PROTOCOL_DIGITS else -1
+    return PROTOCOLS.get(protocol.lower(), -1)
 
 
 async def answer(packet: Packet, interface: str | None) -> tuple[Verdict, str, list[str]]:

@@ -44,8 +44,6 @@ def test_without_a_command_the_commands_are_listed() -> None:
         (("apply", "-f", "x.yaml"), {}, ("no MQTT broker is named", "FELIX_MQTTHOST")),
         (("get",), {}, ("no MQTT broker is named", "FELIX_MQTTHOST")),
         (("delete", "-f", "x.yaml"), {"FELIX_MQTTHOST": "localhost"}, ("x.yaml", "no such file or directory")),
-        (("get", "Pizza"), {"FELIX_MQTTHOST": "localhost"}, ("Pizza", "IPPool")),
-        (("get", "-o", "xml"), {"FELIX_MQTTHOST": "localhost"}, ("xml", "yaml or json")),
         (
             ("get",),
             {"FELIX_MQTTHOST": "127.0.0.1", "FELIX_MQTTPORT": "1"},
@@ -65,6 +63,25 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
 ) -> None:
     said = sentence(felixpy(*arguments, env=env))
     assert [word for word in words if word not in said] == [], said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("get", "Pizza"), ("Pizza", "IPPool")),
+        (("get", "-o", "xml"), ("xml", "yaml or json")),
+        (("explain", "foo", "bar"), ("'foo' is no IPv4 or IPv6 address",)),
+        (("explain", "10.0.0.1", "fd00::1"), ("different families",)),
+        (("explain", "10.0.0.1", "10.0.0.2", "²"), ("is no protocol",)),
+        (("explain", "10.0.0.1", "10.0.0.2", "1" * 5000), ("is no protocol",)),
+        (("explain", "10.0.0.1", "10.0.0.2", "tcp", "0"), ("port 0 is out of range",)),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_ends_with_2(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    done = felixpy(*arguments, env={"FELIX_MQTTHOST": "localhost"})
+    assert done.code == 2, done
+    assert done.err.startswith("felixpy: ") and done.err.count("\n") == 1, done
+    assert [word for word in words if word not in done.err] == []
 
 
 @pytest.mark.parametrize(
