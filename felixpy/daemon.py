@@ -58,7 +58,7 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
             mqtt.reload()
         try:
             agent.reload(local_sources(config)[0])
-        except PlainError as error:
+        except (PlainError, OSError) as error:  # OSError: a folder that may not be entered
             structlog.get_logger("felixpy").error("settings stay as they were", reason=str(error))
 
     if mqtt is not None:

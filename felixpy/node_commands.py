@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console, Group
@@ -26,7 +26,7 @@ from felixpy.command import (
     observer,
     plain_errors,
 )
-from felixpy.observe.control import ControlError, ask
+from felixpy.observe.control import ControlError, ask, not_an_agent
 
 WATCH_SECONDS = 1.0
 SHOWN_FAILURES = 5
@@ -109,30 +109,51 @@ def status(
 
 async def _status(local: Local, as_json: bool, watch: bool) -> int:
     path = local.settings.control_socket
-    said = await ask(path, "status")
+    said = await _ask_status(path)
     if as_json:
         while True:
-            typer.echo(json.dumps(said))
+            typer.echo(json.dumps(said.json))
             if not watch:
-                return 2 if said["degraded"] else 0
+                return said.exit_code
             await asyncio.sleep(WATCH_SECONDS)
-            said = await ask(path, "status")
+            said = await _ask_status(path)
     console = Console(soft_wrap=True, highlight=False)
     if not watch:
-        console.print(_status_text(said))
-        return 2 if said["degraded"] else 0
+        console.print(said.text)
+        return said.exit_code
     if not console.is_terminal:
         while True:  # into a file or a pipe: one after the other
-            console.print(_status_text(said))
+            console.print(said.text)
             await asyncio.sleep(WATCH_SECONDS)
-            said = await ask(path, "status")
-    with Live(_status_text(said), console=console, auto_refresh=False) as live:
+            said = await _ask_status(path)
+    with Live(said.text, console=console, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                live.update(_status_text(await ask(path, "status")), refresh=True)
+                live.update((await _ask_status(path)).text, refresh=True)
             except ControlError as error:
                 live.update(Text(str(error), style="red"), refresh=True)
+
+
+class _Said(NamedTuple):
+    """The agent's answer, as JSON and for people."""
+
+    json: Any
+    text: Group
+    exit_code: int
+
+
+async def _ask_status(path: Path | None) -> _Said:
+    """Ask the agent once.
+
+    Raises:
+        ControlError: none answers, or what answers is something else.
+    """
+    said = await ask(path, "status")
+    try:
+        return _Said(said, _status_text(said), 2 if said["degraded"] else 0)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        raise not_an_agent(path) from None
 
 
 def _status_text(said: Mapping[str, Any]) -> Group:

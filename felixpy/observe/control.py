@@ -148,7 +148,23 @@ async def ask(path: Path | None, verb: str) -> Any:
     except (OSError, TimeoutError, ValueError) as error:
         reason = str(error) or "no answer in time"
         raise ControlError(f"the agent at {path} cannot be asked: {reason}; its log may say why") from None
-    answer = json.loads(line) if line else {"ok": False, "error": "it closed the connection"}
-    if not answer["ok"]:
-        raise ControlError(f"the agent at {path} answers: {answer['error']}")
+    if not line:
+        raise ControlError(f"the agent at {path} closed the connection; its log may say why")
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        raise not_an_agent(path) from None
+    if not isinstance(answer, dict) or "result" not in answer:
+        refusal = answer.get("error") if isinstance(answer, dict) else None
+        if not isinstance(refusal, str):
+            raise not_an_agent(path)
+        raise ControlError(f"the agent at {path} answers: {refusal}")
     return answer["result"]
+
+
+def not_an_agent(path: Path | None) -> ControlError:
+    """What answers at the socket does not speak as an agent of this version does."""
+    return ControlError(
+        f"what answers at {path} is no felixpy agent, or one of another version; check ControlSocket, or restart the "
+        "agent"
+    )

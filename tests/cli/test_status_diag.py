@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import socket
+import subprocess
 import tarfile
+import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from felixpy.demo.agent import FELIXPY, environment
 from felixpy.observe.endpoint_folders import MARK
 from felixpy.observe.log_limit import BURST
 from tests.agent.bench import GOOD, NFTABLES, POOLS, dump, endpoint
@@ -149,3 +157,60 @@ def test_diag_without_an_agent_names_what_is_missing(node: None, tmp_path: Path)
     assert "agent/status.json: no agent answers" in contents(tmp_path / "d.tar.gz")["missing.txt"]
     again = felixpy("diag", "-o", str(tmp_path / "d.tar.gz"), env=env)
     assert "exists already" in sentence(again)
+
+
+@pytest.mark.parametrize("result", [{}, [], None, {"degraded": [], "tables": 1}, {"degraded": 1, "tables": {}}])
+def test_status_of_another_program_is_one_sentence(tmp_path: Path, result: Any) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        answer = json.dumps({"ok": True, "result": result}).encode() + b"\n"
+
+        def speak() -> None:
+            for _ in range(2):
+                connection = server.accept()[0]
+                connection.recv(4096)
+                connection.sendall(answer)
+                connection.close()
+
+        thread = threading.Thread(target=speak, daemon=True)
+        thread.start()
+        for arguments in (("status",), ("status", "--json")):
+            assert "is no felixpy agent" in sentence(felixpy(*arguments, env={"FELIX_CONTROLSOCKET": str(path)}))
+        thread.join()
+
+
+def test_a_reload_that_may_not_look_for_the_settings_file_leaves_them_as_they_were(node: None, tmp_path: Path) -> None:
+    env = resources(tmp_path / "r") | {"NODENAME": "n1", "FELIX_HEALTHENABLED": "true"}
+    folder, log = tmp_path / "settings", tmp_path / "log"
+    folder.mkdir()
+    (folder / "felixpy.toml").touch()
+    bound = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            (*bound, *FELIXPY, "run", "--config", str(folder / "felixpy.toml")),
+            env=environment(env),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_for(lambda: answers(f"{HEALTH}/readiness"), log)
+        folder.chmod(0)
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "settings stay as they were" in log.read_text(), log)
+        assert "Permission denied" in log.read_text()
+        assert "Traceback" not in log.read_text()
+        process.terminate()
+        assert process.wait(10) == 0
+    finally:
+        folder.chmod(0o700)
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], object], log: Path) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)

@@ -93,3 +93,30 @@ def test_where_it_cannot_be_the_log_says_so_and_the_agent_goes_on(tmp_path: Path
 def test_nobody_there_is_one_sentence(path: Path | None, words: str) -> None:
     with pytest.raises(ControlError, match=words):
         asyncio.run(ask(path, "status"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", "is no felixpy agent"),
+        (b"[1]\n", "is no felixpy agent"),
+        (b"{}\n", "is no felixpy agent"),
+        (b'{"ok": false}\n', "is no felixpy agent"),
+        (b"\xff\n", "is no felixpy agent"),
+        (b"[" * 100_000 + b"\n", "is no felixpy agent"),
+        (b'{"ok": false, "error": "busy"}\n', "answers: busy"),
+        (b"", "closed the connection"),
+    ],
+)
+def test_another_program_at_the_socket_is_one_sentence(tmp_path: Path, line: bytes, words: str) -> None:
+    async def main() -> None:
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
+            writer.write(line)
+            writer.close()
+
+        async with await asyncio.start_unix_server(speak, str(tmp_path / "socket")):
+            with pytest.raises(ControlError, match=words):
+                await ask(tmp_path / "socket", "status")
+
+    asyncio.run(main())
