@@ -150,8 +150,8 @@ class Publisher:
         held = await self._read_held(batch)
         missing = tuple(str(entry.key) for entry, found in held.items() if not found)
         wanted = {topic: b"" for found in held.values() for topic in found}
-        gone = {topics.scope_of(entry.topic) for entry, found in held.items() if not found} if recount else ()
-        outcome = await self._write(wanted, recount=recount, also=gone)
+        gone = {topics.scope_of(entry.topic) for entry, found in held.items() if entry.topic and not found}
+        outcome = await self._write(wanted, recount=recount, also=gone if recount else ())
         return replace(outcome, missing=missing)
 
     async def get(

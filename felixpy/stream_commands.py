@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,10 +20,20 @@ from felixpy.command import CommandError, SettingsFile, UsageError, a_path, fini
 from felixpy.config import Settings
 from felixpy.model.resources import Kind
 
+if TYPE_CHECKING:
+    from felixpy.publish import Outcome
+    from felixpy.sources.batch import Batch
+
+
+def _a_file(text: str) -> Path:
+    """A path to read; ``-`` is standard input, as for kubectl."""
+    return Path("/dev/stdin") if text == "-" else a_path(text)
+
+
 Files = Annotated[
     list[Path],
     typer.Option(
-        "--filename", "-f", metavar="FILE|DIR", parser=a_path, help="YAML or JSON; may be given several times."
+        "--filename", "-f", metavar="FILE|DIR", parser=_a_file, help="YAML or JSON, - for stdin; several times."
     ),
 ]
 
@@ -40,32 +50,39 @@ def apply(
 
         felixpy apply -f pools.yaml -f endpoints/
 
-        kubectl get ippool -o json | felixpy apply -f /dev/stdin
+        kubectl get ippool -o json | felixpy apply -f -
     """
     with plain_errors():
         local = local_settings(config)
         _require_broker(local.settings)
-    finish(_publish(local.settings, filename, "apply", skip_bad, recount))
+    finish(_apply(local.settings, filename, skip_bad, recount))
 
 
 def delete(
     filename: Files,
     config: SettingsFile = None,
     recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
+    ignore_not_found: Annotated[
+        bool, typer.Option("--ignore-not-found", help="Objects that are not there are no error.")
+    ] = False,
 ) -> None:
-    """Delete the resources that files name from the MQTT broker.
+    """Delete the resources that files name from the MQTT broker. Kind and name (and namespace) are enough.
+
+    Exit code: 0 all are gone, 1 that could not be done, or one was not there.
 
     Examples:
 
         felixpy delete -f endpoint.yaml
+
+        felixpy get IPPool old | felixpy delete -f - --ignore-not-found
     """
     with plain_errors():
         local = local_settings(config)
         _require_broker(local.settings)
-    finish(_publish(local.settings, filename, "delete", False, recount))
+    finish(_delete(local.settings, filename, recount, ignore_not_found))
 
 
-async def _publish(settings: Settings, paths: list[Path], verb: str, skip_bad: bool, recount: bool) -> None:
+async def _apply(settings: Settings, paths: list[Path], skip_bad: bool, recount: bool) -> None:
     from felixpy.model.documents import load
     from felixpy.publish import open_publisher
     from felixpy.sources.batch import prepare
@@ -73,15 +90,28 @@ async def _publish(settings: Settings, paths: list[Path], verb: str, skip_bad: b
     batch = prepare(load(_existing(paths)), skip_bad=skip_bad)
     for problem in batch.problems:
         typer.echo(f"skipped {problem}", err=True)
-    with _progress(verb) as progress:
+    with _progress("apply") as progress:
         async with open_publisher(settings, progress) as publisher:
-            if verb == "apply":
-                outcome = await publisher.apply(batch, recount=recount)
-            else:
-                outcome = await publisher.delete(batch, recount=recount)
+            outcome = await publisher.apply(batch, recount=recount)
+    _tell(outcome, batch)
+
+
+async def _delete(settings: Settings, paths: list[Path], recount: bool, ignore_not_found: bool) -> None:
+    from felixpy.model.documents import load
+    from felixpy.publish import open_publisher
+    from felixpy.sources.batch import prepare_deletion
+
+    batch = prepare_deletion(load(_existing(paths)))
+    with _progress("delete") as progress:
+        async with open_publisher(settings, progress) as publisher:
+            outcome = await publisher.delete(batch, recount=recount)
+    _tell(outcome, batch)
+    if outcome.missing and not ignore_not_found:
+        raise CommandError(f"not found: {', '.join(outcome.missing)}")
+
+
+def _tell(outcome: Outcome, batch: Batch) -> None:
     typer.echo(f"{outcome.written} published, {outcome.unchanged} unchanged, {outcome.deleted} deleted")
-    for missing in outcome.missing:
-        typer.echo(f"not found: {missing}", err=True)
     if batch.ignored:
         typer.echo(f"{batch.ignored} of a kind that felixpy does not know, ignored", err=True)
 
@@ -92,7 +122,7 @@ def get(
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of endpoints.")] = None,
     filename: Annotated[
         list[Path] | None,
-        typer.Option("--filename", "-f", metavar="FILE|DIR", parser=a_path, help="Objects that files name."),
+        typer.Option("--filename", "-f", metavar="FILE|DIR", parser=_a_file, help="Objects that files name."),
     ] = None,
     config: SettingsFile = None,
     output: Annotated[str, typer.Option("--output", "-o", help="yaml or json.")] = "yaml",

@@ -33,7 +33,10 @@ class BadBatch(PublishError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One resource: its key on the broker, its topic, and the filter that finds it wherever it is now."""
+    """One resource: its key on the broker, its topic, and the filter that finds it wherever it is now.
+
+    ``topic`` is empty, and so is ``payload``, of what is to be deleted and of which no more than the key is known.
+    """
 
     key: ResourceKey
     topic: str
@@ -75,6 +78,42 @@ def prepare(documents: Iterable[Document | BadDocument], *, skip_bad: bool = Fal
     if problems and not skip_bad:
         raise BadBatch(tuple(problems))
     return Batch(tuple(entries.values()), tuple(problems), ignored)
+
+
+def prepare_deletion(documents: Iterable[Document | BadDocument]) -> Batch:
+    """What documents name, for being deleted: kind and name are enough, whatever else is wrong with them.
+
+    Raises:
+        BadBatch: a document does not tell what it means.
+    """
+    entries: dict[ResourceKey, Entry] = {}
+    problems: list[str] = []
+    ignored = 0
+    for document in documents:
+        if isinstance(document, BadDocument):
+            if document.key is None:
+                problems.append(str(document))
+            else:
+                entries.setdefault(document.key, _named(document.key))
+        elif document.resource is None:
+            ignored += 1
+        else:
+            entry = _entry(document)
+            entries.setdefault(entry.key, entry)
+    if problems:
+        raise BadBatch(tuple(problems))
+    return Batch(tuple(entries.values()), (), ignored)
+
+
+def _named(key: ResourceKey) -> Entry:
+    """Of an object of which no more than the key is known: node and CIDR, parts of some topics, are not."""
+    if key.kind is Kind.WORKLOAD_ENDPOINT:
+        wide = topics.endpoint_filter(key)
+    elif key.kind is Kind.BLOCK_AFFINITY:
+        wide = topics.kind_filter(topics.SEGMENT[key.kind])
+    else:
+        wide = topics.shared_topic(key)
+    return Entry(key, "", wide, b"")
 
 
 def _entry(document: Document) -> Entry:

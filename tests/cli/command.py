@@ -30,11 +30,19 @@ class Done(NamedTuple):
         return json.loads(self.out)
 
 
-def felixpy(*arguments: str, env: Mapping[str, str] | None = None, before: tuple[str, ...] = ()) -> Done:
+def felixpy(
+    *arguments: str, env: Mapping[str, str] | None = None, before: tuple[str, ...] = (), stdin: str | None = None
+) -> Done:
     """Run a command to its end; ``before`` is put before it, like ``setpriv``."""
     variables = environment({"NODENAME": "n1", "COLUMNS": "200", **(env or {})})
     done = subprocess.run(
-        (*before, *FELIXPY, *arguments), env=variables, capture_output=True, text=True, timeout=60, check=False
+        (*before, *FELIXPY, *arguments),
+        env=variables,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import yaml
@@ -91,3 +92,50 @@ def test_get_lists_what_nests_too_deeply_as_text(broker: Broker) -> None:
                 assert read(done.json if form == "json" else done.out) == [text]
 
     asyncio.run(scenario())
+
+
+BAD = """
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: bad, namespace: default}
+---
+apiVersion: projectcalico.org/v3
+kind: BlockAffinity
+metadata: {name: n1-10-48-0-0-26}
+spec: {node: n1}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: bad}
+spec: {cidr: nonsense}
+"""
+
+
+def test_what_was_published_by_hand_and_is_invalid_can_be_deleted_by_what_get_prints(broker: Broker) -> None:
+    topics = ("wep/n1/default/bad", "affinity/n1/10-48-0-0-26", "ippool/bad")
+
+    async def scenario() -> None:
+        async with stream_to(broker) as stream:
+            for topic, document in zip(topics, yaml.safe_load_all(BAD), strict=True):
+                await stream.raw(topic, json.dumps(document).encode())
+            await stream.raw("ippool/other", b'{"keep": 1}')
+            got = await command("get", broker=broker)
+            printed = "---\n".join(text for text in got.out.split("---\n") if "bad" in text or "26" in text)
+            done = await asyncio.to_thread(felixpy, "delete", "-f", "-", env=at(broker), stdin=printed)
+            assert (done.code, done.out, done.err) == (0, "0 published, 0 unchanged, 3 deleted\n", "")
+            assert (await command("get", broker=broker)).out == "keep: 1\n"
+
+    asyncio.run(scenario())
+
+
+def test_deleting_what_is_not_there_is_an_error_unless_told(broker: Broker, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(f"{BAD}---\n{yaml.safe_dump(GOOD)}")
+    assert felixpy("apply", "--skip-bad", "-f", str(file), env=at(broker)).out.startswith("1 published")
+    done = felixpy("delete", "-f", str(file), env=at(broker))
+    assert (done.code, done.out) == (1, "0 published, 0 unchanged, 1 deleted\n")
+    assert done.err.startswith("felixpy: not found: WorkloadEndpoint default/bad, ")
+    assert felixpy("delete", "--ignore-not-found", "-f", str(file), env=at(broker)).code == 0
+    file.write_text("kind: IPPool\napiVersion: projectcalico.org/v3\n")
+    done = felixpy("delete", "-f", str(file), env=at(broker))
+    assert (done.code, "nothing was sent" in done.err) == (1, True)
