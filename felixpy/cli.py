@@ -6,6 +6,7 @@ Exit codes: 0 done (``plan``: nothing to do), 1 could not be done, 2 ``plan``: s
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from felixpy.command import (
 from felixpy.config import Settings
 from felixpy.node_commands import check, diag, explain, status
 from felixpy.observe.log_limit import LogLimit
+from felixpy.standard_streams import give_output_up, mend
 from felixpy.stream_commands import apply, delete, get
 
 app = typer.Typer(
@@ -223,9 +225,16 @@ def version() -> None:
 
         felixpy version
     """
-    typer.echo(f"felixpy {__version__}")
+    with plain_errors():
+        typer.echo(f"felixpy {__version__}")
 
 
 def main() -> None:
-    """Entry point."""
-    app()
+    """Run the command that the arguments name."""
+    mend()
+    try:
+        app()
+    except OSError as error:  # not of a command: of its help
+        if give_output_up() is None:
+            raise
+        sys.exit(f"felixpy: cannot write to standard output: {error.strerror}")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import socket
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
@@ -30,6 +31,7 @@ from felixpy.config import (
 from felixpy.observe.log import configure_logging
 from felixpy.observe.log_limit import LogLimit
 from felixpy.plain_error import PlainError
+from felixpy.standard_streams import give_output_up
 
 DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
 
@@ -116,6 +118,10 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
     except PlainError as error:
         fail(str(error), exit_code)
     except OSError as error:
+        if (refused := give_output_up()) is not None:
+            if refused.errno == errno.EPIPE:  # `felixpy get | head`: nobody wants the rest
+                raise typer.Exit(128 + signal.SIGPIPE) from None
+            fail(f"cannot write to standard output: {refused.strerror}", exit_code)
         if error.errno in (errno.EPERM, errno.EACCES):  # netlink's errors are no PermissionError
             place = f"{error.filename}: " if error.filename else ""
             fail(f"{place}{error.strerror or error}: felixpy needs root or CAP_NET_ADMIN; run it with sudo", exit_code)
