@@ -414,12 +414,12 @@ def _network_reason(error: aiomqtt.MqttError, settings: Settings) -> str:
     origin = error.__context__
     if isinstance(origin, ssl.SSLCertVerificationError):
         return f"has a certificate that is not trusted ({origin.verify_message}); check FELIX_MQTTCAFILE"
-    if isinstance(origin, ssl.SSLError):
-        return (
-            f"fails the TLS handshake ({origin.reason or origin}); check FELIX_MQTTTLS, the port and the certificates"
-        )
+    if isinstance(origin, ssl.SSLError) or (settings.mqtt_tls and isinstance(origin, ConnectionResetError)):
+        reason = origin.reason if isinstance(origin, ssl.SSLError) else origin.strerror
+        return f"fails the TLS handshake ({reason or origin}); check FELIX_MQTTTLS, the port and the certificates"
     if isinstance(origin, socket.gaierror):
-        return "has a host name that cannot be resolved; check FELIX_MQTTHOST"
+        brackets = ", where an IPv6 address has no brackets" if settings.mqtt_host.startswith("[") else ""
+        return f"has a host name that cannot be resolved; check FELIX_MQTTHOST{brackets}"
     if isinstance(origin, ConnectionRefusedError):
         return "refuses connections; is it running, and is FELIX_MQTTPORT right?"
     if isinstance(origin, TimeoutError) or "timed out" in str(error):

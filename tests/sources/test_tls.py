@@ -73,6 +73,16 @@ def test_tls_mistakes_are_one_sentence_each(authority: Path) -> None:
             connect(replace(good, mqtt_key_file=authority / "server.key"))
         with pytest.raises(PublishError, match="not trusted"):
             connect(replace(good, mqtt_host="localhost"))
+        with pytest.raises(PublishError, match=r"before it answered; .*FELIX_MQTTTLS"):
+            connect(replace(good, mqtt_tls=False))
+
+
+def test_tls_at_a_plain_port_and_an_address_in_brackets_are_named(tmp_path: Path) -> None:
+    with running(tmp_path) as broker:
+        with pytest.raises(PublishError, match=r"fails the TLS handshake .*FELIX_MQTTTLS"):
+            connect(settings_for(broker, mqtt_tls=True))
+        with pytest.raises(PublishError, match="no brackets"):
+            connect(settings_for(broker, mqtt_host="[::1]"))
 
 
 def test_missing_client_certificate_is_suspected(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
