@@ -14,7 +14,7 @@ from tests.cli.command import felixpy
 
 ACL = Path(__file__).resolve().parents[2] / "config" / "mosquitto.acl"
 ROOT = "felixpy/v1"
-USERS = ("n1", "n2", "publisher", "viewer", "stranger")
+USERS = ("n1", "n2", "publisher", "viewer", "stranger", "felixpy-node")
 ENDPOINT = """
 apiVersion: projectcalico.org/v3
 kind: WorkloadEndpoint
@@ -116,6 +116,20 @@ def test_these_rules_are_enough_for_an_agent(broker: Broker) -> None:
     done = felixpy("plan", env=as_user(broker, "n1") | {"NODENAME": "n1"})
     assert done.code in (0, 2), done
     assert felixpy("show", env=as_user(broker, "n1") | {"NODENAME": "n1"}).out.count("10.48.0.1")
+
+
+def test_the_one_user_of_the_daemonset_is_enough_for_every_node_and_writes_status_alone(broker: Broker) -> None:
+    for number, node in enumerate(("n1", "n2"), 1):
+        env = as_user(broker, "felixpy-node") | {"NODENAME": node}
+        assert felixpy("show", env=env).out.count(f"10.48.0.{number}")
+    before = seen(broker, "publisher")
+    for topic in FORBIDDEN:
+        if not topic.startswith("status/"):
+            client("mosquitto_pub", broker, "felixpy-node", "-q", "1", "-r", "-t", f"{ROOT}/{topic}", "-m", "{}")
+            client("mosquitto_pub", broker, "felixpy-node", "-q", "1", "-r", "-t", f"{ROOT}/{topic}", "-n")
+    assert seen(broker, "publisher") == before
+    client("mosquitto_pub", broker, "felixpy-node", "-q", "1", "-r", "-t", f"{ROOT}/status/n1", "-m", "{}")
+    assert seen(broker, "publisher") == before | {"status/n1"}
 
 
 def test_the_user_of_another_node_is_told_so_and_no_plan_is_made(broker: Broker) -> None:
