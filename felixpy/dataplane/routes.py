@@ -52,11 +52,15 @@ class RouteTable:
         )
 
     def next_removal(self) -> float | None:
-        """When the first external route may go, on the clock; None if none waits."""
+        """When the first external route may go, on the clock; None if none waits.
+
+        One whose removal was refused, or undone too often, has a time of its own (``KeyedTable.next_retry``).
+        """
+        table = self.table
         waits = [
             self._clock() + self._age_left(value)
-            for key in self.table.dirty
-            if key not in self.table.desired and (value := self.table.committed.get(key)) is not None
+            for key in table.dirty
+            if key not in table.desired and key not in table.refused and (value := table.committed.get(key)) is not None
         ]
         return min(waits) if waits else None
 

@@ -15,7 +15,7 @@ from felixpy.config import Settings
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.routes import GRACE_SECONDS, RouteTable
-from felixpy.dataplane.table import Delta
+from felixpy.dataplane.table import CONTEST_TOLERATED, Delta
 from felixpy.model.net import Family, Net
 from felixpy.netlink import rtnetlink as rt
 from felixpy.netlink.rtnetlink import KernelRoute
@@ -284,6 +284,24 @@ def test_an_external_route_on_a_workload_interface_is_spared_while_the_interface
     assert {str(one.destination) for one in routes.write().remove} == {"10.65.0.9/32", "fd00:65::9/128"}
     assert routes.table.next_removal() is None
     assert {"10.65.0.10"} <= destinations()
+
+
+def test_a_removal_that_is_undone_again_and_again_is_not_due_before_its_pause_is_over(routes: Routes) -> None:
+    """It counted as due at once, always: the agent wrote nothing, and slept never."""
+    pairs("cali1")
+    routes.read()
+    for _ in range(CONTEST_TOLERATED + 1):
+        assert routes.table.next_removal() is None
+        ip("route add 10.9.1.0/24 dev cali1 proto 222")
+        routes.read()
+        routes.write()
+    (refused,) = routes.table.table.refused.values()
+    assert "another program keeps changing this" in refused.reason
+    assert "10.9.1.0/24" in destinations()
+    assert routes.table.next_removal() is None
+    assert routes.table.table.next_retry() == refused.retry_at > routes.clock.now
+    routes.clock.now = refused.retry_at
+    assert routes.write().remove.keys() == {key("10.9.1.0/24")}
 
 
 def test_an_external_route_becomes_ours_when_its_endpoint_arrives(routes: Routes) -> None:
