@@ -28,7 +28,10 @@ class NeighbourTable:
         self._clock = clock
         self.ownership = ownership
         self.table: KeyedTable[NeighbourKey, bytes, KernelNeighbour] = KeyedTable(
-            "neighbours", self._resolve, interface_of=lambda key, mac: key.interface
+            "neighbours",
+            self._resolve,
+            ours=lambda key, neighbour: neighbour.protocol == self.ownership.device_route_protocol,
+            interface_of=lambda key, mac: key.interface,
         )
 
     async def read(self, socket: NetlinkSocket) -> dict[NeighbourKey, KernelNeighbour]:

@@ -17,10 +17,10 @@ from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import Spent
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
-from felixpy.model.net import Family
+from felixpy.model.net import Family, Net
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.message import Message
-from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
+from felixpy.netlink.rtnetlink import KernelRoute
 from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 from felixpy.slices import emptied, in_slices
 
@@ -46,6 +46,7 @@ class RouteTable:
         self.table: KeyedTable[RouteKey, Route, KernelRoute] = KeyedTable(
             "routes",
             self._resolve,
+            ours=lambda key, route: self._ours(key.destination, route),
             removable=lambda key, route: self._age_left(route) <= 0,
             interface_of=lambda key, route: route.interface,
             describe=lambda route: f"a route of protocol {route.protocol} through {links.name_of(route.interface)}",
@@ -93,7 +94,11 @@ class RouteTable:
         # Each interface of a full node has a route for its link-local addresses.
         some = [message for message in messages if not self._never_ours(rtnetlink.route_protocol(message))]
         routes = reversed(rtnetlink.decode_routes(some))  # what comes later takes the place of what came before
-        return {RouteKey(*key): route for key, route in routes if key.table == MAIN_TABLE and self._ours(key, route)}
+        return {
+            RouteKey(*key): route
+            for key, route in routes
+            if key.table == MAIN_TABLE and self._ours(key.destination, route)
+        }
 
     def notify(self, message: Message) -> None:
         """Take a route notification. A foreign route that takes the place of a wanted one counts too."""
@@ -104,7 +109,7 @@ class RouteTable:
         if message.type == rtnetlink.RTM_DELROUTE:
             if self.table.committed.get(key) == route:
                 self.table.observe(key, MISSING, self._clock())
-        elif key in self.table.desired or self._ours(*decoded):
+        elif key in self.table.desired or self._ours(key.destination, route):
             self.table.observe(key, route, self._clock())
 
     def _resolve(self, key: RouteKey, route: Route) -> KernelRoute:
@@ -120,7 +125,7 @@ class RouteTable:
             index = link.ifindex
         return KernelRoute(route.type, index, route.gateway, route.onlink, route.source, route.scope, route.protocol)
 
-    def _ours(self, key: KernelRouteKey, route: KernelRoute) -> bool:
+    def _ours(self, destination: Net, route: KernelRoute) -> bool:
         if route.protocol == self.ownership.device_route_protocol:
             return True
         if not self.ownership.remove_external_routes or self._never_ours(route.protocol):
@@ -128,7 +133,7 @@ class RouteTable:
         name = self.links.name_of(route.interface)
         if name is None or not name.startswith(self.ownership.interface_prefix):
             return False
-        packed = key.destination.packed
+        packed = destination.packed
         return not (len(packed) == 16 and (packed.startswith(LINK_LOCAL) or packed.startswith(MULTICAST)))
 
     def _never_ours(self, protocol: int) -> bool:

@@ -84,9 +84,10 @@ class Delta(Generic[K, C]):
 class KeyedTable(Generic[K, D, C]):
     """Desired values of type D become kernel values of type C by ``resolve``, which may raise ``Waiting``.
 
-    ``removable`` says whether an unwanted entry may go now; one that may not stays dirty. ``interface_of`` names the
-    interface that an entry hangs on, if entries do, so that a link event costs no more than that interface's own.
-    ``describe`` puts a kernel value into words.
+    ``ours`` says whether the kernel value of an entry that nobody wants any more is ours: another program's, seen while
+    the entry was wanted, is forgotten and stays. ``removable`` says whether an unwanted entry may go now; one that may
+    not stays dirty. ``interface_of`` names the interface that an entry hangs on, if entries do, so that a link event
+    costs no more than that interface's own. ``describe`` puts a kernel value into words.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class KeyedTable(Generic[K, D, C]):
         name: str,
         resolve: Callable[[K, D], C],
         *,
+        ours: Callable[[K, C], bool] = lambda key, value: True,
         removable: Callable[[K, C], bool] = lambda key, value: True,
         interface_of: Callable[[K, D], str | None] | None = None,
         describe: Callable[[C], str] = str,
@@ -106,6 +108,7 @@ class KeyedTable(Generic[K, D, C]):
         self.waiting: dict[K, str] = {}
         self.refused: dict[K, Refused] = {}
         self._resolve = resolve
+        self._ours = ours
         self._removable = removable
         self._interface_of = interface_of
         self._describe = describe
@@ -293,6 +296,9 @@ class KeyedTable(Generic[K, D, C]):
             if key not in desired:
                 waiting.pop(key, None)
                 if key not in committed:
+                    settled.append(key)
+                elif not self._ours(key, committed[key]):
+                    del committed[key]
                     settled.append(key)
                 elif self._removable(key, committed[key]):
                     delta.remove[key] = committed[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import Delta
+from felixpy.model.net import format_address
 from felixpy.netlink import rtnetlink as rt
+from felixpy.netlink.monitor import monitor_routing
 from felixpy.netlink.rtnetlink import KernelNeighbour
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from tests.kernel import PROTOCOL, Clock, ip, ip_json, packed, pairs, reread_links
@@ -96,6 +99,26 @@ def test_an_entry_of_somebody_else_is_taken_over_where_it_is_wanted(neighbours: 
     neighbours.table.table.want(V4, MAC1)
     assert neighbours.write().put.keys() == {V4}
     assert permanent() == {"10.65.0.2": MAC1.hex(":")}
+
+
+def test_an_entry_of_somebody_else_stays_when_ours_is_not_wanted_any_more(neighbours: Neighbours) -> None:
+    pairs("cali1")
+    neighbours.read()
+    want_both(neighbours, MAC1)
+    neighbours.write()
+    with contextlib.closing(monitor_routing([neighbours.socket.port])) as monitor:
+        for key in (V4, V6):
+            address = format_address(key.address)
+            ip(f"neigh del {address} dev cali1", f"neigh add {address} lladdr {MAC2.hex(':')} dev cali1 nud permanent")
+        for message in monitor.read() or ():
+            if message.type in (rt.RTM_NEWNEIGH, rt.RTM_DELNEIGH):
+                neighbours.table.notify(message)
+    assert neighbours.table.table.delta(0).put.keys() == {V4, V6}
+    for key in (V4, V6):
+        neighbours.table.table.drop(key)
+    assert not neighbours.write()
+    left = {one["dst"]: one["lladdr"] for one in ip_json("neigh", "show", "nud", "permanent")}
+    assert (left["10.65.0.2"], left["fd00:65::2"]) == (MAC2.hex(":"), MAC2.hex(":"))
 
 
 def test_an_entry_waits_for_its_interface_and_comes_back_after_a_flap(neighbours: Neighbours) -> None:

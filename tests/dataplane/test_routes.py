@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,9 +19,10 @@ from felixpy.dataplane.routes import GRACE_SECONDS, RouteTable
 from felixpy.dataplane.table import CONTEST_TOLERATED, Delta
 from felixpy.model.net import Family, Net
 from felixpy.netlink import rtnetlink as rt
+from felixpy.netlink.monitor import monitor_routing
 from felixpy.netlink.rtnetlink import KernelRoute
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
-from tests.kernel import PROTOCOL, Clock, ip, ip_json, pairs, reread_links, sysctl
+from tests.kernel import PROTOCOL, Clock, ip, ip_json, packed, pairs, reread_links, sysctl
 
 SETTINGS = Settings()
 
@@ -266,6 +268,36 @@ def test_our_routes_of_an_earlier_life_go_and_foreign_ones_stay(routes: Routes) 
     assert removed == {"10.9.1.0/24", "fd00:9:1::/64", "10.9.2.0/24"}
     assert before - destinations() == {"10.9.1.0/24", "fd00:9:1::/64", "10.9.2.0/24"}
     assert ip_json("route", "show", "table", "1000")
+
+
+@pytest.mark.parametrize("seen", ["read", "told"])
+def test_another_programs_route_in_place_of_ours_stays_when_ours_is_not_wanted_any_more(
+    routes: Routes, seen: str
+) -> None:
+    """A BGP speaker that takes over what felixpy routed, and then ``ProgramClusterRoutes`` is disabled."""
+    pairs("eth0", "cali1")
+    ip(*(line.replace("cali2", "eth0") for line in ROUTERS))
+    routes.read()
+    blocks = {key("10.65.1.0/26"): "192.0.2.2", key("fd00:65::40/122"): "fd00:2::2"}
+    for one, gateway in blocks.items():
+        route = Route(RouteType.UNICAST, "eth0", packed(gateway), onlink=True, protocol=PROTOCOL)
+        routes.table.table.want(one, route)
+    want_both(routes)
+    routes.write()
+    with contextlib.closing(monitor_routing([routes.socket.port])) as monitor:
+        for one, gateway in blocks.items():
+            ip(f"route replace {one.destination} via {gateway} dev eth0 proto bird metric {one.metric}")
+        if seen == "read":
+            routes.read()
+        for message in monitor.read() or () if seen == "told" else ():
+            routes.table.notify(message)
+    assert routes.table.table.delta(routes.clock.now).put.keys() == blocks.keys()
+    for one in list(routes.table.table.desired):
+        routes.table.table.drop(one)
+    assert routes.write().remove.keys() == {V4, V6}
+    assert [each["protocol"] for one in blocks for each in shown(one)] == ["bird", "bird"]
+    assert not routes.table.table.committed
+    assert not routes.table.table.dirty
 
 
 EXTERNAL = ("route add 10.65.0.9/32 dev cali1 proto boot scope link", "route add fd00:65::9/128 dev cali1 proto boot")
