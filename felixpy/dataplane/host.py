@@ -14,7 +14,8 @@ STRICT = 1
 
 
 async def read_host(links: Links, workload_prefixes: tuple[str, ...]) -> Host:
-    """Read the facts; workload interfaces are left out, so the cost does not grow with workloads.
+    """Read the facts; workload interfaces are left out, so the cost does not grow with workloads. ``links`` is told
+    which interfaces have addresses.
 
     Raises:
         OSError: the kernel refused.
@@ -25,6 +26,7 @@ async def read_host(links: Links, workload_prefixes: tuple[str, ...]) -> Host:
         for address in await read_addresses(own)
         if is_usable(address) and (name := links.name_of(address.interface)) is not None
     ]
+    links.addressed = frozenset(address.interface for address in addresses)
     rp_filter = read_proc(f"{PROC_SYS_NET}/ipv4/conf/default/rp_filter")
     return Host(tuple(addresses), Path(f"{PROC_SYS_NET}/ipv6").exists(), STRICT if rp_filter is None else rp_filter)
 

@@ -28,12 +28,16 @@ class LinkEvents:
 
 
 class Links:
-    """Interfaces by name and index. ``first_seen`` is the clock's time when an index first appeared."""
+    """Interfaces by name and index. ``first_seen`` is the clock's time when an index first appeared.
+
+    ``addressed`` are the node's own interfaces on which the last reading of its addresses found some (``read_host``).
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.by_name: dict[str, Link] = {}
         self.by_index: dict[int, Link] = {}
         self.first_seen: dict[int, float] = {}
+        self.addressed: frozenset[str] = frozenset()
         self._readers: list[set[int]] = []
         self._clock = clock
 

@@ -85,9 +85,10 @@ class RouteTable:
             request = rtnetlink.route_dump_request(family, MAIN_TABLE, interface)
             return await socket.decode_together(request, self.decode)
         except NetlinkError as error:
-            if error.errno != errno.ENOENT:
+            # The kernel makes the table with its first route; an interface may have gone since it was told of.
+            if error.errno != errno.ENOENT and not (interface and error.errno == errno.ENODEV):
                 raise
-            return []  # the kernel makes the table with its first route
+            return []
 
     def decode(self, messages: Iterable[Message]) -> dict[RouteKey, KernelRoute]:
         """Routes of the main table that are ours; the first of those with one key, which is the one in effect."""

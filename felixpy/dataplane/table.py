@@ -153,6 +153,10 @@ class KeyedTable(Generic[K, D, C]):
             self.forget(keys)
         self.mark(keys)
 
+    def has_on(self, interface: str) -> bool:
+        """Whether anything that is wanted hangs on an interface."""
+        return bool(self._by_interface.at(interface))
+
     def mark(self, keys: Iterable[K]) -> None:
         """Look at keys again, at once even if they were refused."""
         for key in keys:

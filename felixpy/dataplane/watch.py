@@ -18,6 +18,7 @@ from felixpy.dataplane.table import MISSING
 from felixpy.dataplane.writers import nftables_writers, routing_writer
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
+from felixpy.netlink.inventory import is_usable
 from felixpy.netlink.message import Message
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
 
@@ -129,9 +130,10 @@ class Watch:
         dataplane = self._dataplane
         events = dataplane.links.notify(messages)
         dataplane.link_events(events)
-        host = {name for name in events.changed | events.lost if is_host_interface(name, self._workload_prefixes)}
-        self._doubts.interfaces |= host
-        self._doubts.host = self._doubts.host or bool(host)
+        for name in events.changed | events.lost:
+            if is_host_interface(name, self._workload_prefixes):
+                self._doubt_routes(name)
+                self._doubts.host = self._doubts.host or name in dataplane.links.addressed
         for message in messages:
             match message.type:
                 case rtnetlink.RTM_NEWROUTE | rtnetlink.RTM_DELROUTE:
@@ -145,10 +147,21 @@ class Watch:
                     self._address(message)
 
     def _address(self, message: Message) -> None:
+        """Take a RTM_NEWADDR or RTM_DELADDR: with an address of the node its routes may have come or gone."""
         name = self._dataplane.links.name_of(rtnetlink.address_interface(message))
-        if name is not None and is_host_interface(name, self._workload_prefixes):
+        if name is None or not is_host_interface(name, self._workload_prefixes):
+            return
+        address = rtnetlink.decode_address(message)
+        if address is None or is_usable(address):  # each interface gets a link-local one, also that of any container
             self._doubts.host = True
-            self._doubts.interfaces.add(name)
+            self._doubt_routes(name)
+
+    def _doubt_routes(self, interface: str) -> None:
+        """The kernel may have removed routes of an interface without a word. Only a wanted one can be missed: of an
+        interface without any, such as another program makes for each of its containers, nothing is read.
+        """
+        if self._dataplane.routes.table.has_on(interface):
+            self._doubts.interfaces.add(interface)
 
     def _nftables(self, messages: list[Message]) -> None:
         now = self._dataplane.clock()

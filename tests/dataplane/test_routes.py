@@ -114,6 +114,15 @@ def test_a_route_moves_to_another_interface_by_one_message(routes: Routes) -> No
     assert [one["dev"] for one in found] == ["cali2", "cali2"]
 
 
+def test_an_interface_that_has_just_gone_has_no_routes(routes: Routes) -> None:
+    pairs("cali1")
+    routes.read()
+    index = routes.table.links.by_name["cali1"].ifindex
+    assert asyncio.run(routes.table.read(routes.socket, index)) == {}
+    ip("link del cali1")
+    assert asyncio.run(routes.table.read(routes.socket, index)) == {}
+
+
 def test_another_metric_is_another_route(routes: Routes) -> None:
     pairs("cali1")
     routes.read()

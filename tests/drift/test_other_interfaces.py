@@ -1,0 +1,94 @@
+"""Interfaces that felixpy has nothing to do with: a container runtime makes and removes hundreds of them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from felixpy import configuration
+from felixpy.calc.host import Host
+from felixpy.dataplane.links import Links
+from tests.drift.world import World, build_links, running, sh
+
+
+@dataclasses.dataclass
+class Readings:
+    """What an agent has read of the kernel: dumps of routes and links, the node's addresses, everything."""
+
+    world: World
+    addresses: int = 0
+    everything: int = 0
+
+    @property
+    def dumps(self) -> int:
+        return self.world.agent.dataplane.socket.dumps_sent
+
+
+@asynccontextmanager
+async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readings]:
+    names = ("Route", "Interface", "NFTables")
+    async with running("nftables", 1, **{f"{name}RefreshInterval": "0" for name in names}) as world:
+        readings = Readings(world)
+        read_host, read_kernel = configuration.read_host, world.agent.configuration.read_kernel
+
+        async def counted_host(links: Links, prefixes: tuple[str, ...]) -> Host:
+            readings.addresses += 1
+            return await read_host(links, prefixes)
+
+        async def counted_kernel() -> bool:
+            readings.everything += 1
+            return await read_kernel()
+
+        await world.until(lambda: not world.agent._resync_now.is_set())
+        await asyncio.sleep(0.5)  # the first comparison, and duplicate address detection of what was made before
+        monkeypatch.setattr(configuration, "read_host", counted_host)
+        monkeypatch.setattr(world.agent.configuration, "read_kernel", counted_kernel)
+        yield readings
+
+
+@pytest.fixture(autouse=True)
+def node(network: None) -> None:
+    build_links(1)
+
+
+async def containers_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with counted(monkeypatch) as readings:
+        dumps = readings.dumps
+        for number in range(20):
+            await asyncio.to_thread(
+                sh,
+                f"ip link add veth{number} type veth peer name ctr{number}; ip link set veth{number} up;"
+                f" ip link set ctr{number} up; sleep 0.02; ip link del veth{number}",
+            )
+        await asyncio.to_thread(sh, "ip link add veth20 type veth peer name ctr20; ip link set veth20 up; sleep 2.5")
+        await readings.world.quiet()
+        assert "veth20" in readings.world.agent.links.by_name
+        assert (readings.dumps - dumps, readings.addresses, readings.everything) == (0, 0, 0)
+
+
+def test_a_container_of_another_runtime_costs_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interface that had gone before its routes were read cost a comparison of everything."""
+    asyncio.run(containers_come_and_go(monkeypatch))
+
+
+async def addresses_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def known() -> set[str]:
+        return {address.interface for address in readings.world.agent.calculation.host.addresses}
+
+    async with counted(monkeypatch) as readings:
+        until = readings.world.until
+        sh("ip link add wlan0 type veth peer name air; ip link set wlan0 up; ip addr add 192.0.2.7/24 dev wlan0")
+        await until(lambda: known() == {"eth0", "wlan0"})
+        sh("ip link set wlan0 name wlan9")
+        await until(lambda: known() == {"eth0", "wlan9"})
+        sh("ip link del wlan9")
+        await until(lambda: known() == {"eth0"})
+        assert readings.everything == 0
+
+
+def test_an_interface_with_an_address_of_the_node_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(addresses_come_and_go(monkeypatch))
