@@ -18,10 +18,15 @@ from felixpy.slices import emptied, in_slices
 
 @dataclass(slots=True)
 class LinkEvents:
-    """What a batch of notifications meant: interfaces that changed, and those that lost their kernel state."""
+    """What a batch of notifications meant: interfaces that changed, and those that lost their kernel state.
+
+    ``renamed``: by index the former name of an interface that got another one while it was up, which newer
+    kernels allow: its routes and neighbours stay. The former name has changed but lost nothing.
+    """
 
     changed: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
+    renamed: dict[int, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.lost)
@@ -106,24 +111,39 @@ class Links:
             return
         if self.by_name.get(old.name) is old:
             del self.by_name[old.name]
+        self._lose(old, events)
+
+    def _lose(self, link: Link, events: LinkEvents) -> None:
+        names = {link.name, events.renamed.pop(link.ifindex, link.name)}
+        events.changed |= names
+        events.lost |= names
+
+    def _rename(self, old: Link, events: LinkEvents) -> None:
+        """An interface that is up and stays so gets another name."""
+        if self.by_name.get(old.name) is old:
+            del self.by_name[old.name]
+        self.first_seen.pop(old.ifindex, None)
         events.changed.add(old.name)
-        events.lost.add(old.name)
+        events.renamed.setdefault(old.ifindex, old.name)
 
     def _add(self, link: Link, events: LinkEvents) -> None:
         old = self.by_index.get(link.ifindex)
         if old is not None and old.name != link.name:
-            self._remove(link.ifindex, events)
-            old = None
+            if old.up and link.up:
+                self._rename(old, events)
+            else:
+                self._remove(link.ifindex, events)
+                old = None
         if old is not None and not link.inet:
             link = link._replace(inet=old.inet)
         if old is not None and not link.inet6:
             link = link._replace(inet6=old.inet6)
         if old == link:
             return
-        if old is None or old.up != link.up or old.mac != link.mac:
+        if old is None or (old.name, old.up, old.mac) != (link.name, link.up, link.mac):
             events.changed.add(link.name)
         if old is not None and old.up and not link.up:
-            events.lost.add(link.name)
+            self._lose(old, events)
         self.by_index[link.ifindex] = link
         self.by_name[link.name] = link
         self.first_seen.setdefault(link.ifindex, self._clock())

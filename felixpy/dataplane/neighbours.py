@@ -5,7 +5,7 @@ Ours are the permanent entries signed with our route protocol number (NDA_PROTOC
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from felixpy.calc.entries import NeighbourKey
 from felixpy.dataplane.links import Links
@@ -30,7 +30,7 @@ class NeighbourTable:
         self.table: KeyedTable[NeighbourKey, bytes, KernelNeighbour] = KeyedTable(
             "neighbours",
             self._resolve,
-            ours=lambda key, neighbour: neighbour.protocol == self.ownership.device_route_protocol,
+            ours=self._is_ours,
             interface_of=lambda key, mac: key.interface,
         )
 
@@ -47,6 +47,25 @@ class NeighbourTable:
                 for neighbours in parts:
                     found.update(self._ours(neighbours))
         return found
+
+    def _is_ours(self, key: NeighbourKey, neighbour: KernelNeighbour) -> bool:
+        """Whether we signed an entry, and it is still the key's: its interface may have another name by now."""
+        signed = neighbour.protocol == self.ownership.device_route_protocol
+        return signed and self.links.name_of(neighbour.interface) == key.interface
+
+    def renamed(self, names: Mapping[int, str]) -> None:
+        """Interfaces that are up have got other names, with which their entries stay; ``names`` are the former ones."""
+        table, moved = self.table, dict[NeighbourKey, KernelNeighbour]()
+        for index, former in names.items():
+            name = self.links.name_of(index)
+            for key in list(table.wanted_on(former)):
+                neighbour = table.committed.get(key)
+                if name is not None and neighbour is not None and neighbour.interface == index:
+                    moved[NeighbourKey(name, key.address)] = neighbour
+                    table.forget((key,))
+        for key, neighbour in moved.items():
+            table.learn(key, neighbour)
+        table.mark(moved)
 
     def _ours(self, neighbours: Iterable[KernelNeighbour]) -> Iterator[tuple[NeighbourKey, KernelNeighbour]]:
         """Those that we signed, with their keys."""

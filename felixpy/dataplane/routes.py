@@ -120,7 +120,7 @@ class RouteTable:
         if route.interface is not None:
             link = self.links.by_name.get(route.interface)
             if link is None:
-                raise Waiting(f"interface {route.interface} does not exist")
+                raise Waiting(f"interface {route.interface} does not exist", gone=True)  # or has another name now
             if not link.up:
                 raise Waiting(f"interface {route.interface} is down")
             index = link.ifindex

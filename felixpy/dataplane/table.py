@@ -22,7 +22,14 @@ C = TypeVar("C")
 
 
 class Waiting(Exception):
-    """A wanted entry cannot be written yet, for a reason that an event will change (no interface, link down)."""
+    """A wanted entry cannot be written yet, for a reason that an event will change (no interface, link down).
+
+    ``gone``: it has no place in the kernel now, so what stands there under its key goes, if it is ours.
+    """
+
+    def __init__(self, reason: str, *, gone: bool = False) -> None:
+        super().__init__(reason)
+        self.gone = gone
 
 
 class Refused(NamedTuple):
@@ -153,9 +160,9 @@ class KeyedTable(Generic[K, D, C]):
             self.forget(keys)
         self.mark(keys)
 
-    def has_on(self, interface: str) -> bool:
-        """Whether anything that is wanted hangs on an interface."""
-        return bool(self._by_interface.at(interface))
+    def wanted_on(self, interface: str) -> Collection[K]:
+        """Keys of what is wanted and hangs on an interface; valid until the next change."""
+        return self._by_interface.at(interface)
 
     def mark(self, keys: Iterable[K]) -> None:
         """Look at keys again, at once even if they were refused."""
@@ -227,7 +234,7 @@ class KeyedTable(Generic[K, D, C]):
             self.committed[key] = value
         was_right = self._adopted and key not in self.dirty and key not in self._aside
         self.dirty.add(key)
-        if was_right and not self._waits(key):
+        if was_right and not (isinstance(value, Missing) and self._waits(key)):
             self._contest(key, value, now)
 
     def _waits(self, key: K) -> bool:
@@ -311,7 +318,10 @@ class KeyedTable(Generic[K, D, C]):
                 value = self._resolve(key, desired[key])
             except Waiting as reason:
                 waiting[key] = str(reason)
-                settled.append(key)
+                if not (reason.gone and key in committed and self._ours(key, committed[key])):
+                    settled.append(key)
+                elif self._removable(key, committed[key]):
+                    delta.remove[key] = committed[key]
                 continue
             if waiting:
                 waiting.pop(key, None)

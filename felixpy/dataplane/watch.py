@@ -129,7 +129,12 @@ class Watch:
         """Links come first: an entry that went with its interface is no drift."""
         dataplane = self._dataplane
         events = dataplane.links.notify(messages)
+        if events.renamed:
+            dataplane.neighbours.renamed(events.renamed)
         dataplane.link_events(events)
+        for name in events.renamed.values():  # settings stand by name, not by index as routes do
+            dataplane.interface_settings.table.interface_changed(name, lost=True)
+            self._doubts.host = True
         for name in events.changed | events.lost:
             if is_host_interface(name, self._workload_prefixes):
                 self._doubt_routes(name)
@@ -158,9 +163,11 @@ class Watch:
 
     def _doubt_routes(self, interface: str) -> None:
         """The kernel may have removed routes of an interface without a word. Only a wanted one can be missed: of an
-        interface without any, such as another program makes for each of its containers, nothing is read.
+        interface without any, such as another program makes for each of its containers, nothing is read. Of one that
+        has gone the link message tells all.
         """
-        if self._dataplane.routes.table.has_on(interface):
+        dataplane = self._dataplane
+        if interface in dataplane.links.by_name and dataplane.routes.table.wanted_on(interface):
             self._doubts.interfaces.add(interface)
 
     def _nftables(self, messages: list[Message]) -> None:
