@@ -13,10 +13,11 @@ ALL_INTERFACES = "all"
 
 
 class HostAddress(NamedTuple):
-    """An address of an interface that is no workload's; ``net`` keeps the host bits."""
+    """An address of an interface that is no workload's, and whether that is up; ``net`` keeps the host bits."""
 
     interface: str
     net: Net
+    up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +29,19 @@ class Host:
     rp_filter: int = 1
 
     def parent_interface(self, gateway: bytes, own: Net | None) -> str | None:
-        """Interface to reach another node: the one whose subnet has the gateway, else the one with our node address."""
-        best: HostAddress | None = None
-        for address in self.addresses:
-            subnet = address.net
-            if subnet.covers(gateway) and (best is None or subnet.length > best.net.length):
-                best = address
-        if best is not None:
-            return best.interface
-        if own is not None:
-            for address in self.addresses:
-                if address.net.packed == own.packed:
-                    return address.interface
-        return None
+        """Interface to reach another node: the one whose subnet has the gateway, else the one with our node address.
+
+        Of several the longest subnet, then one that is up, then the one with our node address, then the first by name:
+        never what the order in which interfaces came would say.
+        """
+        mine = own.packed if own is not None else None
+        ways = [
+            (-net.length, not up, net.packed != mine, interface)
+            for interface, net, up in self.addresses
+            if net.covers(gateway)
+        ]
+        ways = ways or [(0, not up, False, interface) for interface, net, up in self.addresses if net.packed == mine]
+        return min(ways)[-1] if ways else None
 
 
 def supported_families(settings: EntrySettings, host: Host) -> tuple[Family, ...]:

@@ -22,10 +22,11 @@ async def read_host(links: Links, workload_prefixes: tuple[str, ...]) -> Host:
     """
     own = [link.ifindex for link in links.by_name.values() if is_host_interface(link.name, workload_prefixes)]
     addresses = [
-        HostAddress(name, address.net)
+        HostAddress(link.name, address.net, link.up)
         for address in await read_addresses(own)
-        if is_usable(address) and (name := links.name_of(address.interface)) is not None
+        if is_usable(address) and (link := links.by_index.get(address.interface)) is not None
     ]
+    addresses.sort()  # links have the order in which they came: to tell the same in another order is no change
     links.addressed = frozenset(address.interface for address in addresses)
     rp_filter = read_proc(f"{PROC_SYS_NET}/ipv4/conf/default/rp_filter")
     return Host(tuple(addresses), Path(f"{PROC_SYS_NET}/ipv6").exists(), STRICT if rp_filter is None else rp_filter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -240,3 +241,34 @@ def test_the_interface_that_leads_to_a_node(addresses: list[str], gateway: str, 
     own = Net.parse_interface("192.0.2.77/24")
     assert host.parent_interface(Net.parse(gateway).packed, own) == expected
     assert HOST_FACTS.parent_interface(Net.parse("203.0.113.9").packed, None) is None
+
+
+def ways(*addresses: tuple[str, str, bool]) -> tuple[HostAddress, ...]:
+    return tuple(HostAddress(name, Net.parse_interface(net), up) for name, net, up in addresses)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (ways(("a", "192.0.2.50/24", False), ("b", "192.0.2.60/24", True)), "b"),  # up
+        (ways(("a", "192.0.2.77/24", False), ("b", "192.0.2.60/24", True)), "b"),  # up, before our node address
+        (ways(("a", "192.0.2.50/24", True), ("b", "192.0.2.77/24", True)), "b"),  # our node address
+        (ways(("a", "192.0.2.50/24", False), ("b", "192.0.2.77/24", False)), "b"),
+        (ways(("b", "192.0.2.50/24", True), ("a", "192.0.2.60/24", True)), "a"),  # the first by name
+        (ways(("a", "192.0.2.50/25", False), ("b", "192.0.2.60/24", True)), "a"),  # the longest subnet, even so
+        (ways(("a", "198.51.100.77/24", False), ("c", "192.0.2.60/24", False), ("b", "192.0.2.61/24", False)), "b"),
+    ],
+)
+def test_of_several_interfaces_that_lead_to_a_node_the_order_never_decides(
+    addresses: tuple[HostAddress, ...], expected: str
+) -> None:
+    own, gateway = Net.parse_interface("192.0.2.77/24"), Net.parse("192.0.2.9").packed
+    for order in itertools.permutations(addresses):
+        assert Host(order).parent_interface(gateway, own) == expected
+
+
+def test_of_several_interfaces_with_our_node_address_one_that_is_up_leads_beyond() -> None:
+    addresses = ways(("a", "192.0.2.77/24", False), ("c", "192.0.2.77/32", True), ("b", "192.0.2.77/25", True))
+    own, gateway = Net.parse_interface("192.0.2.77/24"), Net.parse("203.0.113.9").packed
+    for order in itertools.permutations(addresses):
+        assert Host(order).parent_interface(gateway, own) == "b"

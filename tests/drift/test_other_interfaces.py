@@ -92,3 +92,30 @@ async def addresses_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_interface_with_an_address_of_the_node_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(addresses_come_and_go(monkeypatch))
+
+
+async def second_interface_in_the_subnet() -> None:
+    """It is down with its address kept; then eth0 is made anew with the same configuration: another order."""
+    sh("ip link add aaa0 type veth peer name aaa1; ip addr add 172.31.0.50/24 dev aaa0")
+    async with running("nftables", 1, RouteRefreshInterval="0", InterfaceRefreshInterval="0") as world:
+
+        def leads_by(interface: str) -> bool:
+            return f"dev {interface} " in sh("ip route show 10.48.1.0/26")
+
+        await world.until(lambda: leads_by("eth0"))
+        sh(
+            "ip link del eth0; ip link add eth0 type veth peer name fabric; ip link set fabric up; ip link set eth0 up;"
+            " ip addr add 172.31.0.1/24 dev eth0"
+        )
+        await world.until(lambda: leads_by("eth0"))
+        sh("ip link set aaa0 up; ip link set aaa1 up")
+        await world.until(lambda: not world.agent.configuration.host_due)
+        assert leads_by("eth0")
+        sh("ip link set eth0 down")
+        await world.until(lambda: leads_by("aaa0"))
+        sh("ip link set eth0 up")
+        await world.until(lambda: leads_by("eth0"))
+
+
+def test_other_nodes_are_reached_through_an_interface_that_is_up() -> None:
+    asyncio.run(second_interface_in_the_subnet())
