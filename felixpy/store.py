@@ -6,7 +6,7 @@ number of endpoints. No I/O, no event loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from felixpy.index import Index
 from felixpy.model.net import Net
@@ -36,6 +36,7 @@ class Store:
         self._by_address: Index[Net, ResourceKey] = Index()
         self._by_interface: Index[str, ResourceKey] = Index()
         self._by_node: Index[str, ResourceKey] = Index()
+        self._by_remote_address: Index[Net, ResourceKey] = Index()
 
     def __len__(self) -> int:
         return len(self.endpoints) + len(self.pools) + len(self.nodes) + len(self.blocks) + len(self.configurations)
@@ -112,17 +113,24 @@ class Store:
 
     def _endpoint(self, key: ResourceKey, new: WorkloadEndpoint | None) -> set[ResourceKey]:
         dirty = {key}
+        had: tuple[Net, ...] = ()
+        has: tuple[Net, ...] = ()
         old = self.endpoints.pop(key, None)
         if old is not None and self.local(old):
-            for address in old.addresses:
+            had = old.addresses
+            for address in had:
                 dirty.update(self._by_address.discard(address, key))
             dirty.update(self._by_interface.discard(old.interface, key))
         if new is not None:
             self.endpoints[key] = new
             if self.local(new):
-                for address in new.addresses:
+                has = new.addresses
+                for address in has:
                     dirty.update(self._by_address.add(address, key))
                 dirty.update(self._by_interface.add(new.interface, key))
+        if had != has:
+            for address in {*had, *has}:
+                dirty.update(self._by_remote_address.at(address))
         return dirty
 
     def _pool(self, key: ResourceKey, new: IPPool | None) -> set[ResourceKey]:
@@ -151,11 +159,24 @@ class Store:
         old = self.blocks.pop(key, None)
         for name in block_nodes(old):
             self._by_node.discard(name, key)
+        for address in self._remote_addresses(old):
+            self._by_remote_address.discard(address, key)
         if new is not None:
             self.blocks[key] = new
             for name in block_nodes(new):
                 self._by_node.add(name, key)
+            for address in self._remote_addresses(new):
+                self._by_remote_address.add(address, key)
         return {key}
+
+    def _remote_addresses(self, block: IPAMBlock | BlockAffinity | None) -> Iterator[Net]:
+        """Single addresses that a block says are on other nodes: routed there unless they are here after all."""
+        if block is None:
+            return
+        if block.cidr.is_host and block.host != self.node_name:
+            yield block.cidr
+        if isinstance(block, IPAMBlock):
+            yield from (borrowed.address for borrowed in block.borrowed if borrowed.node != self.node_name)
 
 
 def _membership(pool: IPPool | None) -> object:

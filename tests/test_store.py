@@ -44,6 +44,20 @@ def test_an_endpoint_concerns_itself_and_those_it_shares_something_with() -> Non
     assert drop(store, endpoint("unknown")) == {"unknown"}
 
 
+def test_an_endpoint_concerns_a_block_that_says_its_address_is_elsewhere() -> None:
+    store = store_of(
+        block("10.65.1.0/26", "n1", ("10.65.1.5/32", "n2"), ("10.65.1.6/32", "n1")), affinity("10.65.9.5/32", "n2"),
+        *(block(f"10.65.{number}.0/26", "n2") for number in range(10, 30)),
+    )  # fmt: skip
+    assert put(store, endpoint("a", "10.65.1.7", "10.65.10.1", "10.65.1.6")) == {"a"}
+    assert put(store, endpoint("a", "10.65.1.5")) == {"a", "10-65-1-0-26"}
+    assert put(store, endpoint("a", "10.65.1.5", mac="0a:00:00:00:00:01")) == {"a"}
+    assert put(store, endpoint("a", "10.65.9.5")) == {"a", "10-65-1-0-26", "n2-10-65-9-5-32"}
+    assert put(store, endpoint("a", "10.65.9.5", node="n2")) == {"a", "n2-10-65-9-5-32"}
+    put(store, block("10.65.1.0/26", "n1"))
+    assert put(store, endpoint("a", "10.65.1.5")) == {"a"}
+
+
 def test_an_endpoint_that_changes_concerns_its_old_and_its_new_neighbours() -> None:
     store = store_of(endpoint("a", "10.65.1.1"), endpoint("b", "10.65.1.2"), endpoint("c", "10.65.1.1"))
     assert put(store, endpoint("c", "10.65.1.2")) == {"a", "b", "c"}
@@ -229,7 +243,8 @@ def test_configurations_are_kept_and_make_nothing_dirty() -> None:
 
 def test_length_and_keys_count_every_object_once() -> None:
     everything: list[Resource] = [
-        endpoint("a", "10.65.1.1"), pool("p", "10.65.0.0/16"), node("n1"), block("10.65.1.0/26", "n1"),
+        endpoint("a", "10.65.1.1"), pool("p", "10.65.0.0/16"), node("n1"),
+        block("10.65.1.0/26", "n1", ("10.65.1.5/32", "n2")),
         affinity("10.65.1.0/26", "n1"),
     ]  # fmt: skip
     store = store_of(*everything, *everything)
@@ -238,4 +253,6 @@ def test_length_and_keys_count_every_object_once() -> None:
     for resource in everything:
         drop(store, replace(resource))
     assert len(store) == 0
-    assert [vars(index) for index in (store._by_address, store._by_interface, store._by_node)] == 3 * [{"_at": {}}]
+    assert [
+        vars(index) for index in (store._by_address, store._by_interface, store._by_node, store._by_remote_address)
+    ] == 4 * [{"_at": {}}]

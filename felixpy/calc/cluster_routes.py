@@ -1,7 +1,8 @@
 """IPAM blocks -> routes to other nodes, blackholes for what this node owns and nobody uses. Pure.
 
 A block is routed natively only if a pool without encapsulation covers it: traffic of an IPIP or VXLAN pool must never
-leave the node unencapsulated by accident.
+leave the node unencapsulated by accident. What a local workload has is never routed to another node,
+whatever a block says: with a lower metric that route would stand beside the workload's and win.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def _route_to(
     entries: dict[Key, Value],
     problems: list[str],
 ) -> None:
+    if destination.is_host and store.address_owner(destination) is not None:
+        return
     pool = store.covering_pool(block)
     if pool is None:
         problems.append("no pool covers this block yet")

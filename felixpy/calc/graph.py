@@ -1,7 +1,7 @@
 """Dirty objects -> changed table entries. From scratch is the same path with every object dirty.
 
 Every object contributes entries; where two contribute the same kernel key the object of the lower rank wins (a local
-workload over a route to another node), then the first by key, so that the order of updates never matters.
+workload before anything else), then the first by key, so that the order of updates never matters.
 No I/O, no clock.
 """
 

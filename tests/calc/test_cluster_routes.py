@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from felixpy.calc.entries import RouteKey
+from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host, HostAddress
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Net
@@ -202,6 +204,37 @@ def test_a_local_workload_wins_over_a_route_to_another_node() -> None:
         assert routes(calculation) == {"10.65.2.0/26": "blackhole", "10.65.2.5/32": "dev cali-a"}
     gone = calculated(*CLUSTER, lent, local, replace(local, node="n2"))
     assert routes(gone)["10.65.2.5/32"] == "via 192.0.2.2 dev eth0 onlink"
+
+
+def unnumbered(calculation: Calculation) -> dict[str, str]:
+    """Routes by destination alone."""
+    return {name.split(" ")[0]: route for name, route in routes(calculation).items()}
+
+
+@pytest.mark.parametrize(("v4", "v6"), [(0, 1024), (1024, 2048), (7, 7)])
+def test_a_local_workload_wins_whatever_the_metrics_of_its_routes(v4: int, v6: int) -> None:
+    """Another metric is another route for the kernel, which takes the lower one."""
+    settings = replace(SETTINGS, ipv4_normal_route_priority=v4, ipv6_normal_route_priority=v6)
+    lent = block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n2"), ("10.65.2.6/32", "n2"))
+    lent6 = block("fd00:65::80/122", "n1", ("fd00:65::85/128", "n2"))
+    single, local = affinity("10.65.9.5/32", "n2"), endpoint("a", "10.65.2.5", "fd00:65::85", "10.65.9.5")
+    here = {"10.65.2.5/32": "dev cali-a", "fd00:65::85/128": "dev cali-a", "10.65.9.5/32": "dev cali-a"}
+    rest = {
+        "10.65.2.0/26": "blackhole",
+        "fd00:65::80/122": "blackhole",
+        "10.65.2.6/32": "via 192.0.2.2 dev eth0 onlink",
+    }
+    there = {"10.65.2.5/32": "via 192.0.2.2 dev eth0 onlink", "10.65.9.5/32": "via 192.0.2.2 dev eth0 onlink"}
+    there["fd00:65::85/128"] = "via 2001:db8::2 dev eth0 onlink"
+    for resources in ((lent, lent6, single, local), (local, single, lent6, lent)):
+        calculation = calculated(*CLUSTER, *resources, settings=settings)
+        assert unnumbered(calculation) == rest | here
+        assert len([key for key in calculation.entries() if isinstance(key, RouteKey)]) == len(rest | here)
+        for gone in (None, replace(local, node="n2"), replace(local, addresses=())):
+            calculation.calculate(calculation.store.apply(Update(local.key, gone)))
+            assert unnumbered(calculation) == rest | there
+            calculation.calculate(calculation.store.apply(Update(local.key, local)))
+            assert unnumbered(calculation) == rest | here
 
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])
