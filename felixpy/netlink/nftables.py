@@ -38,6 +38,7 @@ NEWGEN = 15
 NFPROTO = {Family.V4: 2, Family.V6: 10}
 HOOK_PREROUTING, HOOK_INPUT, HOOK_FORWARD, HOOK_OUTPUT, HOOK_POSTROUTING = range(5)
 
+TABLE_FLAGS, NFT_TABLE_F_DORMANT = 2, 0x1
 NFT_SET_ANONYMOUS, NFT_SET_CONSTANT, NFT_SET_INTERVAL, NFT_SET_MAP = 0x1, 0x2, 0x4, 0x8
 NFT_SET_CONCAT = 0x80
 NFT_SET_ELEM_INTERVAL_END = 0x1
@@ -164,6 +165,11 @@ def batch(requests: Sequence[Request]) -> list[Request]:
 
 def new_table(family: Family, table: str) -> Request:
     return request(NEWTABLE, NLM_F_CREATE, family, attribute(1, name(table)))
+
+
+def wake_table(family: Family, table: str) -> Request:
+    """Set a standing table's flags to none: one that is dormant has its rules looked at again."""
+    return request(NEWTABLE, NLM_F_CREATE, family, attribute(1, name(table)), attribute(TABLE_FLAGS, be32(0)))
 
 
 def delete_table(family: Family, table: str) -> Request:
@@ -403,6 +409,12 @@ def _decode_expression(data: bytes) -> Expression:
         if (compared is None or number in compared) and not (kind == "lookup" and number == 5 and not any(value))
     ]
     return Expression(kind, tuple(sorted(values)))
+
+
+def decode_table(message: Message) -> tuple[str, int]:
+    """(name, flags)."""
+    found = message_attributes(message)
+    return _text(found[1]), _number(found.get(TABLE_FLAGS, b"\0"))
 
 
 def decode_set(message: Message) -> tuple[str, KernelSet]:

@@ -148,6 +148,23 @@ def test_a_table_that_somebody_deleted_is_made_again(nftables: NftablesFilter, f
     asyncio.run(check())
 
 
+def test_a_table_that_somebody_switched_off_is_switched_on_again(nftables: NftablesFilter, family: Family) -> None:
+    async def check() -> None:
+        wanted = default_chains(nftables)
+        right = await programmed(nftables, FilterChange(chains=dict(wanted), add=[endpoint(family, 2)]))
+        for change in (FilterChange(), FilterChange(add=[endpoint(family, 3)])):
+            run("nft", f"add table {WORD[family]} felixpy {{ flags dormant ; }}")
+            found = await nftables.read()
+            assert (found.chains, found.elements, found.containers) == (right.chains, right.elements, False)
+            assert nftables.member_requests(FilterChange(add=[endpoint(family, 3)])) is None
+            assert await nftables.write(change) == {}
+            assert "dormant" not in run("nft", "list", "table", WORD[family], "felixpy")
+            assert (await nftables.read()).containers
+        assert (await nftables.read()).elements == {endpoint(family, 2), endpoint(family, 3)}
+
+    asyncio.run(check())
+
+
 # --- other layouts ----------------------------------------------------------------------------------------------
 
 

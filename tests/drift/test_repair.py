@@ -128,6 +128,23 @@ def test_nftables_is_mended_when_the_kernel_tells() -> None:
     print(asyncio.run(told("nftables", NFTABLES)))
 
 
+async def switched_off() -> None:
+    async with running("nftables", NFTablesRefreshInterval="0", RouteRefreshInterval="0") as world:
+        before = kernel("nftables")
+        for family in ("ip", "ip6"):
+            sh(f"nft 'add table {family} felixpy {{ flags dormant ; }}'")
+            assert "dormant" in kernel("nftables")
+            deadline = time.perf_counter() + 2
+            while await asyncio.to_thread(kernel, "nftables") != before:
+                assert time.perf_counter() < deadline
+        await world.quiet()
+
+
+def test_a_table_that_was_switched_off_is_switched_on_when_the_kernel_tells() -> None:
+    """All rules stand in it, and none is looked at."""
+    asyncio.run(switched_off())
+
+
 def test_rules_of_iptables_nft_are_mended_when_the_kernel_tells() -> None:
     print(asyncio.run(told("nft", IPTABLES_NFT)))
 

@@ -38,6 +38,7 @@ class _Step(NamedTuple):
 @dataclass(slots=True)
 class _Seen:
     """What the kernel was last seen to hold. ``replace``: it is not our layout. ``tainted``: sets with odd ranges.
+    ``dormant``: the table stands, but the kernel looks at none of its rules.
 
     ``part``: whether sets and members were looked at, too, or taken for what they were.
     """
@@ -48,12 +49,13 @@ class _Seen:
     elements: set[ElementKey] = field(default_factory=set)
     tainted: set[SetName] = field(default_factory=set)
     replace: bool = False
+    dormant: bool = False
     part: Part = Part.ALL
 
     @property
     def is_whole(self) -> bool:
-        """Whether the table stands with all its sets, as we make them."""
-        return self.table and self.sets == EVERY_SET and not self.tainted and not self.replace
+        """Whether the table stands with all its sets, as we make them, and is in force."""
+        return self.table and self.sets == EVERY_SET and not (self.tainted or self.replace or self.dormant)
 
     def add_set(self, shape: nft.KernelSet, family: Family) -> None:
         if shape.name in set(SetName) and shape == elements.set_shape(SetName(shape.name), family):
@@ -140,7 +142,7 @@ class NftablesFilter:
 
     async def remove_all(self) -> None:
         try:
-            if not self._table_stands():
+            if self._table_flags() is None:
                 return
         except NetlinkError as error:
             if error.errno not in nft.NOT_IN_KERNEL:
@@ -179,9 +181,10 @@ class NftablesFilter:
     # --- reading -----------------------------------------------------------------------------------------------
 
     async def _look(self, part: Part) -> _Seen:
-        seen = _Seen(table=self._table_stands())
-        if not seen.table:
-            return seen
+        flags = self._table_flags()
+        if flags is None:
+            return _Seen()
+        seen = _Seen(table=True, dormant=bool(flags & nft.NFT_TABLE_F_DORMANT))
         if part is Part.RULES and self._seen.is_whole:
             seen.part, seen.sets = part, set(self._seen.sets)
         else:
@@ -221,9 +224,10 @@ class NftablesFilter:
     def _in_table(self, command: int) -> Request:
         return nft.dump(command, self.family, attribute(1, nft.name(TABLE)))
 
-    def _table_stands(self) -> bool:
+    def _table_flags(self) -> int | None:
+        """Flags of our table; None if there is none."""
         tables = self.socket.dump_all(nft.dump(nft.GETTABLE, self.family))
-        return any(nft.message_attributes(message)[1] == nft.name(TABLE) for message in tables)
+        return dict(map(nft.decode_table, tables)).get(TABLE)
 
     @property
     def _seen_chains(self) -> Container[ChainKey]:
@@ -232,7 +236,7 @@ class NftablesFilter:
     # --- writing -----------------------------------------------------------------------------------------------
 
     def _steps(self, change: FilterChange, per_message: int = ELEMENTS_PER_MESSAGE) -> list[_Step]:
-        if not change and not self._seen.tainted:
+        if not (change or self._seen.tainted or self._seen.dormant):
             return []
         return [
             *self._container_steps(),
@@ -250,6 +254,8 @@ class NftablesFilter:
             steps.append(_Step(nft.delete_table(self.family, TABLE), ()))
         if not seen.table or seen.replace:
             steps.append(_Step(nft.new_table(self.family, TABLE), ()))
+        elif seen.dormant:
+            steps.append(_Step(nft.wake_table(self.family, TABLE), ()))
         for number, name in enumerate(SetName, start=1):
             if name not in seen.sets or seen.replace:
                 shape, fields = elements.set_shape(name, self.family), elements.set_fields(name, self.family)
