@@ -23,15 +23,19 @@ class RouteType(IntEnum):
 
 
 class RouteKey(NamedTuple):
-    """The kernel's key of a route. IPv6 has no metric 0: the kernel stores 1024 for it."""
+    """The kernel's key of a route. IPv6 has no metric 0: the kernel stores 1024 for it.
+
+    ``tos``: the type of service that an IPv4 route is for; other programs' alone have one.
+    """
 
     family: Family
     destination: Net
     metric: int
     table: int = MAIN_TABLE
+    tos: int = 0
 
     def __str__(self) -> str:
-        return f"{self.destination} metric {self.metric}"
+        return f"{self.destination}{f' tos {self.tos:#04x}' if self.tos else ''} metric {self.metric}"
 
 
 class Route(NamedTuple):

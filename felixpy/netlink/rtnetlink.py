@@ -28,6 +28,7 @@ RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL = 64, 66
 RTM_NEWNETCONF = 80
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_CACHEINFO, RTA_TABLE, RTA_PREF = 1, 4, 5, 6, 7, 12, 15, 20
+RTA_NH_ID = 30
 RTNH_F_ONLINK = 4
 RTM_F_CLONED = 0x200
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
@@ -89,7 +90,10 @@ _LINK_ATTRIBUTES = SomeAttributes(_LINK.size, (IFLA_IFNAME,), (IFLA_ADDRESS,), _
 
 
 class KernelRoute(NamedTuple):
-    """A route as the kernel stores it; ``interface`` is an index, 0 for blackholes (the kernel's ``lo`` in IPv6)."""
+    """A route as the kernel stores it; ``interface`` is an index, 0 for blackholes (the kernel's ``lo`` in IPv6).
+
+    ``nexthop``: the number of the nexthop object (``ip nexthop``) that leads to ``interface``, 0 if there is none.
+    """
 
     type: int
     interface: int
@@ -98,15 +102,17 @@ class KernelRoute(NamedTuple):
     source: bytes | None = None
     scope: int = 0
     protocol: int = 0
+    nexthop: int = 0
 
 
 class KernelRouteKey(NamedTuple):
-    """What makes a route unique for the kernel: family, table, destination, metric."""
+    """What makes a route unique for the kernel: family, table, destination, metric, in IPv4 the type of service."""
 
     family: Family
     destination: Net
     metric: int
     table: int
+    tos: int = 0
 
 
 class KernelNeighbour(NamedTuple):
@@ -149,17 +155,17 @@ class Link(NamedTuple):
         return self._replace(inet=settings) if family is Family.V4 else self._replace(inet6=settings)
 
 
-def route_request(key: tuple[Family, Net, int, int], route: KernelRoute, *, delete: bool = False) -> Request:
+def route_request(key: tuple[Family, Net, int, int, int], route: KernelRoute, *, delete: bool = False) -> Request:
     """Create or replace a route, or delete exactly this one (type, protocol and metric have to match).
 
-    ``key``: family, destination, metric, table, as in ``KernelRouteKey``.
+    ``key``: family, destination, metric, table, type of service, as in ``KernelRouteKey``.
     """
-    family, destination, metric, table = key
+    family, destination, metric, table, tos = key
     header = _ROUTE.pack(
         family,
         destination.length,
         0,
-        0,
+        tos,
         table if table < 256 else 0,
         route.protocol,
         route.scope if not delete else (route.scope if family is Family.V4 else 0),
@@ -167,9 +173,11 @@ def route_request(key: tuple[Family, Net, int, int], route: KernelRoute, *, dele
         RTNH_F_ONLINK if route.onlink else 0,
     )
     parts = [header, attribute(RTA_DST, destination.packed)]
-    if route.interface:
+    if route.nexthop:  # it stands for interface and gateway, which the kernel does not want to be told besides
+        parts.append(_U32_ATTRIBUTE.pack(8, RTA_NH_ID, route.nexthop))
+    elif route.interface:
         parts.append(_U32_ATTRIBUTE.pack(8, RTA_OIF, route.interface))
-    if route.gateway:
+    if route.gateway and not route.nexthop:
         parts.append(attribute(RTA_GATEWAY, route.gateway))
     if route.source:
         parts.append(attribute(RTA_PREFSRC, route.source))
@@ -231,11 +239,11 @@ def _decode_any_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | 
 
     Normalised: IPv6 blackholes lose their ``lo``; multipath routes keep interface 0 and no gateway.
     """
-    family, length, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.payload)
+    family, length, _, tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.payload)
     if flags & RTM_F_CLONED or family not in (Family.V4, Family.V6):
         return None
     destination: bytes | None = None
-    interface, gateway, source, metric = 0, None, None, 0
+    interface, gateway, source, metric, nexthop = 0, None, None, 0, 0
     for attr, value in attributes(message.payload, _ROUTE.size):
         if attr == RTA_DST:
             destination = value
@@ -249,12 +257,14 @@ def _decode_any_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | 
             source = value
         elif attr == RTA_TABLE:
             table = _U32.unpack(value)[0]
+        elif attr == RTA_NH_ID:
+            nexthop = _U32.unpack(value)[0]
     if destination is None:
         destination = bytes(4 if family == Family.V4 else 16)
     if kind != RTN_UNICAST:
         interface = 0
-    key = KernelRouteKey(Family(family), Net(destination, length), metric, table)
-    return key, KernelRoute(kind, interface, gateway, bool(flags & RTNH_F_ONLINK), source, scope, protocol)
+    key = KernelRouteKey(Family(family), Net(destination, length), metric, table, tos)
+    return key, KernelRoute(kind, interface, gateway, bool(flags & RTNH_F_ONLINK), source, scope, protocol, nexthop)
 
 
 def _decode_device_routes(family: Family, alike: list[Message]) -> Iterable[tuple[KernelRouteKey, KernelRoute]] | None:
@@ -264,12 +274,12 @@ def _decode_device_routes(family: Family, alike: list[Message]) -> Iterable[tupl
     if one is another.
     """
     if family is Family.V4:
-        families, lengths, _, _, _, protocols, scopes, kinds, flags, *headers = columns(_V4_DEVICE_ROUTE, alike)
+        families, lengths, _, services, _, protocols, scopes, kinds, flags, *headers = columns(_V4_DEVICE_ROUTE, alike)
         at_table, tables, at_destination, destinations, at_interface, interfaces = headers
         metrics: Iterable[int] = repeat(0)
         in_order = same(at_destination, _HEADER_V4)
     else:
-        families, lengths, _, _, _, protocols, scopes, kinds, flags, *headers = columns(_V6_DEVICE_ROUTE, alike)
+        families, lengths, _, services, _, protocols, scopes, kinds, flags, *headers = columns(_V6_DEVICE_ROUTE, alike)
         at_table, tables, at_destination, destinations, at_metric, metrics, at_interface, interfaces, *end = headers
         in_order = same(at_destination, _HEADER_V6) and same(at_metric, _HEADER_METRIC)
         in_order = in_order and all(map(same, end, _V6_ROUTE_END))
@@ -279,10 +289,10 @@ def _decode_device_routes(family: Family, alike: list[Message]) -> Iterable[tupl
     if not same(kinds, RTN_UNICAST):
         interfaces = tuple(one if kind == RTN_UNICAST else 0 for kind, one in zip(kinds, interfaces, strict=True))
     onlink = [bool(flag & RTNH_F_ONLINK) for flag in flags]
-    keys = tuples(KernelRouteKey, repeat(family), tuples(Net, destinations, lengths), metrics, tables)
-    return zip(
-        keys, tuples(KernelRoute, kinds, interfaces, repeat(None), onlink, repeat(None), scopes, protocols), strict=True
-    )
+    keys = tuples(KernelRouteKey, repeat(family), tuples(Net, destinations, lengths), metrics, tables, services)
+    nothing = repeat(None)
+    routes = tuples(KernelRoute, kinds, interfaces, nothing, onlink, nothing, scopes, protocols, repeat(0))
+    return zip(keys, routes, strict=True)
 
 
 def neighbour_request(neighbour: KernelNeighbour, *, delete: bool = False) -> Request:

@@ -358,6 +358,33 @@ def test_an_external_route_becomes_ours_when_its_endpoint_arrives(routes: Routes
     assert routes.table.next_removal() is None
 
 
+def test_an_external_route_for_a_type_of_service_or_by_a_nexthop_object_is_removed_too(routes: Routes) -> None:
+    """A delete without the two finds no such route, and what is not found counts as removed."""
+    pairs("cali1", "cali2")
+    routes.read()
+    want_both(routes)
+    routes.write()
+    ip(
+        "nexthop add id 9 dev cali2",
+        "nexthop add id 10 via inet6 fe80::9 dev cali2 onlink",
+        "route add 10.9.1.0/24 dev cali1 tos 0x10 proto static",
+        "route add 10.9.1.0/24 dev cali1 proto static",
+        "route add 10.65.0.2/32 dev cali2 tos 0x10 proto static scope link",  # before ours, which is for the rest
+        "route add 10.9.2.0/24 nhid 9 proto static",
+        "route add fd00:9:3::/64 nhid 10 proto static",
+        "route add 10.9.4.0/24 via inet6 fe80::9 dev cali2 proto static",
+    )
+    routes.clock.now += GRACE_SECONDS + 1
+    routes.read()
+    assert routes.table.table.committed[V4] == routes.table.table._resolve(V4, workload("cali1"))
+    assert len(routes.write().remove) == 6
+    assert {"10.9.1.0/24", "10.9.2.0/24", "fd00:9:3::/64", "10.9.4.0/24"} & destinations() == set()
+    assert [each["protocol"] for each in shown(V4)] == [str(PROTOCOL)]
+    routes.read()
+    assert not routes.write()
+    assert str(V4._replace(tos=0x10)) == "10.65.0.2/32 tos 0x10 metric 0"
+
+
 def test_external_routes_stay_where_they_are_not_to_be_removed(routes: Routes) -> None:
     pairs("cali1")
     ip(*EXTERNAL)

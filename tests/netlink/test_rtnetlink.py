@@ -53,7 +53,8 @@ def routes(draw: st.DrawFn) -> tuple[KernelRouteKey, KernelRoute]:
     family = draw(st.sampled_from(FAMILIES))
     address = st.binary(min_size=family.bits // 8, max_size=family.bits // 8)
     net = any_net(draw(st.integers(0, 2**family.bits - 1)), draw(st.integers(0, family.bits)), family)
-    key = KernelRouteKey(family, net, draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 2**32 - 1)))
+    tos = draw(st.sampled_from([0, 0x10])) if family is Family.V4 else 0
+    key = KernelRouteKey(family, net, draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 2**32 - 1)), tos)
     return key, KernelRoute(
         type=draw(st.sampled_from([1, 6])),
         interface=draw(st.integers(0, 2**31 - 1)),
@@ -67,7 +68,7 @@ def routes(draw: st.DrawFn) -> tuple[KernelRouteKey, KernelRoute]:
 
 def oracle_route(key: KernelRouteKey, route: KernelRoute) -> rtmsg:
     message = rtmsg()
-    values = {"family": key.family, "dst_len": key.destination.length, "proto": route.protocol}
+    values = {"family": key.family, "dst_len": key.destination.length, "tos": key.tos, "proto": route.protocol}
     values |= {"table": key.table if key.table < 256 else 0, "scope": route.scope, "type": route.type}
     values["flags"] = 4 if route.onlink else 0  # RTNH_F_ONLINK
     for name, value in values.items():
