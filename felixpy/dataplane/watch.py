@@ -144,12 +144,29 @@ class Watch:
                 case rtnetlink.RTM_NEWROUTE | rtnetlink.RTM_DELROUTE:
                     with dataplane.routes.table.blaming(partial(routing_writer, message)):
                         dataplane.routes.notify(message)
+                    if dataplane.routes.table.refused or dataplane.neighbours.table.refused:
+                        self._retry_ipv6(message)
                 case rtnetlink.RTM_NEWNEIGH | rtnetlink.RTM_DELNEIGH:
                     dataplane.neighbours.notify(message)
                 case rtnetlink.RTM_NEWNETCONF:
                     dataplane.interface_settings.notify(message)
                 case rtnetlink.RTM_NEWADDR | rtnetlink.RTM_DELADDR:
                     self._address(message)
+
+    def _retry_ipv6(self, message: Message) -> None:
+        """Try again what the kernel refused while IPv6 was off on an interface (``disable_ipv6``).
+
+        That it is on again is told by nothing but the routes that the kernel then makes for it.
+        """
+        if message.type != rtnetlink.RTM_NEWROUTE or rtnetlink.route_protocol(message) != rtnetlink.RTPROT_KERNEL:
+            return
+        decoded = rtnetlink.decode_route(message)
+        name = self._dataplane.links.name_of(decoded[1].interface) if decoded else None
+        if decoded is None or decoded[0].family is not Family.V6 or name is None:
+            return
+        routes, neighbours = self._dataplane.routes.table, self._dataplane.neighbours.table
+        routes.mark([key for key in routes.wanted_on(name) if key in routes.refused and key.family is Family.V6])
+        neighbours.mark([key for key in neighbours.wanted_on(name) if key in neighbours.refused])
 
     def _address(self, message: Message) -> None:
         """Take a RTM_NEWADDR or RTM_DELADDR: with an address of the node its routes may have come or gone."""

@@ -1,4 +1,4 @@
-"""Interfaces that felixpy has nothing to do with: a container runtime makes and removes hundreds of them."""
+"""What else happens to interfaces: others come and go by hundreds, IPv6 is switched off and on, the uplink changes."""
 
 from __future__ import annotations
 
@@ -119,3 +119,21 @@ async def second_interface_in_the_subnet() -> None:
 
 def test_other_nodes_are_reached_through_an_interface_that_is_up() -> None:
     asyncio.run(second_interface_in_the_subnet())
+
+
+async def ipv6_off_and_on() -> None:
+    async with running("nftables", 1, RouteRefreshInterval="0", InterfaceRefreshInterval="0") as world:
+        routes = world.agent.dataplane.routes.table
+        sh("sysctl -qw net.ipv6.conf.cali1.disable_ipv6=1")
+        await world.until(lambda: bool(routes.refused))
+        later = world.agent.dataplane.clock() + 30
+        for table in (routes, world.agent.dataplane.neighbours.table):  # as after half a minute
+            table.refused = {key: one._replace(retry_at=later) for key, one in table.refused.items()}
+        sh("sysctl -qw net.ipv6.conf.cali1.disable_ipv6=0")
+        await world.until(lambda: bool(sh("ip -6 route show fd00:48::1")), 2)
+        await world.until(lambda: not routes.refused)
+        await world.until(lambda: "222" in sh("ip -6 neigh show fd00:48::1 dev cali1 nud permanent"), 2)
+
+
+def test_what_was_refused_while_ipv6_was_off_comes_when_it_is_on_again() -> None:
+    asyncio.run(ipv6_off_and_on())
