@@ -110,7 +110,7 @@ def test_a_kernel_without_nf_tables_holds_no_leftovers(
     def refuse(_: NftablesFilter) -> bool:
         raise NetlinkError(words, "the kernel has no nf_tables")
 
-    monkeypatch.setattr(NftablesFilter, "_table_stands", refuse)
+    monkeypatch.setattr(NftablesFilter, "_table_flags", refuse)
 
     async def scenario() -> None:
         assert told(log) == []
