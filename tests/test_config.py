@@ -93,6 +93,9 @@ def configuration(name: str, created: str = "", **spec: Any) -> FelixConfigurati
         ("FELIX_MQTTPASSWORD", " none ", "mqtt_password", " none "),
         ("FELIX_MQTTCAFILE", "none", "mqtt_ca_file", None),
         ("FELIX_HEALTHHOST", "", "health_host", "localhost"),
+        ("FELIX_HEALTHHOST", "::1", "health_host", "::1"),
+        ("FELIX_PROMETHEUSMETRICSHOST", "fe80::1%eth0", "prometheus_metrics_host", "fe80::1%eth0"),
+        ("FELIX_MQTTHOST", "mqtt_1.broker-x.Example.org.", "mqtt_host", "mqtt_1.broker-x.Example.org."),
     ],
 )  # fmt: skip
 def test_a_variable_sets_its_setting(variable: str, text: str, attribute: str, value: Any) -> None:
@@ -127,6 +130,10 @@ def test_a_variable_sets_its_setting(variable: str, text: str, attribute: str, v
         ("FELIX_MQTTTOPICROOT", "a/#", "does not have that form"),
         ("FELIX_MQTTTOPICROOT", "/a/", "does not have that form"),
         ("NODENAME", "node 1", "is not a valid name"),
+        ("FELIX_HEALTHHOST", "a..b", "is neither an address nor a DNS name"),
+        ("FELIX_HEALTHHOST", "[::1]", "is neither an address nor a DNS name"),
+        ("FELIX_PROMETHEUSMETRICSHOST", "a" * 64 + ".x", "is neither an address nor a DNS name"),
+        ("FELIX_MQTTHOST", "mqtt://broker", "is neither an address nor a DNS name"),
     ],
 )
 def test_a_bad_value_is_a_problem_and_leaves_the_default(variable: str, text: str, reason: str) -> None:
@@ -252,6 +259,14 @@ def test_a_bad_value_in_the_stream_falls_through_to_the_next_source() -> None:
     assert str(problem).startswith(
         "setting MaxIpsetSize (FelixConfiguration node.n1): 'x' is not a whole number; expected"
     )
+
+
+@pytest.mark.parametrize("name", ["healthHost", "prometheusMetricsHost"])
+def test_a_host_in_the_stream_that_no_resolver_takes_is_passed_over(name: str) -> None:
+    settings, (problem,) = resolve_stream([], [configuration("default", **{name: "a..b", "healthPort": 1})], "n1", {})
+    assert settings == Settings(health_port=1)
+    assert problem.kind is ProblemKind.BAD_VALUE
+    assert not problem.fatal
 
 
 def test_names_of_felix_configuration_that_differ_from_felix() -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from felixpy.config.values import (
     BOOLEAN,
+    HOST,
     INTERFACE_PREFIXES,
     NODE_NAME,
     OPTIONAL_PATH,
@@ -210,11 +211,11 @@ class Settings:
         180.0, "NftablesRefreshInterval", duration(), "How often our nftables are read again. 0: never."
     )
     health_enabled: bool = _setting(False, "HealthEnabled", BOOLEAN, "Serve /liveness and /readiness.")
-    health_host: str = _setting("localhost", "HealthHost", TEXT, "Where to serve them.")
+    health_host: str = _setting("localhost", "HealthHost", HOST, "Where to serve them.")
     health_port: int = _setting(9099, "HealthPort", PORT, "Port of them.")
     prometheus_metrics_enabled: bool = _setting(False, "PrometheusMetricsEnabled", BOOLEAN, "Serve /metrics.")
     prometheus_metrics_host: str = _setting(
-        "", "PrometheusMetricsHost", TEXT, "Where to serve them; empty: on every address."
+        "", "PrometheusMetricsHost", HOST, "Where to serve them; empty: on every address."
     )
     prometheus_metrics_port: int = _setting(9091, "PrometheusMetricsPort", PORT, "Port of them.")
     endpoint_status_path_prefix: Path | None = _setting(
@@ -245,7 +246,7 @@ class Settings:
     max_objects: int = _local(
         250_000, "MaxObjects", integer(1, 1 << 30), "Most objects that are taken from the stream; others are left out."
     )
-    mqtt_host: str = _local("", "MQTTHost", TEXT, "Broker. If set, MQTT is the source.")
+    mqtt_host: str = _local("", "MQTTHost", HOST, "Broker. If set, MQTT is the source.")
     mqtt_port: int = _local(0, "MQTTPort", PORT, "Port of the broker. 0: 8883 with TLS, else 1883.")
     mqtt_topic_root: str = _local("felixpy/v1", "MQTTTopicRoot", TOPIC, "Root of all topics.")
     mqtt_client_id: str = _local("", "MQTTClientID", TEXT, "Client id; empty: made from the node's name.")

@@ -6,6 +6,7 @@ legal stands in ``expected``, which is also what the documentation prints.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -262,6 +263,23 @@ def pattern(regex: str, expected: str, *, zero: bool = True) -> Parser[str]:
 
 TEXT = pattern(r"[^\x00-\x1f\x7f]+", "text on one line")
 SECRET = Parser("text", str)
+
+_HOST_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_MAX_HOST = 253
+
+
+def _parse_host(text: str) -> str:
+    """What a resolver takes without an error of its own: it raises others than OSError for labels that cannot be."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        labels = text.removesuffix(".").split(".")  # with underscores, as networks of containers have them
+        if len(text) > _MAX_HOST or not all(_HOST_LABEL.fullmatch(label) for label in labels):
+            raise ValueError("is neither an address nor a DNS name") from None
+    return text
+
+
+HOST = Parser("an address or a DNS name", _parse_host, ("",))
 
 
 def _parse_path(text: str) -> Path:

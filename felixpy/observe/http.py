@@ -66,9 +66,10 @@ async def _listen(routes: list[web.RouteDef], setting: str, host: str, port: int
     await runner.setup()
     try:
         await web.TCPSite(runner, host or None, port).start()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that the resolver cannot even ask for
         await runner.cleanup()
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else str(error)
         raise ListenError(
             f"cannot listen on {host or '*'} port {port}: {reason}; set {setting}Port or {setting}Host to what is free"
         ) from None

@@ -118,6 +118,16 @@ def test_a_taken_port_is_one_sentence_with_its_setting_and_closes_the_other() ->
     asyncio.run(check())
 
 
+def test_a_name_that_cannot_be_asked_for_is_a_sentence_as_well() -> None:
+    async def check() -> None:
+        state = State()
+        with pytest.raises(ListenError, match=r"cannot listen on a\.\.b port 9099"):
+            async with serve(replace(ON, health_host="a..b"), state.is_live, state.is_ready, bytes):
+                pytest.fail("it was served")
+
+    asyncio.run(check())
+
+
 async def opened(port: int) -> None:
     async with asyncio.timeout(10):
         while await closed(port):  # noqa: ASYNC110
