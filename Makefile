@@ -17,6 +17,7 @@ SYSTEMD ?= /usr/local/lib/systemd
 SBIN ?= /usr/local/sbin
 SYSTEM_PYTHON ?= /usr/bin/python3
 IN := $(DESTDIR)$(PREFIX)
+export PREFIX DESTDIR IN
 RUNNING_SYSTEMD := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 
 .PHONY: help setup demo test soak fuzz bench lint clean install uninstall deb
@@ -60,7 +61,23 @@ lint: .venv/ready ## formatting, lint, types and import directions
 	@$(PYTHON) -m mypy
 	@.venv/bin/lint-imports
 
+# PREFIX is made as a whole by 'make install' and removed as a whole by 'make uninstall': it must be a folder of felixpy's
+# own, such as /opt/felixpy, and never one that others use, such as /usr/local. MARK says whose it is.
+MARK := .felixpy-prefix
+define check_prefix
+@refuse() { echo "make $@: PREFIX '$$PREFIX': $$1" >&2; exit 1; }; \
+case "$$DESTDIR$$PREFIX" in *[!A-Za-z0-9_./+,:@~-]*) refuse "it or DESTDIR has characters that no such folder needs";; esac; \
+case "$$PREFIX/" in */./*|*/../*) refuse "write it without . and ..";; esac; \
+case "$$PREFIX" in /*[!/]/[!/]*) ;; *) refuse "must be an absolute path of at least two names, like /opt/felixpy";; esac
+endef
+
 install: ## the agent and its systemd units on this machine, also over an older one; starts nothing
+	$(check_prefix); \
+	if [ -e "$$IN" ] && [ ! -d "$$IN" ]; then refuse "$$IN is not a folder; name another PREFIX"; fi; \
+	if [ -d "$$IN" ] && [ ! -e "$$IN/$(MARK)" ] && [ -n "$$(ls -A "$$IN")" ]; then \
+	    refuse "$$IN exists and 'make install' did not make it; name a folder of its own (one of a felixpy before the mark: touch $$IN/$(MARK))"; fi
+	install -d $(IN)
+	echo "'make uninstall' removes this folder with all that is in it" >$(IN)/$(MARK)
 	test -x $(IN)/bin/pip || $(SYSTEM_PYTHON) -m venv $(IN)
 	$(IN)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt .
 	sed -i '1s|^#!.*|#!$(PREFIX)/bin/python3|' $(IN)/bin/felixpy
@@ -77,6 +94,9 @@ install: ## the agent and its systemd units on this machine, also over an older 
 	$(if $(RUNNING_SYSTEMD),systemctl daemon-reload)
 
 uninstall: ## stop the service and remove what install made; settings and the kernel's state stay (first: felixpy cleanup)
+	$(check_prefix); \
+	if [ -e "$$IN" ] && { [ ! -e "$$IN/$(MARK)" ] || [ ! -e "$$IN/pyvenv.cfg" ]; }; then \
+	    refuse "$$IN is not removed: 'make install' did not make it (no $(MARK) or no pyvenv.cfg in it); name the PREFIX of the installation"; fi
 	$(if $(RUNNING_SYSTEMD),-systemctl disable --quiet --now felixpy.service felixpy-wait.service)
 	rm -rf $(IN)
 	rm -f $(DESTDIR)$(SBIN)/felixpy $(DESTDIR)/etc/NetworkManager/conf.d/50-felixpy.conf
