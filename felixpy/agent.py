@@ -195,7 +195,8 @@ class Agent:
         """Other packet filters: no family is programmed yet."""
         self._time_resync()
         self.ready = dict.fromkeys(self.families(), False)
-        for family in Family:
+        self.metrics.ready.clear()  # of a family that is off there is no series: nobody waits for it
+        for family in self.ready:
             self.metrics.ready.labels(str(family)).set(0)
 
     # --- life cycle --------------------------------------------------------------------------------------------

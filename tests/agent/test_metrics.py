@@ -7,13 +7,16 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import aiomqtt
 import pytest
+import yaml
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from felixpy.calc.entries import SetName
+from felixpy.demo.resources import felix_configuration, ip_pool
 from tests.agent.bench import (
     GOOD,
     LEGACY,
@@ -30,6 +33,7 @@ from tests.broker import Broker
 from tests.kernel import ip, run
 
 VERSIONS = {"4": "iptables", "6": "ip6tables"}
+RULES_TEST = Path(__file__).resolve().parents[2] / "config/prometheus/felixpy.test.yaml"
 FELIX_SET_VERSIONS = {"4": "inet", "6": "inet6"}
 
 
@@ -137,5 +141,60 @@ def test_only_a_time_that_can_be_true_is_measured(broker: Broker) -> None:
                 assert "agent_ms" in status
             assert one.metric("felixpy_endpoint_published_seconds_count") == before + 1
             assert one.metric("felixpy_endpoint_published_seconds_sum") >= 0
+
+    asyncio.run(scenario())
+
+
+def exposed(one: Running) -> dict[str, set[tuple[tuple[str, str], ...]]]:
+    """Labels of all series that there are, by name."""
+    found: dict[str, set[tuple[tuple[str, str], ...]]] = {}
+    for family in one.agent.metrics.registry.collect():
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).add(tuple(sorted(sample.labels.items())))
+    return found
+
+
+def test_alerts_are_tried_with_the_labels_that_there_are(broker: Broker) -> None:
+    tried: list[tuple[str, tuple[tuple[str, str], ...]]] = []
+    for each in yaml.safe_load(RULES_TEST.read_text())["tests"][0]["input_series"]:
+        name, labels = each["series"].split("{")
+        pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        assert pairs.pop("job") == "felixpy" and pairs.pop("instance"), "Prometheus adds both"
+        if name != "up":
+            tried.append((name, tuple(sorted(pairs.items()))))
+
+    async def scenario() -> None:
+        async with running(broker, NFTABLES) as one:
+            bad = ip_pool("bad", "10.48.0.1/16")
+            await one.stream.put(bad)
+            await settled(one)
+            await one.until(lambda: one.problems, "the bad pool")
+            there = exposed(one)
+            assert len(tried) >= 10
+            assert [each for each in tried if each[1] not in there[each[0]]] == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("off", "on"), [("6", "IPv4"), ("4", "IPv6")])
+def test_nobody_waits_for_a_family_that_is_off(broker: Broker, off: str, on: str) -> None:
+    async def scenario() -> None:
+        async with running(broker, {**NFTABLES, f"FELIX_IPV{off}SUPPORT": "false"}) as one:
+            await settled(one)
+            await one.until(lambda: one.metric("felixpy_ready", family=on) == 1, "ready")
+            assert exposed(one)["felixpy_ready"] == {(("family", on),)}
+
+    asyncio.run(scenario())
+
+
+def test_a_family_that_the_stream_switches_off_and_on_goes_and_comes(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker, NFTABLES) as one:
+            await settled(one)
+            await one.until(lambda: one.metric("felixpy_ready", family="IPv6") == 1, "ready")
+            await one.stream.put(felix_configuration("default", ipv6Support=False))
+            await one.until(lambda: exposed(one)["felixpy_ready"] == {(("family", "IPv4"),)}, "one family")
+            await one.stream.put(felix_configuration("default", ipv6Support=True))
+            await one.until(lambda: one.metric("felixpy_ready", family="IPv6") == 1, "ready again")
 
     asyncio.run(scenario())
