@@ -227,6 +227,34 @@ def test_a_value_of_a_type_that_no_setting_has_is_a_bad_value(value: object) -> 
     assert not problem.fatal
 
 
+OPTIONAL_PATHS = ("EndpointStatusPathPrefix", "ControlSocket")
+
+
+@pytest.mark.parametrize("name", OPTIONAL_PATHS)
+@pytest.mark.parametrize("text", ["", " ", "none", "None"])
+def test_an_empty_path_is_none_in_a_file_and_not_set_in_the_environment(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "felixpy.toml"
+    path.write_text(f'{name} = "{text}"\n')
+    attribute = next(each.attribute for each in DECLARATIONS.values() if each.name == name)
+    settings, problems = resolve([load_toml(path)])
+    assert (getattr(settings, attribute), problems) == (None, ())
+    settings, problems = environment(**{f"FELIX_{name.upper()}": text})
+    expected = getattr(Settings(), attribute) if not text.strip() else None
+    assert (getattr(settings, attribute), problems) == (expected, ())
+
+
+def test_an_empty_path_in_the_stream_is_none_and_an_empty_variable_does_not_win_over_it() -> None:
+    environ = load_environment({"FELIX_ENDPOINTSTATUSPATHPREFIX": ""})
+    for value in ("", "none"):
+        one = configuration("default", endpointStatusPathPrefix=value)
+        settings, problems = resolve_stream([environ], [one], "n1", {})
+        assert (settings.endpoint_status_path_prefix, problems) == (None, ())
+    settings, problems = resolve(
+        [SettingsSource("x.toml", {"ResourceDirectory": "", "HealthHost": "", "NATOutgoingAddress": ""})]
+    )
+    assert (settings, problems) == (Settings(), ())
+
+
 def test_precedence_from_environment_to_default() -> None:
     name = "routeRefreshInterval"
     environ = load_environment({"FELIX_ROUTEREFRESHINTERVAL": "1"})

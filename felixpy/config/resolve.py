@@ -13,6 +13,7 @@ from typing import Any
 
 from felixpy.config.settings import DECLARATIONS, Declaration, Settings
 from felixpy.config.sources import SettingsSource
+from felixpy.config.values import OPTIONAL_PATH
 from felixpy.config.without_effect import has_no_effect
 from felixpy.model.net import quote
 from felixpy.model.resources import FelixConfiguration
@@ -87,7 +88,8 @@ def _read(source: SettingsSource, name: str, raw: object) -> tuple[str, Any] | S
     declaration = _BY_NAME.get(_normal(name))
     if declaration is None:
         return _unusable(source, name)
-    if raw is None or raw == "":
+    is_empty = isinstance(raw, str) and not (raw if declaration.secret else raw.strip())
+    if raw is None or (is_empty and not (source.empty_is_none and declaration.parser is OPTIONAL_PATH)):
         return None
     if declaration.local_only and not source.local:
         reason = "can be set in the environment or the settings file only; it is ignored here"
@@ -116,7 +118,7 @@ def _parse(declaration: Declaration, raw: object) -> Any:
     if declaration.secret:
         return declaration.parser.parse(text)
     text = text.strip()
-    if text.lower() == "none":
+    if not text or text.lower() == "none":
         if not declaration.parser.zero:
             raise ValueError("is not possible here")
         return declaration.parser.zero[0]

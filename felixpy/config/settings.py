@@ -220,7 +220,7 @@ class Settings:
     prometheus_metrics_port: int = _setting(9091, "PrometheusMetricsPort", PORT, "Port of them.")
     endpoint_status_path_prefix: Path | None = _setting(
         Path("/var/run/calico"), "EndpointStatusPathPrefix", OPTIONAL_PATH, "Where `endpoint-status/` lies: a file per "
-        "endpoint that is up, for CNI plugins that wait for it. Empty: none.",
+        "endpoint that is up, for CNI plugins that wait for it. `none`, or empty but in the environment: no files.",
     )  # fmt: skip
     log_severity_screen: str = _setting(
         "INFO",
@@ -234,7 +234,7 @@ class Settings:
     )  # fmt: skip
     control_socket: Path | None = _local(
         Path("/run/felixpy/felixpy.sock"), "ControlSocket", OPTIONAL_PATH,
-        "Where `felixpy status` asks the running agent; for root only. Empty: nowhere.",
+        "Where `felixpy status` asks the running agent; for root only. `none`, or empty in the file: nowhere.",
     )  # fmt: skip
     # The stream. All our own, environment and file only.
     resource_directory: Path = _local(

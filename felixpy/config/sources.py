@@ -18,11 +18,16 @@ class SettingsFileError(PlainError):
 
 @dataclass(frozen=True, slots=True)
 class SettingsSource:
-    """Settings as written: name → value. ``local`` sources belong to this machine, the others come from the stream."""
+    """Settings as written: name → value. ``local`` sources belong to this machine, the others come from the stream.
+
+    ``empty_is_none``: an empty path says that there is none. An empty variable does not, it counts as not set, as in
+    Felix: manifests and scripts pass on what nobody has filled in.
+    """
 
     name: str
     values: Mapping[str, object]
     local: bool = True
+    empty_is_none: bool = True
 
 
 def load_environment(environ: Mapping[str, str]) -> SettingsSource:
@@ -34,7 +39,7 @@ def load_environment(environ: Mapping[str, str]) -> SettingsSource:
     own_name = next((name for name, value in values.items() if name.lower() == "felixhostname" and value), None)
     if environ.get("NODENAME") and own_name is None:
         values["FelixHostname"] = environ["NODENAME"]
-    return SettingsSource("environment", values)
+    return SettingsSource("environment", values, empty_is_none=False)
 
 
 def load_toml(path: Path) -> SettingsSource:

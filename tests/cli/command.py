@@ -61,11 +61,11 @@ def at(broker: Broker, **more: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def agent(env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def agent(env: Mapping[str, str], log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """``felixpy run``, ready when the block begins, ended by SIGTERM with code 0."""
     variables = environment({"NODENAME": "n1", "FELIX_HEALTHENABLED": "true", **env})
     with log.open("wb") as output:
-        process = subprocess.Popen((*FELIXPY, "run"), env=variables, stdout=output, stderr=output)
+        process = subprocess.Popen((*FELIXPY, "run", *options), env=variables, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 20
         while not answers(f"{HEALTH}/readiness"):

@@ -188,7 +188,7 @@ def test_cleanup_removes_all_of_ours_and_nothing_else(node: None, tmp_path: Path
     assert felixpy("cleanup") == (0, "nothing of felixpy is on this node\n", "")
 
 
-@pytest.mark.parametrize("later", ["other", ""])
+@pytest.mark.parametrize("later", ["other", "none"])
 def test_files_at_a_prefix_that_is_left_are_planned_to_go_and_go(node: None, tmp_path: Path, later: str) -> None:
     documents = resources(tmp_path / "r", *POOLS, endpoint("n1-k8s-pod-eth0", 1))
     env = {**NFTABLES, **documents, "FELIX_ENDPOINTSTATUSPATHPREFIX": str(tmp_path / "cni")}
@@ -196,13 +196,23 @@ def test_files_at_a_prefix_that_is_left_are_planned_to_go_and_go(node: None, tmp
     with agent(env, tmp_path / "log"):
         until(lambda: (files / "k8s default%2Fpod eth0").exists(), tmp_path / "log")
         assert felixpy("plan", env=env).out == "nothing to change\n"
-    env["FELIX_ENDPOINTSTATUSPATHPREFIX"] = str(tmp_path / later) if later else ""
+    env["FELIX_ENDPOINTSTATUSPATHPREFIX"] = later if later == "none" else str(tmp_path / later)
     assert felixpy("plan", env=env).out == f"- endpoint-status: {files}: 1 file\n1 change\n"
     with agent(env, tmp_path / "log"):
         until(lambda: not files.exists(), tmp_path / "log")
         assert felixpy("plan", env=env).out == "nothing to change\n"
     cleaned = felixpy("cleanup").out
-    assert (f"removed endpoint-status {tmp_path}" in cleaned) == bool(later)
+    assert (f"removed endpoint-status {tmp_path}" in cleaned) == (later != "none")
+
+
+def test_an_empty_path_in_the_settings_file_switches_off_what_it_is_for(node: None, tmp_path: Path) -> None:
+    file, run = tmp_path / "felixpy.toml", Path("/run/felixpy")
+    file.write_text('EndpointStatusPathPrefix = ""\nControlSocket = ""\n')
+    env = {**NFTABLES, **resources(tmp_path / "r", *POOLS, endpoint("n1-k8s-pod-eth0", 1))}
+    with agent(env, tmp_path / "log", "--config", str(file)):
+        assert "ControlSocket is empty" in sentence(felixpy("status", "--config", str(file), env=env))
+        assert not list(run.glob("*.sock"))
+    assert not Path("/var/run/calico").exists()
 
 
 def test_health_metrics_and_log_follow_the_stream(node: None, tmp_path: Path) -> None:
