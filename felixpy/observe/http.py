@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiohttp import web
 
@@ -65,7 +69,8 @@ async def _listen(routes: list[web.RouteDef], setting: str, host: str, port: int
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host or None, port).start()
+        for listener in await _bound(host, port):
+            await web.SockSite(runner, listener).start()
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that the resolver cannot even ask for
         await runner.cleanup()
         number = getattr(error, "errno", None) or 0
@@ -74,3 +79,50 @@ async def _listen(routes: list[web.RouteDef], setting: str, host: str, port: int
             f"cannot listen on {host or '*'} port {port}: {reason}; set {setting}Port or {setting}Host to what is free"
         ) from None
     return runner
+
+
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+async def _bound(host: str, port: int) -> list[socket.socket]:
+    """A socket per address of the host, or of the machine, without those of a family that is off on this machine.
+
+    ``localhost`` is ``::1`` as well in most ``/etc/hosts``, whatever ``disable_ipv6`` says.
+
+    Raises:
+        OSError: an address is taken, or none of them is one of this machine.
+        UnicodeError: the name is none.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    bound: list[socket.socket] = []
+    absent: OSError | None = None
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            try:
+                bound.append(_bind(family, address))
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                absent = error
+        if absent and not bound:
+            raise absent
+    except OSError:
+        for one in bound:
+            one.close()
+        raise
+    return bound
+
+
+def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    return one

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -124,6 +126,55 @@ def test_a_name_that_cannot_be_asked_for_is_a_sentence_as_well() -> None:
         with pytest.raises(ListenError, match=r"cannot listen on a\.\.b port 9099"):
             async with serve(replace(ON, health_host="a..b"), state.is_live, state.is_ready, bytes):
                 pytest.fail("it was served")
+
+    asyncio.run(check())
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let every name have these addresses."""
+    families = [socket.AF_INET6 if ":" in one else socket.AF_INET for one in addresses]
+
+    async def answer(self: object, host: str, port: int, **_: object) -> list[object]:
+        return [
+            (family, socket.SOCK_STREAM, 6, "", (one, port)) for family, one in zip(families, addresses, strict=True)
+        ]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", answer)
+
+
+def test_a_node_without_ipv6_serves_on_the_localhost_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``::1 localhost`` stands in the hosts file of many a node with disable_ipv6=1."""
+    Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+    resolving(monkeypatch, "::1", "127.0.0.1")
+
+    async def check() -> None:
+        state = State()
+        async with serve(replace(ON, health_host="localhost"), state.is_live, state.is_ready, bytes):
+            assert not await closed(HEALTH)
+        assert await closed(HEALTH)
+
+    asyncio.run(check())
+
+
+def test_where_none_of_the_addresses_is_here_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch, "192.0.2.77", "2001:db8::77")
+
+    async def check() -> None:
+        state = State()
+        with pytest.raises(ListenError, match="cannot listen on elsewhere port 9099: Cannot assign requested address"):
+            async with serve(replace(ON, health_host="elsewhere"), state.is_live, state.is_ready, bytes):
+                pytest.fail("it was served")
+
+    asyncio.run(check())
+
+
+def test_without_a_host_both_families_are_served() -> None:
+    async def check() -> None:
+        state = State()
+        async with serve(replace(ON, prometheus_metrics_host=""), state.is_live, state.is_ready, bytes):
+            for address in ("127.0.0.1", "::1"):
+                _, writer = await asyncio.open_connection(address, METRICS)
+                writer.close()
 
     asyncio.run(check())
 
