@@ -64,13 +64,16 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     if mqtt is not None:
         agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
     agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
+    unserved: dict[str, str] = {}
     answers = {
-        "status": lambda: details(agent),
+        "status": lambda: details(agent, unserved),
         "metrics": lambda: agent.metrics.text().decode(),
         "settings": lambda: shown(agent.settings),
     }
     parts = (
-        serve_latest(settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent)),
+        serve_latest(
+            settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent), unserved
+        ),
         serve_control_forever(settings.control_socket, answers),
         measure_lag(agent.metrics),
         tell_forever(limit),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from felixpy import __version__
@@ -102,8 +103,11 @@ def _state(agent: Subject) -> tuple[str, str]:
     return state, reason
 
 
-def details(agent: Subject) -> dict[str, Any]:
-    """The same with tables, latencies, what is degraded and the last failures, for ``felixpy status``."""
+def details(agent: Subject, unserved: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """The same with tables, latencies, what is degraded and the last failures, for ``felixpy status``.
+
+    ``unserved`` are pages that are switched on and cannot be served, with the reason.
+    """
     tables = {}
     refused: list[str] = []
     for table in agent.dataplane.tables():
@@ -140,7 +144,7 @@ def details(agent: Subject) -> dict[str, Any]:
             "arrival to kernel": agent.outcome.programmed.summary_ms(),
             "publish to kernel": agent.outcome.published.summary_ms(),
         },
-        "degraded": _degraded(agent, said, refused),
+        "degraded": _degraded(agent, said, [*refused, *(f"{what}: {why}" for what, why in unserved.items())]),
         "failures": [failure._asdict() for failure in agent.recent.all()],
     }
 

@@ -1,20 +1,23 @@
 """HTTP: ``/liveness`` and ``/readiness`` for the kubelet, ``/metrics`` for Prometheus. Off unless switched on.
 
-The stream may switch them on and off: a port that is taken then is an error in the log, at the start it is the end.
+The stream may switch them on and off: a port that is taken then is an error in the log and in the status, and is tried
+again; the other one is served. At the start it is the end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
-import structlog
-
 from felixpy.config import Settings
+from felixpy.standing import Standing
 
-log = structlog.get_logger("felixpy")
+RETRY_SECONDS = 10.0
+"""Between two tries to have a port that was taken."""
 
 Probe = Callable[[], tuple[bool, str]]
 """Answers whether all is well, and says why not."""
@@ -35,22 +38,48 @@ async def serve_latest(
     ready: Probe,
     metrics: Callable[[], bytes],
     details: Details = dict,
+    refused: dict[str, str] | None = None,
 ) -> None:
-    """Serve for ever what the latest settings switch on.
+    """Serve for ever what the latest settings switch on; ``refused`` holds what cannot be served now, and why.
 
     Raises:
         ListenError: an address of the first settings cannot be had.
     """
-    is_first = True
+    refused, standing, is_first = {} if refused is None else refused, Standing(), True
     while True:
-        try:
-            async with _serving(settings, live, ready, metrics, details):
-                settings, is_first = await _change(settings, changes), False
-        except ListenError as error:
-            if is_first:
-                raise
-            log.error("not served", reason=str(error))
-            settings = await _change(settings, changes)
+        due = _parts(settings)
+        for what in refused.keys() - due.keys():
+            del refused[what]
+            standing.works(what)
+        async with AsyncExitStack() as stack:
+            while True:
+                for what, part in list(due.items()):
+                    try:
+                        await stack.enter_async_context(_serving(part, live, ready, metrics, details))
+                    except ListenError as error:
+                        if is_first:
+                            raise
+                        refused[what] = str(error)
+                        standing.fails(what, str(error))
+                    else:
+                        del due[what]
+                        refused.pop(what, None)
+                        standing.works(what)
+                is_first = False
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_SECONDS if due else None):
+                        settings = await _change(settings, changes)
+                        break
+
+
+def _parts(settings: Settings) -> dict[str, Settings]:
+    """Settings that switch one thing on each, by what it is called if it does not work."""
+    found = {}
+    if settings.health_enabled:
+        found["health is not served"] = replace(settings, prometheus_metrics_enabled=False)
+    if settings.prometheus_metrics_enabled:
+        found["metrics are not served"] = replace(settings, health_enabled=False)
+    return found
 
 
 async def _change(settings: Settings, changes: asyncio.Queue[Settings]) -> Settings:
@@ -71,9 +100,6 @@ def _served(settings: Settings) -> tuple[object, ...]:
 async def _serving(
     settings: Settings, live: Probe, ready: Probe, metrics: Callable[[], bytes], details: Details
 ) -> AsyncIterator[None]:
-    if not any(_served(settings)):
-        yield
-        return
     from felixpy.observe.http import serve  # aiohttp costs 0.1 s and 8 MiB, which most nodes need not pay
 
     async with serve(settings, live, ready, metrics, details):

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from felixpy.demo.agent import FELIXPY, environment
+from felixpy.demo.resources import felix_configuration
 from felixpy.observe.endpoint_folders import MARK
 from felixpy.observe.log_limit import BURST
 from tests.agent.bench import GOOD, NFTABLES, POOLS, dump, endpoint
@@ -60,6 +61,19 @@ def test_status_says_what_is_and_what_is_degraded(node: None, tmp_path: Path) ->
         assert "is missing" in said["failures"][-1]["reason"]
         assert [path.name for path in files.iterdir()] == [MARK]
     assert "no agent answers at /run/felixpy/felixpy.sock" in sentence(felixpy("status", env=env))
+
+
+def test_status_says_that_a_page_cannot_be_served(node: None, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    env = resources(folder, GOOD)
+    with agent(env, tmp_path / "log"), socket.create_server(("", 9091), family=socket.AF_INET):
+        resources(folder, GOOD, felix_configuration("default", prometheusMetricsEnabled=True))
+        deadline = time.monotonic() + 10
+        while not (done := felixpy("status", env=env)).code:
+            assert time.monotonic() < deadline, done
+        assert done.code == 2
+        assert "degraded    metrics are not served: cannot listen on * port 9091: Address already in use" in done.out
+        assert answers(f"{HEALTH}/liveness")
 
 
 def test_text_and_json_of_status_say_the_same(node: None, tmp_path: Path) -> None:

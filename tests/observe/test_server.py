@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from felixpy.config import Settings
+from felixpy.observe import server
 from felixpy.observe.http import serve
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.server import ListenError, serve_latest
@@ -185,27 +187,68 @@ async def opened(port: int) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_the_stream_switches_ports_and_a_taken_one_is_only_logged() -> None:
+def test_the_stream_switches_ports_and_a_taken_one_is_only_told() -> None:
     async def check() -> None:
         taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", OTHER)
         changes: asyncio.Queue[Settings] = asyncio.Queue()
-        state = State()
-        task = asyncio.create_task(serve_latest(ON, changes, state.is_live, state.is_ready, bytes))
+        state, refused = State(), dict[str, str]()
+        task = asyncio.create_task(serve_latest(ON, changes, state.is_live, state.is_ready, bytes, dict, refused))
         await opened(HEALTH)
         with capture_logs() as logs:
             changes.put_nowait(replace(ON, health_port=OTHER))
+            await until(lambda: refused)
+            assert not await closed(METRICS)  # the other one goes on
             changes.put_nowait(replace(ON, health_port=HEALTH + 1, prometheus_metrics_enabled=False))
             await opened(HEALTH + 1)
-        assert [log["event"] for log in logs] == ["not served"]
+        assert [log["event"] for log in logs] == ["health is not served", "health is not served: over"]
         assert str(OTHER) in logs[0]["reason"]
+        assert refused == {}
         assert await closed(HEALTH)
         assert await closed(METRICS)
         changes.put_nowait(replace(ON, health_port=HEALTH + 1, prometheus_metrics_enabled=False, nodename="x"))
         assert (await get(HEALTH + 1, "/liveness"))[0] == 200  # nothing of it changed
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
         assert await closed(HEALTH + 1)
         taken.close()
         await taken.wait_closed()
 
     asyncio.run(check())
+
+
+def test_a_port_that_was_taken_is_served_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "RETRY_SECONDS", 0.05)
+
+    async def check() -> None:
+        taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", OTHER)
+        changes: asyncio.Queue[Settings] = asyncio.Queue()
+        state, refused = State(), dict[str, str]()
+        off = replace(ON, health_enabled=False, prometheus_metrics_port=METRICS + 1)
+        task = asyncio.create_task(serve_latest(off, changes, state.is_live, state.is_ready, bytes, dict, refused))
+        await opened(METRICS + 1)
+        with capture_logs() as logs:
+            changes.put_nowait(replace(ON, prometheus_metrics_port=OTHER))
+            await until(lambda: refused)
+            await asyncio.sleep(0.2)
+            assert list(refused) == ["metrics are not served"]
+            assert f"port {OTHER}" in refused["metrics are not served"]
+            assert (await get(HEALTH, "/liveness"))[0] == 200
+            taken.close()
+            await taken.wait_closed()
+            await opened(OTHER)
+            await until(lambda: not refused)
+        assert [log["event"] for log in logs] == ["metrics are not served", "metrics are not served: over"]
+        await end(task)
+        assert await closed(OTHER)
+
+    asyncio.run(check())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
