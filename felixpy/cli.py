@@ -64,7 +64,7 @@ def run(config: SettingsFile = None) -> None:
     """
     limit = LogLimit()
     with plain_errors():
-        local = local_settings(config, log=limit)
+        local = local_settings(config, named=True, log=limit)
     bind_contextvars(node=local.settings.nodename)
     from felixpy.daemon import run_daemon
 
@@ -87,7 +87,7 @@ def plan(config: SettingsFile = None, as_json: AsJson = False, timeout: Timeout 
         felixpy plan --json | jq -r '.[].entry'
     """
     with plain_errors():
-        local = local_settings(config)
+        local = local_settings(config, named=True)
     finish(_plan(local, as_json, timeout))
 
 
@@ -134,7 +134,7 @@ def show(
         felixpy show routes --json
     """
     with plain_errors():
-        local = local_settings(config)
+        local = local_settings(config, named=True)
     finish(_show(local, what, as_json, timeout))
 
 

@@ -28,6 +28,7 @@ from felixpy.config import (
     load_toml,
     resolve,
 )
+from felixpy.config.values import NODE_NAME
 from felixpy.observe.log import configure_logging
 from felixpy.observe.log_limit import LogLimit
 from felixpy.plain_error import PlainError
@@ -88,14 +89,31 @@ def local_sources(path: Path | None) -> tuple[tuple[SettingsSource, ...], Settin
     return tuple(sources), settings, problems
 
 
-def local_settings(path: Path | None, *, log: LogLimit | None = None) -> Local:
-    """Settings from environment and file; raises what ``local_sources`` raises. ``log``: more than errors is."""
+def local_settings(path: Path | None, *, named: bool = False, log: LogLimit | None = None) -> Local:
+    """Settings from environment and file; raises what ``local_sources`` raises.
+
+    ``named``: the command needs this node's name, so that a host name that cannot be one is an error.
+    ``log``: more than errors is.
+    """
     sources, settings, problems = local_sources(path)
-    settings = replace(settings, nodename=settings.nodename or socket.gethostname())
+    settings = replace(settings, nodename=settings.nodename or _host_name(named))
     configure_logging(settings.log_severity_screen if log else "ERROR", log)
     for problem in problems if log else ():
         structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
     return Local(settings, sources)
+
+
+def _host_name(named: bool) -> str:
+    """The host's name as this node's, in the form of every other node's name; empty if it cannot be one."""
+    name = socket.gethostname()
+    try:
+        return NODE_NAME.parse(name)
+    except ValueError as error:
+        if named:
+            raise CommandError(
+                f"the host name cannot be this node's name: {error}; set NODENAME, or FelixHostname"
+            ) from None
+        return ""
 
 
 def observer(settings: Settings) -> Any:

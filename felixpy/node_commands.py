@@ -56,7 +56,7 @@ def check(
     if family not in ("", "4", "6", "dual"):
         raise typer.BadParameter(f"'{family}' is none of 4, 6, dual", param_hint="--family")
     with plain_errors(2):
-        local = local_settings(config)
+        local = local_settings(config, named=True)
     finish(_check(local, as_json, family, timeout), error_code=2)
 
 
@@ -275,7 +275,7 @@ async def _diag(local: Local, output: Path | None) -> None:
     from felixpy.diag.collect import archive, collect
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    path = output or Path(f"felixpy-diag-{local.settings.nodename}-{stamp}.tar.gz")
+    path = output or Path(f"felixpy-diag-{local.settings.nodename or 'node'}-{stamp}.tar.gz")
     if path.exists():
         raise CommandError(f"{path} exists already; name another file with --output")
     parts = await collect(local.settings, observer(local.settings))

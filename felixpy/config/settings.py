@@ -100,7 +100,8 @@ class Settings:
     """All settings, parsed. Intervals are seconds (0: off)."""
 
     nodename: str = _local(
-        "", "FelixHostname", NODE_NAME, "Name of this node in the stream. `NODENAME` sets it, too; else the host name.",
+        "", "FelixHostname", NODE_NAME,
+        "Name of this node in the stream. `NODENAME` sets it, too; else the host name. In lower case.",
         ours=False,
     )  # fmt: skip
     interface_prefix: tuple[str, ...] = _setting(

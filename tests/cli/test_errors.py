@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.bench import dump
+from tests.agent.bench import GOOD, NFTABLES, POOLS, dump
 from tests.broker import running
-from tests.cli.command import at, felixpy, sentence
+from tests.cli.command import Done, at, felixpy, sentence
 
 COMMANDS = ("run", "plan", "show", "cleanup", "apply", "delete", "get", "demo", "version", "check", "explain",
             "status", "diag")  # fmt: skip
@@ -101,6 +101,30 @@ def test_a_settings_file_that_is_not_toml_or_has_a_bad_value(tmp_path: Path) -> 
     said = sentence(felixpy("plan", "--config", str(file)))
     assert f"setting IPv4NormalRoutePriority ({file}): " in said
     assert "-5" in said
+
+
+def with_host_name(name: str, *arguments: str, **env: str) -> Done:
+    script = ("unshare", "--uts", "sh", "-c", 'echo "$0" >/proc/sys/kernel/hostname && exec "$@"', name)
+    return felixpy(*arguments, env={"NODENAME": "", **env}, before=script)
+
+
+def test_a_host_name_with_capitals_is_the_name_that_the_resources_have(node: None, tmp_path: Path) -> None:
+    (tmp_path / "all.json").write_text(json.dumps([*POOLS, {**GOOD, "spec": {**GOOD["spec"], "node": "node-a"}}]))
+    env = {"FELIX_RESOURCEDIRECTORY": str(tmp_path), **NFTABLES}
+    assert "10.48.0.1" in with_host_name("Node-A", "show", "routes", **env).out
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "show", "check"])
+def test_a_host_name_that_no_node_can_have_is_an_error_where_it_is_needed(command: str, tmp_path: Path) -> None:
+    done = with_host_name("we_ird", command, FELIX_RESOURCEDIRECTORY=str(tmp_path))
+    assert "the host name cannot be this node's name: 'we_ird' is not a valid name" in done.err
+    assert "set NODENAME, or FelixHostname" in done.err
+    assert done.err.count("\n") == 1 and done.code == (2 if command == "check" else 1)
+
+
+def test_commands_that_need_no_name_take_every_host_name(node: None) -> None:
+    assert "no agent answers" in sentence(with_host_name("we_ird", "status"))
+    assert with_host_name("we_ird", "cleanup").code == 0
 
 
 def test_a_wrong_password_is_named_but_not_shown(network: None, tmp_path: Path) -> None:
