@@ -1,8 +1,8 @@
 """What systemd is told of the agent: started, alive, what it does, reloading, stopping. Nothing without NOTIFY_SOCKET.
 
-The protocol is that of sd_notify(3): datagrams of ``NAME=value`` lines. Invariant: READY once, after the first complete
-apply; the watchdog is fed only while the agent's loop makes progress. It must never raise or wait: an agent that works
-does not end because nobody listens.
+The protocol is that of sd_notify(3): datagrams of ``NAME=value`` lines. Invariant: READY after the first complete
+apply, until it is taken once; the watchdog is fed only while the agent's loop makes progress. It must never raise or
+wait: an agent that works does not end because nobody listens.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Supervisor:
         self._address = f"\0{name[1:]}" if name.startswith("@") else name
         self._beat = _watchdog_seconds(environ, default=2 * BEAT_SECONDS) / 2
         self._started = False
+        self._owes_ready = False
         self._said = ""
         self._refused = ""
 
@@ -42,25 +43,31 @@ class Supervisor:
         try:
             while self._address:
                 self._report(live(), ready()[0], describe())
-                await asyncio.sleep(min(self._beat, BEAT_SECONDS) if self._started else STARTING_SECONDS)
+                await asyncio.sleep(min(self._beat, BEAT_SECONDS) if self._begun else STARTING_SECONDS)
             await asyncio.Event().wait()
         finally:
             self._tell("STOPPING=1", "STATUS=stopping; the kernel keeps its state")
 
+    @property
+    def _begun(self) -> bool:
+        return self._started or self._owes_ready
+
     def _report(self, live: tuple[bool, str], is_ready: bool, description: str) -> None:
         facts = []
-        if is_ready and not self._started:
-            self._started = True
+        self._owes_ready = self._owes_ready or (is_ready and not self._started)
+        if self._owes_ready:
             facts.append("READY=1")
         if live[0]:
             facts.append("WATCHDOG=1")
-            if not self._started:
+            if not self._started and not self._owes_ready:
                 facts.append(f"EXTEND_TIMEOUT_USEC={EXTENSION_USEC}")
         says = " ".join((description if live[0] else live[1]).split())
         if says != self._said:
-            self._said = says
             facts.append(f"STATUS={says}")
-        self._tell(*facts)
+        if self._tell(*facts):  # what is not taken is said again at the next beat
+            self._said = says
+            self._started = self._started or self._owes_ready
+            self._owes_ready = False
 
     def reload(self, work: Callable[[], None]) -> None:
         """Do the work of a reload, with systemd knowing; before the start is over there is nothing to tell."""
@@ -69,12 +76,13 @@ class Supervisor:
         try:
             work()
         finally:
-            if self._started:
-                self._tell("READY=1")
+            if self._started and not self._tell("READY=1"):
+                self._owes_ready = True
 
-    def _tell(self, *facts: str) -> None:
+    def _tell(self, *facts: str) -> bool:
+        """Whether it was taken: the receiver's queue may be full (EAGAIN)."""
         if not self._address or not facts:
-            return
+            return True
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as end:
                 end.sendto("\n".join(facts).encode(), self._address)
@@ -82,8 +90,9 @@ class Supervisor:
             if str(error) != self._refused:
                 log.warning("systemd cannot be told; is NOTIFY_SOCKET its own?", reason=str(error))
             self._refused = str(error)
-        else:
-            self._refused = ""
+            return False
+        self._refused = ""
+        return True
 
 
 def _watchdog_seconds(environ: Mapping[str, str], default: float) -> float:

@@ -63,3 +63,51 @@ def test_without_progress_the_watchdog_starves(tmp_path: Path) -> None:
 
 def test_nobody_listens(tmp_path: Path) -> None:
     assert told(str(tmp_path / "nobody"), live=True, ready=True, listen=False) == []
+
+
+def full(end: socket.socket, path: str) -> None:
+    """Fill the queue of a receiver that does not read."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other:
+        while True:
+            try:
+                other.sendto(b"other", path)
+            except BlockingIOError:
+                return
+
+
+def emptied(end: socket.socket) -> list[str]:
+    facts: list[str] = []
+    while True:
+        try:
+            facts += end.recv(4096).decode().split("\n")
+        except BlockingIOError:
+            return facts
+
+
+@pytest.mark.parametrize("during", ["start", "reload"])
+def test_what_a_full_queue_does_not_take_is_said_again(during: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+
+    async def moment(end: socket.socket) -> None:
+        supervisor = Supervisor({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
+        if during == "start":
+            full(end, path)
+        task = asyncio.create_task(supervisor.follow(lambda: (True, ""), lambda: (True, ""), lambda: "ready"))
+        await asyncio.sleep(0.2)
+        if during == "reload":
+            assert "READY=1" in emptied(end)
+            supervisor.reload(lambda: full(end, path))
+            assert "RELOADING=1" in emptied(end)
+        else:
+            assert "READY=1" not in emptied(end)
+        await asyncio.sleep(0.2)
+        said = emptied(end)
+        assert said.count("READY=1") == 1
+        assert during == "reload" or "STATUS=ready" in said
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(path)
+        end.setblocking(False)
+        asyncio.run(moment(end))
