@@ -44,13 +44,17 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class BadDocument:
-    """One object, document (``index``) or file (``index`` 0) that cannot be used."""
+    """One object, document (``index``) or file (``index`` 0) that cannot be used.
+
+    ``unread``: what it holds is not known, because it cannot be read or parsed.
+    """
 
     origin: str
     index: int
     key: ResourceKey | None
     field: str
     reason: str
+    unread: bool = False
 
     def __str__(self) -> str:
         place = f"{self.origin}, document {self.index}" if self.index else self.origin
@@ -71,18 +75,18 @@ def load_directory(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocumen
     try:
         files = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES and not entry.name.startswith("."))
     except OSError as error:
-        yield BadDocument(str(path), 0, None, "", f"the directory cannot be read: {error.strerror}")
+        yield BadDocument(str(path), 0, None, "", f"the directory cannot be read: {error.strerror}", unread=True)
         return
     for file in files:
         try:
             is_regular, is_folder = file.is_file() or not file.exists(), file.is_dir()
         except OSError as error:  # a directory that may be listed but not entered
-            yield BadDocument(str(file), 0, None, "", f"the file cannot be read: {error.strerror}")
+            yield BadDocument(str(file), 0, None, "", f"the file cannot be read: {error.strerror}", unread=True)
             continue
         if is_regular:
             yield from load_file(file, ignored)
         elif not is_folder:  # opening a pipe would wait for its writer
-            yield BadDocument(str(file), 0, None, "", "is not a regular file")
+            yield BadDocument(str(file), 0, None, "", "is not a regular file", unread=True)
 
 
 def load_file(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocument]:
@@ -91,7 +95,7 @@ def load_file(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocument]:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        yield BadDocument(str(path), 0, None, "", f"the file cannot be read: {error.strerror}")
+        yield BadDocument(str(path), 0, None, "", f"the file cannot be read: {error.strerror}", unread=True)
         return
     yield from load_text(raw, str(path), ignored)
 
@@ -99,16 +103,22 @@ def load_file(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocument]:
 def load_text(raw: bytes, origin: str, ignored: Ignored = ignore) -> Iterator[AnyDocument]:
     """Every object of a text; ``origin`` names it in messages."""
     if len(raw) > MAX_FILE_BYTES:
-        yield BadDocument(origin, 0, None, "", f"is larger than {MAX_FILE_BYTES} bytes; split it into several files")
+        yield BadDocument(
+            origin, 0, None, "", f"is larger than {MAX_FILE_BYTES} bytes; split it into several files", unread=True
+        )
         return
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        yield BadDocument(origin, 0, None, "", f"byte {error.start} is not UTF-8")
+        yield BadDocument(origin, 0, None, "", f"byte {error.start} is not UTF-8", unread=True)
         return
     for index, chunk in enumerate(_split(text), 1):
         try:
             obj = _decode(chunk)
+        except InvalidResource as error:
+            yield BadDocument(origin, index, None, error.field, error.reason, unread=True)
+            continue
+        try:
             for part in expand_parts(obj) if obj is not None else ():
                 yield _judge(origin, index, part, ignored)
         except InvalidResource as error:

@@ -1,7 +1,8 @@
 """The directory source: a watched directory of manifests, read as a whole each time something in it changes.
 
-Invariant: the sink holds what the directory says. A bad object counts as absent and is reported; a file that cannot be
-read at all says nothing about its objects, so they stay as they were. A directory that is missing, from the start or
+Invariant: the sink holds what the directory says. A bad object counts as absent and is reported; so is a document that
+is no object of ours, which leaves the others as they are. What cannot be read or parsed says nothing about the objects
+of its file, so they stay as they were. A directory that is missing, from the start or
 later, removes nothing. Where two files define one key, the first file by name wins. It must never block the event loop
 for long: files are read in a thread.
 """
@@ -41,15 +42,20 @@ class Content(NamedTuple):
 
 @dataclass(slots=True)
 class Reading:
-    """One pass over a directory. ``unreadable`` files (name → why) say nothing about their objects."""
+    """One pass over a directory.
+
+    ``unreadable`` files (name → why) say nothing about their objects; ``nameless`` are documents that no object can be
+    told of.
+    """
 
     content: dict[ResourceKey, Content] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    nameless: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
 
-Signature = tuple[tuple[str, int, int, int], ...]
+Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
 class DirectorySource:
@@ -122,6 +128,8 @@ class DirectorySource:
                 sink.update(Update(key, None, received_ns=now))
         for key, content in reading.content.items():
             held_before = self._held.get(key)
+            if held_before and held_before.file in silent and held_before.file < content.file:
+                continue  # the first file defines it still, for all that is known
             self._held[key] = content
             if held_before is None or held_before[:2] != content[:2]:
                 sink.update(Update(key, content.resource, content.error, now))
@@ -130,7 +138,8 @@ class DirectorySource:
     def _judge(self, reading: Reading) -> SyncStatus:
         got = len(self._held)
         if not reading.unreadable:
-            return SyncStatus(SyncState.IN_SYNC, "", got, got)
+            told = _summary(reading.nameless)
+            return SyncStatus(SyncState.IN_SYNC, told, got, got)
         reasons = "; ".join(reading.unreadable.values())
         return SyncStatus(SyncState.DEGRADED, f"objects of unreadable files are unknown: {reasons}", got, got)
 
@@ -159,8 +168,19 @@ async def _changes(path: Path) -> AsyncIterator[None]:
         yield
 
 
+def _summary(nameless: list[str]) -> str:
+    """What is left out of a directory that is complete all the same."""
+    if not nameless:
+        return ""
+    more = f"; and {len(nameless) - 1} more" if len(nameless) > 1 else ""
+    return f"left out: {nameless[0]}{more}"
+
+
 def _signature(path: Path) -> Signature | OSError:
-    """Names, sizes, inodes and change times of the manifests, or why the directory cannot be read."""
+    """Names, sizes, inodes and times of the manifests, or why the directory cannot be read.
+
+    Both times: chmod and chown change the second one only, and make a file readable.
+    """
     try:
         files = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
     except OSError as error:
@@ -171,7 +191,7 @@ def _signature(path: Path) -> Signature | OSError:
             stat = file.stat()
         except OSError:
             continue  # gone since it was listed: the next scan sees that
-        found.append((file.name, stat.st_size, stat.st_ino, stat.st_mtime_ns))
+        found.append((file.name, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns))
     return tuple(found)
 
 
@@ -187,7 +207,10 @@ def _add(reading: Reading, document: AnyDocument) -> None:
     if isinstance(document, BadDocument):
         reading.problems.append(str(document))
         if document.key is None:
-            reading.unreadable.setdefault(document.origin, str(document))
+            if document.unread:
+                reading.unreadable.setdefault(document.origin, str(document))
+            else:
+                reading.nameless.append(str(document))
             return
         _put(reading, document.key, Content(None, document.reason, document.origin), document)
     elif document.resource is not None:

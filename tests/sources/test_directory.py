@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,98 @@ def test_file_being_written_takes_nothing_away(tmp_path: Path) -> None:
             (tmp_path / "a.json").write_bytes(whole)
             await sink.state(SyncState.IN_SYNC)
             assert sink.held == before and len(sink.updates) == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("change", ["chmod", "chown"])
+def test_a_file_that_becomes_readable_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Root reads every file: what is forbidden is told by mode and owner here."""
+    file, opened = tmp_path / "a.json", Path.open
+
+    def forbidding(path: Path, *arguments: Any) -> Any:
+        status = path.stat()
+        if path == file and not (status.st_mode & 0o444 and status.st_uid == 0):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments)
+
+    write(file, pool("a"))
+    monkeypatch.setattr(Path, "open", forbidding)
+    monkeypatch.setattr(directory, "SCAN_SECONDS", 0.1)
+    file.chmod(0 if change == "chmod" else 0o644)
+    os.chown(file, 0 if change == "chmod" else 65534, 0)
+
+    async def scenario() -> None:
+        async with following(DirectorySource(tmp_path)) as sink:
+            assert "Permission denied" in (await sink.state(SyncState.DEGRADED)).reason
+            file.chmod(0o644)
+            os.chown(file, 0, 0)
+            await sink.state(SyncState.IN_SYNC)
+            assert set(sink.held) == {POOL}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("replicas: 3\n", "document 1"),
+        ("- 1\n- 2\n", "document 1"),
+        ("just text\n", "document 1"),
+        (
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: Pool_B}\nspec: {cidr: 10.49.0.0/21}\n",
+            "not a valid name",
+        ),
+        ("apiVersion: projectcalico.org/v3\nmetadata: {name: x}\n", "kind"),
+    ],
+)
+def test_a_document_that_no_object_can_be_told_of_is_told_and_nothing_else(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    write(tmp_path / "a.json", pool("a"), endpoint("w"))
+    (tmp_path / "values.yaml").write_text(text)
+
+    async def scenario() -> None:
+        async with following(DirectorySource(tmp_path)) as sink:
+            status = await sink.state(SyncState.IN_SYNC)
+            assert set(sink.held) == {POOL, wep_key("w")}
+            assert status.reason.startswith(f"left out: {tmp_path}/values.yaml")
+            assert reason in status.reason
+            (tmp_path / "values.yaml").unlink()
+            await sink.until(lambda: not sink.status.reason, 5)
+            assert len(sink.updates) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_file_of_which_one_document_cannot_be_parsed_keeps_its_objects(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", pool("a"), endpoint("w"))
+
+    async def scenario() -> None:
+        async with following(DirectorySource(tmp_path)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            (tmp_path / "a.json").write_bytes(msgspec.json.encode(pool("a")) + b"\n---\na: [\n")
+            await sink.state(SyncState.DEGRADED)
+            assert set(sink.held) == {POOL, wep_key("w")}
+
+    asyncio.run(scenario())
+
+
+def test_a_second_definition_does_not_take_over_while_the_first_file_is_being_written(tmp_path: Path) -> None:
+    first, second = pool("a", "10.1.0.0/16"), pool("a", "10.2.0.0/16")
+    write(tmp_path / "a.json", first)
+    write(tmp_path / "b.json", second)
+    whole = (tmp_path / "a.json").read_bytes()
+
+    async def scenario() -> None:
+        async with following(DirectorySource(tmp_path)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            (tmp_path / "a.json").write_bytes(whole[:-20])
+            await sink.state(SyncState.DEGRADED)
+            assert len(sink.updates) == 1
+            (tmp_path / "a.json").unlink()
+            await sink.until(lambda: len(sink.updates) == 2, 5)
+            assert "10.2.0.0/16" in str(getattr(sink.held[POOL], "cidr", ""))
 
     asyncio.run(scenario())
 
