@@ -35,6 +35,7 @@ from felixpy.sources.once import read_once
 
 PROC_SYS_NET = Path("/proc/sys/net")
 KUBERNETES_MANIFESTS = Path("/etc/kubernetes/manifests")
+XTABLES_LOCK = Path("/run/xtables.lock")
 WORKLOAD_GATEWAY = parse_address("169.254.1.1")
 MAX_PEERS = 1000
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
@@ -84,7 +85,7 @@ async def read_facts(settings: Settings, source: Source, seconds: float) -> Fact
     facts.ipv6 = (PROC_SYS_NET / "ipv6").exists()
     facts.sysctls_writable = os.access(PROC_SYS_NET / "ipv4/ip_forward", os.W_OK)
     facts.capabilities = _capabilities()
-    facts.lock_writable = os.access("/run", os.W_OK)
+    facts.lock_writable = _lock_writable()
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/all/disable_ipv6", "ipv4/conf/all/rp_filter",
                  "netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max"):  # fmt: skip
         _read_sysctl(facts, path)
@@ -107,6 +108,11 @@ async def _try(facts: Facts, what: str, read: Callable[[], Awaitable[None]]) -> 
         await read()
     except (OSError, FilterError, ValueError) as error:
         facts.unread[what] = str(error) or type(error).__name__
+
+
+def _lock_writable() -> bool:
+    """Into a container the lock alone is mounted; elsewhere the first who needs it makes it."""
+    return os.access(XTABLES_LOCK if XTABLES_LOCK.exists() else XTABLES_LOCK.parent, os.W_OK)
 
 
 def _read_sysctl(facts: Facts, path: str) -> None:

@@ -17,13 +17,14 @@ from felixpy.sources import SyncState
 UNIQUE_LOCAL = Net.parse("fc00::/7")
 LINK_LOCAL = (Net.parse("169.254.0.0/16"), Net.parse("fe80::/10"))
 CONNTRACK_SHARE = 0.8
+FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
 OK, INFO, WARN, FAIL = Level
 
 
 def judge(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> list[Finding]:
     """All findings, for the families that are wanted."""
     found: list[Finding] = []
-    found += _rights(settings, facts)
+    found += _rights(settings, facts, families)
     if Family.V6 in families:
         found += _ipv6(settings, facts)
     for family in FAMILIES:
@@ -48,7 +49,7 @@ def judge(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> lis
     return found
 
 
-def _rights(settings: Settings, facts: Facts) -> Iterator[Finding]:
+def _rights(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> Iterator[Finding]:
     why = "routes, rules and sets are written with CAP_NET_ADMIN, iptables-legacy with CAP_NET_RAW too"
     missing = sorted({"CAP_NET_ADMIN", "CAP_NET_RAW"} - facts.capabilities)
     if "CAP_NET_ADMIN" in missing:
@@ -59,11 +60,12 @@ def _rights(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield Finding("caps", OK, "CAP_NET_ADMIN, CAP_NET_RAW", why)
     why = "the iptables tools and felixpy take turns by the lock /run/xtables.lock"
     if facts.lock_writable:
-        yield Finding("caps.lock", OK, "/run is writable", why)
+        yield Finding("caps.lock", OK, "/run/xtables.lock can be written", why)
     else:
-        yield Finding("caps.lock", WARN, "/run is not writable", why, "mount the host's /run, or use nftables")
-    for family, path in ((Family.V4, "ipv4/ip_forward"), (Family.V6, "ipv6/conf/all/forwarding")):
-        yield _forwarding(settings, facts, family, path)
+        fix = "mount the host's /run/xtables.lock, or use nftables"
+        yield Finding("caps.lock", WARN, "/run/xtables.lock can be neither written nor made", why, fix)
+    for family in families:
+        yield _forwarding(settings, facts, family, FORWARDING[family])
 
 
 def _forwarding(settings: Settings, facts: Facts, family: Family, path: str) -> Finding:
@@ -95,7 +97,11 @@ def _ipv6(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield Finding("v6.stack", OK, "IPv6 is on", why)
     why = "turning IPv6 forwarding on removes a default route that the kernel learnt (accept_ra is 1)"
     unsafe = [name for name in facts.advertised if facts.sysctls.get(f"ipv6/conf/{name}/accept_ra") not in ("0", "2")]
-    if unsafe:
+    turns_on = settings.ip_forwarding and facts.sysctls_writable and facts.sysctls.get(FORWARDING[Family.V6]) != "1"
+    if unsafe and turns_on:
+        found = f"the default route over {', '.join(unsafe)} is advertised; felixpy sets accept_ra to 2 at its start"
+        yield Finding("v6.ra", INFO, found, why)
+    elif unsafe:
         fix = "; ".join(f"sysctl -w net.ipv6.conf.{name}.accept_ra=2" for name in unsafe)
         yield Finding("v6.ra", FAIL, f"the default route over {', '.join(unsafe)} is advertised", why, fix)
     elif "routes" not in facts.unread:
@@ -269,6 +275,9 @@ def _host(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield Finding("mtu", OK, f"workload interfaces have at most {least}", why)
 
 
+_DIRECTORY_FIX = "the directory must be there, and its files readable and whole: see the reason"
+
+
 def _stream(settings: Settings, facts: Facts) -> Iterator[Finding]:
     where = f"broker {settings.mqtt_host}" if settings.mqtt_enabled else f"directory {settings.resource_directory}"
     why = "what felixpy programs comes from there, and nothing is removed before it is complete"
@@ -277,9 +286,12 @@ def _stream(settings: Settings, facts: Facts) -> Iterator[Finding]:
         return
     if status.state is SyncState.IN_SYNC:
         yield Finding("stream", OK, f"{where}: {status.got} objects, complete", why)
+        if status.reason:
+            fix = "correct the document, or move it away"
+            yield Finding("stream.documents", WARN, status.reason, "the others are programmed", fix)
     else:
         reason = status.reason or "no answer in time"
-        fix = "config/mosquitto.conf has the settings that a broker needs" if settings.mqtt_enabled else "create it"
+        fix = "config/mosquitto.conf has the settings that a broker needs" if settings.mqtt_enabled else _DIRECTORY_FIX
         yield Finding("stream", FAIL, f"{where}: {reason}", why, fix)
     if facts.stream and facts.stream.bad:
         bad = facts.stream.bad

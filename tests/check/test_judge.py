@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from felixpy.calc.host import HostAddress
+from felixpy.check import facts as facts_module
 from felixpy.check.facts import Facts, Stream, _kubernetes_cidrs
 from felixpy.check.finding import Finding, Level, exit_code
 from felixpy.check.judge import judge, wanted_families
@@ -79,6 +80,10 @@ def sysctl(path: str, value: str) -> Callable[[Facts], None]:
     return lambda facts: facts.sysctls.__setitem__(path, value)
 
 
+learns = sysctl("ipv6/conf/eth0/accept_ra", "1")
+"""The kernel takes router advertisements itself."""
+
+
 def stream(**fields: Any) -> Callable[[Facts], None]:
     return lambda facts: setattr(facts, "stream", replace(facts.stream, **fields))  # type: ignore[type-var]
 
@@ -97,7 +102,17 @@ def forward_drop(table: str, chain: str) -> Callable[[Facts], None]:
         (lambda f: (sysctl("ipv4/ip_forward", "0")(f), change(sysctls_writable=False)(f)), "sysctl.v4fwd", "fail"),
         (change(ipv6=False), "v6.stack", "fail"),
         (sysctl("ipv6/conf/all/disable_ipv6", "1"), "v6.stack", "fail"),
-        (lambda f: (sysctl("ipv6/conf/eth0/accept_ra", "1")(f), change(advertised=["eth0"])(f)), "v6.ra", "fail"),
+        (lambda f: (learns(f), change(advertised=["eth0"])(f)), "v6.ra", "fail"),  # forwarding is on
+        (
+            lambda f: (
+                learns(f),
+                change(advertised=["eth0"], sysctls_writable=False)(f),
+                sysctl("ipv6/conf/all/forwarding", "0")(f),
+            ),
+            "v6.ra",
+            "fail",
+        ),
+        (stream(status=SyncStatus(SyncState.IN_SYNC, "left out: v.yaml", 5, 5)), "stream.documents", "warn"),
         (change(default_routes={Family.V4: "eth0"}), "route.default6", "warn"),
         (change(addresses=()), "addr.v4", "fail"),
         (change(links={"eth0": False}), "addr.v6", "fail"),
@@ -201,3 +216,41 @@ def test_families() -> None:
     assert wanted_families(SETTINGS, "") == FAMILIES
     assert wanted_families(replace(SETTINGS, ipv4_support=False), "") == (Family.V6,)
     assert wanted_families(SETTINGS, "4") == (Family.V4,)
+
+
+def test_what_felixpy_does_by_itself_is_no_failure() -> None:
+    facts = good()
+    facts.advertised = ["eth0"]
+    learns(facts)
+    facts.sysctls["ipv6/conf/all/forwarding"] = "0"
+    assert bad(facts) == {}
+    (found,) = [one for one in judge(SETTINGS, facts, FAMILIES) if one.id == "v6.ra"]
+    assert found.level is Level.INFO
+    assert "accept_ra to 2" in found.found
+    assert "v6.ra" in bad(facts, replace(SETTINGS, ip_forwarding=False))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forwarding_of_a_family_that_nobody_asks_for_is_not_judged(family: Family) -> None:
+    facts = good()
+    facts.sysctls_writable = False
+    facts.sysctls.update({"ipv4/ip_forward": "0", "ipv6/conf/all/forwarding": "0"})
+    found = {name for name in bad(facts, families=(family,)) if name.startswith("sysctl.")}
+    assert found == {f"sysctl.v{family.version}fwd"}
+
+
+def test_the_fix_of_a_directory_does_not_say_to_create_what_is_there() -> None:
+    facts = good()
+    stream(status=SyncStatus(SyncState.DEGRADED, "a.yaml: the file cannot be read"))(facts)
+    assert "create it" not in bad(facts, replace(SETTINGS, mqtt_host=""))["stream"].fix
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, True), (False, False)])
+def test_the_lock_alone_is_enough(there: bool, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As our DaemonSet has it: the lock is mounted, the folder is not writable."""
+    lock = tmp_path / "xtables.lock"
+    if there:
+        lock.touch()
+    monkeypatch.setattr(facts_module, "XTABLES_LOCK", lock)
+    monkeypatch.setattr(facts_module.os, "access", lambda path, mode: path == lock)
+    assert facts_module._lock_writable() is expected
