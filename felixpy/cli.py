@@ -174,7 +174,7 @@ def cleanup(
         felixpy cleanup
     """
     with plain_errors():
-        local = local_settings(config)
+        local = local_settings(config, of_node=True)
     finish(_cleanup(local.settings, dry_run))
 
 

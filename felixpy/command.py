@@ -28,6 +28,7 @@ from felixpy.config import (
     load_toml,
     resolve,
 )
+from felixpy.config.sources import SettingsFileDenied
 from felixpy.config.values import NODE_NAME
 from felixpy.observe.log import configure_logging
 from felixpy.observe.log_limit import LogLimit
@@ -71,8 +72,12 @@ class Local(NamedTuple):
     sources: tuple[SettingsSource, ...]
 
 
-def local_sources(path: Path | None) -> tuple[tuple[SettingsSource, ...], Settings, tuple[SettingProblem, ...]]:
+def local_sources(
+    path: Path | None, *, of_node: bool = True
+) -> tuple[tuple[SettingsSource, ...], Settings, tuple[SettingProblem, ...]]:
     """What environment and file say, the settings that follow, and what is passed over.
+
+    A command that is not ``of_node`` goes on without the usual file where that is for root only.
 
     Raises:
         CommandError: a value is bad, or there is no such file.
@@ -81,21 +86,28 @@ def local_sources(path: Path | None) -> tuple[tuple[SettingsSource, ...], Settin
     sources = [load_environment(os.environ)]
     if path is not None and not path.exists():
         raise CommandError(f"{path}: no such settings file; check --config")
-    if path is not None or DEFAULT_SETTINGS_FILE.exists():
+    try:
         sources.append(load_toml(path or DEFAULT_SETTINGS_FILE))
+    except SettingsFileDenied as error:
+        if path is not None or of_node:
+            raise
+        typer.echo(f"felixpy: {error}, if it has what is needed; going on without it", err=True)
     settings, problems = resolve(sources)
     if fatal := [str(problem) for problem in problems if problem.fatal]:
         raise CommandError("; ".join(fatal))
     return tuple(sources), settings, problems
 
 
-def local_settings(path: Path | None, *, named: bool = False, log: LogLimit | None = None) -> Local:
+def local_settings(
+    path: Path | None, *, of_node: bool = False, named: bool = False, log: LogLimit | None = None
+) -> Local:
     """Settings from environment and file; raises what ``local_sources`` raises.
 
-    ``named``: the command needs this node's name, so that a host name that cannot be one is an error.
+    ``of_node``: the command is about this node, and not only about the stream. ``named``: it needs this node's name, so
+    that a host name that cannot be one is an error.
     ``log``: more than errors is.
     """
-    sources, settings, problems = local_sources(path)
+    sources, settings, problems = local_sources(path, of_node=of_node or named)
     settings = replace(settings, nodename=settings.nodename or _host_name(named))
     configure_logging(settings.log_severity_screen if log else "ERROR", log)
     for problem in problems if log else ():

@@ -103,7 +103,7 @@ def status(
         felixpy status --json | jq .degraded
     """
     with plain_errors():
-        local = local_settings(config)
+        local = local_settings(config, of_node=True)
     finish(_status(local, as_json, watch))
 
 
@@ -267,17 +267,16 @@ def diag(
         felixpy diag -o /tmp/node1.tar.gz
     """
     with plain_errors():
-        local = local_settings(config)
+        local = local_settings(config, of_node=True)
     finish(_diag(local, output))
 
 
 async def _diag(local: Local, output: Path | None) -> None:
-    from felixpy.diag.collect import archive, collect
+    from felixpy.diag.collect import archive, check_place, collect
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = output or Path(f"felixpy-diag-{local.settings.nodename or 'node'}-{stamp}.tar.gz")
-    if path.exists():
-        raise CommandError(f"{path} exists already; name another file with --output")
+    check_place(path)
     parts = await collect(local.settings, observer(local.settings))
     archive(parts, path)
     missing = [part.name for part in parts if part.missing]

@@ -88,6 +88,7 @@ def configuration(name: str, created: str = "", **spec: Any) -> FelixConfigurati
         ("FELIX_ROUTEREFRESHINTERVAL", "0", "route_refresh_interval", 0.0),
         ("FELIX_REPORTINGINTERVALSECS", "5", "reporting_interval_secs", 5.0),
         ("FELIX_LOGSEVERITYSCREEN", "Debug", "log_severity_screen", "DEBUG"),
+        ("FELIX_LOGSEVERITYSCREEN", "none", "log_severity_screen", "NONE"),
         ("FELIX_RESOURCEDIRECTORY", "/tmp/x", "resource_directory", Path("/tmp/x")),
         ("FELIX_MQTTTOPICROOT", "a/b", "mqtt_topic_root", "a/b"),
         ("FELIX_MQTTPASSWORD", " none ", "mqtt_password", " none "),
@@ -179,6 +180,29 @@ def test_unknown_settings_and_settings_without_effect_are_told_apart_and_not_fat
     assert not any(problem.fatal for problem in problems)
     assert "setting BPFENABLED (environment): has no effect in felixpy yet" in [str(problem) for problem in problems]
     assert len({*problems, *environment(FELIX_FOO="1")[1]}) == 3
+
+
+def test_what_the_kubelet_tells_of_a_service_is_nobody_s_setting() -> None:
+    given = {
+        "FELIX_MQTT_PORT": "tcp://10.96.0.5:1883",
+        "FELIX_MQTT_SERVICE_HOST": "10.96.0.5",
+        "FELIX_MQTT_SERVICE_PORT": "1883",
+        "FELIX_MQTT_SERVICE_PORT_MQTT": "1883",
+        "FELIX_MQTT_PORT_1883_TCP": "tcp://10.96.0.5:1883",
+        "FELIX_MQTT_PORT_1883_TCP_PROTO": "tcp",
+        "FELIX_MQTT_PORT_1883_TCP_PORT": "1883",
+        "FELIX_MQTT_PORT_1883_TCP_ADDR": "10.96.0.5",
+        "FELIX_PORT": "tcp://10.96.0.6:80",
+        "FELIX_SERVICE_HOST": "10.96.0.6",
+    }
+    assert environment(**given) == (Settings(), ())
+
+
+def test_a_variable_with_underscores_is_no_setting_and_says_which_one_it_may_be() -> None:
+    settings, (problem,) = environment(FELIX_MQTT_PORT="1884")
+    assert settings == Settings()
+    assert (problem.kind, problem.fatal) == (ProblemKind.UNKNOWN, False)
+    assert "FELIX_MQTTPORT" in str(problem)
 
 
 def test_felix_hostname_wins_over_nodename() -> None:

@@ -86,6 +86,9 @@ def resolve(sources: Sequence[SettingsSource]) -> tuple[Settings, tuple[SettingP
 def _read(source: SettingsSource, name: str, raw: object) -> tuple[str, Any] | SettingProblem | None:
     """Attribute and value, or what is wrong with them; None for what counts as not set."""
     declaration = _BY_NAME.get(_normal(name))
+    if declaration is not None and source.plain_names and "_" in name:
+        reason = f"is not a setting: its name has no underscores, as in {declaration.variable}; it is ignored"
+        return SettingProblem(ProblemKind.UNKNOWN, quote(name)[1:-1], source.name, reason=reason, local=source.local)
     if declaration is None:
         return _unusable(source, name)
     is_empty = isinstance(raw, str) and not (raw if declaration.secret else raw.strip())

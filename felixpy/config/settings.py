@@ -226,7 +226,7 @@ class Settings:
     log_severity_screen: str = _setting(
         "INFO",
         "LogSeverityScreen",
-        word("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"),
+        word("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL", "NONE", zero=("NONE",)),
         "Least severe log line.",
     )
     reporting_interval_secs: float = _setting(

@@ -124,7 +124,7 @@ def choice(legal: type[E], also: Mapping[str, E] | None = None) -> Parser[E]:
     return Parser(_listing(list(words)), parse)
 
 
-def word(*legal: str) -> Parser[str]:
+def word(*legal: str, zero: tuple[str, ...] = ()) -> Parser[str]:
     """One of some words in any case, as written here."""
     lower = {value.lower(): value for value in legal}
 
@@ -133,7 +133,7 @@ def word(*legal: str) -> Parser[str]:
             raise ValueError("is not one of the legal words")
         return lower[text.lower()]
 
-    return Parser(_listing(list(legal)), parse)
+    return Parser(_listing(list(legal)), parse, zero)
 
 
 def _listing(words: list[str]) -> str:

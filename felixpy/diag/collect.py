@@ -23,6 +23,7 @@ from felixpy.dataplane.iptables.tools import find_tool, tool_name
 from felixpy.explain.facts import variants_in_use
 from felixpy.model.net import FAMILIES
 from felixpy.observe.control import ControlError, ask
+from felixpy.plain_error import PlainError
 from felixpy.sources import Source
 
 COMMAND_SECONDS = 20.0
@@ -47,6 +48,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "kernel/conntrack-6.txt": ("conntrack", "-L", "-f", "ipv6"),
     "log/journal.txt": ("journalctl", "--no-pager", "--unit", "felixpy", "--lines", LOG_LINES, "--output", "short-iso"),
 }
+
+
+class ArchiveError(PlainError):
+    """The archive cannot be written: one sentence with path, reason and what to do."""
 
 
 class Part(NamedTuple):
@@ -74,21 +79,46 @@ async def collect(settings: Settings, source: Source) -> list[Part]:
 
 
 def archive(parts: list[Part], path: Path) -> None:
-    """Write the parts as a tar.gz that only its owner can read.
+    """Write the parts as a tar.gz that only its owner can read, whole or not at all.
 
     Raises:
-        OSError: the file cannot be written.
+        ArchiveError: the file cannot be written.
     """
     now = int(time.time())
     missing = "".join(f"{part.name}: {part.missing}\n" for part in parts if part.missing)
-    path.touch(mode=0o600, exist_ok=False)
-    with tarfile.open(path, "w:gz") as file:
-        for name, data in [(part.name, part.data) for part in parts if not part.missing] + [
-            ("missing.txt", missing.encode())
-        ]:
-            info = tarfile.TarInfo(f"{path.name.removesuffix('.tar.gz')}/{name}")
-            info.size, info.mtime, info.mode = len(data), now, 0o600
-            file.addfile(info, io.BytesIO(data))
+    try:
+        path.touch(mode=0o600, exist_ok=False)
+    except OSError as error:
+        raise _unwritten(path, error) from None
+    try:
+        with tarfile.open(path, "w:gz") as file:
+            for name, data in [(part.name, part.data) for part in parts if not part.missing] + [
+                ("missing.txt", missing.encode())
+            ]:
+                info = tarfile.TarInfo(f"{path.name.removesuffix('.tar.gz')}/{name}")
+                info.size, info.mtime, info.mode = len(data), now, 0o600
+                file.addfile(info, io.BytesIO(data))
+    except BaseException as error:
+        path.unlink(missing_ok=True)  # half an archive is taken for one
+        if isinstance(error, OSError):
+            raise _unwritten(path, error) from None
+        raise
+
+
+def check_place(path: Path) -> None:
+    """Look before anything is collected whether an archive can be made there.
+
+    Raises:
+        ArchiveError: it cannot.
+    """
+    if path.exists():
+        raise ArchiveError(f"{path} exists already; name another file with --output")
+    if not path.parent.is_dir():
+        raise ArchiveError(f"{path}: there is no folder {path.parent}; make it, or name another file with --output")
+
+
+def _unwritten(path: Path, error: OSError) -> ArchiveError:
+    return ArchiveError(f"{path} cannot be written: {error.strerror or error}; name another file with --output")
 
 
 async def _part(name: str, make: Callable[[], Awaitable[bytes]]) -> Part:

@@ -63,6 +63,6 @@ class Problems:
             if len(self._ignored) >= MAX_IGNORED:
                 what = "others"
             else:
-                self._log.warning("ignored", what=what, next="felixpy does not know it; it has no effect")
+                self._log.warning("ignored", what=what, next="it has no effect; felixpy goes on without it")
             self._ignored.add(what)
         self._metrics.ignored.labels(what).inc()

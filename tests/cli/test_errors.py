@@ -127,6 +127,23 @@ def test_commands_that_need_no_name_take_every_host_name(node: None) -> None:
     assert with_host_name("we_ird", "cleanup").code == 0
 
 
+def test_a_plain_user_publishes_without_the_file_that_is_for_root(node: None, tmp_path: Path) -> None:
+    """As ``make install`` leaves it: felixpy.toml is readable by root only."""
+    script = (
+        "unshare", "--mount", "sh", "-c",
+        "mkdir -p /etc/felixpy && mount -t tmpfs none /etc/felixpy && echo 'MQTTPort = 1' >/etc/felixpy/felixpy.toml"
+        ' && chmod 600 /etc/felixpy/felixpy.toml && exec setpriv --bounding-set=-dac_override,-dac_read_search'
+        ' --inh-caps=-dac_override,-dac_read_search --reuid 65534 --clear-groups "$0" "$@"',
+    )  # fmt: skip
+    env = {"FELIX_MQTTHOST": "127.0.0.1", "FELIX_MQTTPORT": "2", "HOME": "/"}
+    first, second = felixpy("get", env=env, before=script).err.splitlines()
+    assert "/etc/felixpy/felixpy.toml: the settings file cannot be read: Permission denied; run it with sudo" in first
+    assert "going on without it" in first
+    assert "127.0.0.1:2 refuses connections" in second
+    said = felixpy("plan", env=env, before=script)
+    assert said.code == 1 and said.err.count("\n") == 1 and "run it with sudo" in said.err
+
+
 def test_a_wrong_password_is_named_but_not_shown(network: None, tmp_path: Path) -> None:
     (tmp_path / "passwords").touch()
     with running(tmp_path, ("allow_anonymous false", f"password_file {tmp_path}/passwords")) as broker:

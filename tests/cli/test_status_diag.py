@@ -228,3 +228,24 @@ def wait_for(condition: Callable[[], object], log: Path) -> None:
     while not condition():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
+
+
+def test_an_archive_that_cannot_be_written_is_one_sentence_and_leaves_nothing(node: None, tmp_path: Path) -> None:
+    env = {"FELIX_RESOURCEDIRECTORY": str(tmp_path), **NFTABLES}
+    started = time.monotonic()
+    said = sentence(felixpy("diag", "-o", str(tmp_path / "no" / "d.tar.gz"), env=env))
+    assert f"there is no folder {tmp_path / 'no'}; make it, or name another file with --output" in said
+    assert time.monotonic() - started < 3, "nothing was collected before"
+    small = tmp_path / "small"
+    small.mkdir()
+    full = (
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o size=4k none {small} && "$0" "$@"; c=$?; ls {small}; exit $c',
+    )
+    done = felixpy("diag", "-o", str(small / "d.tar.gz"), env=env, before=full)
+    said = sentence(done)
+    assert f"{small}/d.tar.gz cannot be written: No space left on device; name another file with --output" in said
+    assert done.out == ""
