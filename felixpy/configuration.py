@@ -74,7 +74,6 @@ class Configuration:
         self._leftovers_due = True
         self._leftovers_at = 0.0
         self._leftovers_pause = LEFTOVERS_FIRST_SECONDS
-        self._leftovers_of: object = None
         self._leftovers = Standing(level="warning")
 
     @property
@@ -184,7 +183,8 @@ class Configuration:
                 self._watch.follow_filters()
             await self._dataplane.read_filters()
             self.backend, self._filters_of = backend, made_of
-            self._leftovers_due = True
+            self._leftovers_due, self._leftovers_at = True, 0.0
+            self._leftovers_pause = LEFTOVERS_FIRST_SECONDS
             self._on_filters()
 
     async def read_kernel(self) -> bool:
@@ -215,9 +215,6 @@ class Configuration:
 
     async def remove_leftovers(self) -> None:
         """Remove what other back-ends and families left; what resists is said once, and tried again ever later."""
-        if self._leftovers_of != self._filters_of:  # what is left now is something else
-            self._leftovers_of = self._filters_of
-            self._leftovers_at, self._leftovers_pause = 0.0, LEFTOVERS_FIRST_SECONDS
         if not self._leftovers_due or time.monotonic() < self._leftovers_at:
             return
         problems = await remove_leftovers(self.backend, self.families(), self.settings)

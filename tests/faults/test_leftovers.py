@@ -15,6 +15,7 @@ from felixpy import configuration
 from felixpy.configuration import LEFTOVERS
 from felixpy.dataplane.iptables import detect, tools
 from felixpy.dataplane.nftables.filter import NftablesFilter
+from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, Update
 from felixpy.netlink import nftables
 from felixpy.netlink.transport import NetlinkError
 from tests.drift.world import sh
@@ -129,9 +130,9 @@ def test_leftovers_of_a_back_end_that_was_changed_do_not_wait_for_others(
     async def scenario() -> None:
         assert len(told(log)) == 1
         assert node.agent is not None
-        node.agent.configuration._filters_of = object()
-        node.agent.configuration._leftovers_due = True
         sh("nft add table ip raw; nft add chain ip raw fpy-old")
+        key = ResourceKey(Kind.FELIX_CONFIGURATION, "default")
+        node.agent.update(Update(key, FelixConfiguration(key, {"maxIpsetSize": 4096})))
         await node.until(lambda: node.put_endpoint(2) or "fpy-old" not in sh("nft list tables; nft list ruleset"))
 
     asyncio.run(live(node, scenario))
