@@ -13,14 +13,12 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from felixpy.netlink.message import NLA_TYPE_MASK, Message
+from felixpy.netlink.message import ATTRIBUTE, NLA_TYPE_MASK, Message
 
 T = TypeVar("T")
 
 MAX_FORMS = 256
 """A node has a few kinds of interfaces, and names of a few lengths."""
-
-_ATTRIBUTE = struct.Struct("=HH")
 
 
 def by_length(messages: Iterable[Message]) -> dict[int, list[Message]]:
@@ -88,7 +86,7 @@ class SomeAttributes:
     def _layout(self, data: bytes, offset: int, end: int, path: Path, places: list[tuple[Path, slice]]) -> str:
         layout = ""
         while offset + 4 <= end:
-            length, kind = _ATTRIBUTE.unpack_from(data, offset)
+            length, kind = ATTRIBUTE.unpack_from(data, offset)
             if length < 4:
                 break
             inside, start, following = (*path, kind & NLA_TYPE_MASK), offset + 4, min(offset + ((length + 3) & ~3), end)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
 from felixpy.netlink.columns import same, tuples
-from felixpy.netlink.message import NLA_F_NESTED, NLM_F_ACK, Message, Request, attribute, attributes, nested
+from felixpy.netlink.message import ATTRIBUTE, NLA_F_NESTED, NLM_F_ACK, Message, Request, attribute, attributes, nested
 from felixpy.netlink.transport import Refusal
 
 # linux/netfilter/ipset/ip_set.h
@@ -30,19 +30,18 @@ _ATTR_REVISION, _ATTR_FAMILY, _ATTR_FLAGS, _ATTR_DATA, _ATTR_ADT, _ATTR_REVISION
 _ATTR_INDEX = 11
 _DATA_IP, _DATA_CIDR, _DATA_FLAGS, _DATA_MAXELEM, _DATA_IFACE, _DATA_REFERENCES = 1, 3, 8, 19, 23, 25
 _IP_V4, _IP_V6 = 1, 2
-_HEADER = struct.Struct("=HH")
 _ADDRESS_BYTES = {
-    _HEADER.pack(8 + size, _DATA_IP | NLA_F_NESTED) + _HEADER.pack(4 + size, kind): size
+    ATTRIBUTE.pack(8 + size, _DATA_IP | NLA_F_NESTED) + ATTRIBUTE.pack(4 + size, kind): size
     for size, kind in ((4, _IP_V4), (16, _IP_V6))
 }
 """How long the address is that follows the headers of a usual member, as the kernel prints them."""
-_LENGTH_HEADER = _HEADER.pack(5, _DATA_CIDR)
+_LENGTH_HEADER = ATTRIBUTE.pack(5, _DATA_CIDR)
 _PREFIX_LENGTH = struct.Struct("=HHB3x")
 _FLAG_LIST_HEADER = 1 << 2
 _FLAG_NOMATCH = 1 << 2
 _NETORDER = 0x4000
 _ADDRESS_HEADERS = {
-    size: _HEADER.pack(8 + size, _DATA_IP | NLA_F_NESTED) + _HEADER.pack(4 + size, kind | _NETORDER)
+    size: ATTRIBUTE.pack(8 + size, _DATA_IP | NLA_F_NESTED) + ATTRIBUTE.pack(4 + size, kind | _NETORDER)
     for size, kind in ((4, _IP_V4), (16, _IP_V6))
 }
 """What stands before an address in a message of ours."""
@@ -188,7 +187,7 @@ def _runs(data: bytes) -> Iterator[bytes]:
     at = 0
     while at + 4 <= len(data):
         header, start = data[at : at + 4], at
-        size = max(_HEADER.unpack(header)[0] + 3 & ~3, 4)
+        size = max(ATTRIBUTE.unpack(header)[0] + 3 & ~3, 4)
         while data[at : at + 4] == header:
             at += size
         yield data[start:at]
@@ -199,14 +198,14 @@ def _decode_alike(data: bytes) -> list[Member] | None:
 
     Taken apart in one go, because a full node has twenty thousand; None if one is another.
     """
-    size, _ = _HEADER.unpack_from(data)
+    size, _ = ATTRIBUTE.unpack_from(data)
     address = _ADDRESS_BYTES.get(data[4:12], 0)
     interface = 20 + address
     if not address or size < interface or len(data) % size:
         return None
     layout, expected = f"=12s{address}s4sB3x", [data[:12], _LENGTH_HEADER]
     if interface < size:
-        named, kind = _HEADER.unpack_from(data, interface)
+        named, kind = ATTRIBUTE.unpack_from(data, interface)
         if kind != _DATA_IFACE or interface + ((named + 3) & ~3) != size:
             return None
         layout += f"4s{named - 4}s{-named % 4}x"
@@ -239,7 +238,7 @@ def _member(member: Member) -> bytes:
     data = _ADDRESS_HEADERS[len(packed)] + packed + _PREFIX_LENGTH.pack(5, _DATA_CIDR, length)
     if interface:
         data += attribute(_DATA_IFACE, _text(interface))
-    return _HEADER.pack(4 + len(data), _ATTR_DATA | NLA_F_NESTED) + data
+    return ATTRIBUTE.pack(4 + len(data), _ATTR_DATA | NLA_F_NESTED) + data
 
 
 @cache

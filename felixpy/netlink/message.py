@@ -20,7 +20,8 @@ NLA_F_NESTED, NLA_F_NET_BYTEORDER = 0x8000, 0x4000
 NLA_TYPE_MASK = 0x3FFF
 
 _HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
+ATTRIBUTE = struct.Struct("=HH")
+"""Header of an attribute: length with it and without padding, type."""
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
@@ -68,7 +69,7 @@ def parse_messages(data: bytes) -> list[Message]:
 def attribute(kind: int, data: bytes) -> bytes:
     """One attribute, padded to four bytes."""
     length = 4 + len(data)
-    return _ATTRIBUTE.pack(length, kind) + data + _PAD[length & 3]
+    return ATTRIBUTE.pack(length, kind) + data + _PAD[length & 3]
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
@@ -80,7 +81,7 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """(type, value) pairs of an attribute stream; flag bits are masked off the type."""
     end = len(data)
     while offset + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        length, kind = ATTRIBUTE.unpack_from(data, offset)
         if length < 4:
             return
         yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from felixpy.model.net import Family
 from felixpy.netlink.message import (
+    ATTRIBUTE,
     NLA_F_NESTED,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -74,7 +75,6 @@ UDATA_RULE_COMMENT = 0
 UDATA_SET_KEYBYTEORDER, BYTEORDER_BIG_ENDIAN = 0, 2
 
 
-_HEADER = struct.Struct("=HH")
 _FRAME = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
 _BATCH_BEGIN, _BATCH_END = Request(NFNL_MSG_BATCH_BEGIN, 0, _FRAME), Request(NFNL_MSG_BATCH_END, 0, _FRAME)
 
@@ -251,7 +251,7 @@ def set_elements(command: int, family: Family, table: str, set_name: str, elemen
     """NEWSETELEM or DELSETELEM with the given list entries (at most 64 KiB: an attribute's limit)."""
     entries = b"".join(elements)
     flags = NLM_F_CREATE if command == NEWSETELEM else 0
-    payload = _in_set(family, table, set_name) + _HEADER.pack(4 + len(entries), 3 | NLA_F_NESTED) + entries
+    payload = _in_set(family, table, set_name) + ATTRIBUTE.pack(4 + len(entries), 3 | NLA_F_NESTED) + entries
     return Request(NFNL_SUBSYS_NFTABLES << 8 | command, flags, payload)
 
 
@@ -460,7 +460,7 @@ def decode_keys(message: Message, length: int) -> list[bytes] | None:
 @cache
 def _printed_key_headers(length: int) -> bytes:
     """``_key_headers`` as the kernel prints them, without the flag of nested attributes."""
-    return b"".join(_HEADER.pack(length + inside, 1) for inside in (12, 8, 4))
+    return b"".join(ATTRIBUTE.pack(length + inside, 1) for inside in (12, 8, 4))
 
 
 def decode_elements(message: Message) -> list[KernelElement]:

@@ -17,7 +17,16 @@ from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
 from felixpy.netlink.columns import SomeAttributes, by_length, columns, same, tuples
-from felixpy.netlink.message import NLM_F_CREATE, NLM_F_REPLACE, Message, Request, attribute, attributes, nested
+from felixpy.netlink.message import (
+    ATTRIBUTE,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    Message,
+    Request,
+    attribute,
+    attributes,
+    nested,
+)
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -64,11 +73,10 @@ _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _MAC_AND_PROTOCOL = struct.Struct("=HH6s2xHHB3x")
-_HEADER = struct.Struct("=HH")
 _HEADER_TABLE, _HEADER_INTERFACE, _HEADER_METRIC = (
-    _HEADER.pack(8, kind) for kind in (RTA_TABLE, RTA_OIF, RTA_PRIORITY)
+    ATTRIBUTE.pack(8, kind) for kind in (RTA_TABLE, RTA_OIF, RTA_PRIORITY)
 )
-_HEADER_V4, _HEADER_V6 = _HEADER.pack(8, RTA_DST), _HEADER.pack(20, RTA_DST)  # NDA_DST has the same number
+_HEADER_V4, _HEADER_V6 = ATTRIBUTE.pack(8, RTA_DST), ATTRIBUTE.pack(20, RTA_DST)  # NDA_DST has the same number
 # Routes as the kernel writes them: table, destination, (IPv6: metric,) interface(, cache information, preference).
 _V4_DEVICE_ROUTE = struct.Struct("=BBBBBBBBI4sI4s4s4sI")
 _V6_DEVICE_ROUTE = struct.Struct("=BBBBBBBBI4sI4s16s4sI4sI4s32x4s4x")
@@ -77,9 +85,9 @@ _DEVICE_ROUTES = {_V4_DEVICE_ROUTE.size: Family.V4, _V6_DEVICE_ROUTE.size: Famil
 _V4_SIGNED_NEIGHBOUR = struct.Struct("=BBHiHBB4s4s4s6s2x4s4x4s16x4sB3x")
 _V6_SIGNED_NEIGHBOUR = struct.Struct("=BBHiHBB4s16s4s6s2x4s4x4s16x4sB3x")
 _SIGNED_NEIGHBOURS = {one.size: one for one in (_V4_SIGNED_NEIGHBOUR, _V6_SIGNED_NEIGHBOUR)}
-_V6_ROUTE_END = (_HEADER.pack(36, RTA_CACHEINFO), _HEADER.pack(5, RTA_PREF))
+_V6_ROUTE_END = (ATTRIBUTE.pack(36, RTA_CACHEINFO), ATTRIBUTE.pack(5, RTA_PREF))
 _NEIGHBOUR_HEADERS = tuple(
-    _HEADER.pack(size, kind)
+    ATTRIBUTE.pack(size, kind)
     for size, kind in ((10, NDA_LLADDR), (8, NDA_PROBES), (20, NDA_CACHEINFO), (5, NDA_PROTOCOL))
 )
 _IN_LINK_INET, _IN_LINK_INET6 = (IFLA_AF_SPEC, Family.V4, IFLA_INET_CONF), (IFLA_AF_SPEC, Family.V6, IFLA_INET6_CONF)
