@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +30,7 @@ from felixpy.sources import topics
 from felixpy.sources.batch import Batch, Entry, PublishError
 from felixpy.sources.connection import Connection, Refused, StreamError, broker_name, open_connection
 from felixpy.sources.ledger import Ledger, counted
-from felixpy.sources.manifest import MODULUS, Manifest, content_hash
+from felixpy.sources.manifest import Manifest
 from felixpy.sources.retained import EchoLost, Retained
 
 IN_FLIGHT = 20
@@ -264,20 +263,8 @@ class Publisher:
 
     def _disagreeing(self, kinds: list[tuple[str, str]], manifests: Mapping[str, Manifest]) -> list[str]:
         """Scopes of kinds that are not as the manifest says."""
-        counts, digests = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-        for topic, payload in self._retained.content.items():
-            if topics.key_of(topic) is not None:
-                kind = topics.scope_of(topic), topics.segment_of(topic)
-                counts[kind] += 1
-                digests[kind] += content_hash(topic, payload)
-        return sorted(
-            {
-                scope
-                for scope, segment in kinds
-                if counts[scope, segment] != manifests[scope].expects(segment)
-                or digests[scope, segment] % MODULUS != manifests[scope].digests.get(segment, 0)
-            }
-        )
+        there = {scope: counted(self._retained.topics_of(scope), None, "").manifest() for scope, _ in kinds}
+        return sorted({scope for scope, kind in kinds if not _agree(there[scope], manifests[scope], kind)})
 
     def _untrusted(self, scope: str) -> bool:
         """No manifest, one that does not prove content, or one whose writer died half-way."""
@@ -381,6 +368,11 @@ def _worth_reading(wanted: Mapping[str, bytes], manifests: Mapping[str, Manifest
     room = max(CHECKED_OBJECTS, 2 * len(wanted))
     sums = itertools.accumulate(size for size, *_ in sized)
     return [(scope, kind) for (_, scope, kind), total in zip(sized, sums, strict=True) if total <= room]
+
+
+def _agree(one: Manifest, other: Manifest, kind: str) -> bool:
+    """Whether two manifests say the same of a kind."""
+    return (one.expects(kind), one.digests.get(kind, 0)) == (other.expects(kind), other.digests.get(kind, 0))
 
 
 def _node_of(scope: str) -> str:
