@@ -268,8 +268,9 @@ class Dataplane:
         was, self._closed = self._closed, {family for family, one in self.filters.items() if not one.in_place}
         if not (complete and (was or self._closed)):
             return
+        opened = was - self._closed
         for table in self._tables.values():
-            if opened := was - self._closed:
+            if opened:
                 table.mark([key for key in table.waiting if key.family in opened])
             for family in self._closed:
                 due = [key for key in table.dirty if key.family is family and key in table.desired]

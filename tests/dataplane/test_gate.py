@@ -63,6 +63,24 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         await asyncio.sleep(0.01)
 
 
+def kind_of(backend: Backend) -> type[NftablesFilter] | type[IptablesFilter]:
+    return NftablesFilter if backend is Backend.NFTABLES else IptablesFilter
+
+
+def break_writes(monkeypatch: pytest.MonkeyPatch, backend: Backend, families: tuple[Family, ...]) -> list[bool]:
+    """The packet filter of these families fails as a whole until the list is cleared."""
+    kind, broken = kind_of(backend), [True]
+    write = kind.write
+
+    async def breaks(self: NftablesFilter | IptablesFilter, change: FilterChange) -> Mapping[object, str]:
+        if broken and self.family in families:
+            raise FilterError("the packet filter is broken")
+        return await write(self, change)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kind, "write", breaks)
+    return broken
+
+
 def configure(node: InProcess, **spec: object) -> None:
     node.put(FelixConfiguration(CONFIGURATION, spec))
 
@@ -83,6 +101,21 @@ def test_a_first_start_makes_rules_at_once_and_uses_what_has_arrived(cluster_nod
             node.in_sync()
             await node.idle()
             assert node.agent.is_ready()[0]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("backend", Backend, ids=str)
+def test_early_rules_go_with_a_family_that_the_stream_switches_off(cluster_node: None, backend: Backend) -> None:
+    async def scenario() -> None:
+        async with running(source_for(backend)) as node:
+            await until(lambda: all(rules(backend, family) for family in FAMILIES))
+            configure(node, ipv6Support=False)
+            node.put(*STREAM)
+            node.in_sync()
+            await node.up("w0")
+            await until(lambda: not rules(backend, Family.V6))
+            assert rules(backend, Family.V4) and not routes(Family.V6)
 
     asyncio.run(scenario())
 
@@ -111,15 +144,7 @@ def test_a_restart_with_another_back_end_makes_no_rules_before_the_snapshot_is_c
 def test_nothing_opens_before_its_rules_while_the_snapshot_is_incomplete(
     cluster_node: None, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = NftablesFilter if backend is Backend.NFTABLES else IptablesFilter
-    write, broken = kind.write, [True]
-
-    async def breaks(self: NftablesFilter | IptablesFilter, change: FilterChange) -> Mapping[object, str]:
-        if broken:
-            raise FilterError("the packet filter is broken")
-        return await write(self, change)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(kind, "write", breaks)
+    broken = break_writes(monkeypatch, backend, FAMILIES)
 
     async def scenario() -> None:
         async with running(source_for(backend)) as node:
@@ -140,15 +165,7 @@ def test_nothing_opens_before_its_rules_while_the_snapshot_is_incomplete(
 def test_a_family_whose_rules_cannot_be_written_stays_closed_and_the_other_opens(
     cluster_node: None, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = NftablesFilter if backend is Backend.NFTABLES else IptablesFilter
-    write, broken = kind.write, [True]
-
-    async def breaks(self: NftablesFilter | IptablesFilter, change: FilterChange) -> Mapping[object, str]:
-        if broken and self.family is Family.V4:
-            raise FilterError("the packet filter of IPv4 is broken")
-        return await write(self, change)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(kind, "write", breaks)
+    broken = break_writes(monkeypatch, backend, (Family.V4,))
 
     async def scenario() -> None:
         async with running(source_for(backend)) as node:
@@ -170,7 +187,7 @@ def test_a_family_whose_rules_cannot_be_written_stays_closed_and_the_other_opens
 def test_rules_stand_although_a_reading_for_other_settings_fails(
     cluster_node: None, backend: Backend, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = NftablesFilter if backend is Backend.NFTABLES else IptablesFilter
+    kind = kind_of(backend)
     read, failed = kind.read, []
 
     async def fails_once(self: NftablesFilter | IptablesFilter, part: Part = Part.ALL) -> FilterState:
@@ -279,7 +296,7 @@ def tap(number: int) -> WorkloadEndpoint:
 def test_interfaces_of_another_prefix_wait_for_the_rules_that_name_it(
     cluster_node: None, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = NftablesFilter if backend is Backend.NFTABLES else IptablesFilter
+    kind = kind_of(backend)
     write, broken = kind.write, [True]
 
     async def no_rules(self: NftablesFilter | IptablesFilter, change: FilterChange) -> Mapping[object, str]:
