@@ -20,7 +20,7 @@ from bench.world import World
 from felixpy.demo.agent import environment
 from felixpy.demo.host import LabError
 from felixpy.model.net import Family
-from felixpy.sources import topics
+from felixpy.mqtt import topics
 
 END_S = 30.0
 QUIET_S = 0.05

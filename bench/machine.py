@@ -18,7 +18,7 @@ from typing import Any
 from bench.workloads import Workload
 from felixpy.model.net import FAMILIES
 from felixpy.model.parse import parse_payload
-from felixpy.sources import topics
+from felixpy.mqtt import topics
 
 IDLE_S = 0.06
 """The pause between two changes that are measured."""

@@ -36,9 +36,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from felixpy import cli
-from felixpy.agent import Agent
-from felixpy.configuration import Configuration
+from felixpy.agent.agent import Agent
+from felixpy.agent.configuration import Configuration
+from felixpy.commands import main as cli
 from felixpy.dataplane import interface_settings
 from felixpy.model.resources import Update
 from felixpy.netlink.message import Request

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from felixpy.demo.resources import Object, block, felix_configuration, ip_pool, node, v3
 from felixpy.demo.topology import NODES, NodeSpec
 from felixpy.model.net import Family
-from felixpy.sources import topics
+from felixpy.mqtt import topics
 
 NODE = "node1"
 CROWD = 10_000

@@ -23,8 +23,8 @@ from felixpy.demo.lab import TOPIC_ROOT, Lab
 from felixpy.demo.resources import workload_endpoint
 from felixpy.demo.topology import Mode, PodSpec
 from felixpy.model.net import Family
-from felixpy.sources import topics
-from felixpy.sources.ledger import counted
+from felixpy.mqtt import topics
+from felixpy.mqtt.ledger import counted
 
 SERVER = PodSpec("server", NODE, {Family.V4: "10.64.250.1", Family.V6: "fd00:64::900:1"})
 """A workload that answers on TCP and UDP; always there."""

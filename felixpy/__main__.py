@@ -10,7 +10,7 @@ def main() -> None:
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from felixpy.cli import main as run
+    from felixpy.commands.main import main as run
 
     signal.signal(signal.SIGINT, interrupt)
     run()

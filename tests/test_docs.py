@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, HostAddress
-from felixpy.cli import app
+from felixpy.commands.main import app
 from felixpy.config import DECLARATIONS, Settings, load_toml, resolve, settings_table_markdown
 from felixpy.model.documents import Document, load_directory, load_text
 from felixpy.model.net import FAMILIES, Family, Net, parse_address
 from felixpy.model.resources import FelixConfiguration, Kind, Update, WorkloadEndpoint
 from felixpy.observe.metrics import Durations, Metrics, Totals
-from felixpy.store import Store
+from felixpy.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -13,7 +13,7 @@ from felixpy.calc.host import Host, supported_families
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Family, Net, format_address
 from felixpy.model.resources import BlockAffinity, Encapsulation, IPAMBlock
-from felixpy.store import Store
+from felixpy.store.store import Store
 
 # One metric for all cluster routes. IPv6 stores 1024 for a route without one.
 METRIC = {Family.V4: 0, Family.V6: 1024}

@@ -20,7 +20,7 @@ from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import WorkloadEndpoint
-from felixpy.store import Store
+from felixpy.store.store import Store
 
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 

@@ -19,7 +19,7 @@ from felixpy.calc.host import Host, host_entries
 from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
 from felixpy.config import Settings
 from felixpy.model.resources import Kind, ResourceKey
-from felixpy.store import Store
+from felixpy.store.store import Store
 
 HOST: Final = ResourceKey(Kind.FELIX_CONFIGURATION, "")
 """The node itself as an object: forwarding, external nodes. No resource can have an empty name."""

@@ -13,7 +13,7 @@ from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
 from felixpy.model.net import Net
 from felixpy.model.resources import IPPool, Node
-from felixpy.store import Store
+from felixpy.store.store import Store
 
 
 def pool_entries(pool: IPPool, store: Store, settings: EntrySettings, host: Host) -> dict[Key, Value]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from felixpy.index import Index
 from felixpy.slices import emptied, in_slices
+from felixpy.store.index import Index
 
 K = TypeVar("K")
 D = TypeVar("D")

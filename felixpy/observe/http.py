@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from felixpy.config import Settings
-from felixpy.observe.server import Details, ListenError, Probe
+from felixpy.observe.probes import Details, ListenError, Probe
 
 
 @asynccontextmanager

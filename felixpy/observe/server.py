@@ -8,27 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 from felixpy.config import Settings
+from felixpy.observe.probes import Details, ListenError, Probe
 from felixpy.standing import Standing
 
 RETRY_SECONDS = 10.0
 """Between two tries to have a port that was taken."""
-
-Probe = Callable[[], tuple[bool, str]]
-"""Answers whether all is well, and says why not."""
-
-
-class ListenError(OSError):
-    """An address cannot be had: one sentence with address, reason and setting."""
-
-
-Details = Callable[[], Mapping[str, Any]]
-"""What a probe shows beside its answer: ``components`` by name, each with ``ok`` and ``detail``."""
 
 
 async def serve_latest(

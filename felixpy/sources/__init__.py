@@ -6,30 +6,12 @@ earlier (in this process) and that the snapshot no longer holds. It never touche
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from felixpy.model.resources import Update
+from felixpy.model.sync import SyncState, SyncStatus
 
-
-class SyncState(StrEnum):
-    """How far a source's snapshot has come."""
-
-    CONNECTING = "connecting"
-    RESYNC = "resync"
-    IN_SYNC = "in-sync"
-    DEGRADED = "degraded"
-
-
-@dataclass(frozen=True, slots=True)
-class SyncStatus:
-    """State of the stream: ``got`` of ``want`` objects (0 of 0 if unknown), and why it is not in sync."""
-
-    state: SyncState
-    reason: str = ""
-    got: int = 0
-    want: int = 0
+__all__ = ["Sink", "Source", "SyncState", "SyncStatus"]
 
 
 class Sink(Protocol):

@@ -25,14 +25,15 @@ from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import quote
 from felixpy.model.parse import parse_payload
 from felixpy.model.resources import Absent, BlockAffinity, Kind, Resource, ResourceKey, Update, WorkloadEndpoint
-from felixpy.sources import Sink, SyncState, topics
-from felixpy.sources.connection import Connection, StreamError, broker_name, open_connection
-from felixpy.sources.credentials import Credentials, CredentialsChanged
+from felixpy.mqtt import topics
+from felixpy.mqtt.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.mqtt.credentials import Credentials, CredentialsChanged
+from felixpy.mqtt.manifest import parse_manifest
+from felixpy.mqtt.outbox import Outbox
+from felixpy.mqtt.reading import Message
+from felixpy.mqtt.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
+from felixpy.sources import Sink, SyncState
 from felixpy.sources.ending import end
-from felixpy.sources.manifest import parse_manifest
-from felixpy.sources.outbox import Outbox
-from felixpy.sources.reading import Message
-from felixpy.sources.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
 from felixpy.standing import Standing
 
 log = structlog.get_logger(__name__)

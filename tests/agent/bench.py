@@ -15,7 +15,7 @@ from typing import Any
 import aiomqtt
 from structlog.testing import capture_logs
 
-from felixpy.agent import Agent
+from felixpy.agent.agent import Agent
 from felixpy.config import SettingsSource, load_environment, resolve
 from felixpy.demo.resources import Object, ip_pool, v3
 from felixpy.sources.directory import DirectorySource

@@ -14,14 +14,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from felixpy.agent import BURST_UPDATES, Agent
+from felixpy.agent.agent import BURST_UPDATES, Agent
 from felixpy.config import Settings
 from felixpy.demo.agent import FELIXPY, environment
 from felixpy.demo.resources import Object, ip_pool
 from felixpy.model.documents import load_text
 from felixpy.model.resources import Kind, ResourceKey, Update
-from felixpy.publish import open_publisher
-from felixpy.sources.batch import prepare
+from felixpy.mqtt.batch import prepare
+from felixpy.mqtt.publisher import open_publisher
 from tests.agent.bench import (
     GOOD,
     LEGACY,
@@ -226,7 +226,7 @@ from felixpy.{module} import {thing}
 def bug(*arguments, **named):
     raise ZeroDivisionError("a bug in {thing}")
 {thing}.{method} = bug
-from felixpy.cli import main
+from felixpy.commands.main import main
 main()
 """
 

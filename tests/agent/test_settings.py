@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from felixpy.agent.outcome import Outcome
 from felixpy.calc import graph
 from felixpy.calc.endpoints import endpoint_entries
 from felixpy.config.settings import DECLARATIONS
@@ -18,7 +19,6 @@ from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.ownership import Ownership
 from felixpy.demo.resources import Object, felix_configuration, v3
 from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
-from felixpy.outcome import Outcome
 from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, NODE, POOLS, Running, members, routes, running, topic_of
 from tests.broker import Broker
 from tests.kernel import run
@@ -291,7 +291,7 @@ def test_external_routes_are_ours_as_soon_as_the_setting_says_so(
 def test_a_reading_that_failed_is_done_again_with_the_new_settings(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("felixpy.agent.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("felixpy.agent.agent.RETRY_SECONDS", 0.1)
     read, failures = Dataplane.read, [OSError("no buffer"), OSError("no buffer")]
 
     async def failing(self: Dataplane) -> Any:

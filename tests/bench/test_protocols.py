@@ -16,10 +16,10 @@ from bench.observer import IPSET
 from bench.workloads import CROWD, SPARES, Workload, cluster, scopes
 from felixpy.model.net import FAMILIES, Family, Net, parse_address
 from felixpy.model.parse import parse_payload
+from felixpy.mqtt import topics
 from felixpy.netlink import nftables, rtnetlink
 from felixpy.netlink.message import Request
 from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE
-from felixpy.sources import topics
 
 MARKS = """\
 10 1005 received root/wep/node1/default/other

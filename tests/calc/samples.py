@@ -22,7 +22,7 @@ from felixpy.model.resources import (
     Update,
     WorkloadEndpoint,
 )
-from felixpy.store import Store
+from felixpy.store.store import Store
 
 NODE = "n1"
 SETTINGS = Settings(nodename=NODE)

@@ -16,7 +16,7 @@ from felixpy.config.settings import DECLARATIONS
 from felixpy.config.values import PortRange
 from felixpy.model.net import parse_address
 from felixpy.model.resources import Update
-from felixpy.store import Store
+from felixpy.store.store import Store
 from tests.calc.samples import HOST_FACTS, NODE, SETTINGS, affinity, block, endpoint, nets, node, pool
 
 WORLD = [

@@ -14,7 +14,7 @@ from felixpy.calc.graph import HOST, Absent, Calculation
 from felixpy.calc.host import Host
 from felixpy.config import ProgramClusterRoutes, Settings
 from felixpy.model.resources import Encapsulation, IPPool, Node, Resource, ResourceKey, Update, WorkloadEndpoint
-from felixpy.store import Store
+from felixpy.store.store import Store
 from tests.calc.samples import HOST_FACTS, NODE, SETTINGS, affinity, block, endpoint, nets, node, pool
 
 PROPERTY = settings(max_examples=120, deadline=None, derandomize=True)

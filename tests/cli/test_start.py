@@ -10,7 +10,8 @@ NOT_NEEDED = {"aiohttp", "iptc", "pyroute2", "watchfiles", "yaml"}
 
 
 def test_a_node_with_a_broker_loads_only_what_it_needs() -> None:
-    script = "import felixpy.cli, felixpy.daemon, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    imports = "import felixpy.commands.main, felixpy.agent.daemon, sys"
+    script = f"{imports}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "aiomqtt" in loaded

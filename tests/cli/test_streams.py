@@ -55,7 +55,7 @@ def test_ctrl_c_while_it_starts_ends_it_without_a_traceback() -> None:
 import os, signal, sys
 class Interrupt:
     def find_spec(self, name, *more):
-        if name == "felixpy.cli":
+        if name == "felixpy.commands.main":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
 from felixpy.__main__ import main

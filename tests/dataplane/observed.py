@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from felixpy.agent import Agent, StatusPublisher
+from felixpy.agent.agent import Agent, StatusPublisher
 from felixpy.config import SettingsSource, resolve
 from felixpy.dataplane.backend import Backend
 from felixpy.model.resources import Resource, ResourceKey, Update

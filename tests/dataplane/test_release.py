@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from felixpy.agent import Agent
+from felixpy.agent.agent import Agent
 from felixpy.calc.entries import ElementKey, SetName
 from felixpy.config import SettingsSource, resolve
 from felixpy.dataplane.release import AddressRelease

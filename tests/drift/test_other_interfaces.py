@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from felixpy import configuration
+from felixpy.agent import configuration
 from felixpy.calc.host import Host
 from felixpy.dataplane.links import Links
 from tests.drift.world import World, build_links, running, sh

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from felixpy.agent import Agent
+from felixpy.agent.agent import Agent
 from felixpy.config import SettingsSource, resolve
 from felixpy.model.net import Net
 from felixpy.model.resources import (

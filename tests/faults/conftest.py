@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from felixpy import agent
+from felixpy.agent import agent
 from felixpy.dataplane import table
 from tests.drift.world import build_links
 from tests.faults.node import add_foreign_state

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from felixpy.agent import Agent
+from felixpy.agent.agent import Agent
 from felixpy.config import Settings, SettingsSource, resolve
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Net

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from felixpy import configuration
-from felixpy.configuration import LEFTOVERS
+from felixpy.agent import configuration
+from felixpy.agent.configuration import LEFTOVERS
 from felixpy.dataplane.iptables import detect, tools
 from felixpy.dataplane.nftables.filter import NftablesFilter
 from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, Update

@@ -16,7 +16,8 @@ from felixpy.config import Settings
 from felixpy.observe import server
 from felixpy.observe.http import serve
 from felixpy.observe.metrics import Metrics
-from felixpy.observe.server import ListenError, serve_latest
+from felixpy.observe.probes import ListenError
+from felixpy.observe.server import serve_latest
 
 HEALTH, METRICS, OTHER = 9099, 9091, 9199
 ON = Settings(

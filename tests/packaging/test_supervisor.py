@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from felixpy.supervisor import Supervisor
+from felixpy.agent.supervisor import Supervisor
 
 
 def told(path: str, *, live: bool, ready: bool, listen: bool = True) -> list[list[str]]:

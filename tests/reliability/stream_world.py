@@ -22,9 +22,9 @@ from typing import Any, ParamSpec
 
 import aiomqtt
 
-from felixpy.publish import open_publisher
-from felixpy.sources.ledger import counted
-from felixpy.sources.manifest import Manifest
+from felixpy.mqtt.ledger import counted
+from felixpy.mqtt.manifest import Manifest
+from felixpy.mqtt.publisher import open_publisher
 from tests.broker import Broker
 from tests.reliability.mqtt_wire import publish
 
@@ -347,7 +347,7 @@ class World:
         """``felixpy apply`` or ``felixpy delete``, without the process."""
         from felixpy.config import Settings
         from felixpy.model.documents import load_text
-        from felixpy.sources.batch import prepare
+        from felixpy.mqtt.batch import prepare
 
         batch = prepare(load_text(encode(list(objects.values())), "test"))
         settings = Settings(mqtt_host="127.0.0.1", mqtt_port=self.broker.port)

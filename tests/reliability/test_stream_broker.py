@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("network")
 POOL = {"ippool/pool": pool()}
 SHORT_WAIT = (
     "-c",
-    "import felixpy.sources.mqtt as m, felixpy.cli as c; m.TAKEN_OVER_SECONDS = (1.5, 2.0); c.main()",
+    "import felixpy.sources.mqtt as m, felixpy.commands.main as c; m.TAKEN_OVER_SECONDS = (1.5, 2.0); c.main()",
     "run",
 )
 """The agent, but with a shorter pause than 15 to 45 s after another client took its session."""
@@ -210,7 +210,7 @@ async def test_second_client_with_our_id_makes_the_agent_back_off_say_so_and_rec
 
 FOLLOW_AT_ONCE = (
     "-c",
-    "import felixpy.sources.credentials as m, felixpy.cli as c; "
+    "import felixpy.mqtt.credentials as m, felixpy.commands.main as c; "
     "m.LOOK_SECONDS, m.SPREAD_SECONDS = 600, (0, 0.1); c.main()",
     "run",
 )

@@ -17,7 +17,8 @@ import trustme
 from structlog.testing import capture_logs
 
 from felixpy.config import Settings
-from felixpy.sources import SyncState, connection, credentials
+from felixpy.mqtt import connection, credentials
+from felixpy.sources import SyncState
 from felixpy.sources.mqtt import MqttSource
 from tests.broker import Broker, free_port, running
 from tests.sources.stream_lab import (

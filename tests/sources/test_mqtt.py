@@ -20,14 +20,14 @@ from structlog.testing import capture_logs
 from felixpy.config import Settings
 from felixpy.model.documents import load_text
 from felixpy.model.resources import BlockAffinity, Kind, ResourceKey, WorkloadEndpoint
-from felixpy.publish import open_publisher
+from felixpy.mqtt.batch import prepare
+from felixpy.mqtt.connection import explain
+from felixpy.mqtt.manifest import Manifest
+from felixpy.mqtt.publisher import open_publisher
+from felixpy.mqtt.reading import Message
 from felixpy.sources import SyncState, mqtt
-from felixpy.sources.batch import prepare
-from felixpy.sources.connection import explain
-from felixpy.sources.manifest import Manifest
 from felixpy.sources.mqtt import MqttSource
 from felixpy.sources.once import read_once
-from felixpy.sources.reading import Message
 from tests.broker import Broker, running
 from tests.sources.stream_lab import (
     NODE,

@@ -10,18 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from felixpy import publish
 from felixpy.model.documents import load_text
 from felixpy.model.resources import Kind
-from felixpy.publish import Outcome, Publisher, open_publisher
+from felixpy.mqtt import publisher
+from felixpy.mqtt.batch import BadBatch, Batch, PublishError, prepare
+from felixpy.mqtt.ledger import counted
+from felixpy.mqtt.manifest import Manifest, parse_manifest
+from felixpy.mqtt.publisher import Outcome, Publisher, open_publisher
+from felixpy.mqtt.reading import Message
+from felixpy.mqtt.retained import Retained
+from felixpy.mqtt.topics import KIND, scope_of, segment_of
 from felixpy.sources import SyncState
-from felixpy.sources.batch import BadBatch, Batch, PublishError, prepare
-from felixpy.sources.ledger import counted
-from felixpy.sources.manifest import Manifest, parse_manifest
 from felixpy.sources.mqtt import MqttSource
-from felixpy.sources.reading import Message
-from felixpy.sources.retained import Retained
-from felixpy.sources.topics import KIND, scope_of, segment_of
 from tests.broker import Broker, running
 from tests.sources.stream_lab import affinity, endpoint, following, node, pool, put, retained, settings_for
 
@@ -241,7 +241,7 @@ def test_what_others_write_to_the_own_echo_is_none(payload: bytes) -> None:
 
 
 def test_write_cut_short_is_counted_anew_by_the_next_one(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "WRITER_SECONDS", 0.3)
+    monkeypatch.setattr(publisher, "WRITER_SECONDS", 0.3)
 
     async def scenario() -> None:
         async with open_publisher(settings_for(broker)) as publisher:

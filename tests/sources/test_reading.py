@@ -19,9 +19,9 @@ from paho.mqtt.properties import Properties
 
 from bench.mqtt_wire import publish_packet
 from felixpy.config import Settings
-from felixpy.sources import reading
-from felixpy.sources.connection import open_connection
-from felixpy.sources.reading import RECEIVE_BYTES, Message, _Properties, _Received
+from felixpy.mqtt import reading
+from felixpy.mqtt.connection import open_connection
+from felixpy.mqtt.reading import RECEIVE_BYTES, Message, _Properties, _Received
 
 CONNACK = b"\x20\x03\0\0\0"
 COUNT = 500

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from felixpy.publish import open_publisher
-from felixpy.sources.batch import PublishError
-from felixpy.sources.connection import Refused
+from felixpy.mqtt.batch import PublishError
+from felixpy.mqtt.connection import Refused
+from felixpy.mqtt.publisher import open_publisher
 from tests.broker import Broker
 from tests.sources.stream_lab import PUBLISHER, ROOT, endpoint, pool, retained, settings_for
 from tests.sources.test_publish import assert_true, batch_of

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from felixpy.sources import SyncState, snapshot
+from felixpy.mqtt import snapshot
+from felixpy.sources import SyncState
 from felixpy.sources.mqtt import MqttSource
 from felixpy.sources.once import read_once
 from tests.broker import Broker, running

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
+from felixpy.mqtt.manifest import MODULUS, Manifest, content_hash
+from felixpy.mqtt.snapshot import DRAIN_SECONDS, Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
+from felixpy.mqtt.topics import SHARED, key_of, scope_of, segment_of
 from felixpy.sources import SyncState, SyncStatus
-from felixpy.sources.manifest import MODULUS, Manifest, content_hash
-from felixpy.sources.snapshot import DRAIN_SECONDS, Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
-from felixpy.sources.topics import SHARED, key_of, scope_of, segment_of
 
 NODE = "n1"
 NODE_SCOPE = f"node/{NODE}"

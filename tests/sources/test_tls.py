@@ -12,9 +12,10 @@ import trustme
 
 from felixpy.config import Settings
 from felixpy.model.documents import load_text
-from felixpy.publish import open_publisher
-from felixpy.sources import SyncState, connection
-from felixpy.sources.batch import PublishError, prepare
+from felixpy.mqtt import connection
+from felixpy.mqtt.batch import PublishError, prepare
+from felixpy.mqtt.publisher import open_publisher
+from felixpy.sources import SyncState
 from felixpy.sources.mqtt import MqttSource
 from tests.broker import Broker, running
 from tests.sources.stream_lab import following, pool, settings_for

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from felixpy.model.net import Net
 from felixpy.model.resources import BlockAffinity, IPAMBlock, IPPool, Kind, ResourceKey, WorkloadEndpoint
-from felixpy.sources.ledger import Ledger, counted
-from felixpy.sources.manifest import Manifest, content_hash, parse_manifest
-from felixpy.sources.topics import escape, key_of, namespace_filters, scope_of, topic_of, unescape
+from felixpy.mqtt.ledger import Ledger, counted
+from felixpy.mqtt.manifest import Manifest, content_hash, parse_manifest
+from felixpy.mqtt.topics import escape, key_of, namespace_filters, scope_of, topic_of, unescape
 
 NAMES = st.text(min_size=1, max_size=12)
 LEVELS = st.sampled_from(["a", "b", "c"])

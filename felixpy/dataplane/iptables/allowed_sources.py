@@ -18,9 +18,9 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from felixpy.index import Index
 from felixpy.model.net import Net
 from felixpy.slices import in_slices
+from felixpy.store.index import Index
 
 Pair = tuple[Net, str]
 """A prefix and the interface that may use it as source."""

@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from felixpy.sources import SyncState, SyncStatus, topics
-from felixpy.sources.manifest import Manifest
-from felixpy.sources.scope import Group, Scope
+from felixpy.model.sync import SyncState, SyncStatus
+from felixpy.mqtt import topics
+from felixpy.mqtt.manifest import Manifest
+from felixpy.mqtt.scope import Group, Scope
 
 DRAIN_SECONDS = 0.25
 """A part of a re-read is finished when nothing has arrived for this long."""

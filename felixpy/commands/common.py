@@ -9,33 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import signal
 import socket
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import structlog
 import typer
 
-from felixpy.config import (
-    SettingProblem,
-    Settings,
-    SettingsSource,
-    load_environment,
-    load_toml,
-    resolve,
-)
-from felixpy.config.sources import SettingsFileDenied
+from felixpy.commands.standard_streams import give_output_up
+from felixpy.config import Settings
+from felixpy.config.local import DEFAULT_SETTINGS_FILE, Local, local_sources
 from felixpy.config.values import NODE_NAME
 from felixpy.observe.log import configure_logging
 from felixpy.observe.log_limit import LogLimit
 from felixpy.plain_error import PlainError
-from felixpy.standard_streams import give_output_up
-
-DEFAULT_SETTINGS_FILE = Path("/etc/felixpy/felixpy.toml")
 
 
 def a_path(text: str) -> Path:
@@ -63,39 +53,6 @@ class CommandError(PlainError):
 
 class UsageError(CommandError):
     """The command was not meant so, whatever the state of node and broker; ends with 2."""
-
-
-class Local(NamedTuple):
-    """Settings of this machine: what environment and file say, and the sources themselves."""
-
-    settings: Settings
-    sources: tuple[SettingsSource, ...]
-
-
-def local_sources(
-    path: Path | None, *, of_node: bool = True
-) -> tuple[tuple[SettingsSource, ...], Settings, tuple[SettingProblem, ...]]:
-    """What environment and file say, the settings that follow, and what is passed over.
-
-    A command that is not ``of_node`` goes on without the usual file where that is for root only.
-
-    Raises:
-        CommandError: a value is bad, or there is no such file.
-        SettingsFileError: the file cannot be read.
-    """
-    sources = [load_environment(os.environ)]
-    if path is not None and not path.exists():
-        raise CommandError(f"{path}: no such settings file; check --config")
-    try:
-        sources.append(load_toml(path or DEFAULT_SETTINGS_FILE))
-    except SettingsFileDenied as error:
-        if path is not None or of_node:
-            raise
-        typer.echo(f"felixpy: {error}, if it has what is needed; going on without it", err=True)
-    settings, problems = resolve(sources)
-    if fatal := [str(problem) for problem in problems if problem.fatal]:
-        raise CommandError("; ".join(fatal))
-    return tuple(sources), settings, problems
 
 
 def local_settings(

@@ -16,19 +16,19 @@ from rich.table import Table
 from structlog.contextvars import bind_contextvars
 
 from felixpy import __version__
-from felixpy.command import (
-    Local,
+from felixpy.commands.common import (
     SettingsFile,
     finish,
     local_settings,
     observer,
     plain_errors,
 )
+from felixpy.commands.node import check, diag, explain, status
+from felixpy.commands.standard_streams import give_output_up, mend
+from felixpy.commands.stream import apply, delete, get
 from felixpy.config import Settings
-from felixpy.node_commands import check, diag, explain, status
+from felixpy.config.local import Local
 from felixpy.observe.log_limit import LogLimit
-from felixpy.standard_streams import give_output_up, mend
-from felixpy.stream_commands import apply, delete, get
 
 app = typer.Typer(
     name="felixpy",
@@ -66,7 +66,7 @@ def run(config: SettingsFile = None) -> None:
     with plain_errors():
         local = local_settings(config, named=True, log=limit)
     bind_contextvars(node=local.settings.nodename)
-    from felixpy.daemon import run_daemon
+    from felixpy.agent.daemon import run_daemon
 
     finish(run_daemon(local, config, limit))
 
@@ -92,7 +92,7 @@ def plan(config: SettingsFile = None, as_json: AsJson = False, timeout: Timeout 
 
 
 async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
-    from felixpy import survey
+    from felixpy.commands import survey
 
     async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
         operations = sorted(await survey.plan(agent), key=lambda operation: operation[1:])
@@ -139,7 +139,7 @@ def show(
 
 
 async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None:  # noqa: ASYNC109
-    from felixpy import survey
+    from felixpy.commands import survey
 
     async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
         if what is What.ENDPOINTS:
@@ -179,7 +179,7 @@ def cleanup(
 
 
 async def _cleanup(settings: Settings, dry_run: bool) -> None:
-    from felixpy import survey
+    from felixpy.commands import survey
 
     found = await survey.cleanup(settings, dry_run=dry_run)
     for entry in sorted(found):

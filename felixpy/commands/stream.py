@@ -16,13 +16,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from felixpy.command import CommandError, SettingsFile, UsageError, a_path, finish, local_settings, plain_errors
+from felixpy.commands.common import CommandError, SettingsFile, UsageError, a_path, finish, local_settings, plain_errors
 from felixpy.config import Settings
 from felixpy.model.resources import Kind
 
 if TYPE_CHECKING:
-    from felixpy.publish import Outcome
-    from felixpy.sources.batch import Batch
+    from felixpy.mqtt.batch import Batch
+    from felixpy.mqtt.publisher import Outcome
 
 
 def _a_file(text: str) -> Path:
@@ -84,8 +84,8 @@ def delete(
 
 async def _apply(settings: Settings, paths: list[Path], skip_bad: bool, recount: bool) -> None:
     from felixpy.model.documents import load
-    from felixpy.publish import open_publisher
-    from felixpy.sources.batch import prepare
+    from felixpy.mqtt.batch import prepare
+    from felixpy.mqtt.publisher import open_publisher
 
     batch = prepare(load(_existing(paths)), skip_bad=skip_bad)
     for problem in batch.problems:
@@ -98,8 +98,8 @@ async def _apply(settings: Settings, paths: list[Path], skip_bad: bool, recount:
 
 async def _delete(settings: Settings, paths: list[Path], recount: bool, ignore_not_found: bool) -> None:
     from felixpy.model.documents import load
-    from felixpy.publish import open_publisher
-    from felixpy.sources.batch import prepare_deletion
+    from felixpy.mqtt.batch import prepare_deletion
+    from felixpy.mqtt.publisher import open_publisher
 
     batch = prepare_deletion(load(_existing(paths)))
     with _progress("delete") as progress:
@@ -161,8 +161,8 @@ async def _get(
     import yaml
 
     from felixpy.model.documents import load
-    from felixpy.publish import open_publisher
-    from felixpy.sources.batch import prepare
+    from felixpy.mqtt.batch import prepare
+    from felixpy.mqtt.publisher import open_publisher
 
     async with open_publisher(settings) as publisher:
         listing = await publisher.get(kind, name, namespace)

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from felixpy.config import Settings
-from felixpy.sources.connection import StreamError
+from felixpy.mqtt.connection import StreamError
 from felixpy.standing import Standing
 
 LOOK_SECONDS = 5.0

@@ -10,12 +10,12 @@ from collections import Counter
 
 from prometheus_client import Gauge
 
+from felixpy.agent.status import Subject
 from felixpy.calc.entries import MAIN_TABLE, SetName
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.filter_tables import FilterTables
 from felixpy.model.net import Family
 from felixpy.observe.metrics import Metrics
-from felixpy.status import Subject
 
 IPSET_VERSIONS = {Family.V4: "inet", Family.V6: "inet6"}
 """Felix's values of the label ``ip_version`` where it counts IP sets; elsewhere it says 4 and 6."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from felixpy.agent import Agent
+from felixpy.agent.agent import Agent
 from felixpy.calc.entries import ElementKey, Key
 from felixpy.calc.rules import ChainKey
 from felixpy.config import Settings, SettingsSource

@@ -11,7 +11,7 @@ import pytest
 from felixpy.calc.graph import Calculation, Changes
 from felixpy.model.net import Net
 from felixpy.model.resources import Encapsulation, FelixConfiguration, IPPool, Kind, Resource, ResourceKey, Update
-from felixpy.store import Store, block_nodes
+from felixpy.store.store import Store, block_nodes
 from tests.calc.samples import HOST_FACTS, SETTINGS, affinity, block, endpoint, node, pool
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import structlog
 
-from felixpy import collector
-from felixpy.agent import Agent
-from felixpy.command import Local, local_sources
+from felixpy.agent import collector
+from felixpy.agent.agent import Agent
+from felixpy.agent.status import details, health
+from felixpy.agent.supervisor import Supervisor
 from felixpy.config import Settings
+from felixpy.config.local import Local, local_sources
 from felixpy.config.table import shown
 from felixpy.observe.control import serve_control_forever
 from felixpy.observe.lag import measure_lag
@@ -27,8 +29,6 @@ from felixpy.plain_error import PlainError
 from felixpy.sources import Source
 from felixpy.sources.ending import end
 from felixpy.sources.mqtt import MqttSource
-from felixpy.status import details, health
-from felixpy.supervisor import Supervisor
 
 LEAVE_SECONDS = 3.0
 """How long the parts of the agent may take to say goodbye before they are told again."""

@@ -14,6 +14,7 @@ from dataclasses import fields
 
 import structlog
 
+from felixpy.agent.outcome import Outcome
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import supported_families
 from felixpy.config import LiveSettings, Settings, SettingsSource
@@ -26,7 +27,6 @@ from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family
-from felixpy.outcome import Outcome
 from felixpy.standing import Standing
 
 log = structlog.get_logger("felixpy")

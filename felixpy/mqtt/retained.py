@@ -13,10 +13,10 @@ from collections.abc import Iterable
 
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from felixpy.sources import topics
-from felixpy.sources.connection import Connection, Refused, StreamError
-from felixpy.sources.manifest import Manifest, parse_manifest
-from felixpy.sources.reading import Message
+from felixpy.mqtt import topics
+from felixpy.mqtt.connection import Connection, Refused, StreamError
+from felixpy.mqtt.manifest import Manifest, parse_manifest
+from felixpy.mqtt.reading import Message
 
 FILTERS_PER_READ = 100
 ECHO_SECONDS = 5.0

@@ -26,12 +26,12 @@ from paho.mqtt.properties import Properties
 from felixpy.config import Settings
 from felixpy.model.parse import nests_deeper
 from felixpy.model.resources import Kind, ResourceKey
-from felixpy.sources import topics
-from felixpy.sources.batch import Batch, Entry, PublishError
-from felixpy.sources.connection import Connection, Refused, StreamError, broker_name, open_connection
-from felixpy.sources.ledger import Ledger, counted
-from felixpy.sources.manifest import Manifest
-from felixpy.sources.retained import EchoLost, Retained
+from felixpy.mqtt import topics
+from felixpy.mqtt.batch import Batch, Entry, PublishError
+from felixpy.mqtt.connection import Connection, Refused, StreamError, broker_name, open_connection
+from felixpy.mqtt.ledger import Ledger, counted
+from felixpy.mqtt.manifest import Manifest
+from felixpy.mqtt.retained import EchoLost, Retained
 
 IN_FLIGHT = 20
 """Mosquitto takes this many unacknowledged messages from a client by default."""

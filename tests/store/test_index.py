@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from felixpy.index import FEW, Index
+from felixpy.store.index import FEW, Index
 
 
 def test_it_is_a_dictionary_of_sets() -> None:

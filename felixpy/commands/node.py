@@ -15,9 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from felixpy.command import (
+from felixpy.commands.common import (
     CommandError,
-    Local,
     SettingsFile,
     UsageError,
     a_path,
@@ -26,6 +25,7 @@ from felixpy.command import (
     observer,
     plain_errors,
 )
+from felixpy.config.local import Local
 from felixpy.observe.control import ControlError, ask, not_an_agent
 
 WATCH_SECONDS = 1.0

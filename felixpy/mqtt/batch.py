@@ -14,8 +14,8 @@ import msgspec
 from felixpy.model.documents import BadDocument, Document
 from felixpy.model.net import Net
 from felixpy.model.resources import Absent, Kind, ResourceKey
+from felixpy.mqtt import topics
 from felixpy.plain_error import PlainError
-from felixpy.sources import topics
 
 
 class PublishError(PlainError):

@@ -19,12 +19,14 @@ from typing import Any
 
 import structlog
 
-from felixpy import __version__, collector, sampling
-from felixpy import status as node_status
+from felixpy import __version__
+from felixpy.agent import collector, sampling
+from felixpy.agent import status as node_status
+from felixpy.agent.configuration import Configuration
+from felixpy.agent.outcome import Outcome, StatusPublisher
 from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host
 from felixpy.config import LiveSettings, Settings, SettingsSource
-from felixpy.configuration import Configuration
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.links import Links
@@ -36,13 +38,12 @@ from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.endpoint_folders import Folders
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
-from felixpy.outcome import Outcome, StatusPublisher
 from felixpy.slices import giving_way
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.ending import end
 from felixpy.sources.limit import ObjectLimit
 from felixpy.standing import Standing
-from felixpy.store import Store
+from felixpy.store.store import Store
 
 log = structlog.get_logger("felixpy")
 

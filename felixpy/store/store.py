@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from felixpy.index import Index
 from felixpy.model.net import Net
 from felixpy.model.resources import (
     BlockAffinity,
@@ -21,6 +20,7 @@ from felixpy.model.resources import (
     Update,
     WorkloadEndpoint,
 )
+from felixpy.store.index import Index
 
 
 class Store:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from felixpy.model.net import quote
-from felixpy.sources import topics
-from felixpy.sources.manifest import MODULUS, Manifest, content_hash
+from felixpy.mqtt import topics
+from felixpy.mqtt.manifest import MODULUS, Manifest, content_hash
 
 
 class Group:

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from felixpy.sources import topics
-from felixpy.sources.manifest import MODULUS, Manifest, content_hash
+from felixpy.mqtt import topics
+from felixpy.mqtt.manifest import MODULUS, Manifest, content_hash
 
 
 class Ledger:

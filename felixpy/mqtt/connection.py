@@ -23,7 +23,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from felixpy.config import Settings
 from felixpy.model.net import quote
-from felixpy.sources.reading import Message, read_bursts
+from felixpy.mqtt.reading import Message, read_bursts
 
 RECEIVE_MAXIMUM = 65535
 """Mosquitto drops what exceeds this plus its queue; with MQTT's older default it drops all but 1,020 messages."""

@@ -11,16 +11,16 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from felixpy import __version__
+from felixpy.agent.outcome import Outcome
 from felixpy.config import Settings
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.model.net import Family
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
-from felixpy.outcome import Outcome
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.limit import ObjectLimit
-from felixpy.store import Store
+from felixpy.store.store import Store
 
 MAX_PROBLEMS = 20
 MAX_REFUSED = 20

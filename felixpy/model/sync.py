@@ -1,0 +1,25 @@
+"""How far a stream's snapshot has come: what protocols find out and sources tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SyncState(StrEnum):
+    """How far a source's snapshot has come."""
+
+    CONNECTING = "connecting"
+    RESYNC = "resync"
+    IN_SYNC = "in-sync"
+    DEGRADED = "degraded"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStatus:
+    """State of the stream: ``got`` of ``want`` objects (0 of 0 if unknown), and why it is not in sync."""
+
+    state: SyncState
+    reason: str = ""
+    got: int = 0
+    want: int = 0
