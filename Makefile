@@ -25,7 +25,7 @@ RUNNING_SYSTEMD := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-.venv/ready: pyproject.toml .ci/setup
+.venv/ready: pyproject.toml constraints.txt .ci/constraints.txt .ci/setup
 	@.ci/setup
 
 setup: .venv/ready ## install missing Debian packages and make .venv
@@ -48,7 +48,7 @@ fuzz: .venv/ready ## the parsers of the stream against random input; make fuzz I
 	@$(PYTHON) -m tests.model.fuzz_parse $(INPUTS) $(SEED)
 
 .venv/bench-ready: .venv/ready
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint .ci/constraints.txt --editable '.[bench]'
 	@touch $@
 
 bench: .venv/bench-ready ## measure latency beside other techniques, write docs/performance.md; BENCH=quick make bench
