@@ -1,0 +1,1 @@
+"""The Kubernetes API: where it is and who we are, a reflector, and its objects as resources of ours."""
