@@ -7,7 +7,7 @@ No I/O, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -24,7 +24,49 @@ from felixpy.store.store import Store
 HOST: Final = ResourceKey(Kind.FELIX_CONFIGURATION, "")
 """The node itself as an object: forwarding, external nodes. No resource can have an empty name."""
 
-_RANK = {kind: rank for rank, kind in enumerate(Kind)}
+Calculated = tuple[dict[Key, Value], str]
+"""The entries of an object, and what is wrong with it."""
+
+NOTHING: Final[Calculated] = ({}, "")
+
+
+def _host_entries(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+    return host_entries(settings, host) | external_node_entries(settings, host), ""
+
+
+def _endpoint(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+    endpoint = store.endpoints.get(thing)
+    return endpoint_entries(endpoint, store, settings, host) if endpoint else NOTHING
+
+
+def _pool(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+    pool = store.pools.get(thing)
+    return (pool_entries(pool, store, settings, host), encapsulation_problem(pool.encapsulation)) if pool else NOTHING
+
+
+def _node(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+    node = store.nodes.get(thing.name)
+    return (node_entries(node, settings, host), "") if node else NOTHING
+
+
+def _block(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+    block = store.blocks.get(thing)
+    return block_entries(block, store, settings, host) if block else NOTHING
+
+
+CALCULATIONS: Final[Mapping[Kind, Callable[[ResourceKey, Store, EntrySettings, Host], Calculated]]] = {
+    Kind.WORKLOAD_ENDPOINT: _endpoint,
+    Kind.IP_POOL: _pool,
+    Kind.NODE: _node,
+    Kind.IPAM_BLOCK: _block,
+    Kind.BLOCK_AFFINITY: _block,
+}
+"""Who calculates the entries of a kind. Other kinds contribute none: a FelixConfiguration becomes settings."""
+
+PRECEDENCE: Final = (Kind.WORKLOAD_ENDPOINT, Kind.IP_POOL, Kind.NODE, Kind.IPAM_BLOCK, Kind.BLOCK_AFFINITY)
+"""Whose value of a kernel key counts where objects of several kinds contribute it, first come first."""
+
+_RANK: Final = {kind: rank for rank, kind in enumerate(PRECEDENCE)}
 
 
 class Absent:
@@ -86,26 +128,11 @@ class Calculation:
             self._contribute(thing, entries, changes)
         return changes
 
-    def _calculate(self, thing: ResourceKey) -> tuple[dict[Key, Value], str]:
-        store, settings, host = self.store, self.settings, self.host
+    def _calculate(self, thing: ResourceKey) -> Calculated:
         if thing == HOST:
-            return host_entries(settings, host) | external_node_entries(settings, host), ""
-        match thing.kind:
-            case Kind.WORKLOAD_ENDPOINT:
-                if endpoint := store.endpoints.get(thing):
-                    return endpoint_entries(endpoint, store, settings, host)
-            case Kind.IP_POOL:
-                if pool := store.pools.get(thing):
-                    return pool_entries(pool, store, settings, host), encapsulation_problem(pool.encapsulation)
-            case Kind.NODE:
-                if node := store.nodes.get(thing.name):
-                    return node_entries(node, settings, host), ""
-            case Kind.IPAM_BLOCK | Kind.BLOCK_AFFINITY:
-                if block := store.blocks.get(thing):
-                    return block_entries(block, store, settings, host)
-            case Kind.FELIX_CONFIGURATION:
-                pass  # becomes settings, never entries
-        return {}, ""
+            return _host_entries(thing, self.store, self.settings, self.host)
+        calculate = CALCULATIONS.get(thing.kind)
+        return calculate(thing, self.store, self.settings, self.host) if calculate else NOTHING
 
     def _contribute(self, thing: ResourceKey, entries: dict[Key, Value], changes: Changes) -> None:
         old = self._entries.get(thing, {})
@@ -151,4 +178,4 @@ class Calculation:
 
 
 def _rank(thing: ResourceKey) -> tuple[int, ResourceKey]:
-    return _RANK[thing.kind], thing
+    return _RANK.get(thing.kind, len(_RANK)), thing

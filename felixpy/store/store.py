@@ -6,7 +6,8 @@ number of endpoints. No I/O, no event loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from felixpy.model.net import Net
 from felixpy.model.resources import (
@@ -42,36 +43,14 @@ class Store:
         return len(self.endpoints) + len(self.pools) + len(self.nodes) + len(self.blocks) + len(self.configurations)
 
     def apply(self, update: Update) -> set[ResourceKey]:
-        """Take one update and return the keys of the objects to calculate again.
-
-        FelixConfigurations are kept but make nothing dirty here: they become settings first.
-        """
-        resource = update.resource
-        match update.key.kind:
-            case Kind.WORKLOAD_ENDPOINT:
-                assert resource is None or isinstance(resource, WorkloadEndpoint)
-                return self._endpoint(update.key, resource)
-            case Kind.IP_POOL:
-                assert resource is None or isinstance(resource, IPPool)
-                return self._pool(update.key, resource)
-            case Kind.NODE:
-                assert resource is None or isinstance(resource, Node)
-                return self._node(update.key, resource)
-            case Kind.IPAM_BLOCK | Kind.BLOCK_AFFINITY:
-                assert resource is None or isinstance(resource, IPAMBlock | BlockAffinity)
-                return self._block(update.key, resource)
-            case Kind.FELIX_CONFIGURATION:
-                assert resource is None or isinstance(resource, FelixConfiguration)
-                if resource is None:
-                    self.configurations.pop(update.key, None)
-                else:
-                    self.configurations[update.key] = resource
-                return set()
+        """Take one update and return the keys of the objects to calculate again."""
+        place = PLACES[update.key.kind]
+        assert update.resource is None or isinstance(update.resource, place.holds)
+        return place.put(self, update.key, update.resource)
 
     def all_keys(self) -> set[ResourceKey]:
         """Keys of every object that is calculated."""
-        nodes = {node.key for node in self.nodes.values()}
-        return {*self.endpoints, *self.pools, *self.blocks, *nodes}
+        return {key for place in PLACES.values() for key in place.calculated(self)}
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -169,6 +148,12 @@ class Store:
                 self._by_remote_address.add(address, key)
         return {key}
 
+    def _configuration(self, key: ResourceKey, new: FelixConfiguration | None) -> set[ResourceKey]:
+        self.configurations.pop(key, None)
+        if new is not None:
+            self.configurations[key] = new
+        return set()  # they become settings first, and those say what is to be calculated again
+
     def _remote_addresses(self, block: IPAMBlock | BlockAffinity | None) -> Iterator[Net]:
         """Single addresses that a block says are on other nodes: routed there unless they are here after all."""
         if block is None:
@@ -202,3 +187,30 @@ def block_nodes(block: IPAMBlock | BlockAffinity | None) -> set[str]:
     if isinstance(block, IPAMBlock):
         nodes |= {borrowed.node for borrowed in block.borrowed}
     return nodes
+
+
+class Place(NamedTuple):
+    """Where a kind is stored.
+
+    ``put`` replaces the resource of a key (None: it is gone) and returns the keys of the objects to calculate again;
+    ``calculated`` are the keys that it holds and that are calculated.
+    """
+
+    holds: tuple[type, ...]
+    put: Callable[[Store, ResourceKey, Any], set[ResourceKey]]
+    calculated: Callable[[Store], Iterable[ResourceKey]]
+
+
+def _blocks_of(kind: Kind) -> Callable[[Store], Iterable[ResourceKey]]:
+    return lambda store: (key for key in store.blocks if key.kind is kind)
+
+
+PLACES: Final[Mapping[Kind, Place]] = {
+    Kind.WORKLOAD_ENDPOINT: Place((WorkloadEndpoint,), Store._endpoint, lambda store: store.endpoints),
+    Kind.IP_POOL: Place((IPPool,), Store._pool, lambda store: store.pools),
+    Kind.NODE: Place((Node,), Store._node, lambda store: (node.key for node in store.nodes.values())),
+    Kind.IPAM_BLOCK: Place((IPAMBlock,), Store._block, _blocks_of(Kind.IPAM_BLOCK)),
+    Kind.BLOCK_AFFINITY: Place((BlockAffinity,), Store._block, _blocks_of(Kind.BLOCK_AFFINITY)),
+    Kind.FELIX_CONFIGURATION: Place((FelixConfiguration,), Store._configuration, lambda store: ()),
+}
+"""Every kind of resource, and where it is stored. To add a kind: a ``put`` above, and its line here."""

@@ -11,7 +11,7 @@ import pytest
 from felixpy.calc.graph import Calculation, Changes
 from felixpy.model.net import Net
 from felixpy.model.resources import Encapsulation, FelixConfiguration, IPPool, Kind, Resource, ResourceKey, Update
-from felixpy.store.store import Store, block_nodes
+from felixpy.store.store import PLACES, Store, block_nodes
 from tests.calc.samples import HOST_FACTS, SETTINGS, affinity, block, endpoint, node, pool
 
 
@@ -256,3 +256,7 @@ def test_length_and_keys_count_every_object_once() -> None:
     assert [
         vars(index) for index in (store._by_address, store._by_interface, store._by_node, store._by_remote_address)
     ] == 4 * [{"_at": {}}]
+
+
+def test_every_kind_has_a_place() -> None:
+    assert PLACES.keys() == set(Kind)
