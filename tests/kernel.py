@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.calc.entries import ElementKey, SetName, SetType
 from felixpy.config import Settings
 from felixpy.dataplane.interface_settings import PROC_SYS_NET
 from felixpy.dataplane.links import LinkEvents, Links
@@ -103,7 +103,7 @@ def element(name: SetName, net: str, interface: str = "") -> ElementKey:
 
 def uncovered(keys: Iterable[ElementKey]) -> set[ElementKey]:
     """What the calculation hands out: members of one set and interface that do not cover each other."""
-    wide = {key for key in keys if SET_TYPES[key.set] is not SetType.HOST_INTERFACE}
+    wide = {key for key in keys if key.set.type is not SetType.HOST_INTERFACE}
     return {
         key
         for key in keys

@@ -7,8 +7,8 @@ one key. Interfaces are named here; the dataplane turns names into indexes when 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, IntEnum, StrEnum
-from typing import NamedTuple
+from enum import Enum, IntEnum
+from typing import ClassVar, Final, NamedTuple
 
 from felixpy.model.net import Family, Net, family_of, format_address
 
@@ -97,17 +97,6 @@ class SettingValues(dict[str, int]):
         return " ".join(f"{name}={value}" for name, value in self.items())
 
 
-class SetName(StrEnum):
-    """The sets that rules refer to; one of each per family."""
-
-    FROM_WORKLOAD = "from-workload"  # (source address, input interface)
-    TO_WORKLOAD = "to-workload"  # (destination address, output interface)
-    ALLOWED_SOURCES = "allowed-sources"  # (source prefix, input interface): allowSpoofedSourcePrefixes
-    POOLS = "pools"  # every pool but LoadBalancer-only ones
-    MASQ_POOLS = "masq-pools"  # pools with natOutgoing
-    HOSTS = "hosts"  # node addresses and ExternalNodesCIDRList
-
-
 class SetType(Enum):
     """Shape of a set's members."""
 
@@ -116,14 +105,63 @@ class SetType(Enum):
     NET = "prefix"
 
 
-SET_TYPES = {
-    SetName.FROM_WORKLOAD: SetType.HOST_INTERFACE,
-    SetName.TO_WORKLOAD: SetType.HOST_INTERFACE,
-    SetName.ALLOWED_SOURCES: SetType.NET_INTERFACE,
-    SetName.POOLS: SetType.NET,
-    SetName.MASQ_POOLS: SetType.NET,
-    SetName.HOSTS: SetType.NET,
+class SetName(str):
+    """A set that rules refer to; one of each per family. ``type`` is the shape of its members.
+
+    The standing sets are named here. Others are named by the calculation: such a name begins with what tells its shape
+    (``SHAPES``), so that a set of ours that is found in the kernel says by its name what it holds.
+
+    Raises:
+        ValueError: no set of ours can have this name.
+    """
+
+    FROM_WORKLOAD: ClassVar[SetName]  # (source address, input interface)
+    TO_WORKLOAD: ClassVar[SetName]  # (destination address, output interface)
+    ALLOWED_SOURCES: ClassVar[SetName]  # (source prefix, input interface): allowSpoofedSourcePrefixes
+    POOLS: ClassVar[SetName]  # every pool but LoadBalancer-only ones
+    MASQ_POOLS: ClassVar[SetName]  # pools with natOutgoing
+    HOSTS: ClassVar[SetName]  # node addresses and ExternalNodesCIDRList
+
+    type: SetType
+
+    def __new__(cls, name: str) -> SetName:
+        if known := _known.get(name):
+            return known
+        shape = _STANDING.get(name) or next((shape for start, shape in SHAPES.items() if name.startswith(start)), None)
+        if shape is None:
+            raise ValueError(f"no set has the name {name!r}")
+        self = super().__new__(cls, name)
+        self.type = shape
+        if name in _STANDING:
+            _known[name] = self
+        return self
+
+
+_known: Final[dict[str, SetName]] = {}
+"""One object per standing set: they are compared by identity."""
+
+_STANDING: Final[Mapping[str, SetType]] = {
+    "from-workload": SetType.HOST_INTERFACE,
+    "to-workload": SetType.HOST_INTERFACE,
+    "allowed-sources": SetType.NET_INTERFACE,
+    "pools": SetType.NET,
+    "masq-pools": SetType.NET,
+    "hosts": SetType.NET,
 }
+SHAPES: Final[Mapping[str, SetType]] = {}
+"""How the names of calculated sets begin, by the shape of their members."""
+
+STANDING_SETS: Final = tuple(SetName(name) for name in _STANDING)
+"""The sets that are always there, in the order in which they are made: those of endpoints first."""
+
+(
+    SetName.FROM_WORKLOAD,
+    SetName.TO_WORKLOAD,
+    SetName.ALLOWED_SOURCES,
+    SetName.POOLS,
+    SetName.MASQ_POOLS,
+    SetName.HOSTS,
+) = STANDING_SETS
 
 
 class ElementKey(NamedTuple):

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
+from felixpy.calc.entries import ElementKey, SetType
 from felixpy.calc.rules import ChainKey, Chains, Jump, Rule
 from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
 from felixpy.model.net import Family
@@ -96,7 +96,7 @@ class FakePacketFilter:
 
     def _overlap(self, key: ElementKey) -> str:
         """nf_tables: an interval that overlaps another one of its set (and interface) exists already."""
-        if SET_TYPES[key.set] is SetType.HOST_INTERFACE or key in self.elements:
+        if key.set.type is SetType.HOST_INTERFACE or key in self.elements:
             return ""
         others = (one for one in self.elements if (one.set, one.interface) == (key.set, key.interface))
         return os.strerror(errno.EEXIST) if any(one.net.overlaps(key.net) for one in others) else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetType
+from felixpy.calc.entries import ElementKey, SetType
 from felixpy.calc.rules import ChainKey, RuleSettings, Table, desired_chains
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, Part, RenderedChain
 from felixpy.dataplane.release import AddressRelease
@@ -44,7 +44,7 @@ class FilterTables:
         self._answers_lost = 0
 
     def _resolve_element(self, key: ElementKey, _: None) -> None:
-        if SET_TYPES[key.set] is SetType.HOST_INTERFACE and key not in self.elements.committed:
+        if key.set.type is SetType.HOST_INTERFACE and key not in self.elements.committed:
             self._release.hold(self.elements, key, key.net.packed)
 
     def want_rules(self, settings: RuleSettings) -> None:
@@ -140,7 +140,7 @@ class FilterTables:
         delta = self.elements.delta(now)
         if not delta.remove:
             return delta
-        prefixes = {key: None for key in delta.remove if complete and SET_TYPES[key.set] is SetType.NET}
+        prefixes = {key: None for key in delta.remove if complete and key.set.type is SetType.NET}
         return Delta(delta.put, prefixes)
 
     def removals(self, now: float) -> Delta[ElementKey, None]:

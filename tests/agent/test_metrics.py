@@ -15,7 +15,7 @@ import yaml
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from felixpy.calc.entries import SetName
+from felixpy.calc.entries import STANDING_SETS
 from felixpy.demo.resources import felix_configuration, ip_pool
 from tests.agent.bench import (
     GOOD,
@@ -59,16 +59,16 @@ def test_iptables_and_ip_sets(broker: Broker, environ: Mapping[str, str], varian
                 assert one.metric("felix_iptables_chains", **labels) == len(re.findall("^:fpy-", saved, re.M))
                 assert one.metric("felix_iptables_rules", **labels) == len(re.findall("^-A fpy-", saved, re.M)) > 0
                 assert one.metric("felix_iptables_lines_executed_total", **labels) > 0
-                assert one.metric("felix_ipsets_calico", ip_version=FELIX_SET_VERSIONS[version]) == len(SetName)
+                assert one.metric("felix_ipsets_calico", ip_version=FELIX_SET_VERSIONS[version]) == len(STANDING_SETS)
             assert one.metric("felix_iptables_restore_calls_total") >= 2
             for name in ("iptables_save_errors", "iptables_restore_errors", "ipset_errors", "nft_calls"):
                 assert one.metric(f"felix_{name}_total") == 0, name
             assert one.metric("felix_ipset_calls_total") >= 2
-            assert one.metric("felix_ipset_lines_executed_total") >= 2 * len(SetName)
+            assert one.metric("felix_ipset_lines_executed_total") >= 2 * len(STANDING_SETS)
             calls = one.metric("felix_iptables_restore_calls_total"), one.metric("felix_ipset_lines_executed_total")
             await one.agent.dataplane.read()
             sampled(one)
-            assert one.metric("felix_ipsets_total") == 2 * len(SetName) + 1, "everybody's sets"
+            assert one.metric("felix_ipsets_total") == 2 * len(STANDING_SETS) + 1, "everybody's sets"
             after = one.metric("felix_iptables_restore_calls_total"), one.metric("felix_ipset_lines_executed_total")
             assert after == calls, "to look changes nothing"
             assert "felix_nft_chains{" not in one.agent.metrics.text().decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.calc.entries import STANDING_SETS, ElementKey, SetType
 from felixpy.calc.rules import ChainKey, RuleSettings, Verdict, desired_chains
 from felixpy.config import DenyAction, EndpointToHostAction, PortRange, Settings
 from felixpy.dataplane.nftables.filter import NftablesFilter
@@ -53,11 +53,11 @@ def nets(family: Family) -> st.SearchStrategy[Net]:
 
 @st.composite
 def members(draw: st.DrawFn, family: Family) -> ElementKey:
-    name = draw(st.sampled_from(SetName))
+    name = draw(st.sampled_from(STANDING_SETS))
     net = draw(nets(family))
-    if SET_TYPES[name] is SetType.HOST_INTERFACE:
+    if name.type is SetType.HOST_INTERFACE:
         net = Net.host(net.packed)
-    return ElementKey(name, net, "" if SET_TYPES[name] is SetType.NET else draw(st.sampled_from(INTERFACES)))
+    return ElementKey(name, net, "" if name.type is SetType.NET else draw(st.sampled_from(INTERFACES)))
 
 
 async def programmed(packet_filter: NftablesFilter, change: FilterChange) -> FilterState:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
 from felixpy.calc.rules import NAT_OUTGOING, ChainKey, Table, Verdict, desired_chains
 from felixpy.config import EndpointToHostAction, PortRange
 from felixpy.dataplane.nftables.filter import ELEMENTS_PER_MESSAGE, NftablesFilter
@@ -40,7 +40,7 @@ SAMPLE_MEMBERS = {
 def one_of_each(family: Family) -> list[ElementKey]:
     host, net = map(Net.parse, SAMPLE_MEMBERS[family])
     shapes = {SetType.HOST_INTERFACE: (host, "cali1"), SetType.NET_INTERFACE: (net, "cali1"), SetType.NET: (net, "")}
-    return [ElementKey(name, *shapes[SET_TYPES[name]]) for name in SetName]
+    return [ElementKey(name, *shapes[name.type]) for name in STANDING_SETS]
 
 
 # --- rules ------------------------------------------------------------------------------------------------------
@@ -187,10 +187,10 @@ def test_the_whole_address_space_as_allowed_source(nftables: NftablesFilter, fam
     assert asyncio.run(programmed(nftables, FilterChange(remove=keys[:1]))).elements == set(keys[1:])
 
 
-@pytest.mark.parametrize("name", SetName)
+@pytest.mark.parametrize("name", STANDING_SETS)
 def test_more_members_than_one_message_holds(nftables: NftablesFilter, family: Family, name: SetName) -> None:
     number = 2 * ELEMENTS_PER_MESSAGE + 1
-    interface = "" if SET_TYPES[name] is SetType.NET else "cali23456789abc"
+    interface = "" if name.type is SetType.NET else "cali23456789abc"
     keys = [ElementKey(name, Net.host((one * 2).to_bytes(family.bits // 8, "big")), interface) for one in range(number)]
 
     async def check() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import Enum
 from functools import cache
 
-from felixpy.calc.entries import SET_TYPES, SetName, SetType
+from felixpy.calc.entries import SetName, SetType
 from felixpy.calc.rules import ChainKey, Table
 from felixpy.config import ChainInsertMode
 from felixpy.model.net import Family
@@ -55,12 +55,12 @@ def set_prefix(family: Family) -> str:
 @cache
 def set_name(family: Family, name: SetName) -> str:
     """Name in the kernel of a set."""
-    return set_prefix(family) + name.value
+    return set_prefix(family) + name
 
 
 def ipset_type(name: SetName) -> str:
     """The kernel's set type for a set. A /32 or /128 in ``hash:net,iface`` serves addresses."""
-    return ipset.HASH_NET if SET_TYPES[name] is SetType.NET else ipset.HASH_NET_IFACE
+    return ipset.HASH_NET if name.type is SetType.NET else ipset.HASH_NET_IFACE
 
 
 def jump_text(built_in: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOENT, EOPNOTSUPP
 from itertools import repeat
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
 from felixpy.dataplane.iptables.allowed_sources import AllowedSources, declared_by
 from felixpy.dataplane.iptables.layout import ipset_type, set_name, set_prefix
 from felixpy.dataplane.packet_filter import FilterError
@@ -75,11 +75,11 @@ class IpSets:
 
     def usable(self, headers: dict[str, SetHeader]) -> bool:
         """Whether every set exists with its type, family and at least the wanted size."""
-        return all(self._fits(name, headers.get(set_name(self._family, name))) for name in SetName)
+        return all(self._fits(name, headers.get(set_name(self._family, name))) for name in STANDING_SETS)
 
     def foreign(self, headers: dict[str, SetHeader]) -> list[str]:
         """Names with our prefix that are no set of the layout."""
-        return sorted(headers.keys() - {set_name(self._family, name) for name in SetName})
+        return sorted(headers.keys() - {set_name(self._family, name) for name in STANDING_SETS})
 
     async def read(self, headers: dict[str, SetHeader]) -> set[ElementKey]:
         """Members of all our sets of the right type.
@@ -88,7 +88,7 @@ class IpSets:
             NetlinkError: the kernel refused.
         """
         elements: set[ElementKey] = set()
-        for name in SetName:
+        for name in STANDING_SETS:
             header = headers.get(set_name(self._family, name))
             fits = header and (header.type, header.family) == (ipset_type(name), self._family)
             if header and fits:
@@ -110,7 +110,7 @@ class IpSets:
             FilterError: a set of another type bears our name and rules use it.
         """
         headers = self.headers()
-        for name in SetName:
+        for name in STANDING_SETS:
             header = headers.get(set_name(self._family, name))
             if header is None:
                 self._do(self._create(name, set_name(self._family, name)))
@@ -211,7 +211,7 @@ class IpSets:
         return keys
 
     def _join_halves(self, name: SetName, members: list[ElementKey]) -> list[ElementKey]:
-        if SET_TYPES[name] is not SetType.NET:
+        if name.type is not SetType.NET:
             return members
         whole = Net(bytes(self._family.bits // 8), 0)
         halves = set(_halves(whole))
@@ -324,7 +324,7 @@ class IpSets:
 
 
 def _is_wide(key: ElementKey) -> bool:
-    return key.net.length <= 1 and SET_TYPES[key.set] is SetType.NET
+    return key.net.length <= 1 and key.set.type is SetType.NET
 
 
 def _members_of(key: ElementKey) -> list[Member]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import repeat
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.calc.entries import ElementKey, SetName, SetType
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.columns import tuples
@@ -23,7 +23,7 @@ def set_shape(name: SetName, family: Family) -> KernelSet:
     """Type of a set in this family: ``ipv4_addr``, ``ipv4_addr . ifname``, with or without intervals."""
     address, length = ADDRESS_TYPES[family], family.bits // 8
     pair, pair_length = address << 6 | nft.TYPE_IFNAME, length + nft.INTERFACE_NAME_BYTES
-    match SET_TYPES[name]:
+    match name.type:
         case SetType.HOST_INTERFACE:
             return KernelSet(name, pair, pair_length, 0)
         case SetType.NET_INTERFACE:
@@ -34,7 +34,7 @@ def set_shape(name: SetName, family: Family) -> KernelSet:
 
 def set_fields(name: SetName, family: Family) -> tuple[int, ...]:
     """Field lengths of a concatenation with intervals, which the kernel has to know; otherwise empty."""
-    if SET_TYPES[name] is SetType.NET_INTERFACE:
+    if name.type is SetType.NET_INTERFACE:
         return (family.bits // 8, nft.INTERFACE_NAME_BYTES)
     return ()
 
@@ -42,7 +42,7 @@ def set_fields(name: SetName, family: Family) -> tuple[int, ...]:
 def encode(key: ElementKey) -> bytes:
     """List entries of one member: one, or two for an interval (its start and its open end)."""
     net = key.net
-    match SET_TYPES[key.set]:
+    match key.set.type:
         case SetType.HOST_INTERFACE:
             return nft.element(net.packed + nft.interface_name(key.interface))
         case SetType.NET_INTERFACE:
@@ -62,7 +62,7 @@ def decode_datagram(name: SetName, family: Family, message: Message) -> set[Elem
     Raises:
         NotOursError: somebody put something into the set that is no member in our form.
     """
-    if SET_TYPES[name] is SetType.HOST_INTERFACE:
+    if name.type is SetType.HOST_INTERFACE:
         length = family.bits // 8
         keys = nft.decode_keys(message, length + nft.INTERFACE_NAME_BYTES)
         if keys is not None:
@@ -78,7 +78,7 @@ def decode(name: SetName, family: Family, elements: Iterable[KernelElement]) -> 
         NotOursError: somebody put something into the set that is no member in our form.
     """
     length = family.bits // 8
-    match SET_TYPES[name]:
+    match name.type:
         case SetType.HOST_INTERFACE | SetType.NET_INTERFACE:
             return {_pair(name, one, length) for one in elements}
         case SetType.NET:

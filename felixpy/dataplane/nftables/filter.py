@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
 from felixpy.calc.rules import ChainKey, Chains, Table
 from felixpy.dataplane.nftables import elements, render
 from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
@@ -23,7 +23,7 @@ from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSo
 from felixpy.slices import in_slices
 
 TABLE = "felixpy"
-EVERY_SET = frozenset(SetName)
+EVERY_SET = frozenset(STANDING_SETS)
 ELEMENTS_PER_MESSAGE = 400  # an attribute holds 64 KiB; an IPv6 interval takes up to 120 bytes
 
 
@@ -58,7 +58,7 @@ class _Seen:
         return self.table and self.sets == EVERY_SET and not (self.tainted or self.replace or self.dormant)
 
     def add_set(self, shape: nft.KernelSet, family: Family) -> None:
-        if shape.name in set(SetName) and shape == elements.set_shape(SetName(shape.name), family):
+        if shape.name in EVERY_SET and shape == elements.set_shape(SetName(shape.name), family):
             self.sets.add(SetName(shape.name))
         else:
             self.replace = True
@@ -170,7 +170,7 @@ class NftablesFilter:
         if command not in (nft.NEWSETELEM, nft.DELSETELEM):
             return Part.ALL
         name = nft.set_of(message)
-        if name not in set(SetName) or SET_TYPES[SetName(name)] is not SetType.HOST_INTERFACE:
+        if name not in EVERY_SET or SetName(name).type is not SetType.HOST_INTERFACE:
             return Part.ALL  # of an interval the kernel tells each end by itself
         try:
             found = elements.decode(SetName(name), self.family, nft.decode_elements(message))
@@ -209,7 +209,7 @@ class NftablesFilter:
         ends: list[nft.KernelElement] = []
         try:
             request = nft.get_elements(self.family, TABLE, name)
-            if SET_TYPES[name] is SetType.NET:
+            if name.type is SetType.NET:
                 for some in await self.socket.decode_sliced(request, nft.decode_elements):
                     ends += some  # the ends of an interval may come in two messages
                 seen.elements |= elements.decode(name, self.family, ends)
@@ -256,7 +256,7 @@ class NftablesFilter:
             steps.append(_Step(nft.new_table(self.family, TABLE), ()))
         elif seen.dormant:
             steps.append(_Step(nft.wake_table(self.family, TABLE), ()))
-        for number, name in enumerate(SetName, start=1):
+        for number, name in enumerate(STANDING_SETS, start=1):
             if name not in seen.sets or seen.replace:
                 shape, fields = elements.set_shape(name, self.family), elements.set_fields(name, self.family)
                 steps.append(_Step(nft.new_set(self.family, TABLE, shape, number, fields), ()))
@@ -289,11 +289,11 @@ class NftablesFilter:
         """Interval sets refuse overlaps even within a transaction, so their removals go before additions."""
         steps: list[_Step] = []
         if change.remove:
-            intervals = [key for key in change.remove if SET_TYPES[key.set] is not SetType.HOST_INTERFACE]
+            intervals = [key for key in change.remove if key.set.type is not SetType.HOST_INTERFACE]
             steps += self._steps_of(nft.DELSETELEM, intervals, per_message)
         steps += self._steps_of(nft.NEWSETELEM, change.add, per_message)
         if change.remove:
-            others = [key for key in change.remove if SET_TYPES[key.set] is SetType.HOST_INTERFACE]
+            others = [key for key in change.remove if key.set.type is SetType.HOST_INTERFACE]
             steps += self._steps_of(nft.DELSETELEM, others, per_message)
         return steps
 

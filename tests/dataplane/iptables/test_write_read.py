@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from felixpy.calc.entries import SET_TYPES, ElementKey, SetName, SetType
+from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
 from felixpy.calc.rules import Chains, RuleSettings, Verdict, desired_chains
 from felixpy.config import ChainInsertMode, DenyAction, EndpointToHostAction, PortRange, Settings
 from felixpy.dataplane.iptables.filter import IptablesFilter
@@ -88,11 +88,11 @@ def nets(family: Family) -> st.SearchStrategy[Net]:
 
 @st.composite
 def elements(draw: st.DrawFn, family: Family) -> ElementKey:
-    name = draw(st.sampled_from(SetName))
+    name = draw(st.sampled_from(STANDING_SETS))
     net = draw(nets(family))
-    if SET_TYPES[name] is SetType.HOST_INTERFACE:
+    if name.type is SetType.HOST_INTERFACE:
         net = Net.host(net.packed)
-    interface = "" if SET_TYPES[name] is SetType.NET else draw(st.sampled_from(["cali1", "cali23456789abc", "tap-ü"]))
+    interface = "" if name.type is SetType.NET else draw(st.sampled_from(["cali1", "cali23456789abc", "tap-ü"]))
     return ElementKey(name, net, interface)
 
 
