@@ -1,0 +1,1 @@
+"""The node's own start: its addresses, its router id, default pools, and what it publishes of itself."""
