@@ -134,7 +134,7 @@ def _trace_loop(marks: Marks) -> None:
         def resync(*, watch: bool) -> None:
             if watch:
                 watched.set()
-            self._resync_now.set()
+            self.comparisons.ask()
 
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, functools.partial(resync, watch=False))

@@ -10,9 +10,7 @@ is a resync.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
@@ -22,8 +20,10 @@ import structlog
 from felixpy import __version__
 from felixpy.agent import collector, sampling
 from felixpy.agent import status as node_status
+from felixpy.agent.comparisons import Comparisons
 from felixpy.agent.configuration import Configuration
 from felixpy.agent.outcome import Outcome, StatusPublisher
+from felixpy.agent.telling import Telling
 from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host
 from felixpy.config import LiveSettings, Settings, SettingsSource
@@ -38,7 +38,6 @@ from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.endpoint_folders import Folders
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
-from felixpy.slices import giving_way
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.ending import end
 from felixpy.sources.limit import ObjectLimit
@@ -59,16 +58,11 @@ BURST_SECONDS = 0.01
 UPDATES_PER_TIDY = 50
 """Each endpoint costs the collector 20 µs once: now and then a millisecond, not 100 ms after 5,000."""
 
-RESYNC_STATES = {SyncState.CONNECTING: 1, SyncState.RESYNC: 2, SyncState.DEGRADED: 2, SyncState.IN_SYNC: 3}
-
 LONGEST_SLEEP_SECONDS = 10.0
 UNTAKEN = "settings or host cannot be taken; will be tried again each second"
-UNREAD = "the kernel cannot be read; will be tried again each second"
 RETRY_SECONDS = 1.0
-"""Between two tries to read the kernel, or to take settings and facts of the host."""
+"""Between two tries to take settings and facts of the host."""
 RESYNC_END_SECONDS = 1.0
-PROBLEMS_SECONDS = 1.0
-"""News of problems alone are published no more often than this: a thousand bad objects are one message."""
 
 
 class Agent:
@@ -106,7 +100,7 @@ class Agent:
         self.complete = False
         self.ready: dict[Family, bool] = {}
         self.failures: dict[Family, str] = {}
-        self._status = status
+        self._telling = Telling(self.metrics, self.recent, self.outcome, status)
         self.limit = ObjectLimit(settings.max_objects)
         self.adopted = 0
         self._on_settings = on_settings or (lambda settings: None)
@@ -118,11 +112,7 @@ class Agent:
         self._alarm: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
-        self._resync_now = asyncio.Event()
-        self._resynced_at = 0.0
-        self._next_resync: asyncio.Timeout | None = None
-        self._status_due = True
-        self._status_at = 0.0
+        self.comparisons = Comparisons(self.configuration, self._standing, self._calm, self._wake_up)
         self.started = self.last_progress = time.monotonic()
         self.metrics.sampled.append(lambda: sampling.sample(self))
 
@@ -135,28 +125,15 @@ class Agent:
             self._pending.pop(update.key, None)
             self._pending[update.key] = update
             self._wake_up()
-        left_out = len(self.limit.left_out)
-        if left_out != before:
-            self.metrics.left_out.set(left_out)
-            self._status_due = True
+        if len(self.limit.left_out) != before:
+            self._telling.left_out(self.limit, before)
             self._wake_up()
-            if not (before and left_out):
-                log.error("object limit", reason=self.limit.reason() or "nothing is left out any more")
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
             return
-        level = log.warning if status.state is SyncState.DEGRADED else log.info
-        if (status.state, status.reason) == (self.stream.state, self.stream.reason):
-            level = log.debug  # progress
-        level("stream", state=status.state.value, reason=status.reason, got=status.got, want=status.want)
-        if status.state is SyncState.RESYNC and self.stream.state is not SyncState.RESYNC:
-            self.metrics.resyncs_started.inc()
-        if status.state is SyncState.DEGRADED:
-            self.recent.note("stream", status.reason)
+        self._telling.stream(status, self.stream)
         self.stream = status
-        self.metrics.resync_state.set(RESYNC_STATES[status.state])
-        self._status_due = True
         self._wake_up()
 
     def ignored(self, what: str) -> None:
@@ -188,17 +165,15 @@ class Agent:
         return self.configuration.families()
 
     def _take_settings(self, settings: Settings) -> None:
-        self._time_resync()
+        self.comparisons.reschedule()
         self._on_settings(settings)
         self.files.use(settings.endpoint_status_path_prefix)
 
     def _begin_anew(self) -> None:
         """Other packet filters: no family is programmed yet."""
-        self._time_resync()
+        self.comparisons.reschedule()
         self.ready = dict.fromkeys(self.families(), False)
-        self.metrics.ready.clear()  # of a family that is off there is no series: nobody waits for it
-        for family in self.ready:
-            self.metrics.ready.labels(str(family)).set(0)
+        self._telling.not_ready(self.ready)
 
     # --- life cycle --------------------------------------------------------------------------------------------
 
@@ -232,7 +207,7 @@ class Agent:
         self.adopted = sum(entries.values())
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.files.forget_earlier_boot()
-        resync = asyncio.create_task(self._resync_forever())
+        resync = asyncio.create_task(self.comparisons.run_forever())
         resync.add_done_callback(self._ended)
         try:
             await self._apply_forever()
@@ -303,55 +278,26 @@ class Agent:
                 await self.dataplane.read_routes(interface)
             except OSError as error:
                 log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
-                self._resync_now.set()
+                self.comparisons.ask()
         for family, (part, changed_by) in doubts.filters.items():
             if reason := await self.dataplane.read_filter(family, changed_by, part):
                 self._standing.fails(f"packet filter of {family} cannot be read", reason, family=str(family))
-                self._resync_now.set()
+                self.comparisons.ask()
         if doubts.everything:
             log.warning("notifications were lost; everything is read again")
             self.dataplane.doubt()
-            self._resync_now.set()
-
-    async def _resync_forever(self) -> None:
-        """Compare everything now and then, in slices beside the updates: the net below the notifications."""
-        giving_way(self._calm)
-        while True:
-            await self._until_resync()
-            self._resync_now.clear()
-            try:
-                whole = await self.configuration.read_kernel()
-                self._standing.works(UNREAD)
-            except OSError as error:
-                self._standing.fails(UNREAD, str(error))
-                whole = False
-            if not whole:
-                await asyncio.sleep(RETRY_SECONDS)
-                self._resync_now.set()
-            self._wake_up()
-            collector.tidy()
-
-    async def _until_resync(self) -> None:
-        """Until it is asked for, or the interval is over."""
-        self._resynced_at = asyncio.get_running_loop().time()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None) as self._next_resync:
-                self._time_resync()
-                await self._resync_now.wait()
-        self._next_resync = None
-
-    def _time_resync(self) -> None:
-        """Let the present interval count, from the last comparison on; settings may change it at any time."""
-        if self._next_resync is not None and not self._next_resync.expired():
-            interval = self.configuration.resync_interval()
-            self._next_resync.reschedule(None if interval is None else self._resynced_at + interval)
+            self.comparisons.ask()
 
     async def _sleep(self) -> None:
         """Until something is to do, or 10 s."""
         if not self._wake.is_set():
             self._calm.set()
         now = time.monotonic()
-        due = min(now + LONGEST_SLEEP_SECONDS, self._next_status(), self.dataplane.next_wake() or float("inf"))
+        due = min(
+            now + LONGEST_SLEEP_SECONDS,
+            self._telling.next_at(self.settings.reporting_interval_secs),
+            self.dataplane.next_wake() or float("inf"),
+        )
         due = min(due, self.files.next_retry())
         due = min(due, self.configuration.retry_at) if self.configuration.due else due
         if self._alarm is not None:
@@ -407,9 +353,10 @@ class Agent:
         if report.written:
             self.metrics.writes.inc(report.written)
             self.metrics.apply_seconds.observe(time.perf_counter() - started)
-        self._note_failures(report.failures)
+        self._telling.failures(report.failures, self.failures, self.backend.value)
+        self.failures = report.failures
         if report.unknown:
-            self._resync_now.set()
+            self.comparisons.ask()
         if self.complete and not self._pending:
             await self._settled()
         if self._untidied >= UPDATES_PER_TIDY:
@@ -418,52 +365,23 @@ class Agent:
 
     def _count_taken(self) -> None:
         taken, self._taken = self._taken, []
-        if taken:
-            self.metrics.batch_size.observe(len(taken))
-            self._untidied += len(taken)
-        for kind, count in Counter(update.key.kind for update in taken).items():
-            self.metrics.updates.labels(kind).inc(count)
-
-    def _note_failures(self, failures: dict[Family, str]) -> None:
-        """Say of each family that does not work as a whole why, once."""
-        for family, reason in failures.items():
-            self.metrics.failures.inc()
-            if self.failures.get(family) != reason:
-                self.recent.note(str(family), reason)
-                log.error("family is not programmed", family=str(family), backend=self.backend.value, reason=reason)
-        for family in self.failures.keys() - failures.keys():
-            log.info("family is programmed again", family=str(family), was=self.failures[family])
-        self._status_due = self._status_due or failures != self.failures
-        self.failures = failures
+        self._untidied += len(taken)
+        self._telling.taken(taken)
 
     async def _settled(self) -> None:
         """A complete apply is over: say so once, and remove what other back-ends and families left."""
         for family in self.families():
             if not self.ready.get(family) and family not in self.failures:
                 self.ready[family] = True
-                self._status_due = True
-                self.metrics.ready.labels(str(family)).set(1)
-                log.info("ready", family=str(family), backend=self.backend.value)
-                self.metrics.initial_resync_seconds.set(time.monotonic() - self.started)
+                self._telling.ready(family, self.backend.value, time.monotonic() - self.started)
                 self._untidied = UPDATES_PER_TIDY  # so at the end of this apply, once for both families
         if not self.outcome.measures:
-            self._resync_now.set()  # until then, settings without notifications are as the start's reading found them
+            self.comparisons.ask()  # until then, settings without notifications are as the start's reading found them
         self.outcome.measures = True
         self.files.start()
         if not self.failures:
             await self.configuration.remove_leftovers()
 
-    # --- outcome -----------------------------------------------------------------------------------------------
-
-    def _next_status(self) -> float:
-        """When the status is published again if nothing else happens."""
-        interval = self.settings.reporting_interval_secs or float("inf")
-        return self._status_at + (PROBLEMS_SECONDS if self.outcome.problems.has_news else interval)
-
     def _publish(self) -> None:
         self.files.flush()
-        if not self._status_due and time.monotonic() < self._next_status():
-            return
-        self._status_due, self._status_at, self.outcome.problems.has_news = False, time.monotonic(), False
-        if self._status:
-            self._status.publish_status(self.status())
+        self._telling.publish(self.settings.reporting_interval_secs, self.status)

@@ -234,10 +234,10 @@ main()
 @pytest.mark.parametrize(
     ("module", "thing", "method", "reason"),
     [
-        ("agent", "Agent", "_take", "stopped"),  # in the loop
+        ("agent.agent", "Agent", "_take", "stopped"),  # in the loop
         ("netlink.monitor", "Monitor", "read", "stopped"),  # in a notification
         ("sources.mqtt", "MqttSource", "_receive", "will"),  # in a message: the client is lost
-        ("sources.snapshot", "Snapshot", "on_tick", "failed; its log says why"),  # in a part of the source
+        ("mqtt.snapshot", "Snapshot", "on_tick", "failed; its log says why"),  # in a part of the source
     ],
 )
 def test_a_bug_ends_the_process(

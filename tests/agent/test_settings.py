@@ -291,7 +291,7 @@ def test_external_routes_are_ours_as_soon_as_the_setting_says_so(
 def test_a_reading_that_failed_is_done_again_with_the_new_settings(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("felixpy.agent.agent.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("felixpy.agent.comparisons.RETRY_SECONDS", 0.1)
     read, failures = Dataplane.read, [OSError("no buffer"), OSError("no buffer")]
 
     async def failing(self: Dataplane) -> Any:

@@ -192,7 +192,7 @@ class InProcess:
         children = _children() - self._others
         dirty = [table.dirty for table in agent.dataplane.tables() if table.dirty]
         doubts = agent.watch._doubts or None
-        comparing = agent._resync_now.is_set() or [table.name for table in agent.dataplane.tables() if table._readers]
+        comparing = agent.comparisons.is_asked or [table.name for table in agent.dataplane.tables() if table._readers]
         comparing = comparing or agent.links._readers  # everything is, right after the start
         found = (unready, agent._pending, agent._wake.is_set(), doubts, dirty, children, comparing)
         return [one for one in found if one]

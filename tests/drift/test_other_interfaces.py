@@ -43,7 +43,7 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readings]:
             readings.everything += 1
             return await read_kernel()
 
-        await world.until(lambda: not world.agent._resync_now.is_set())
+        await world.until(lambda: not world.agent.comparisons.is_asked)
         await asyncio.sleep(0.5)  # the first comparison, and duplicate address detection of what was made before
         monkeypatch.setattr(configuration, "read_host", counted_host)
         monkeypatch.setattr(world.agent.configuration, "read_kernel", counted_kernel)

@@ -223,7 +223,7 @@ async def untold(backend: str, commands: dict[str, str]) -> None:
         for what, command in commands.items():
             sh(command)
             assert kernel(backend) != before, what
-            world.agent._resync_now.set()
+            world.agent.comparisons.ask()
             deadline = time.perf_counter() + 5
             while await asyncio.to_thread(kernel, backend) != before:  # the agent's loop must go on meanwhile
                 assert time.perf_counter() < deadline, what

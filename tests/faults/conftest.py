@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from felixpy.agent import agent
+from felixpy.agent import agent, comparisons
 from felixpy.dataplane import table
 from tests.drift.world import build_links
 from tests.faults.node import add_foreign_state
@@ -26,5 +26,6 @@ def node_network(network: None, monkeypatch: pytest.MonkeyPatch, log: list[Any])
     """``eth0``, ``cali1`` … ``cali5`` and what other programs have; pauses are a tenth of the real ones."""
     monkeypatch.setattr(table, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(agent, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(comparisons, "RETRY_SECONDS", 0.1)
     build_links(5)
     add_foreign_state()

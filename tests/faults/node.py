@@ -140,7 +140,7 @@ class Node:
             and not agent._pending
             and agent.is_ready()[0]
             and not any(table.dirty or table._readers for table in agent.dataplane.tables())
-            and not (agent._resync_now.is_set() or agent.links._readers)
+            and not (agent.comparisons.is_asked or agent.links._readers)
         )
 
     async def settled(self) -> None:
@@ -171,7 +171,7 @@ class Node:
     def compare_everything(self) -> None:
         """What the refresh timers do."""
         assert self.agent is not None
-        self.agent._resync_now.set()
+        self.agent.comparisons.ask()
 
     def _state(self) -> Any:
         agent = self.agent
