@@ -168,7 +168,7 @@ def _decode(chunk: _Chunk) -> object:
             return msgspec.json.decode(chunk.text)
         except RecursionError:
             raise InvalidResource("is nested too deeply") from None
-        except msgspec.DecodeError:
+        except ValueError:
             pass  # a flow mapping of YAML, or broken JSON, of which YAML can tell the line
     return _decode_yaml(chunk)
 

@@ -185,10 +185,10 @@ def read_struct(value: object, struct: type[T], path: str) -> T:
         return struct()
     try:
         return msgspec.convert(value, struct)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise _wrong_type(str(error), path) from None
     except UnicodeEncodeError:
         raise InvalidResource("holds half of a surrogate pair, which is not text", field=path) from None
+    except (ValueError, RecursionError) as error:
+        raise _wrong_type(str(error), path) from None
 
 
 def _wrong_type(message: str, path: str) -> InvalidResource:

@@ -70,12 +70,19 @@ def parse_json(payload: bytes) -> object:
         raise InvalidResource(f"{len(payload)} bytes are more than the {MAX_PAYLOAD_BYTES} that an object may have")
     try:
         return msgspec.json.decode(payload)
-    except UnicodeDecodeError as error:
-        raise InvalidResource(f"not JSON: byte {error.start} is not UTF-8") from None
     except RecursionError:
         raise InvalidResource("JSON is nested too deeply") from None
-    except msgspec.DecodeError as error:
-        raise InvalidResource(f"not JSON: {error}") from None
+    except ValueError as error:  # which of its subclasses tells what differs between releases of msgspec
+        raise InvalidResource(f"not JSON: {_not_utf8(payload) or error}") from None
+
+
+def _not_utf8(payload: bytes) -> str:
+    """Which byte is not UTF-8; empty if all are."""
+    try:
+        payload.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} is not UTF-8"
+    return ""
 
 
 def nests_deeper(value: object, limit: int) -> bool:
@@ -140,7 +147,7 @@ def _usual_endpoint(payload: bytes, key: ResourceKey) -> Resource | None:
         if (name, namespace) != (key.name, key.namespace):
             return None
         return convert_workload_endpoint(key, found.metadata, found.spec)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidResource):
+    except (ValueError, RecursionError):  # InvalidResource too is a ValueError
         return None
 
 

@@ -381,7 +381,7 @@ def _node_of(scope: str) -> str:
 
 
 def _decode(payload: bytes) -> Any:
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    with contextlib.suppress(ValueError, RecursionError):
         value = msgspec.json.decode(payload)
         if not nests_deeper(value, MAX_SHOWN_DEPTH):
             return value

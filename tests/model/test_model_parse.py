@@ -396,6 +396,18 @@ def test_broken_json_is_refused_in_one_sentence(payload: bytes) -> None:
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize(
+    ("payload", "at"), [(b'"\xff"', 1), (b'{"a": "\xc3\xa9\xed\xa0\x80"}', 9), (b'{"a\x80": 1}', 3)]
+)
+def test_a_payload_that_is_not_utf8_is_told_by_its_byte(payload: bytes, at: int) -> None:
+    """Whatever class of error this release of msgspec has for it."""
+    with pytest.raises(InvalidResource) as caught:
+        parse_json(payload)
+    assert str(caught.value) == f"not JSON: byte {at} is not UTF-8"
+    with pytest.raises(InvalidResource, match="not UTF-8"):
+        parse_payload(payload, ResourceKey(Kind.WORKLOAD_ENDPOINT, "w", "default"))
+
+
 def test_the_size_of_a_payload_is_limited() -> None:
     assert parse_json(b" " * (MAX_PAYLOAD_BYTES - 2) + b"{}") == {}
     with pytest.raises(InvalidResource, match="more than the 1048576"):

@@ -120,6 +120,12 @@ class Recorder:
         await self.until(lambda: self.status.state is state, seconds)
         return self.status
 
+    async def lost(self, cause: Callable[[], object]) -> None:
+        """Do what makes the source lose its stream, and wait until it has told so: it may be back by then."""
+        told = len(self.statuses)
+        await asyncio.to_thread(cause)
+        await self.until(lambda: any(status.state is SyncState.CONNECTING for status in self.statuses[told:]))
+
 
 @contextlib.asynccontextmanager
 async def following(source: Source) -> AsyncIterator[Recorder]:

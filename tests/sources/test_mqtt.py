@@ -121,8 +121,7 @@ def test_broker_restarted_empty_removes_nothing_until_published_again(broker: Br
         async with following(source_for(broker)) as sink:
             await sink.state(SyncState.IN_SYNC)
             before = dict(sink.held)
-            broker.stop()
-            await sink.state(SyncState.CONNECTING)
+            await sink.lost(broker.stop)
             broker.start()
             status = await sink.state(SyncState.DEGRADED)
             assert "manifest sync/shared" in status.reason
@@ -161,8 +160,7 @@ def test_deleted_while_away_is_absent_after_the_reconnect(broker: Broker, monkey
         async with following(source_for(broker)) as sink:
             await sink.state(SyncState.IN_SYNC)
             count = len(sink.updates)
-            await asyncio.to_thread(kick, broker, b"felixpy-n1")
-            await sink.state(SyncState.CONNECTING)
+            await sink.lost(lambda: kick(broker, b"felixpy-n1"))
             async with open_publisher(settings_for(broker)) as publisher:
                 await publisher.delete(prepare(load_text(msgspec.json.encode(endpoint("x")), "test")))
             assert sink.status.state is SyncState.CONNECTING
@@ -287,8 +285,7 @@ def test_a_topic_too_long_for_any_object_is_told_counted_and_nothing_else(broker
             assert len(sink.unknown) == len(content) - 2
             assert all(what.startswith("topic wep/n1/") and len(what) < 100 for what in sink.unknown)
             told = len(sink.unknown)
-            await asyncio.to_thread(kick, broker, b"felixpy-n1")
-            await sink.state(SyncState.CONNECTING)
+            await sink.lost(lambda: kick(broker, b"felixpy-n1"))
             await sink.state(SyncState.IN_SYNC)
             await put(broker, dict.fromkeys(content, b""))
             await sink.until(lambda: not sink.held and not sink.errors)
@@ -322,8 +319,7 @@ def test_a_status_that_mqtt_cannot_carry_is_dropped_with_one_warning(broker: Bro
                     source.publish_endpoint_status("default", "%" * 30_000, {"state": "up", "n": number})
                     source.publish_endpoint_status("default", "w", {"state": "up", "n": number})
                     await asyncio.sleep(0.1)
-                await asyncio.to_thread(kick, broker, b"felixpy-n1")
-                await sink.state(SyncState.CONNECTING)
+                await sink.lost(lambda: kick(broker, b"felixpy-n1"))
                 await sink.state(SyncState.IN_SYNC)
                 await asyncio.sleep(0.2)
                 assert await retained(broker, "status/n1/wep/#") == {"status/n1/wep/default/w": b'{"state":"up","n":2}'}
