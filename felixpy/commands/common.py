@@ -20,7 +20,7 @@ import structlog
 import typer
 
 from felixpy.commands.standard_streams import give_output_up
-from felixpy.config import Settings
+from felixpy.config import DatastoreType, Settings
 from felixpy.config.local import DEFAULT_SETTINGS_FILE, Local, local_sources
 from felixpy.config.values import NODE_NAME
 from felixpy.observe.log import configure_logging
@@ -87,11 +87,19 @@ def _host_name(named: bool) -> str:
 
 def observer(settings: Settings) -> Any:
     """The source that the settings name, for looking only: it takes nothing from a running agent."""
+    from felixpy.sources.chosen import cluster_identity, datastore
     from felixpy.sources.directory import DirectorySource
     from felixpy.sources.mqtt import MqttSource
 
-    if settings.mqtt_enabled:
+    store = datastore(settings)
+    if store is DatastoreType.MQTT:
         return MqttSource(settings, settings.nodename, observer=True)
+    if store is DatastoreType.KUBERNETES:
+        from felixpy.kubernetes.access import Access
+        from felixpy.kubernetes.client import Api
+        from felixpy.sources.kubernetes import KubernetesSource
+
+        return KubernetesSource(settings, Api(Access(cluster_identity(settings))))
     return DirectorySource(settings.resource_directory)
 
 

@@ -13,6 +13,7 @@ from felixpy.config.table import settings_table_markdown
 from felixpy.config.values import (
     AllowAction,
     ChainInsertMode,
+    DatastoreType,
     DenyAction,
     EndpointToHostAction,
     IptablesBackend,
@@ -26,6 +27,7 @@ __all__ = [
     "DECLARATIONS",
     "AllowAction",
     "ChainInsertMode",
+    "DatastoreType",
     "Declaration",
     "DenyAction",
     "EndpointToHostAction",

@@ -27,6 +27,7 @@ from felixpy.config.values import (
     TOPIC,
     AllowAction,
     ChainInsertMode,
+    DatastoreType,
     DenyAction,
     EndpointToHostAction,
     IptablesBackend,
@@ -238,6 +239,14 @@ class Settings:
         "Where `felixpy status` asks the running agent; for root only. `none`, or empty in the file: nowhere.",
     )  # fmt: skip
     # The stream. All our own, environment and file only.
+    datastore_type: DatastoreType = _local(
+        DatastoreType.AUTO, "DatastoreType", choice(DatastoreType),
+        "Where resources come from. `Auto`: a broker if one is named, else the Kubernetes cluster that the agent is a "
+        "pod of, else the resource directory.", ours=False,
+    )  # fmt: skip
+    kubeconfig: Path | None = _local(
+        None, "Kubeconfig", OPTIONAL_PATH, "How to reach the Kubernetes API; unset: as a pod, else by `KUBECONFIG`."
+    )
     resource_directory: Path = _local(
         Path("/etc/felixpy/resources"),
         "ResourceDirectory",
@@ -276,8 +285,8 @@ class Settings:
 
     @property
     def mqtt_enabled(self) -> bool:
-        """MQTT is the source if a broker is named, the resource directory otherwise."""
-        return bool(self.mqtt_host)
+        """MQTT is the source if a broker is named and nothing else is asked for."""
+        return bool(self.mqtt_host) and self.datastore_type in (DatastoreType.AUTO, DatastoreType.MQTT)
 
 
 def _declarations() -> dict[str, Declaration]:

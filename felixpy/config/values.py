@@ -62,6 +62,15 @@ class ChainInsertMode(StrEnum):
     APPEND = "append"
 
 
+class DatastoreType(StrEnum):
+    """Who delivers resources. ``AUTO``: a broker if one is named, else the cluster that we are a pod of, else files."""
+
+    AUTO = "Auto"
+    KUBERNETES = "kubernetes"
+    MQTT = "mqtt"
+    DIRECTORY = "directory"
+
+
 class ProgramClusterRoutes(StrEnum):
     ENABLED = "Enabled"
     DISABLED = "Disabled"

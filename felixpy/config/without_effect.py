@@ -36,7 +36,6 @@ _NAMES = frozenset(
         "CgroupV2Path",
         "DataplaneDriver",
         "DataplaneWatchdogTimeout",
-        "DatastoreType",
         "EarlyLogSeverityScreen",
         "FeatureDetectOverride",
         "FeatureGates",

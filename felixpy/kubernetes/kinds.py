@@ -1,0 +1,149 @@
+"""The collections of the API server that become resources of ours: one line each, and how their objects are read.
+
+Objects of ``projectcalico.org`` and of Kubernetes' policy go through ``felixpy.model.parse`` as they came. A classic
+Calico cluster stores its kinds in ``crd.projectcalico.org/v1``; where both groups have a kind, that one is the store
+and the other a view of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from felixpy.kubernetes.client import NOT_FOUND, Api, ApiError
+from felixpy.model.invalid import Ignored, InvalidResource, ignore
+from felixpy.model.parse import object_key, parse_resource
+from felixpy.model.resources import Absent, Kind, Resource, ResourceKey
+
+CALICO_STORE, CALICO_V3 = "crd.projectcalico.org/v1", "projectcalico.org/v3"
+_CALICO = (CALICO_STORE, CALICO_V3)
+
+DISCOVERY_SECONDS = 30.0
+"""For so long the answer counts which kinds there are; the kinds that are missing are looked for again after it."""
+
+_STORED_METADATA = "projectcalico.org/metadata"
+
+
+class KindOfObject(NamedTuple):
+    """A collection: the API groups that may have it, the best first, and what its objects are for us."""
+
+    plural: str
+    kind: Kind
+    groups: tuple[str, ...] = _CALICO
+
+
+KINDS = (
+    KindOfObject("ippools", Kind.IP_POOL),
+    KindOfObject("ipamblocks", Kind.IPAM_BLOCK),
+    KindOfObject("blockaffinities", Kind.BLOCK_AFFINITY),
+    KindOfObject("felixconfigurations", Kind.FELIX_CONFIGURATION),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An object as it was read: the resource, its absence (Absent), or why it cannot be used."""
+
+    key: ResourceKey | None
+    resource: Resource | None = None
+    error: str = ""
+
+
+def reader(entry: KindOfObject, group: str, ignored: Ignored = ignore) -> Callable[[msgspec.Raw], Read]:
+    """How objects of this kind, in this group, are read."""
+
+    def read(raw: msgspec.Raw) -> Read:
+        try:
+            obj = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return Read(None, error=f"{entry.plural}: not an object: {error}")
+        return read_object(as_written(obj, entry, group), ignored)
+
+    return read
+
+
+def as_written(obj: Any, entry: KindOfObject, group: str) -> Any:
+    """An object as its author wrote it: a list's items have no kind, and Calico's store has metadata of its own."""
+    if not isinstance(obj, dict) or not isinstance(obj.get("metadata"), dict):
+        return obj
+    metadata = obj["metadata"]
+    metadata.pop("managedFields", None)
+    version = CALICO_V3 if group == CALICO_STORE else group
+    if group == CALICO_STORE:
+        _restore_metadata(metadata)
+        spec = obj.get("spec")
+        if isinstance(spec, dict) and not spec.get("blockSize", True):
+            del spec["blockSize"]  # the store has zero values where nobody wrote anything
+    return obj | {"apiVersion": version, "kind": entry.kind.value}
+
+
+def _restore_metadata(metadata: dict[str, Any]) -> None:
+    annotations = metadata.get("annotations")
+    stored = annotations.get(_STORED_METADATA) if isinstance(annotations, dict) else None
+    if not isinstance(stored, str):
+        return
+    try:
+        written = msgspec.json.decode(stored)
+    except msgspec.DecodeError:
+        return
+    if isinstance(written, dict):
+        for field in ("labels", "creationTimestamp"):
+            if written.get(field):
+                metadata[field] = written[field]
+
+
+def read_object(obj: object, ignored: Ignored = ignore) -> Read:
+    """One object through the model's parser."""
+    try:
+        resource = parse_resource(obj, ignored)
+    except InvalidResource as error:
+        return Read(error.key or object_key(obj), error=str(error))
+    if resource is None:
+        return Read(None)
+    return Read(resource.key, None if isinstance(resource, Absent) else resource)
+
+
+class Discovery:
+    """Which of the groups' kinds the server has. One question at a time, however many ask."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._known: dict[str, frozenset[str]] = {}
+        self._asked_at: dict[str, float] = {}
+        self._lock = asyncio.Lock()
+
+    async def find(self, entry: KindOfObject) -> str | None:
+        """The group that has a kind, None if none has.
+
+        Raises:
+            ApiError: it cannot be told.
+        """
+        for group in entry.groups:
+            if entry.plural in await self._plurals(group):
+                return group
+        return None
+
+    def doubt(self, group: str) -> None:
+        """What is known of a group is not so any more."""
+        self._asked_at.pop(group, None)
+
+    async def _plurals(self, group: str) -> frozenset[str]:
+        async with self._lock:
+            if time.monotonic() - self._asked_at.get(group, -DISCOVERY_SECONDS) >= DISCOVERY_SECONDS:
+                self._known[group] = await self._ask(group)
+                self._asked_at[group] = time.monotonic()
+            return self._known[group]
+
+    async def _ask(self, group: str) -> frozenset[str]:
+        try:
+            answer: Mapping[str, Any] = await self._api.get(f"/apis/{group}")
+        except ApiError as error:
+            if error.status == NOT_FOUND:
+                return frozenset()
+            raise
+        return frozenset(each.get("name", "") for each in answer.get("resources") or ())

@@ -1,0 +1,162 @@
+"""Nodes as the API has them -> Nodes of ours, and the blocks that their podCIDRs are. Pure.
+
+Calico's annotations come first, the kubelet's InternalIP next. What is no address is passed over, as in Calico
+(libcalico-go, ``backend/k8s/resources/node.go``): a bad annotation of one node must not cost that node its labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from felixpy.model.names import cidr_name
+from felixpy.model.net import Family, Net
+from felixpy.model.resources import IPAMBlock, Kind, Node, ResourceKey
+
+ADDRESS_ANNOTATION = {
+    Family.V4: "projectcalico.org/IPv4Address",
+    Family.V6: "projectcalico.org/IPv6Address",
+}
+_ADDRESS_TYPES = ("InternalIP", "ExternalIP")
+
+
+class _Camel(msgspec.Struct, rename="camel"):
+    pass
+
+
+class NodeMetadata(_Camel):
+    name: str = ""
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class Taint(_Camel):
+    key: str = ""
+    effect: str = ""
+    value: str | None = None
+    time_added: str | None = None
+
+
+class NodeSpec(_Camel):
+    pod_cidr: str = msgspec.field(name="podCIDR", default="")
+    pod_cidrs: list[str] | None = msgspec.field(name="podCIDRs", default=None)
+    taints: list[Taint] | None = None
+
+
+class NodeAddress(_Camel):
+    type: str = ""
+    address: str = ""
+
+
+class Condition(_Camel):
+    type: str = ""
+    status: str = ""
+    reason: str = ""
+
+
+class NodeStatus(_Camel):
+    addresses: list[NodeAddress] | None = None
+    conditions: list[Condition] | None = None
+
+
+class KubernetesNode(_Camel):
+    metadata: NodeMetadata
+    spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
+    status: NodeStatus = msgspec.field(default_factory=NodeStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What is kept of a node. ``error`` says why its object cannot be used at all."""
+
+    name: str
+    node: Node | None = None
+    pod_cidrs: tuple[Net, ...] = ()
+    error: str = ""
+
+
+class OwnNode(NamedTuple):
+    """What a node has to know of its own object to say that its network is there."""
+
+    annotations: dict[str, str]
+    taints: list[Taint]
+    network_unavailable: str
+    """Status of the condition: ``True``, ``False``, or empty without one."""
+
+
+_NODE = msgspec.json.Decoder(KubernetesNode)
+
+
+def decode_node(raw: msgspec.Raw) -> NodeFacts:
+    """A node's facts."""
+    try:
+        node = _NODE.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return NodeFacts("", error=f"not a node: {error}")
+    return node_facts(node)
+
+
+def decode_own_node(body: bytes) -> OwnNode:
+    """What this node's own object says.
+
+    Raises:
+        msgspec.DecodeError
+    """
+    node = _NODE.decode(body)
+    conditions = {each.type: each.status for each in node.status.conditions or ()}
+    return OwnNode(
+        dict(node.metadata.annotations or {}), list(node.spec.taints or ()), conditions.get("NetworkUnavailable", "")
+    )
+
+
+def node_facts(node: KubernetesNode) -> NodeFacts:
+    name = node.metadata.name
+    return NodeFacts(
+        name,
+        Node(
+            ResourceKey(Kind.NODE, name),
+            ipv4=_address(node, Family.V4),
+            ipv6=_address(node, Family.V6),
+            labels=dict(node.metadata.labels or {}),
+        ),
+        tuple(pod_cidrs(node)),
+    )
+
+
+def pod_cidrs(node: KubernetesNode) -> list[Net]:
+    """The ranges that Kubernetes gave to the node: at most one of each family."""
+    found = []
+    for text in node.spec.pod_cidrs or ([node.spec.pod_cidr] if node.spec.pod_cidr else []):
+        try:
+            found.append(Net.parse_masked(text))
+        except ValueError:
+            continue
+    return found
+
+
+def pod_cidr_blocks(facts: NodeFacts) -> list[IPAMBlock]:
+    """The ranges as blocks that belong to the node."""
+    return [IPAMBlock(ResourceKey(Kind.IPAM_BLOCK, cidr_name(cidr)), cidr, facts.name) for cidr in facts.pod_cidrs]
+
+
+def _address(node: KubernetesNode, family: Family) -> Net | None:
+    annotated = (node.metadata.annotations or {}).get(ADDRESS_ANNOTATION[family])
+    if (net := _parsed(annotated, family)) is not None:
+        return net
+    for kind in _ADDRESS_TYPES:
+        for entry in node.status.addresses or ():
+            if entry.type == kind and (net := _parsed(entry.address, family)) is not None:
+                return net
+    return None
+
+
+def _parsed(text: str | None, family: Family) -> Net | None:
+    if not text:
+        return None
+    try:
+        net = Net.parse_interface(text)
+    except ValueError:
+        return None
+    return net if net.family is family else None

@@ -1,0 +1,211 @@
+"""Pods as the API has them -> WorkloadEndpoints, as Calico converts them. Pure.
+
+Source: libcalico-go, ``backend/k8s/conversion/workload_endpoint_default.go``. A pod on the host's network, one that has
+no node yet and one that is finished are no endpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from felixpy.kubernetes.names import endpoint_key, interface_name
+from felixpy.model.invalid import InvalidResource
+from felixpy.model.objects import Metadata, WorkloadEndpointSpec
+from felixpy.model.resources import ResourceKey, WorkloadEndpoint
+from felixpy.model.workload import convert_workload_endpoint
+
+POD_IPS = "cni.projectcalico.org/podIPs"
+POD_IP = "cni.projectcalico.org/podIP"
+AWS_POD_IPS = "vpc.amazonaws.com/pod-ips"
+SPOOFED = "cni.projectcalico.org/allowedSourcePrefixes"
+
+ORCHESTRATOR = "projectcalico.org/orchestrator"
+NAMESPACE = "projectcalico.org/namespace"
+SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
+_MOST_LABEL_CHARACTERS = 62
+"""One less than a label may have: Calico's own limit."""
+
+_FINISHED = frozenset({"Succeeded", "Failed", "Completed"})
+
+
+class _Camel(msgspec.Struct, rename="camel"):
+    pass
+
+
+class PodMetadata(_Camel):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+
+
+class ContainerPort(_Camel):
+    name: str = ""
+    container_port: int = 0
+    protocol: str = ""
+
+
+class Container(_Camel):
+    ports: list[ContainerPort] | None = None
+
+
+class PodSpec(_Camel):
+    node_name: str = ""
+    host_network: bool = False
+    service_account_name: str = ""
+    containers: list[Container] | None = None
+    init_containers: list[Container] | None = None
+
+
+class PodAddress(_Camel):
+    ip: str = ""
+
+
+class PodStatus(_Camel):
+    phase: str = ""
+    pod_ip: str = msgspec.field(name="podIP", default="")
+    pod_ips: list[PodAddress] | None = msgspec.field(name="podIPs", default=None)
+
+
+class Pod(_Camel):
+    metadata: PodMetadata
+    spec: PodSpec = msgspec.field(default_factory=PodSpec)
+    status: PodStatus = msgspec.field(default_factory=PodStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class PodFacts:
+    """What is kept of a pod: who it is, and the endpoint that it would have.
+
+    ``error`` says why there can be none; ``endpoint`` is None, too, for a pod that has none by its nature.
+    ``annotated`` says that Calico's CNI plugin wrote the addresses, and not the kubelet.
+    """
+
+    namespace: str
+    name: str
+    uid: str = ""
+    endpoint: WorkloadEndpoint | None = None
+    error: str = ""
+    annotated: bool = False
+
+
+_POD = msgspec.json.Decoder(Pod)
+
+
+def decode_pod(raw: msgspec.Raw, prefix: str) -> PodFacts:
+    """A pod's facts; ``prefix`` is that of workload interfaces."""
+    try:
+        pod = _POD.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return PodFacts("", "", error=f"not a pod: {error}")
+    return pod_facts(pod, prefix)
+
+
+def pod_facts(pod: Pod, prefix: str) -> PodFacts:
+    """A pod's facts, with the addresses that the API tells of."""
+    metadata, spec = pod.metadata, pod.spec
+    namespace, name = metadata.namespace, metadata.name
+    facts = PodFacts(namespace, name, metadata.uid)
+    if not spec.node_name or spec.host_network or is_finished(pod):
+        return facts
+    addresses, annotated = told_addresses(pod)
+    annotations = metadata.annotations or {}
+    endpoint = WorkloadEndpointSpec(
+        node=spec.node_name,
+        interface_name=interface_name(prefix, namespace, name),
+        ip_networks=addresses,
+        allow_spoofed_source_prefixes=_json_list(annotations.get(SPOOFED)),
+    )
+    _policy_facts(endpoint, pod)
+    try:
+        converted = convert_workload_endpoint(
+            pod_key(facts, spec.node_name),
+            Metadata(name, namespace, endpoint_labels(pod), metadata.creation_timestamp),
+            endpoint,
+        )
+    except InvalidResource as error:
+        return replace(facts, error=str(error))
+    return replace(facts, endpoint=converted, annotated=annotated)
+
+
+def pod_key(pod: PodFacts, node: str) -> ResourceKey:
+    return endpoint_key(node, pod.namespace, pod.name)
+
+
+def is_finished(pod: Pod) -> bool:
+    """Whether the pod's addresses may be others' by now.
+
+    A pod that is being deleted still has its own until the CNI plugin, having released them, empties the annotation.
+    """
+    if pod.status.phase in _FINISHED:
+        return True
+    annotations = pod.metadata.annotations or {}
+    return pod.metadata.deletion_timestamp is not None and annotations.get(POD_IP) == ""
+
+
+def told_addresses(pod: Pod) -> tuple[list[str], bool]:
+    """Addresses as text, and whether annotations tell them: the plugin writes these before the kubelet its status."""
+    status, annotations = pod.status, pod.metadata.annotations or {}
+    by_annotation = _listed(annotations.get(POD_IPS)) or _listed(annotations.get(POD_IP))
+    if found := [each.ip for each in status.pod_ips or () if each.ip] or _listed(status.pod_ip):
+        return found, bool(by_annotation)
+    if by_annotation:
+        return by_annotation, True
+    return _listed(annotations.get(AWS_POD_IPS)), False
+
+
+def endpoint_labels(pod: Pod) -> dict[str, str]:
+    """The pod's labels and Calico's own, which a pod cannot give itself."""
+    labels = dict(pod.metadata.labels or {})
+    labels[NAMESPACE] = pod.metadata.namespace
+    labels[ORCHESTRATOR] = "k8s"
+    account = pod.spec.service_account_name
+    if account and len(account) <= _MOST_LABEL_CHARACTERS:
+        labels[SERVICE_ACCOUNT] = account
+    else:
+        labels.pop(SERVICE_ACCOUNT, None)
+    return labels
+
+
+def profiles(pod: Pod) -> list[str]:
+    """Namespace and service account as profiles, the namespace first."""
+    account = pod.spec.service_account_name
+    found = [f"kns.{pod.metadata.namespace}"]
+    if account:
+        found.append(f"ksa.{pod.metadata.namespace}.{account}")
+    return found
+
+
+def named_ports(pod: Pod) -> list[dict[str, object]]:
+    """Ports of containers that have a name, as a WorkloadEndpoint lists them; init containers' too, as in Calico."""
+    found: list[dict[str, object]] = []
+    for container in (*(pod.spec.containers or ()), *(pod.spec.init_containers or ())):
+        for port in container.ports or ():
+            protocol = port.protocol or "TCP"
+            if port.name and port.container_port and protocol in ("TCP", "UDP", "SCTP"):
+                found.append({"name": port.name, "port": port.container_port, "protocol": protocol})
+    return found
+
+
+def _policy_facts(endpoint: WorkloadEndpointSpec, pod: Pod) -> None:
+    endpoint.profiles = profiles(pod)
+    endpoint.ports = named_ports(pod)
+    endpoint.service_account_name = pod.spec.service_account_name or None
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _json_list(text: str | None) -> list[str] | None:
+    if not text:
+        return None
+    try:
+        return msgspec.json.decode(text, type=list[str])
+    except msgspec.DecodeError:
+        return None

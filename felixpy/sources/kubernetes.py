@@ -1,0 +1,293 @@
+"""The Kubernetes source: this node's pods, all nodes, pools and blocks, as the API server has them.
+
+Invariant: the sink holds what the API tells, and of this node's own pods what the container runtime attached, which is
+known first: an attachment says where a pod's packets are, the Pod object who it is, and an endpoint needs both. An API
+server that is away, or a kind that cannot be read, removes nothing. It must never write to the API server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import msgspec
+
+from felixpy.cni.attachments import Attachment, LocalAttachments, PodKey
+from felixpy.config import Settings
+from felixpy.kubernetes.client import FORBIDDEN, NOT_FOUND, Api, ApiError
+from felixpy.kubernetes.kinds import DISCOVERY_SECONDS, KINDS, Discovery, KindOfObject, Read, reader
+from felixpy.kubernetes.names import endpoint_key
+from felixpy.kubernetes.nodes import NodeFacts, decode_node, pod_cidr_blocks
+from felixpy.kubernetes.pods import PodFacts, decode_pod
+from felixpy.kubernetes.reflector import Collection, ObjectKey, Reflector
+from felixpy.model.net import Net
+from felixpy.model.resources import Kind, ResourceKey, Update, WorkloadEndpoint
+from felixpy.sources import Sink, SyncState, SyncStatus
+from felixpy.sources.ending import end
+
+PODS, NODES = "/api/v1/pods", "/api/v1/nodes"
+LEAVE_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 1.0
+"""Between two questions for a pod that was attached and that the API does not tell of yet."""
+
+
+class KubernetesSource:
+    """Source of one node's resources. Without ``attachments``, another CNI plugin than ours attaches the pods."""
+
+    def __init__(self, settings: Settings, api: Api, attachments: LocalAttachments | None = None) -> None:
+        self.pod_cidrs: tuple[Net, ...] = ()
+        """The ranges that Kubernetes gave to this node."""
+        self.on_pod_cidrs: Callable[[tuple[Net, ...]], None] = lambda cidrs: None
+        self._settings = settings
+        self._node = settings.nodename
+        self._api = api
+        self._attachments = attachments
+        self._discovery = Discovery(api)
+        self._sink: Sink | None = None
+        self._unlisted: set[str] = set()
+        self._failing: dict[str, ApiError] = {}
+        self._status = SyncStatus(SyncState.CONNECTING)
+        self._told: dict[ResourceKey, WorkloadEndpoint | str] = {}
+        self._asking: dict[PodKey, asyncio.Task[None]] = {}
+        prefix = settings.interface_prefix[0]
+        self._own_pods = Reflector(
+            api,
+            Collection(PODS, partial(decode_pod, prefix=prefix), f"spec.nodeName={self._node}"),
+            _OwnPods(self, "own pods"),
+        )
+        self._nodes = Reflector(api, Collection(NODES, decode_node), _Nodes(self, "nodes"))
+        self._kinds = [(entry, _Objects(self, entry.plural)) for entry in KINDS]
+        self._collections = len(self._unlisted)
+
+    async def run(self, sink: Sink) -> None:
+        """Deliver for ever."""
+        self._sink = sink
+        if self._attachments is not None:
+            self._attachments.follow(self._attached)
+        self._tell()
+        builtin = [self._follow(reflector) for reflector in (self._own_pods, self._nodes)]
+        others = [self._follow_kind(entry, follower) for entry, follower in self._kinds]
+        tasks = [asyncio.create_task(part) for part in (*builtin, *others)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await end([*tasks, *self._asking.values()], LEAVE_SECONDS)
+            await self._api.close()
+
+    # --- collections -------------------------------------------------------------------------------------------
+
+    async def _follow(self, reflector: Reflector[PodFacts] | Reflector[NodeFacts]) -> None:
+        """Follow what every API server has: that it is not there is an answer of something else."""
+        while True:
+            await reflector.run()
+            await asyncio.sleep(random.uniform(0.5, 1.0) * DISCOVERY_SECONDS)
+
+    async def _follow_kind(self, entry: KindOfObject, follower: _Objects) -> None:
+        """Follow a kind in the group that has it; one that is nowhere has no objects, until it is somewhere."""
+        reflector: Reflector[Read] | None = None
+        while True:
+            try:
+                group = await self._discovery.find(entry)
+            except ApiError as error:
+                follower.failed(error)
+            else:
+                if group is not None:
+                    collection = Collection(f"/apis/{group}/{entry.plural}", reader(entry, group, self._ignored))
+                    if reflector is None:
+                        reflector = Reflector(self._api, collection, follower)
+                    reflector.collection = collection
+                    await reflector.run()
+                    self._discovery.doubt(group)
+                elif reflector is not None:
+                    reflector.forget()
+                else:
+                    follower.listed()
+            await asyncio.sleep(random.uniform(0.5, 1.0) * DISCOVERY_SECONDS)
+
+    def _ignored(self, what: str) -> None:
+        if self._sink is not None:
+            self._sink.ignored(what)
+
+    def deliver(self, update: Update) -> None:
+        if self._sink is not None:
+            self._sink.update(update)
+
+    # --- own pods ----------------------------------------------------------------------------------------------
+
+    def _attached(self, pod: PodKey) -> None:
+        """The runtime attached or detached a pod of this node."""
+        self.refresh(pod)
+
+    def refresh(self, pod: PodKey) -> None:
+        """Tell what a pod of this node is now, if that is news."""
+        held = self._own_pods.held.get(pod)
+        facts = held.content if held else None
+        attachment = self._attachments.of_pod(*pod) if self._attachments is not None else None
+        if attachment is not None and (facts is None or _is_another(facts, attachment)):
+            self._ask(pod)
+        self._tell_endpoint(pod, facts, attachment)
+
+    def _tell_endpoint(self, pod: PodKey, facts: PodFacts | None, attachment: Attachment | None) -> None:
+        key = endpoint_key(self._node, *pod)
+        endpoint = None
+        if facts is not None:
+            endpoint = facts.endpoint if self._attachments is None else attached_endpoint(facts, attachment)
+        error = facts.error if facts is not None else ""
+        news = endpoint if endpoint is not None else error
+        if (self._told.get(key) or "") == (news or ""):
+            return
+        if news:
+            self._told[key] = news
+        else:
+            del self._told[key]
+        self.deliver(Update(key, endpoint, error, time.monotonic_ns()))
+
+    def _ask(self, pod: PodKey) -> None:
+        """Ask the server for a pod that was attached before the watch brought it."""
+        if pod not in self._asking:
+            task = self._asking[pod] = asyncio.create_task(self._ask_until_known(pod))
+            task.add_done_callback(lambda _: self._asking.pop(pod, None))
+
+    async def _ask_until_known(self, pod: PodKey) -> None:
+        namespace, name = pod
+        while self._attachments is not None and (attachment := self._attachments.of_pod(*pod)) is not None:
+            held = self._own_pods.held.get(pod)
+            if held is not None and not _is_another(held.content, attachment):
+                return
+            try:
+                raw = msgspec.Raw(await self._api.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}"))
+                self._own_pods.tell(pod, raw)
+            except ApiError as error:
+                if error.status in (NOT_FOUND, FORBIDDEN):
+                    return  # the watch will bring it, if it is to come
+            await asyncio.sleep(random.uniform(0.5, 1.0) * ASK_AGAIN_SECONDS)
+
+    # --- nodes -------------------------------------------------------------------------------------------------
+
+    def own_node(self, facts: NodeFacts) -> None:
+        if facts.name == self._node and facts.pod_cidrs != self.pod_cidrs:
+            self.pod_cidrs = facts.pod_cidrs
+            self.on_pod_cidrs(facts.pod_cidrs)
+
+    # --- state of the stream -----------------------------------------------------------------------------------
+
+    def expect(self, what: str) -> None:
+        self._unlisted.add(what)
+
+    def listed(self, what: str) -> None:
+        self._unlisted.discard(what)
+        self._failing.pop(what, None)
+        self._tell()
+
+    def recovered(self, what: str) -> None:
+        self._failing.pop(what, None)
+        self._tell()
+
+    def failed(self, what: str, error: ApiError) -> None:
+        self._failing[what] = error
+        self._tell()
+
+    def _tell(self) -> None:
+        status = self._judge()
+        if status != self._status and self._sink is not None:
+            self._status = status
+            self._sink.sync_status(status)
+
+    def _judge(self) -> SyncStatus:
+        if not self._unlisted:
+            reasons = "; ".join(sorted({str(error) for error in self._failing.values()}))
+            return SyncStatus(SyncState.IN_SYNC if not reasons else SyncState.CONNECTING, reasons)
+        refused = [error for what, error in sorted(self._failing.items()) if error.status]
+        if refused:
+            hint = "; see the rights in config/kubernetes" if refused[0].status == FORBIDDEN else ""
+            return SyncStatus(SyncState.DEGRADED, f"snapshot incomplete: {refused[0]}{hint}")
+        if self._failing:
+            return SyncStatus(SyncState.CONNECTING, str(next(iter(self._failing.values()))))
+        listed = self._collections - len(self._unlisted)
+        return SyncStatus(SyncState.RESYNC, "reading the Kubernetes API", listed, self._collections)
+
+
+class _Follower:
+    """What all collections have in common: whether they are complete."""
+
+    def __init__(self, source: KubernetesSource, what: str) -> None:
+        self._source = source
+        self._what = what
+        source.expect(what)
+
+    def listed(self) -> None:
+        self._source.listed(self._what)
+
+    def failed(self, error: ApiError) -> None:
+        self._source.failed(self._what, error)
+
+    def recovered(self) -> None:
+        self._source.recovered(self._what)
+
+
+class _OwnPods(_Follower):
+    def changed(self, key: ObjectKey, content: PodFacts | None) -> None:
+        self._source.refresh(key)
+
+
+class _Nodes(_Follower):
+    def __init__(self, source: KubernetesSource, what: str) -> None:
+        super().__init__(source, what)
+        self._blocks: dict[str, set[ResourceKey]] = {}
+
+    def changed(self, key: ObjectKey, content: NodeFacts | None) -> None:
+        name, now = key[1], time.monotonic_ns()
+        node = content.node if content else None
+        blocks = {block.key: block for block in pod_cidr_blocks(content)} if content else {}
+        error = content.error if content else ""
+        self._source.deliver(Update(ResourceKey(Kind.NODE, name), node, error, now))
+        for gone in self._blocks.pop(name, set()) - blocks.keys():
+            self._source.deliver(Update(gone, None, received_ns=now))
+        if blocks:
+            self._blocks[name] = set(blocks)
+        for block in blocks.values():
+            self._source.deliver(Update(block.key, block, received_ns=now))
+        if content is not None:
+            self._source.own_node(content)
+
+
+class _Objects(_Follower):
+    """Objects that are resources of ours already."""
+
+    def __init__(self, source: KubernetesSource, what: str) -> None:
+        super().__init__(source, what)
+        self._keys: dict[ObjectKey, ResourceKey] = {}
+
+    def changed(self, key: ObjectKey, content: Read | None) -> None:
+        now = time.monotonic_ns()
+        ours = content.key if content else None
+        before = self._keys.pop(key, None)
+        if before is not None and before != ours:
+            self._source.deliver(Update(before, None, received_ns=now))
+        if content is not None and ours is not None:
+            self._keys[key] = ours
+            self._source.deliver(Update(ours, content.resource, content.error, now))
+
+
+def attached_endpoint(pod: PodFacts, attachment: Attachment | None) -> WorkloadEndpoint | None:
+    """The endpoint of a pod on this node: the API says who it is, the attachment where its packets are.
+
+    Without an attachment it is one that another CNI plugin attached: Calico's, if it says so in the pod.
+    """
+    endpoint = pod.endpoint
+    if endpoint is None:
+        return None
+    if attachment is None:
+        return endpoint if pod.annotated else None
+    if _is_another(pod, attachment):
+        return None
+    return replace(endpoint, interface=attachment.interface, addresses=attachment.addresses, mac=attachment.mac)
+
+
+def _is_another(pod: PodFacts, attachment: Attachment) -> bool:
+    """Whether the attachment is that of another pod of the same name: one of the two is about to change."""
+    return bool(attachment.uid and pod.uid and attachment.uid != pod.uid)

@@ -1,0 +1,23 @@
+#!/bin/bash -e
+# Starts one program of the control plane, also again after it was killed.   usage: RUN=folder start.sh PROGRAM
+here=$(cd "$(dirname "$0")" && pwd); . "$here/env.sh"; cd "$RUN/pki"
+case $1 in
+etcd) set -- etcd "$BIN/etcd" --data-dir "$RUN/etcd" --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
+	--listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync --log-level warn ;;
+kube-apiserver) set -- kube-apiserver "$BIN/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --bind-address :: --advertise-address "$CP" \
+	--tls-cert-file apiserver.crt --tls-private-key-file apiserver.key --client-ca-file ca.crt \
+	--service-account-issuer https://kubernetes.default.svc.cluster.local --service-account-key-file sa.pub --service-account-signing-key-file sa.key \
+	--authorization-mode Node,RBAC --allow-privileged --service-cluster-ip-range "$SVC" \
+	--kubelet-client-certificate admin.crt --kubelet-client-key admin.key --kubelet-preferred-address-types InternalIP ;;
+kube-controller-manager)
+	masks="--node-cidr-mask-size-ipv4 24 --node-cidr-mask-size-ipv6 64"
+	[ "$FAMILIES" = dual ] || masks="--node-cidr-mask-size $([ "$FAMILIES" = ipv4 ] && echo 24 || echo 64)"
+	set -- kube-controller-manager "$BIN/kube-controller-manager" --kubeconfig "$RUN/kubeconfig" --root-ca-file ca.crt --service-account-private-key-file sa.key \
+	--use-service-account-credentials --cluster-cidr "$POD" --service-cluster-ip-range "$SVC" --allocate-node-cidrs $masks --leader-elect=false ;;
+kube-scheduler) set -- kube-scheduler "$BIN/kube-scheduler" --kubeconfig "$RUN/kubeconfig" --leader-elect=false ;;
+dns) set -- dns "$PYTHON" "$here/dns.py" "$CP" ;;
+*) echo "start.sh: no program $1" >&2; exit 2 ;;
+esac
+name=$1; shift
+setsid nsenter --net="/run/netns/$P-cp" "$@" >>"$RUN/log/$name.log" 2>&1 </dev/null &
+echo $! >"$RUN/pid/$name"
