@@ -52,6 +52,7 @@ async def survey(
             agent.update(update)
         agent.sync_status(collected.status)
         await agent.absorb()
+        await agent.dataplane.read_occupants()
         agent.dataplane.plan()  # compares everything, so that state_of tells what the kernel holds from what it lacks
         yield agent
     finally:

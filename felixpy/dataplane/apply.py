@@ -366,9 +366,44 @@ class Dataplane:
         tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
 
     async def _apply_routing(self, report: ApplyReport, *, removals: bool) -> None:
-        """Routes and neighbours of both families in common batches; after removals everything else is in place."""
+        """Routes and neighbours of both families in common batches; after removals everything else is in place.
+
+        Where a route that was not known of stands under a key of ours it is looked at, and what may be written after
+        that is written.
+        """
+        occupied = await self._write_routing(report, removals=removals)
+        if occupied and await self._learn_occupants(occupied):
+            await self._write_routing(report, removals=removals)
+
+    async def _learn_occupants(self, keys: set[RouteKey]) -> bool:
+        """Read what stands under keys that were refused for it, and look at them again. Whether that could be read."""
+        table = self.routes.table
+        with table.reading() as newer:
+            try:
+                found = await self.routes.occupants(self.socket, keys)
+            except OSError:
+                return False  # the keys are refused, and tried again
+            for key, route in found.items():
+                if key not in newer:
+                    self.routes.learn(key, route)
+        table.mark(keys)
+        return True
+
+    async def read_occupants(self) -> None:
+        """Read whatever stands under keys that are wanted and that we have no route under, for whoever only looks.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        table = self.routes.table
+        if missing := {key for key in table.desired if key not in table.committed}:
+            for key, route in (await self.routes.occupants(self.socket, missing)).items():
+                self.routes.learn(key, route)
+
+    async def _write_routing(self, report: ApplyReport, *, removals: bool) -> set[RouteKey]:
+        """One round of it. Returns the keys of new routes under which another one stands."""
         if not self.routes.table.dirty and not self.neighbours.table.dirty:
-            return
+            return set()
         report.looked_at.update(self.routes.table.dirty, self.neighbours.table.dirty)
         now = self.clock()
         routes, neighbours = self.routes.table.delta(now), self.neighbours.table.delta(now)
@@ -379,14 +414,17 @@ class Dataplane:
         requests: list[Request] = []
         for neighbour in (neighbours.remove if removals else neighbours.put).values():
             requests.append(rtnetlink.neighbour_request(neighbour, delete=removals))
-        for route_key, route in (routes.remove if removals else routes.put).items():
-            requests.append(rtnetlink.route_request(route_key, route, delete=removals))
+        for route_key, route in routes.remove.items() if removals else ():
+            requests.append(rtnetlink.route_request(route_key, route, delete=True))
+        for route_key, route in routes.put.items():
+            requests.append(self.routes.request(route_key, route))
         if not requests:
-            return
+            return set()
         keys: list[NeighbourKey | RouteKey] = [*(neighbours.remove if removals else neighbours.put)]
         keys += routes.remove if removals else routes.put
         with self.neighbours.table.reading() as told_neighbours, self.routes.table.reading() as told_routes:
-            refusals = await self._send(requests, report, gone_is_success=removals)
+            exists: set[int] = set()
+            refusals = await self._send(requests, report, exists, gone_is_success=removals)
         refused_neighbours: dict[NeighbourKey, str] = {}
         refused_routes: dict[RouteKey, str] = {}
         for index, words in refusals.items():
@@ -397,13 +435,16 @@ class Dataplane:
         self.neighbours.table.record(neighbours, refused_neighbours, now, told_neighbours)
         self.routes.table.record(routes, refused_routes, now, told_routes)
         report.written += len(keys) - len(refusals)
+        occupied = (key for key in map(keys.__getitem__, exists) if isinstance(key, RouteKey))
+        return {key for key in occupied if key not in self.routes.table.committed}
 
     async def _send(
-        self, requests: list[Request], report: ApplyReport, *, gone_is_success: bool = False
+        self, requests: list[Request], report: ApplyReport, exists: set[int], *, gone_is_success: bool = False
     ) -> dict[int, str]:
         """Send in chunks and let others run in between. Returns the kernel's words by request.
 
-        A socket that breaks is the failure of its chunk only; to write that again does no harm.
+        ``exists`` takes the requests that the kernel refused because something stands there already. A socket
+        that breaks is the failure of its chunk only; to write that again does no harm.
         """
         refused: dict[int, str] = {}
         for start in range(0, len(requests), REQUESTS_PER_SEND):
@@ -419,6 +460,8 @@ class Dataplane:
             for index, refusal in refusals.items():
                 if not (gone_is_success and refusal.errno in GONE):
                     refused[start + index] = str(refusal)
+                if refusal.errno == errno.EEXIST:
+                    exists.add(start + index)
         return refused
 
 

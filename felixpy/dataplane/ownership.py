@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from felixpy.config import Settings
 
+OUR_PROTOCOL = Settings().device_route_protocol
+"""Our number where nobody asks for another: used by no other program, so what has it was ours once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ownership:

@@ -3,29 +3,49 @@
 Ours are the routes with our protocol number, and, with RemoveExternalRoutes, whatever stands on a workload interface
 except what the kernel itself put there. An external route is left alone while its interface is young: a CNI plugin
 may have made it for an endpoint that has not arrived yet.
+
+Another's route is never replaced. A first write is exclusive (NLM_F_EXCL), and where the kernel refuses it the key
+waits and says whose route stands there, until the kernel tells that it went. Only where a route of ours stood, as the
+kernel told, may what took its place be replaced: that is drift. The kernel's own routes are not even then.
 """
 
 from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
 from felixpy.dataplane.links import Links
-from felixpy.dataplane.ownership import Ownership
+from felixpy.dataplane.ownership import OUR_PROTOCOL, Ownership
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import Spent
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
-from felixpy.model.net import Family, Net
+from felixpy.model.net import Family, Net, format_address
 from felixpy.netlink import rtnetlink
-from felixpy.netlink.message import Message
+from felixpy.netlink.message import NLM_F_APPEND, NLM_F_REPLACE, Message, Request
 from felixpy.netlink.rtnetlink import KernelRoute
 from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 from felixpy.slices import emptied, in_slices
 
 GRACE_SECONDS = 10.0
 """Felix's grace period for routes on new workload interfaces (reference/felix.md §3.6)."""
+
+PROTOCOLS = {
+    rtnetlink.RTPROT_KERNEL: "the kernel",
+    3: "boot: made by hand or a script",
+    4: "static: an administrator",
+    rtnetlink.RTPROT_RA: "router advertisement",
+    11: "zebra",
+    12: "BIRD",
+    16: "DHCP",
+    80: "Calico",
+    186: "BGP",
+    188: "OSPF",
+}
+"""Who makes routes of a protocol (linux/rtnetlink.h; 80 is Felix's default)."""
+
+TYPES = {2: "local ", 3: "broadcast ", 6: "blackhole ", 7: "unreachable ", 8: "prohibit "}
 
 LINK_LOCAL = b"\xfe\x80"
 MULTICAST = b"\xff"
@@ -38,9 +58,12 @@ class RouteTable:
         self, links: Links, ownership: Ownership, clock: Callable[[], float], release: AddressRelease | None = None
     ) -> None:
         self.links = links
-        self.ownership = ownership
+        self._ownership = ownership
+        self._formerly_ours = {OUR_PROTOCOL}
         self._clock = clock
         self._release = release
+        self._displaced: set[RouteKey] = set()
+        """Keys of which somebody was seen to put his route in the place of ours."""
         self.whole, self.partial = Spent(), Spent()
         """Readings of all routes, and of one interface's."""
         self.table: KeyedTable[RouteKey, Route, KernelRoute] = KeyedTable(
@@ -51,6 +74,15 @@ class RouteTable:
             interface_of=lambda key, route: route.interface,
             describe=lambda route: f"a route of protocol {route.protocol} through {links.name_of(route.interface)}",
         )
+
+    @property
+    def ownership(self) -> Ownership:
+        return self._ownership
+
+    @ownership.setter
+    def ownership(self, ownership: Ownership) -> None:
+        self._formerly_ours.add(self._ownership.device_route_protocol)
+        self._ownership = ownership
 
     def next_removal(self) -> float | None:
         """When the first external route may go, on the clock; None if none waits.
@@ -101,6 +133,29 @@ class RouteTable:
             if key.table == MAIN_TABLE and self._ours(key.destination, route)
         }
 
+    async def occupants(self, socket: NetlinkSocket, keys: Collection[RouteKey]) -> dict[RouteKey, KernelRoute]:
+        """What stands under keys of the main table, whosever it is.
+
+        Raises:
+            NetlinkError: the kernel refused, or the table kept changing.
+        """
+        found: dict[RouteKey, KernelRoute] = {}
+        for family in {key.family for key in keys}:
+            request = rtnetlink.route_dump_request(family, MAIN_TABLE)
+            for some in reversed(await socket.decode_together(request, rtnetlink.decode_routes)):
+                routes = ((RouteKey(*key), route) for key, route in reversed(some))
+                found.update((key, route) for key, route in routes if key in keys)
+        return found
+
+    def learn(self, key: RouteKey, route: KernelRoute) -> None:
+        """Take what was found to stand under a wanted key where nothing of ours was known to stand."""
+        self._displaced.discard(key)
+        self.table.learn(key, route)
+
+    def request(self, key: RouteKey, route: KernelRoute) -> Request:
+        """The message that makes a route, in place of what is known to stand there or of nothing."""
+        return rtnetlink.route_request(key, route, exclusive=key not in self.table.committed)
+
     def notify(self, message: Message) -> None:
         """Take a route notification. A foreign route that takes the place of a wanted one counts too."""
         decoded = rtnetlink.decode_route(message)
@@ -110,10 +165,32 @@ class RouteTable:
         if message.type == rtnetlink.RTM_DELROUTE:
             if self.table.committed.get(key) == route:
                 self.table.observe(key, MISSING, self._clock())
-        elif key in self.table.desired or self._ours(key.destination, route):
+        elif self._ours(key.destination, route):
             self.table.observe(key, route, self._clock())
+        elif key in self.table.desired:
+            self._stranger(key, route, message.flags)
+
+    def _stranger(self, key: RouteKey, route: KernelRoute, flags: int) -> None:
+        """Another's route came under a key that is wanted: in the place of ours, before it, or behind it.
+
+        IPv6 puts what does not replace behind (``fib6_add_rt2node``), IPv4 what is appended; there it is no matter.
+        """
+        standing = self.table.committed.get(key)
+        if standing is None or not self._ours(key.destination, standing):
+            if not flags & NLM_F_REPLACE:
+                self._displaced.discard(key)
+        elif flags & NLM_F_REPLACE:
+            self._displaced.add(key)
+        else:
+            self._displaced.discard(key)
+            if key.family is Family.V6 or flags & NLM_F_APPEND:
+                return
+        self.table.observe(key, route, self._clock())
 
     def _resolve(self, key: RouteKey, route: Route) -> KernelRoute:
+        standing = self.table.committed.get(key)
+        if standing is not None and not self._replaceable(key, standing):
+            raise Waiting(self._whose(key, standing))
         if self._release is not None and key.destination.is_host:
             self._release.hold(self.table, key, key.destination.packed)
         index = 0
@@ -125,6 +202,24 @@ class RouteTable:
                 raise Waiting(f"interface {route.interface} is down")
             index = link.ifindex
         return KernelRoute(route.type, index, route.gateway, route.onlink, route.source, route.scope, route.protocol)
+
+    def _replaceable(self, key: RouteKey, standing: KernelRoute) -> bool:
+        """Whether ours may take the place of what stands under its key."""
+        if self._ours(key.destination, standing):
+            return True
+        if standing.protocol == rtnetlink.RTPROT_KERNEL:
+            return False
+        return key in self._displaced or standing.protocol in self._formerly_ours
+
+    def _whose(self, key: RouteKey, route: KernelRoute) -> str:
+        who = f" ({PROTOCOLS[route.protocol]})" if route.protocol in PROTOCOLS else ""
+        via = f" via {format_address(route.gateway)}" if route.gateway else ""
+        name = self.links.name_of(route.interface) if route.interface else None
+        way = f"{TYPES.get(route.type, '')}route{via}{f' dev {name}' if name else ''}"
+        return (
+            f"{key.destination} is taken by a {way} of protocol {route.protocol}{who}, which is not felixpy's and "
+            "stays; remove it, or what wants its place"
+        )
 
     def _ours(self, destination: Net, route: KernelRoute) -> bool:
         if route.protocol == self.ownership.device_route_protocol:

@@ -20,6 +20,7 @@ from felixpy.netlink.columns import SomeAttributes, by_length, columns, same, tu
 from felixpy.netlink.message import (
     ATTRIBUTE,
     NLM_F_CREATE,
+    NLM_F_EXCL,
     NLM_F_REPLACE,
     Message,
     Request,
@@ -163,10 +164,13 @@ class Link(NamedTuple):
         return self._replace(inet=settings) if family is Family.V4 else self._replace(inet6=settings)
 
 
-def route_request(key: tuple[Family, Net, int, int, int], route: KernelRoute, *, delete: bool = False) -> Request:
+def route_request(
+    key: tuple[Family, Net, int, int, int], route: KernelRoute, *, delete: bool = False, exclusive: bool = False
+) -> Request:
     """Create or replace a route, or delete exactly this one (type, protocol and metric have to match).
 
-    ``key``: family, destination, metric, table, type of service, as in ``KernelRouteKey``.
+    ``key``: family, destination, metric, table, type of service, as in ``KernelRouteKey``. ``exclusive``: refused with
+    EEXIST where any route has this key, whosever it is.
     """
     family, destination, metric, table, tos = key
     header = _ROUTE.pack(
@@ -195,7 +199,7 @@ def route_request(key: tuple[Family, Net, int, int, int], route: KernelRoute, *,
         parts.append(_U32_ATTRIBUTE.pack(8, RTA_TABLE, table))
     if delete:
         return Request(RTM_DELROUTE, 0, b"".join(parts))
-    return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, b"".join(parts))
+    return Request(RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_EXCL if exclusive else NLM_F_REPLACE), b"".join(parts))
 
 
 def route_dump_request(family: Family, table: int, interface: int = 0, protocol: int = 0) -> Request:
