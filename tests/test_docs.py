@@ -1,6 +1,6 @@
 """What the documents say that a program can check: links, commands, settings, examples, files and functions.
 
-``python -m tests.test_docs`` writes the table of settings into the README.
+``python -m tests.test_docs`` writes the table of settings into docs/settings.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from felixpy.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = sorted([README, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")])
+SETTINGS = ROOT / "docs/settings.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->"
 TOPIC_ROOT = Settings().mqtt_topic_root
 REGENERATE = ".venv/bin/python -m tests.test_docs"
@@ -151,7 +152,7 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
 
 
 def test_the_table_of_settings_is_current() -> None:
-    text = README.read_text()
+    text = SETTINGS.read_text()
     assert text == with_settings(text), f"the table of settings is old; write it anew with: {REGENERATE}"
 
 
@@ -294,4 +295,4 @@ def test_version_of_the_changelog_is_the_package_s() -> None:
 
 
 if __name__ == "__main__":
-    README.write_text(with_settings(README.read_text()))
+    SETTINGS.write_text(with_settings(SETTINGS.read_text()))

@@ -39,18 +39,18 @@ ip -n outside addr add 2001:db8::fe/64 dev outside nodad
 systemctl start systemd-networkd
 """
 
-# What a CNI plugin does for the workload of the README's one.yaml.
+# What a CNI plugin does for the workload of config/examples/first-workload.yaml.
 WORKLOAD = """
 ip netns add web
-ip link add cali68caf03a5f4 type veth peer name eth0 netns web
-ip link set cali68caf03a5f4 addrgenmode none up
+ip link add cali1 type veth peer name eth0 netns web
+ip link set cali1 addrgenmode none up
 ip -n web link set eth0 addrgenmode none up
 ip -n web addr add 10.48.0.1/32 dev eth0
 ip -n web addr add fd00:48::1/128 dev eth0 nodad
 ip -n web route add 169.254.1.1 dev eth0 scope link
 ip -n web route add default via 169.254.1.1 dev eth0
 ip -n web addr add fe80::2/64 dev eth0 nodad
-ip addr add fe80::1/64 dev cali68caf03a5f4 nodad
+ip addr add fe80::1/64 dev cali1 nodad
 ip -n web route add default via fe80::1 dev eth0
 """
 
@@ -118,8 +118,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         machine.write("/etc/systemd/network/10-eth0.network", UPLINK)
         machine.run(f"set -e {OUTSIDE}")
         machine.until(lambda: "192.0.2.254" in machine.run("ip route"), "networkd has made the uplink")
-        example = README.read_text().partition("\n```yaml\n")[2].partition("\n```\n")[0]
-        machine.write("/usr/src/felixpy/one.yaml", example)
         yield machine
 
 
@@ -167,7 +165,7 @@ def ready(machine: Machine) -> None:
 
 def test_from_nothing_to_a_running_service_by_the_readme(machine: Machine, machine_network: int) -> None:
     assert machine.run("command -v python3 gcc make iptables felixpy", check=False) == ""
-    follow(machine, commands(README, "### As a service"), machine_network)
+    follow(machine, commands(README, "## As a service"), machine_network)
     ready(machine)
     said = machine.run("felixpy check")  # exit code 0: not even a warning
     assert "0 failures, 0 warnings" in said
@@ -176,11 +174,11 @@ def test_from_nothing_to_a_running_service_by_the_readme(machine: Machine, machi
 
 def test_installing_by_the_operations_page_comes_to_the_same(machine: Machine, machine_network: int) -> None:
     same = "sed -i '/^FelixHostname/d' /etc/felixpy/felixpy.toml"
-    machine.run(f"systemctl stop felixpy; felixpy cleanup; {same}; rm /etc/felixpy/resources/one.yaml")
+    machine.run(f"systemctl stop felixpy; felixpy cleanup; {same}; rm /etc/felixpy/resources/first-workload.yaml")
     start_outside(machine)
     install = commands(OPERATIONS, "## Install")
     assert install == [
-        line.removeprefix("sudo ").partition("  ")[0] for line in commands(README, "### As a service")[:3]
+        line.removeprefix("sudo ").partition("  ")[0] for line in commands(README, "## As a service")[:3]
     ]
     block = commands(OPERATIONS, "## Install", "Then say who the node is")
     plan = next(line for line in block if line.startswith("felixpy plan"))
@@ -222,14 +220,14 @@ def test_another_back_end_keeps_connections(machine: Machine) -> None:
 
 
 def test_a_drained_node_has_nothing_of_felixpy_and_comes_back(machine: Machine) -> None:
-    machine.run("cp /etc/felixpy/resources/one.yaml /var/tmp/; rm /etc/felixpy/resources/one.yaml")
+    machine.run("mv /etc/felixpy/resources/first-workload.yaml /var/tmp/")
     machine.until(lambda: "10.48.0.1" not in machine.run("ip route; nft list ruleset"), "the endpoint is gone")
     said = follow(machine, commands(OPERATIONS, "## Drain a node"))
     assert "dev cali" not in said and " . cali" not in said
     assert nothing_left(machine)
     assert machine.run("systemctl is-active felixpy", check=False) == "inactive\n"
     assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
-    machine.run("cp /var/tmp/one.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
+    machine.run("cp /var/tmp/first-workload.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
     ready(machine)
     machine.run("systemctl stop flow4 flow6", check=False)
     start_flows(machine)
@@ -267,7 +265,8 @@ def test_the_debian_package_installs_upgrades_and_is_removed(machine: Machine) -
     follow(machine, commands(OPERATIONS, "### As a Debian package")[1:])
     assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
     machine.run(
-        "echo 'FelixHostname = \"node1\"' >>/etc/felixpy/felixpy.toml && cp /var/tmp/one.yaml /etc/felixpy/resources/"
+        "echo 'FelixHostname = \"node1\"' >>/etc/felixpy/felixpy.toml"
+        " && cp /var/tmp/first-workload.yaml /etc/felixpy/resources/"
     )
     machine.run("systemctl enable --now felixpy")
     ready(machine)
@@ -282,5 +281,5 @@ def test_the_debian_package_installs_upgrades_and_is_removed(machine: Machine) -
     assert {name for name in files(machine) - before if "felixpy" in name} == {
         "/etc/felixpy",
         "/etc/felixpy/resources",
-        "/etc/felixpy/resources/one.yaml",
+        "/etc/felixpy/resources/first-workload.yaml",
     }
