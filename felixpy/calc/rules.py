@@ -4,7 +4,8 @@ The vocabulary is small and closed: a back-end that meets a match or an action i
 Rules depend on settings only, never on how many endpoints, pools or nodes there are: those are set members.
 
     raw     PREROUTING   workload interface: (source, interface) must be a known pair           anti-spoofing
-    filter  INPUT        workload interface: established, ICMPv6 essentials, then the configured action
+                         and nothing of the node's loopback network
+    filter  INPUT        workload interface: no tunnels, established, ICMPv6 essentials, then the configured action
     filter  FORWARD      from a workload: established, not invalid, no tunnels; to one: must be a known pair
     nat     POSTROUTING  source in a natOutgoing pool, destination in no pool: masquerade
 """
@@ -24,7 +25,9 @@ ICMPV6_FROM_WORKLOADS = (130, 131, 132, 133, 135, 136)
 the link dies. Router advertisements (134) are not accepted (reference/felix.md §0.3)."""
 
 UDP, TCP, IPIP = 17, 6, 4
+ICMP = {Family.V4: 1, Family.V6: 58}
 VXLAN_PORT = 4789
+LOOPBACK = Net.parse("127.0.0.0/8")
 
 
 class Table(StrEnum):
@@ -70,6 +73,12 @@ class Source(NamedTuple):
     net: Net
 
 
+class Destination(NamedTuple):
+    """Destination address lies in one prefix."""
+
+    net: Net
+
+
 class SourceIn(NamedTuple):
     """Source (or not) in a set of prefixes."""
 
@@ -94,10 +103,32 @@ class DestinationPairIn(NamedTuple):
     set: SetName
 
 
+class Direction(StrEnum):
+    """Of a connection: from its originator, or back."""
+
+    ORIGINAL = "ORIGINAL"
+    REPLY = "REPLY"
+
+
+class ErrorByPairIn(NamedTuple):
+    """An ICMP error by whom a connection's packets of one direction come from.
+
+    That is: (who sends in that direction, interface that the error came in by) is in a set of pairs. iptables cannot
+    look for a part of a connection in a set. There the packet that the error is about must have been sent to the
+    error's own source, which the same set has let in by that interface; an error that a workload forwards for an
+    address behind it is left out.
+    """
+
+    set: SetName
+    direction: Direction
+
+
 class CtState(StrEnum):
     """Connection tracking state."""
 
-    ESTABLISHED = "RELATED,ESTABLISHED"
+    ESTABLISHED = "ESTABLISHED"
+    RELATED = "RELATED"
+    ESTABLISHED_OR_RELATED = "RELATED,ESTABLISHED"
     INVALID = "INVALID"
 
 
@@ -116,10 +147,12 @@ Match = (
     InInterface
     | OutInterface
     | Source
+    | Destination
     | SourceIn
     | DestinationIn
     | SourcePairIn
     | DestinationPairIn
+    | ErrorByPairIn
     | CtState
     | Protocol
     | Icmpv6Type
@@ -193,9 +226,11 @@ class RuleSettings:
     nat_ports: PortRange | None
     nat_address: bytes | None
     nat_interface: str
+    sees_errors: bool
 
     @classmethod
-    def of(cls, settings: Settings, family: Family, *, nftables: bool) -> RuleSettings:
+    def of(cls, settings: Settings, family: Family, *, nftables: bool, sees_errors: bool = True) -> RuleSettings:
+        """``sees_errors``: whether the kernel can look into ICMP errors (``ErrorByPairIn``)."""
         v4 = family is Family.V4
         return cls(
             family=family,
@@ -211,6 +246,7 @@ class RuleSettings:
             nat_ports=settings.nat_port_range,
             nat_address=settings.nat_outgoing_address if v4 else settings.nat_outgoing_address_ipv6,
             nat_interface=settings.iptables_nat_outgoing_interface_filter,
+            sees_errors=sees_errors,
         )
 
 
@@ -234,6 +270,13 @@ def _to_workload(settings: RuleSettings, chain: ChainKey) -> tuple[Rule, ...]:
 
 def _anti_spoofing(settings: RuleSettings) -> Chains:
     rules = []
+    if settings.family is Family.V4:
+        # route_localnet, which proxy ARP and a DNAT to the node's loopback network need, opens 127.0.0.0/8 to workloads
+        # (CVE-2020-8558). Before any DNAT this sees what a workload itself asked for. IPv6 refuses ::1 by itself.
+        rules += [
+            Rule((Destination(LOOPBACK),), Verdict.DROP, "loopback network of the node"),
+            Rule((Source(LOOPBACK),), Verdict.DROP, "loopback network of the node"),
+        ]
     if settings.family is Family.V6:
         # Neither is ever forwarded: the kernel refuses such sources on the forward path (RFC 4291 §2.5.2, §2.5.6).
         rules += [
@@ -250,18 +293,49 @@ def _anti_spoofing(settings: RuleSettings) -> Chains:
     }
 
 
-def _conntrack(settings: RuleSettings) -> list[Rule]:
-    rules = [Rule((CtState.ESTABLISHED,), settings.allow)]
-    if settings.check_invalid:
-        rules.append(Rule((CtState.INVALID,), Verdict(settings.deny)))
+def _conntrack_to_workload(settings: RuleSettings) -> list[Rule]:
+    return [Rule((CtState.ESTABLISHED_OR_RELATED,), settings.allow), *_invalid(settings)]
+
+
+def _conntrack_from_workload(settings: RuleSettings) -> list[Rule]:
+    """Errors pass only about what was sent to the workload itself.
+
+    The kernel takes an error for related to whichever connection it names, so any workload could change the path MTU
+    of its node and of others. Related besides are connections that a helper of connection tracking expects.
+    """
+    icmp = Protocol(ICMP[settings.family])
+    own = [
+        Rule((icmp, CtState.RELATED, ErrorByPairIn(SetName.FROM_WORKLOAD, direction)), settings.allow, "its own error")
+        for direction in Direction
+    ]
+    return [
+        Rule((CtState.ESTABLISHED,), settings.allow),
+        *(own if settings.sees_errors else []),
+        Rule((icmp, CtState.RELATED), Verdict(settings.deny), "error about a connection of others"),
+        Rule((CtState.RELATED,), settings.allow),
+        *_invalid(settings),
+    ]
+
+
+def _invalid(settings: RuleSettings) -> list[Rule]:
+    return [Rule((CtState.INVALID,), Verdict(settings.deny))] if settings.check_invalid else []
+
+
+def _no_tunnels(settings: RuleSettings) -> list[Rule]:
+    """What a tunnel's end would unpack, on the node itself or behind it: its inner source was checked by nobody."""
+    rules = []
+    if not settings.allow_vxlan:
+        rules.append(Rule((Protocol(UDP, VXLAN_PORT),), Verdict(settings.deny), "VXLAN encapsulated by a workload"))
+    if not settings.allow_ipip:
+        rules.append(Rule((Protocol(IPIP),), Verdict(settings.deny), "IPIP encapsulated by a workload"))
     return rules
 
 
 def _workload_to_host(settings: RuleSettings) -> Chains:
-    rules = []
+    rules = _no_tunnels(settings)
     if settings.family is Family.V6:
         rules += [Rule((Icmpv6Type(kind),), Verdict.ACCEPT) for kind in ICMPV6_FROM_WORKLOADS]
-    rules += _conntrack(settings)
+    rules += _conntrack_from_workload(settings)
     rules.append(Rule((), Verdict(settings.endpoint_to_host.value.upper()), "Configured DefaultEndpointToHostAction"))
     return {
         ChainKey(Table.FILTER, "INPUT"): _from_workload(settings, WORKLOAD_TO_HOST),
@@ -271,13 +345,9 @@ def _workload_to_host(settings: RuleSettings) -> Chains:
 
 def _forward(settings: RuleSettings) -> Chains:
     deny = Verdict(settings.deny)
-    leaving = _conntrack(settings)
-    if not settings.allow_vxlan:
-        leaving.append(Rule((Protocol(UDP, VXLAN_PORT),), deny, "VXLAN encapsulated by a workload"))
-    if not settings.allow_ipip:
-        leaving.append(Rule((Protocol(IPIP),), deny, "IPIP encapsulated by a workload"))
+    leaving = [*_conntrack_from_workload(settings), *_no_tunnels(settings)]
     arriving = [
-        *_conntrack(settings),
+        *_conntrack_to_workload(settings),
         Rule((DestinationPairIn(SetName.TO_WORKLOAD),), settings.allow, "known workload address"),
         Rule((), deny, "unknown workload address or interface"),
     ]

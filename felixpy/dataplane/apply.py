@@ -44,6 +44,7 @@ from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.message import Request
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
+from felixpy.netlink.xtables import knows_match
 from felixpy.slices import in_slices
 
 REQUESTS_PER_SEND = 500
@@ -175,7 +176,8 @@ class Dataplane:
     def want_rules(self, *, nftables: bool) -> None:
         """Take the rules that the settings mean."""
         for family, tables in self.filters.items():
-            tables.want_rules(RuleSettings.of(self.settings, family, nftables=nftables))
+            sees_errors = nftables or knows_match("bpf", family)
+            tables.want_rules(RuleSettings.of(self.settings, family, nftables=nftables, sees_errors=sees_errors))
 
     def link_events(self, events: LinkEvents) -> None:
         """Look again at everything that hangs on interfaces that changed."""

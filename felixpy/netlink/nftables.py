@@ -64,6 +64,7 @@ NFT_CMP_EQ, NFT_CMP_NEQ = 0, 1
 NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
 NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_L4PROTO = 6, 7, 16
 NFT_CT_STATE = 0
+NFT_CT_SOURCE = {Family.V4: 19, Family.V6: 21}  # NFT_CT_SRC_IP, NFT_CT_SRC_IP6
 CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
 NF_NAT_RANGE_PROTO_SPECIFIED, NF_NAT_RANGE_PROTO_RANDOM_FULLY = 0x2, 0x10
 NF_NAT_RANGE_MAP_IPS = 0x1
@@ -125,7 +126,7 @@ _COMPARED = {
     "cmp": (1, 2, 3),
     "lookup": (1, 2, 5),
     "bitwise": (1, 2, 3, 4, 5),
-    "ct": (1, 2),
+    "ct": (1, 2, 3),
     "immediate": (1, 2),
     "masq": (1, 2, 3),
     "nat": (1, 2, 3, 4, 5, 6, 7),
@@ -311,6 +312,12 @@ def mask(bits: bytes) -> Expression:
 
 def conntrack_state() -> Expression:
     return Expression("ct", ((1, be32(REG_1)), (2, be32(NFT_CT_STATE))))
+
+
+def conntrack_source(family: Family, *, reply: bool) -> Expression:
+    """Who sends the packets of a connection in one direction."""
+    key = be32(NFT_CT_SOURCE[family])
+    return Expression("ct", ((1, be32(REG_1)), (2, key), (3, bytes((reply,)))))
 
 
 def verdict(code: int, chain: str | None = None) -> Expression:

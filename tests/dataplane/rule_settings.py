@@ -40,6 +40,7 @@ def rule_settings(family: Family) -> st.SearchStrategy[RuleSettings]:
         nat_ports=st.sampled_from([None, PortRange(1024, 65535), PortRange(7, 7)]),
         nat_address=st.sampled_from([None, NAT_ADDRESS[family]]),
         nat_interface=st.sampled_from(["", "eth0", "eth+"]),
+        sees_errors=st.booleans(),
     )
 
 

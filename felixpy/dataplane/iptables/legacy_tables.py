@@ -266,6 +266,8 @@ def _set_parameter(extension: Any, option: str, tokens: list[str]) -> None:
 def _set_base_option(rule: Any, option: str, value: str) -> None:
     if option == "-s":
         rule.src = value
+    elif option == "-d":
+        rule.dst = value
     elif option in ("-i", "-o"):
         _set_interface(rule.get_ip(), "iniface" if option == "-i" else "outiface", value)
     elif option != "-p":

@@ -16,8 +16,10 @@ from felixpy.calc.rules import (
     ChainKey,
     Chains,
     CtState,
+    Destination,
     DestinationIn,
     DestinationPairIn,
+    ErrorByPairIn,
     Icmpv6Type,
     InInterface,
     Jump,
@@ -43,7 +45,20 @@ PROTOCOL_NUMBERS = {"icmp": 1, "ipencap": 4, "tcp": 6, "udp": 17, "gre": 47, "ip
 
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 _PROTOCOL_SYNONYMS = {"ipip": "ipencap", "icmpv6": "ipv6-icmp", "icmp6": "ipv6-icmp"}
-_BASE_ORDER = ("-s", "-i", "-o", "-p")
+_BASE_ORDER = ("-s", "-d", "-i", "-o", "-p")
+# cBPF (linux/bpf_common.h, code jt jf k): the destination in the IP header that follows the eight bytes of an ICMP
+# error is the packet's own source. An IPv6 packet with extension headers is left out: they move what is compared.
+_ERROR_ABOUT_ITS_SOURCE = {
+    Family.V4: ("177 0 0 0", "64 0 0 24", "7 0 0 0", "32 0 0 12", "29 0 1 0", "6 0 0 65535", "6 0 0 0"),
+    Family.V6: (
+        *("48 0 0 6", "21 0 17 58"),
+        *("32 0 0 72", "7 0 0 0", "32 0 0 8", "29 0 13 0"),
+        *("32 0 0 76", "7 0 0 0", "32 0 0 12", "29 0 9 0"),
+        *("32 0 0 80", "7 0 0 0", "32 0 0 16", "29 0 5 0"),
+        *("32 0 0 84", "7 0 0 0", "32 0 0 20", "29 0 1 0"),
+        *("6 0 0 65535", "6 0 0 0"),
+    ),
+}
 _PORT_UNREACHABLE = {Family.V4: "icmp-port-unreachable", Family.V6: "icmp6-port-unreachable"}
 
 
@@ -117,11 +132,13 @@ def _base_options(match: Match) -> list[tuple[str, str]]:
             return _interface("-o", name, prefix)
         case Source(net):
             return [("-s", str(net))] if net.length else []
+        case Destination(net):
+            return [("-d", str(net))] if net.length else []
         case Protocol(number):
             return [("-p", _PROTOCOL_NAMES.get(number, str(number)))]
         case Icmpv6Type():
             return [("-p", "ipv6-icmp")]
-        case SourceIn() | DestinationIn() | SourcePairIn() | DestinationPairIn() | CtState():
+        case SourceIn() | DestinationIn() | SourcePairIn() | DestinationPairIn() | ErrorByPairIn() | CtState():
             return []
         case _:
             assert_never(match)
@@ -144,13 +161,17 @@ def _extension(family: Family, match: Match) -> list[str]:
             return _match_set(set_name(family, name), "src,src", False)
         case DestinationPairIn(name):
             return _match_set(set_name(family, name), "dst,dst", False)
+        case ErrorByPairIn(_, direction):
+            program = _ERROR_ABOUT_ITS_SOURCE[family]
+            about = ["-m", "bpf", "--bytecode", ",".join((str(len(program)), *program))]
+            return ["-m", "conntrack", "--ctdir", direction.value, *about]
         case CtState():
             return ["-m", "conntrack", "--ctstate", match.value]
         case Protocol(number, port):
             return ["-m", _PROTOCOL_NAMES[number], "--dport", str(port)] if port is not None else []
         case Icmpv6Type(kind):
             return ["-m", "icmp6", "--icmpv6-type", str(kind)]
-        case InInterface() | OutInterface() | Source():
+        case InInterface() | OutInterface() | Source() | Destination():
             return []
         case _:
             assert_never(match)

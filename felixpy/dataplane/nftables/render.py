@@ -13,8 +13,11 @@ from felixpy.calc.rules import (
     ChainKey,
     Chains,
     CtState,
+    Destination,
     DestinationIn,
     DestinationPairIn,
+    Direction,
+    ErrorByPairIn,
     Icmpv6Type,
     InInterface,
     Jump,
@@ -89,7 +92,9 @@ def _match(match: Match, family: Family) -> list[Expression]:
         case OutInterface(name, prefix):
             return _interface(nft.NFT_META_OIFNAME, name, prefix)
         case Source(net):
-            return _source(net)
+            return _within(net, source=True)
+        case Destination(net):
+            return _within(net, source=False)
         case SourceIn(name, negated):
             return [_address(family, source=True), nft.lookup(name, negated=negated)]
         case DestinationIn(name, negated):
@@ -98,7 +103,14 @@ def _match(match: Match, family: Family) -> list[Expression]:
             return _pair(family, name, source=True)
         case DestinationPairIn(name):
             return _pair(family, name, source=False)
+        case ErrorByPairIn(name, direction):
+            sender = nft.conntrack_source(family, reply=direction is Direction.REPLY)
+            return [sender, nft.meta(nft.NFT_META_IIFNAME, _behind_address(family)), nft.lookup(name)]
         case CtState.ESTABLISHED:
+            return _state(nft.CT_ESTABLISHED)
+        case CtState.RELATED:
+            return _state(nft.CT_RELATED)
+        case CtState.ESTABLISHED_OR_RELATED:
             return _state(nft.CT_ESTABLISHED | nft.CT_RELATED)
         case CtState.INVALID:
             return _state(nft.CT_INVALID)
@@ -115,22 +127,29 @@ def _interface(key: int, name: str, prefix: bool) -> list[Expression]:
     return [nft.meta(key), nft.compare(data)] if data else []
 
 
-def _address(family: Family, *, source: bool) -> Expression:
+def _address(family: Family, *, source: bool, length: int | None = None) -> Expression:
+    """The address, or its first ``length`` bytes."""
     if family is Family.V4:
-        return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 12 if source else 16, 4)
-    return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 8 if source else 24, 16)
+        return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 12 if source else 16, length or 4)
+    return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 8 if source else 24, length or 16)
 
 
 def _pair(family: Family, name: SetName, *, source: bool) -> list[Expression]:
     key = nft.NFT_META_IIFNAME if source else nft.NFT_META_OIFNAME
-    register = nft.REG32_01 if family is Family.V4 else nft.REG_2
-    return [_address(family, source=source), nft.meta(key, register), nft.lookup(name)]
+    return [_address(family, source=source), nft.meta(key, _behind_address(family)), nft.lookup(name)]
 
 
-def _source(net: Net) -> list[Expression]:
-    load = _address(net.family, source=True)
+def _behind_address(family: Family) -> int:
+    return nft.REG32_01 if family is Family.V4 else nft.REG_2
+
+
+def _within(net: Net, *, source: bool) -> list[Expression]:
+    load = _address(net.family, source=source)
     if net.is_host:
         return [load, nft.compare(net.packed)]
+    whole, rest = divmod(net.length, 8)
+    if whole and not rest:
+        return [_address(net.family, source=source, length=whole), nft.compare(net.packed[:whole])]
     bits = (((1 << net.length) - 1) << (net.family.bits - net.length)).to_bytes(len(net.packed), "big")
     return [load, nft.mask(bits), nft.compare(net.packed)]
 
