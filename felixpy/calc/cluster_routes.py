@@ -2,7 +2,9 @@
 
 A block is routed natively only if a pool without encapsulation covers it: traffic of an IPIP or VXLAN pool must never
 leave the node unencapsulated by accident. What a local workload has is never routed to another node,
-whatever a block says: with a lower metric that route would stand beside the workload's and win.
+whatever a block says: with a lower metric that route would stand beside the workload's and win. A node that is in no
+subnet of ours gets no route by guess: nobody on the link answers for it, and the route would hide the one that leads
+there (a router that knows the block).
 """
 
 from __future__ import annotations
@@ -76,10 +78,13 @@ def _route_to(
     if address is None:
         problems.append(f"node {node_name} has no {destination.family} address")
         return
-    own = store.nodes.get(store.node_name)
+    own = store.nodes.get(store.node_name)  # decides between two interfaces in one subnet
     parent = host.parent_interface(address.packed, own.address(destination.family) if own else None)
     if parent is None:
-        problems.append(f"no interface of this node leads to node {node_name} at {format_address(address.packed)}")
+        problems.append(
+            f"node {node_name} at {format_address(address.packed)} is in no subnet of this node: its blocks get no "
+            "route; give the pool vxlanMode CrossSubnet, unless routers know the blocks"
+        )
         return
     entries[_key(destination)] = Route(
         RouteType.UNICAST,

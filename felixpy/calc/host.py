@@ -29,7 +29,7 @@ class Host:
     rp_filter: int = 1
 
     def parent_interface(self, gateway: bytes, own: Net | None) -> str | None:
-        """Interface to reach another node: the one whose subnet has the gateway, else the one with our node address.
+        """Interface that reaches another node on the link: its subnet has the gateway. None where no subnet has it.
 
         Of several the longest subnet, then one that is up, then the one with our node address, then the first by name:
         never what the order in which interfaces came would say.
@@ -40,7 +40,6 @@ class Host:
             for interface, net, up in self.addresses
             if net.covers(gateway)
         ]
-        ways = ways or [(0, not up, False, interface) for interface, net, up in self.addresses if net.packed == mine]
         return min(ways)[-1] if ways else None
 
 

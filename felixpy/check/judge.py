@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from felixpy.calc.host import Host
 from felixpy.check.facts import Facts
 from felixpy.check.finding import Finding, Level
-from felixpy.config import Settings
+from felixpy.config import ProgramClusterRoutes, Settings
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.detect import decide, felix_in_use
 from felixpy.explain.packet import owner
-from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.model.net import FAMILIES, Family, Net, format_address
 from felixpy.model.resources import Encapsulation
 from felixpy.sources import SyncState
 
@@ -306,8 +307,30 @@ def _stream(settings: Settings, facts: Facts) -> Iterator[Finding]:
             found = f"{len(bad_peers)} of {len(facts.peers)} nodes have no good route, first {bad_peers[0]}"
             fix = "`ip route get` their addresses; they must be reached over an interface of the host"
             yield Finding("peer.reach", WARN, found, why, fix)
+        elif beyond := _beyond(settings, facts):
+            found = f"{len(beyond)} of {len(facts.peers)} nodes are in no subnet of this node, first {beyond[0]}"
+            why = "blocks of pools without encapsulation are routed on the link only: their workloads are not reached"
+            fix = "give the pools vxlanMode CrossSubnet, unless routers know the blocks"
+            yield Finding("peer.reach", WARN, found, why, fix)
         else:
             yield Finding("peer.reach", OK, f"a route leads to each of {len(facts.peers)} other nodes", why)
+
+
+def _beyond(settings: Settings, facts: Facts) -> list[str]:
+    """Other nodes, with their addresses, that are on no link of ours though a pool is routed without encapsulation."""
+    if settings.program_cluster_routes is ProgramClusterRoutes.DISABLED or facts.stream is None:
+        return []
+    plain = [
+        one for one in facts.stream.pools if one.encapsulation is Encapsulation.NONE and not one.load_balancer_only
+    ]
+    host, found = Host(facts.addresses or ()), []
+    for family in {pool.cidr.family for pool in plain}:
+        for name in facts.peers:
+            node = facts.stream.nodes.get(name)
+            address = node.address(family) if node else None
+            if address is not None and host.parent_interface(address.packed, None) is None:
+                found.append(f"{name} at {format_address(address.packed)}")
+    return sorted(found)
 
 
 def _pools(facts: Facts, families: tuple[Family, ...]) -> Iterator[Finding]:

@@ -130,7 +130,7 @@ class Store:
             self.nodes[key.name] = new
         if _addresses(old) == _addresses(new):
             return {key}
-        # The interface that leads to any other node may be told by our own address.
+        # Of two interfaces that lead to another node our own address decides.
         blocks = self.blocks if key.name == self.node_name else self._by_node.at(key.name)
         return {key, *blocks}
 

@@ -133,6 +133,11 @@ def forward_drop(table: str, chain: str) -> Callable[[Facts], None]:
         (stream(bad=["IPPool x: bad"]), "stream.objects", "warn"),
         (change(peers={"n2": {Family.V4: ""}}), "peer.reach", "warn"),
         (change(peers={"n2": {Family.V4: "cali1"}}), "peer.reach", "warn"),
+        (
+            stream(nodes={"n2": Node(ResourceKey(Kind.NODE, "n2"), Net.parse_interface("9.9.9.9/24"))}),
+            "peer.reach",
+            "warn",
+        ),
         (stream(pools=[pool("10.48.0.0/16")]), "pool.v6", "fail"),
         (stream(pools=[pool("10.48.0.0/16"), pool("fd00::/64", "q", disabled=True)]), "pool.v6", "fail"),
         (stream(pools=[pool("10.48.0.0/16"), pool("fd00:48::/64", "q", nat_outgoing=False)]), "pool.nat6", "warn"),
