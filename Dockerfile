@@ -16,6 +16,9 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY felixpy felixpy
 # python-iptables comes as source: that is what the compiler is for. The agent needs no pip.
+RUN mkdir -p /opt/cni/bin \
+ && gcc -static -O2 -std=c11 -Wall -Wextra -Werror -o /opt/cni/bin/felixpy-cni felixpy/cni/stub/felixpy-cni.c \
+ && strip /opt/cni/bin/felixpy-cni
 RUN python3 -m venv /opt/felixpy \
  && /opt/felixpy/bin/pip install --no-cache-dir --disable-pip-version-check --use-pep517 --constraint constraints.txt . \
  && /opt/felixpy/bin/pip uninstall --yes --quiet pip setuptools
@@ -34,6 +37,8 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 iptables nftables ipset iproute2 kmod ca-certificates \
  && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old
 COPY --from=build /opt/felixpy /opt/felixpy
+# The CNI plugin: an init container copies it to where the node's container runtime looks.
+COPY --from=build /opt/cni/bin/felixpy-cni /opt/cni/bin/felixpy-cni
 COPY config/kubernetes/host-settings /usr/local/bin/felixpy-host-settings
 ENV PATH=/opt/felixpy/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     FELIX_HEALTHENABLED=true

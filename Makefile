@@ -20,7 +20,7 @@ IN := $(DESTDIR)$(PREFIX)
 export PREFIX DESTDIR IN
 RUNNING_SYSTEMD := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 
-.PHONY: help setup demo test soak fuzz bench lint clean install uninstall deb
+.PHONY: help setup demo test soak fuzz bench lint clean cni install uninstall deb
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,12 @@ soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600
 
 fuzz: .venv/ready ## the parsers of the stream against random input; make fuzz INPUTS=100000 SEED=1
 	@$(PYTHON) -m tests.model.fuzz_parse $(INPUTS) $(SEED)
+
+cni: build/felixpy-cni ## the CNI plugin that container runtimes start: build/felixpy-cni, one file without libraries
+
+build/felixpy-cni: felixpy/cni/stub/felixpy-cni.c
+	@mkdir -p build
+	gcc -static -O2 -std=c11 -Wall -Wextra -Werror -o $@ $<
 
 .venv/bench-ready: .venv/ready
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint .ci/constraints.txt --editable '.[bench]'

@@ -98,6 +98,8 @@ class Agent:
             on_settings=self._take_settings, on_filters=self._begin_anew,
         )  # fmt: skip
         self.complete = False
+        self.known = asyncio.Event()
+        """Set once the snapshot is complete and its settings are taken."""
         self.ready: dict[Family, bool] = {}
         self.failures: dict[Family, str] = {}
         self._telling = Telling(self.metrics, self.recent, self.outcome, status)
@@ -331,6 +333,8 @@ class Agent:
                 self.complete = self.complete and not completes  # not before the stream's settings are known
                 raise
             self._standing.works(UNTAKEN)
+            if self.complete:
+                self.known.set()
 
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key

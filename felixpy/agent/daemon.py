@@ -14,8 +14,10 @@ import structlog
 
 from felixpy.agent import collector
 from felixpy.agent.agent import Agent
+from felixpy.agent.attaching import AnyPod, cni_server
 from felixpy.agent.status import details, health
 from felixpy.agent.supervisor import Supervisor
+from felixpy.cni.attachments import LocalAttachments
 from felixpy.config import DatastoreType, Settings
 from felixpy.config.local import Local, local_sources
 from felixpy.config.table import shown
@@ -45,7 +47,8 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     settings = local.settings
     store = datastore(settings)
     mqtt = MqttSource(settings, settings.nodename) if store is DatastoreType.MQTT else None
-    source = mqtt or _other_source(store, settings)
+    attachments = LocalAttachments() if settings.cni_socket is not None else None
+    source = mqtt or _other_source(store, settings, attachments)
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
@@ -54,6 +57,10 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
 
     agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
     supervisor = Supervisor()
+    cni = None
+    if attachments is not None:
+        cni = cni_server(settings, agent, attachments, AnyPod() if store is DatastoreType.KUBERNETES else None)
+        await cni.open()  # before the source says that it has told everything
 
     def reload() -> None:
         if mqtt is not None:
@@ -82,6 +89,7 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
         agent.run(),
         source.run(agent),
         supervisor.follow(agent.live, agent.is_ready, agent.describe),
+        *((cni.serve(),) if cni is not None else ()),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -98,14 +106,14 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     return 0
 
 
-def _other_source(store: DatastoreType, settings: Settings) -> Source:
+def _other_source(store: DatastoreType, settings: Settings, attachments: LocalAttachments | None) -> Source:
     """YAML and watchfiles, an HTTP client: what a node with a broker need not load."""
     if store is DatastoreType.KUBERNETES:
         from felixpy.kubernetes.access import Access
         from felixpy.kubernetes.client import Api
         from felixpy.sources.kubernetes import KubernetesSource
 
-        return KubernetesSource(settings, Api(Access(cluster_identity(settings))))
+        return KubernetesSource(settings, Api(Access(cluster_identity(settings))), attachments)
     from felixpy.sources.directory import DirectorySource
 
     return DirectorySource(settings.resource_directory)

@@ -9,7 +9,8 @@ Invariant: an object's problem is told when it begins, when it changes and when 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from felixpy.calc.graph import HOST, Calculation
@@ -23,6 +24,10 @@ from felixpy.observe.samples import RecentFailures, Samples
 
 CLOCK_ERROR_SECONDS = 1.0
 """So far may the publisher's clock be ahead of ours, if both are set by NTP; a time beyond that says nothing."""
+
+
+Follower = Callable[[str, str], None]
+"""Is told state and reason; must return at once."""
 
 
 class StatusPublisher(Protocol):
@@ -61,6 +66,17 @@ class Outcome:
         self._files = files
         self._invalid: dict[ResourceKey, str] = {}
         self._arrivals: dict[ResourceKey, Update] = {}
+        self._followers: dict[ResourceKey, Follower] = {}
+
+    @contextmanager
+    def following(self, key: ResourceKey, told: Follower) -> Iterator[None]:
+        """``told`` hears of one endpoint whenever it is looked at, for the duration of the context."""
+        self._followers[key] = told
+        try:
+            yield
+        finally:
+            if self._followers.get(key) is told:  # else a later one follows it
+                del self._followers[key]
 
     def arrived(self, update: Update) -> None:
         """Take note of what the stream says of an object."""
@@ -81,6 +97,8 @@ class Outcome:
             if thing == HOST or state == "pending":
                 continue
             self.problems.set(thing, reason)
+            if thing in self._followers:
+                self._followers[thing](state, reason)
             if thing.kind is Kind.WORKLOAD_ENDPOINT:
                 self._tell(thing, state, reason)
 

@@ -25,6 +25,7 @@ class Attachment:
 
     ``addresses`` are /32 and /128; ``mac`` is that of the container's end; ``netns`` the path that the runtime gave;
     ``uid`` is the pod's, empty if the runtime did not tell it; ``namespace`` and ``pod`` are empty without Kubernetes.
+    ``network`` is the name of the network configuration; ``created`` the time (RFC 3339, UTC) at which it was made.
     """
 
     namespace: str
@@ -36,6 +37,8 @@ class Attachment:
     mac: bytes | None = None
     netns: str = ""
     container_interface: str = "eth0"
+    network: str = ""
+    created: str = ""
 
 
 class LocalAttachments:

@@ -30,6 +30,7 @@ from felixpy.config.values import (
     DatastoreType,
     DenyAction,
     EndpointToHostAction,
+    IPAMType,
     IptablesBackend,
     NATOutgoingExclusions,
     NFTablesMode,
@@ -237,6 +238,20 @@ class Settings:
     control_socket: Path | None = _local(
         Path("/run/felixpy/felixpy.sock"), "ControlSocket", OPTIONAL_PATH,
         "Where `felixpy status` asks the running agent; for root only. `none`, or empty in the file: nowhere.",
+    )  # fmt: skip
+    cni_socket: Path | None = _local(
+        None, "CNISocket", OPTIONAL_PATH,
+        "Where the CNI plugin asks this agent to attach containers, such as `/run/felixpy/cni.sock`; for root only. "
+        "Unset or `none`: nowhere.",
+    )  # fmt: skip
+    cni_state_directory: Path = _local(
+        Path("/var/lib/felixpy/cni"), "CNIStateDirectory", PATH, "Where the attachments of this node are kept."
+    )
+    cni_mtu: int = _local(0, "CNIMTU", integer(0, 65535), "MTU of containers' interfaces. 0: that of the kernel.")
+    ipam_type: IPAMType = _local(
+        IPAMType.POD_CIDR, "IPAMType", choice(IPAMType), "Where containers' addresses come from. `PodCIDR`: blocks of "
+        "this node, by its pod CIDRs or because an operator assigned them. `Pools`: whole pools, for a node alone. "
+        "`Calico`: Calico's blocks in the Kubernetes API.",
     )  # fmt: skip
     # The stream. All our own, environment and file only.
     datastore_type: DatastoreType = _local(

@@ -76,6 +76,12 @@ class ProgramClusterRoutes(StrEnum):
     DISABLED = "Disabled"
 
 
+class IPAMType(StrEnum):
+    POD_CIDR = "PodCIDR"
+    POOLS = "Pools"
+    CALICO = "Calico"
+
+
 class PortRange(NamedTuple):
     """Inclusive range of ports."""
 
