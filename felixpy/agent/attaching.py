@@ -14,12 +14,13 @@ from contextlib import contextmanager
 
 from felixpy.agent.agent import Agent
 from felixpy.cni.attachments import LocalAttachments
+from felixpy.cni.conflist import BadNetworkConfiguration, ConflistWriter, default_conflist, given_conflist
 from felixpy.cni.journal import Journal
 from felixpy.cni.server import CniServer, Node, NodeState, NotProgrammed, Pods, PodWishes
 from felixpy.config import Settings
 from felixpy.config.values import IPAMType
 from felixpy.ipam.local import LocalAddresses
-from felixpy.model.net import Family, Net
+from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.resources import ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import SyncState
 
@@ -90,6 +91,23 @@ def cni_server(settings: Settings, agent: Agent, attachments: LocalAttachments, 
     journal = Journal(settings.cni_state_directory / "attachments")
     addresses = LocalAddresses(lambda family: _ranges(agent, settings, family), _WHERE[settings.ipam_type])
     return CniServer(settings.cni_socket, node, attachments, journal, addresses, Attaching(agent), pods)
+
+
+def conflist_writer(settings: Settings, agent: Agent) -> ConflistWriter | None:
+    """Who keeps ``CNIConfigFile``, if there is to be one."""
+    socket, template = settings.cni_socket, settings.cni_network_config_file
+    if socket is None or settings.cni_config_file is None:
+        return None
+
+    def content() -> bytes:
+        if template is not None:
+            try:
+                return given_conflist(template.read_bytes(), socket)
+            except BadNetworkConfiguration as error:
+                raise BadNetworkConfiguration(f"{template}: {error}") from None
+        return default_conflist(socket, [family for family in FAMILIES if _ranges(agent, settings, family)])
+
+    return ConflistWriter(settings.cni_config_file, Attaching(agent).state, content)
 
 
 _WHERE = {

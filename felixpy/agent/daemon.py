@@ -14,7 +14,7 @@ import structlog
 
 from felixpy.agent import collector
 from felixpy.agent.agent import Agent
-from felixpy.agent.attaching import AnyPod, cni_server
+from felixpy.agent.attaching import AnyPod, cni_server, conflist_writer
 from felixpy.agent.status import details, health
 from felixpy.agent.supervisor import Supervisor
 from felixpy.cni.attachments import LocalAttachments
@@ -62,6 +62,8 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
         cni = cni_server(settings, agent, attachments, AnyPod() if store is DatastoreType.KUBERNETES else None)
         await cni.open()  # before the source says that it has told everything
 
+    conflist = conflist_writer(settings, agent)
+
     def reload() -> None:
         if mqtt is not None:
             mqtt.reload()
@@ -90,6 +92,7 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
         source.run(agent),
         supervisor.follow(agent.live, agent.is_ready, agent.describe),
         *((cni.serve(),) if cni is not None else ()),
+        *((conflist.run(),) if conflist is not None else ()),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

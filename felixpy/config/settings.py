@@ -247,6 +247,14 @@ class Settings:
     cni_state_directory: Path = _local(
         Path("/var/lib/felixpy/cni"), "CNIStateDirectory", PATH, "Where the attachments of this node are kept."
     )
+    cni_config_file: Path | None = _local(
+        None, "CNIConfigFile", OPTIONAL_PATH, "The network configuration that container runtimes read, such as "
+        "`/etc/cni/net.d/10-felixpy.conflist`: written when the node is ready, taken away when it is not. Unset: none.",
+    )  # fmt: skip
+    cni_network_config_file: Path | None = _local(
+        None, "CNINetworkConfigFile", OPTIONAL_PATH, "What to write there, a list of plugins or one; unset: ours and "
+        "`portmap`, for the families of which this node has addresses.",
+    )  # fmt: skip
     cni_mtu: int = _local(0, "CNIMTU", integer(0, 65535), "MTU of containers' interfaces. 0: that of the kernel.")
     ipam_type: IPAMType = _local(
         IPAMType.POD_CIDR, "IPAMType", choice(IPAMType), "Where containers' addresses come from. `PodCIDR`: blocks of "
