@@ -12,7 +12,7 @@ import msgspec
 
 from felixpy.kubernetes.names import endpoint_key, interface_name
 from felixpy.model.invalid import InvalidResource
-from felixpy.model.objects import Metadata, WorkloadEndpointSpec
+from felixpy.model.objects import EndpointPortObject, Metadata, WorkloadEndpointSpec
 from felixpy.model.resources import ResourceKey, WorkloadEndpoint
 from felixpy.model.workload import convert_workload_endpoint
 
@@ -117,6 +117,7 @@ def pod_facts(pod: Pod, prefix: str) -> PodFacts:
     annotations = metadata.annotations or {}
     endpoint = WorkloadEndpointSpec(
         node=spec.node_name,
+        orchestrator="k8s",
         interface_name=interface_name(prefix, namespace, name),
         ip_networks=addresses,
         allow_spoofed_source_prefixes=_json_list(annotations.get(SPOOFED)),
@@ -181,14 +182,14 @@ def profiles(pod: Pod) -> list[str]:
     return found
 
 
-def named_ports(pod: Pod) -> list[dict[str, object]]:
+def named_ports(pod: Pod) -> list[EndpointPortObject]:
     """Ports of containers that have a name, as a WorkloadEndpoint lists them; init containers' too, as in Calico."""
-    found: list[dict[str, object]] = []
+    found: list[EndpointPortObject] = []
     for container in (*(pod.spec.containers or ()), *(pod.spec.init_containers or ())):
         for port in container.ports or ():
             protocol = port.protocol or "TCP"
             if port.name and port.container_port and protocol in ("TCP", "UDP", "SCTP"):
-                found.append({"name": port.name, "port": port.container_port, "protocol": protocol})
+                found.append(EndpointPortObject(port.name, protocol, port.container_port))
     return found
 
 

@@ -17,11 +17,11 @@ from felixpy.model.invalid import Ignored, InvalidResource
 from felixpy.model.net import quote
 
 
-class _Object(msgspec.Struct, rename="camel"):
-    pass
+class Object(msgspec.Struct, rename="camel"):
+    """Fields that are ``camelCase`` on the wire."""
 
 
-class Metadata(_Object):
+class Metadata(Object):
     name: str | None = None
     namespace: str | None = None
     labels: dict[str, str] | None = None
@@ -44,12 +44,12 @@ class KnownMetadata(Metadata, forbid_unknown_fields=True):
     uid: Any = None
 
 
-class NodeAddress(_Object):
+class NodeAddress(Object):
     address: str | None = None
     type: str | None = None
 
 
-class NodeBGP(_Object):
+class NodeBGP(Object):
     ipv4_address: str | None = None
     ipv6_address: str | None = None
     as_number: Any = None
@@ -57,7 +57,7 @@ class NodeBGP(_Object):
     route_reflector_cluster_id: Any = msgspec.field(name="routeReflectorClusterID", default=None)
 
 
-class NodeSpec(_Object):
+class NodeSpec(Object):
     bgp: NodeBGP | None = None
     addresses: list[NodeAddress] | None = None
     orch_refs: Any = None
@@ -68,7 +68,7 @@ class NodeSpec(_Object):
     vxlan_tunnel_mac_addr_v6: Any = msgspec.field(name="vxlanTunnelMACAddrV6", default=None)
 
 
-class IPPoolSpec(_Object):
+class IPPoolSpec(Object):
     cidr: str | None = None
     block_size: int | None = None
     nat_outgoing: bool | None = None
@@ -82,7 +82,15 @@ class IPPoolSpec(_Object):
     assignment_mode: str | None = None
 
 
-class WorkloadEndpointSpec(_Object):
+class EndpointPortObject(Object):
+    name: str | None = None
+    protocol: int | str | None = None
+    port: int | None = None
+    host_port: Any = None
+    host_ip: Any = msgspec.field(name="hostIP", default=None)
+
+
+class WorkloadEndpointSpec(Object):
     node: str | None = None
     interface_name: str | None = None
     ip_networks: list[str] | None = None
@@ -90,15 +98,15 @@ class WorkloadEndpointSpec(_Object):
     ipv6_gateway: str | None = None
     mac: str | None = None
     allow_spoofed_source_prefixes: list[str] | None = None
-    orchestrator: Any = None
+    orchestrator: str | None = None
     workload: Any = None
     pod: Any = None
     endpoint: Any = None
     container_id: Any = msgspec.field(name="containerID", default=None)
     ip_nats: Any = msgspec.field(name="ipNATs", default=None)
-    profiles: Any = None
-    ports: Any = None
-    service_account_name: Any = None
+    profiles: list[str] | None = None
+    ports: list[EndpointPortObject] | None = None
+    service_account_name: str | None = None
     qos_controls: Any = None
 
 
@@ -106,7 +114,7 @@ class _KnownEndpointSpec(WorkloadEndpointSpec, forbid_unknown_fields=True):
     pass
 
 
-class UsualEndpoint(_Object, forbid_unknown_fields=True):
+class UsualEndpoint(Object, forbid_unknown_fields=True):
     """A whole WorkloadEndpoint of which nothing has to be told: no field is unknown or of a wrong type."""
 
     api_version: Literal["projectcalico.org/v3", "crd.projectcalico.org/v1"]
@@ -116,13 +124,13 @@ class UsualEndpoint(_Object, forbid_unknown_fields=True):
     status: Any = None
 
 
-class BlockAttribute(_Object):
+class BlockAttribute(Object):
     handle_id: Any = msgspec.field(name="handle_id", default=None)
     secondary: dict[str, str] | None = None
     alternate: Any = None
 
 
-class IPAMBlockSpec(_Object):
+class IPAMBlockSpec(Object):
     cidr: str | None = None
     affinity: str | None = None
     allocations: list[int | None] | None = None
@@ -135,7 +143,7 @@ class IPAMBlockSpec(_Object):
     sequence_number_for_allocation: Any = None
 
 
-class BlockAffinitySpec(_Object):
+class BlockAffinitySpec(Object):
     cidr: str | None = None
     node: str | None = None
     state: str | None = None
@@ -143,7 +151,7 @@ class BlockAffinitySpec(_Object):
     deleted: bool | str | None = None
 
 
-class InstallationPool(_Object):
+class InstallationPool(Object):
     cidr: str | None = None
     name: str | None = None
     block_size: int | None = None
@@ -194,7 +202,7 @@ def read_struct(value: object, struct: type[T], path: str) -> T:
 def _wrong_type(message: str, path: str) -> InvalidResource:
     place = _PLACE.search(message)
     inner = place["path"] if place else ""
-    field = f"{path}{'' if inner.startswith('[') or not inner else '.'}{inner}".replace("[...]", "")
+    field = f"{path}{'' if inner.startswith('[') or not inner else '.'}{inner}".replace("[...]", "").lstrip(".")
     types = _MESSAGE.search(message)
     if place and place["key"]:
         return InvalidResource("every key must be text", field=field)

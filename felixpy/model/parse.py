@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import msgspec
 
+from felixpy.model import kubernetes_policy, policies
+from felixpy.model.header import Header
 from felixpy.model.invalid import Ignored, InvalidResource, ignore
 from felixpy.model.ipam import convert_block_affinity, convert_ipam_block
+from felixpy.model.keys import NAMESPACED, Kind, ResourceKey
 from felixpy.model.names import check_name, check_namespace, cidr_name
 from felixpy.model.net import Net, quote
 from felixpy.model.node import convert_node
@@ -32,7 +34,7 @@ from felixpy.model.objects import (
     report_unknown,
 )
 from felixpy.model.pool import convert_ip_pool
-from felixpy.model.resources import Absent, FelixConfiguration, Kind, Resource, ResourceKey
+from felixpy.model.resources import Absent, FelixConfiguration, Resource
 from felixpy.model.workload import convert_workload_endpoint, created
 
 __all__ = [
@@ -52,11 +54,30 @@ MAX_PAYLOAD_BYTES = 1 << 20
 MAX_SETTINGS_DEPTH = 16
 """No setting nests more than three deep. Settings are kept as they are, and comparing or printing them recurses."""
 
-API_VERSIONS = frozenset({"projectcalico.org/v3", "crd.projectcalico.org/v1"})
+CRD_VERSION = "crd.projectcalico.org/v1"
+API_VERSIONS = frozenset({"projectcalico.org/v3", CRD_VERSION})
+CRD_METADATA = "projectcalico.org/metadata"
+"""Annotation in which Calico keeps the labels of its own objects in the classic form, as JSON."""
+
 DEFAULT_NAMESPACE = "default"
 
-_KINDS = {kind.value: kind for kind in Kind}
-_NAMESPACED = frozenset({Kind.WORKLOAD_ENDPOINT})
+_KUBERNETES: Mapping[tuple[str, str], Kind] = {
+    ("networking.k8s.io/v1", "NetworkPolicy"): Kind.KUBERNETES_NETWORK_POLICY,
+    ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): Kind.CLUSTER_NETWORK_POLICY,
+    ("v1", "Namespace"): Kind.NAMESPACE,
+    ("v1", "ServiceAccount"): Kind.SERVICE_ACCOUNT,
+    ("v1", "Service"): Kind.SERVICE,
+    ("discovery.k8s.io/v1", "EndpointSlice"): Kind.ENDPOINT_SLICE,
+}
+"""Kinds that are Kubernetes' own; all others are Calico's."""
+
+_KINDS: Mapping[tuple[str, str], Kind] = {
+    (version, kind.value): kind for version in API_VERSIONS for kind in Kind if kind not in _KUBERNETES.values()
+} | dict(_KUBERNETES)
+_KIND_NAMES = frozenset(name for _, name in _KINDS)
+_FREE_FORM = frozenset({Kind.NAMESPACE, Kind.SERVICE_ACCOUNT, Kind.SERVICE, Kind.ENDPOINT_SLICE})
+"""Kinds of which we need a few fields of many: the others are not told."""
+
 _IPAM = frozenset({Kind.IPAM_BLOCK, Kind.BLOCK_AFFINITY})
 
 
@@ -163,13 +184,7 @@ def object_key(obj: object) -> ResourceKey | None:
     return header.key if header else None
 
 
-class _Header(NamedTuple):
-    key: ResourceKey
-    metadata: Metadata
-    spec: object
-
-
-def _read_header(obj: object, ignored: Ignored) -> _Header | None:
+def _read_header(obj: object, ignored: Ignored) -> Header | None:
     if not isinstance(obj, Mapping):
         raise InvalidResource("is not an object with apiVersion, kind, metadata and spec")
     kind = _known_kind(obj, ignored)
@@ -178,15 +193,31 @@ def _read_header(obj: object, ignored: Ignored) -> _Header | None:
     raw = obj.get("metadata")
     metadata = read_struct(raw, Metadata, "metadata")
     name = check_name(metadata.name, "metadata.name")
-    if kind in _NAMESPACED:
+    if kind in NAMESPACED:
         namespace = check_namespace(metadata.namespace or DEFAULT_NAMESPACE, "metadata.namespace")
     elif metadata.namespace:
         raise InvalidResource(f"{kind} is cluster-wide; remove the namespace", field="metadata.namespace")
     else:
         namespace = ""
-    report_unknown(obj, OBJECT_FIELDS, kind, "", ignored)
-    report_unknown(raw, METADATA_FIELDS, kind, "metadata", ignored)
-    return _Header(ResourceKey(kind, name, namespace), metadata, obj.get("spec"))
+    if kind not in _FREE_FORM:
+        report_unknown(obj, OBJECT_FIELDS, kind, "", ignored)
+        report_unknown(raw, METADATA_FIELDS, kind, "metadata", ignored)
+    if obj.get("apiVersion") == CRD_VERSION:
+        _take_kept_labels(metadata, raw)
+    return Header(ResourceKey(kind, name, namespace), metadata, obj.get("spec"), obj)
+
+
+def _take_kept_labels(metadata: Metadata, raw: object) -> None:
+    annotations = raw.get("annotations") if isinstance(raw, Mapping) else None
+    kept = annotations.get(CRD_METADATA) if isinstance(annotations, Mapping) else None
+    if isinstance(kept, str):
+        try:
+            found = msgspec.json.decode(kept, type=Metadata)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+            raise InvalidResource(
+                f"is not JSON of metadata: {error}", field=f"metadata.annotations[{CRD_METADATA}]"
+            ) from None
+        metadata.labels = {**(metadata.labels or {}), **(found.labels or {})}
 
 
 def _known_kind(obj: Mapping[object, object], ignored: Ignored) -> Kind | None:
@@ -196,17 +227,13 @@ def _known_kind(obj: Mapping[object, object], ignored: Ignored) -> Kind | None:
             raise InvalidResource("is missing", field=field)
         if not isinstance(value, str):
             raise InvalidResource("must be text", field=field)
-    kind = _KINDS.get(str(name))
-    if kind is None:
-        ignored(f"kind {quote(name)[1:-1]}")
-        return None
-    if version not in API_VERSIONS:  # Kubernetes has a Node of its own
-        ignored(f"kind {kind} of {quote(version)[1:-1]}")
-        return None
+    kind = _KINDS.get((str(version), str(name)))
+    if kind is None:  # Kubernetes has a Node of its own
+        ignored(f"kind {quote(name)[1:-1]}{f' of {quote(version)[1:-1]}' if name in _KIND_NAMES else ''}")
     return kind
 
 
-def _convert(header: _Header, ignored: Ignored) -> Resource | Absent:
+def _convert(header: Header, ignored: Ignored) -> Resource | Absent:
     try:
         return _CONVERT[header.key.kind](header, ignored)
     except InvalidResource as error:
@@ -214,7 +241,7 @@ def _convert(header: _Header, ignored: Ignored) -> Resource | Absent:
         raise
 
 
-def _under_cidr_name(resource: Resource | Absent, header: _Header, key: ResourceKey) -> Resource | Absent:
+def _under_cidr_name(resource: Resource | Absent, header: Header, key: ResourceKey) -> Resource | Absent:
     # The converter has proved that the CIDR is there and canonicalisable, also if the object says it is deleted.
     text = header.spec.get("cidr") if isinstance(header.spec, Mapping) else None
     if cidr_name(Net.parse(str(text))) != key.name:
@@ -222,33 +249,33 @@ def _under_cidr_name(resource: Resource | Absent, header: _Header, key: Resource
     return dataclasses.replace(resource, key=key)
 
 
-def _workload_endpoint(header: _Header, ignored: Ignored) -> Resource:
+def _workload_endpoint(header: Header, ignored: Ignored) -> Resource:
     report_unknown(header.spec, _WORKLOAD_ENDPOINT, header.key.kind, "spec", ignored)
     spec = read_struct(header.spec, WorkloadEndpointSpec, "spec")
     return convert_workload_endpoint(header.key, header.metadata, spec)
 
 
-def _ip_pool(header: _Header, ignored: Ignored) -> Resource:
+def _ip_pool(header: Header, ignored: Ignored) -> Resource:
     report_unknown(header.spec, _IP_POOL, header.key.kind, "spec", ignored)
     return convert_ip_pool(header.key, read_struct(header.spec, IPPoolSpec, "spec"))
 
 
-def _node(header: _Header, ignored: Ignored) -> Resource:
+def _node(header: Header, ignored: Ignored) -> Resource:
     report_unknown(header.spec, _NODE, header.key.kind, "spec", ignored)
     return convert_node(header.key, header.metadata, read_struct(header.spec, NodeSpec, "spec"), ignored)
 
 
-def _ipam_block(header: _Header, ignored: Ignored) -> Resource | Absent:
+def _ipam_block(header: Header, ignored: Ignored) -> Resource | Absent:
     report_unknown(header.spec, _IPAM_BLOCK, header.key.kind, "spec", ignored)
     return convert_ipam_block(header.key, read_struct(header.spec, IPAMBlockSpec, "spec"))
 
 
-def _block_affinity(header: _Header, ignored: Ignored) -> Resource | Absent:
+def _block_affinity(header: Header, ignored: Ignored) -> Resource | Absent:
     report_unknown(header.spec, _BLOCK_AFFINITY, header.key.kind, "spec", ignored)
     return convert_block_affinity(header.key, read_struct(header.spec, BlockAffinitySpec, "spec"))
 
 
-def _felix_configuration(header: _Header, ignored: Ignored) -> Resource:
+def _felix_configuration(header: Header, ignored: Ignored) -> Resource:
     spec = {} if header.spec is None else header.spec
     if not isinstance(spec, Mapping) or not all(isinstance(name, str) for name in spec):
         raise InvalidResource("must be an object of settings", field="spec")
@@ -263,7 +290,9 @@ _NODE = known_fields(NodeSpec)
 _IPAM_BLOCK = known_fields(IPAMBlockSpec)
 _BLOCK_AFFINITY = known_fields(BlockAffinitySpec)
 
-_CONVERT: dict[Kind, Callable[[_Header, Ignored], Resource | Absent]] = {
+_CONVERT: dict[Kind, Callable[[Header, Ignored], Resource | Absent]] = {
+    **policies.CONVERT,
+    **kubernetes_policy.CONVERT,
     Kind.WORKLOAD_ENDPOINT: _workload_endpoint,
     Kind.IP_POOL: _ip_pool,
     Kind.NODE: _node,

@@ -8,31 +8,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from felixpy.model.keys import NAMESPACED, Kind, ResourceKey
 from felixpy.model.net import Family, Net
+from felixpy.model.policy import (
+    EndpointPort,
+    EndpointSlice,
+    HostEndpoint,
+    NetworkSet,
+    Policy,
+    Profile,
+    Service,
+    Tier,
+)
 
-
-class Kind(StrEnum):
-    """Kinds that the agent consumes."""
-
-    WORKLOAD_ENDPOINT = "WorkloadEndpoint"
-    IP_POOL = "IPPool"
-    NODE = "Node"
-    IPAM_BLOCK = "IPAMBlock"
-    BLOCK_AFFINITY = "BlockAffinity"
-    FELIX_CONFIGURATION = "FelixConfiguration"
-
-
-class ResourceKey(NamedTuple):
-    """Identity of a resource. ``namespace`` is empty for cluster-wide kinds."""
-
-    kind: Kind
-    name: str
-    namespace: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+__all__ = [
+    "NAMESPACED",
+    "POLICY_KINDS",
+    "Absent",
+    "BlockAffinity",
+    "Borrowed",
+    "Encapsulation",
+    "EndpointPort",
+    "EndpointSlice",
+    "FelixConfiguration",
+    "HostEndpoint",
+    "IPAMBlock",
+    "IPPool",
+    "Kind",
+    "NetworkSet",
+    "Node",
+    "Policy",
+    "PolicyResource",
+    "Profile",
+    "Resource",
+    "ResourceKey",
+    "Service",
+    "Tier",
+    "Update",
+    "WorkloadEndpoint",
+]
 
 
 class Encapsulation(StrEnum):
@@ -51,6 +67,7 @@ class WorkloadEndpoint:
 
     ``addresses`` are /32 and /128 only, without duplicates, in the order given; ``mac`` is six bytes;
     ``created`` is ``metadata.creationTimestamp`` as written (RFC 3339 UTC sorts as text), empty if absent.
+    ``labels`` hold namespace, orchestrator and service account, too; those of the profiles are not in them.
     """
 
     key: ResourceKey
@@ -60,6 +77,9 @@ class WorkloadEndpoint:
     mac: bytes | None = None
     allowed_source_prefixes: tuple[Net, ...] = ()
     created: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    profiles: tuple[str, ...] = ()
+    ports: tuple[EndpointPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +158,29 @@ class Absent:
     key: ResourceKey
 
 
-Resource = WorkloadEndpoint | IPPool | Node | IPAMBlock | BlockAffinity | FelixConfiguration
+PolicyResource = Policy | Tier | Profile | NetworkSet | HostEndpoint | Service | EndpointSlice
+"""What only the calculation of policy looks at."""
+
+POLICY_KINDS: Final[Mapping[Kind, type[PolicyResource]]] = {
+    Kind.PROFILE: Profile,
+    Kind.NAMESPACE: Profile,
+    Kind.SERVICE_ACCOUNT: Profile,
+    Kind.TIER: Tier,
+    Kind.NETWORK_POLICY: Policy,
+    Kind.GLOBAL_NETWORK_POLICY: Policy,
+    Kind.STAGED_NETWORK_POLICY: Policy,
+    Kind.STAGED_GLOBAL_NETWORK_POLICY: Policy,
+    Kind.STAGED_KUBERNETES_NETWORK_POLICY: Policy,
+    Kind.KUBERNETES_NETWORK_POLICY: Policy,
+    Kind.CLUSTER_NETWORK_POLICY: Policy,
+    Kind.NETWORK_SET: NetworkSet,
+    Kind.GLOBAL_NETWORK_SET: NetworkSet,
+    Kind.HOST_ENDPOINT: HostEndpoint,
+    Kind.SERVICE: Service,
+    Kind.ENDPOINT_SLICE: EndpointSlice,
+}
+
+Resource = WorkloadEndpoint | IPPool | Node | IPAMBlock | BlockAffinity | FelixConfiguration | PolicyResource
 
 
 class Update(NamedTuple):

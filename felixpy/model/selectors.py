@@ -1,14 +1,16 @@
 """Calico's selector language over labels: ``has(zone) && rack in {'a', 'b'}``.
 
-Invariant: a ``Selector`` has been parsed as a whole, so ``matches`` cannot fail. It must never call ``eval`` or
-grow the stack with the length of its input.
+Invariant: a ``Selector`` has been parsed as a whole, or made of such, so ``matches`` cannot fail. It must never call
+``eval`` or grow the stack with the length of its input.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 Labels = Mapping[str, str]
 Match = Callable[[Labels], bool]
@@ -25,17 +27,76 @@ _OPERATOR = re.compile(
 )
 
 
+class Term(NamedTuple):
+    """One of the things that a match needs: a label with this value, or with any if ``value`` is None."""
+
+    label: str
+    value: str | None
+
+
+Needs = frozenset[Term] | None
+"""A match has at least one of these terms; None: nothing is known. Empty: there is no match."""
+
+
+class Function(NamedTuple):
+    """``all()`` or ``global()``."""
+
+    name: str
+
+
+class Comparison(NamedTuple):
+    """A label and a word of the language: ``has``, ``==``, ``!=``, ``in``, ``notin``, ``contains`` and so on."""
+
+    word: str
+    label: str
+    values: tuple[str, ...] = ()
+
+
+class Negation(NamedTuple):
+    inner: Expression
+
+
+class Junction(NamedTuple):
+    """Two or more terms with ``&&`` or ``||`` between them."""
+
+    word: str
+    terms: tuple[Expression, ...]
+
+
+Expression = Function | Comparison | Negation | Junction
+
+
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A parsed selector. Two are equal if they were written alike, apart from spaces at the ends."""
+    """A parsed selector. Two are equal if they were written alike, apart from spaces at the ends.
+
+    ``labels`` are those that it looks at, ``needs`` what every match has: an index can pass over whatever has none.
+    """
 
     text: str
     has_global: bool = field(compare=False, default=False)
+    expression: Expression = field(compare=False, repr=False, default=Function("all"))
+    labels: frozenset[str] = field(compare=False, repr=False, default=frozenset())
+    needs: Needs = field(compare=False, repr=False, default=None)
     _match: Match = field(compare=False, repr=False, default=lambda labels: True)
 
     def matches(self, labels: Labels) -> bool:
         """Whether an object with these labels is selected."""
         return self._match(labels)
+
+    @property
+    def is_all(self) -> bool:
+        """Nothing but ``all()``, or empty."""
+        return self.expression == Function("all")
+
+    @property
+    def is_global(self) -> bool:
+        """Nothing but ``global()``."""
+        return self.expression == Function("global")
+
+    def prefixed(self, prefix: str) -> Selector:
+        """The same selector over labels whose names begin with ``prefix``."""
+        return _selector(_prefixed(self.expression, prefix))
 
     def __str__(self) -> str:
         return self.text
@@ -44,6 +105,7 @@ class Selector:
 ALL = Selector("all()")
 
 
+@lru_cache(maxsize=4096)
 def parse_selector(text: str) -> Selector:
     """Parse a selector; an empty one is ``all()``.
 
@@ -53,11 +115,140 @@ def parse_selector(text: str) -> Selector:
     if not text.strip(" \t"):
         return ALL
     parser = _Parser(text)
-    match = parser.expression(0)
+    expression = parser.expression(0)
     parser.skip_space()
     if parser.position != len(text):
         raise parser.error("'&&', '||' or the end")
-    return Selector(text.strip(" \t"), parser.has_global, match)
+    return _selector(expression, text.strip(" \t"))
+
+
+def equals(label: str, value: str) -> Selector:
+    """``label == 'value'``."""
+    return _selector(Comparison("==", label, (value,)))
+
+
+def is_in(label: str, values: Iterable[str]) -> Selector:
+    """``label in {...}``, in the order of the values."""
+    return _selector(Comparison("in", label, tuple(values)))
+
+
+def not_in(label: str, values: Iterable[str]) -> Selector:
+    return _selector(Comparison("notin", label, tuple(values)))
+
+
+def has(label: str) -> Selector:
+    return _selector(Comparison("has", label))
+
+
+def negation(selector: Selector) -> Selector:
+    expression = selector.expression
+    return _selector(expression.inner if isinstance(expression, Negation) else Negation(expression))
+
+
+def conjunction(*selectors: Selector) -> Selector:
+    """All of them; ``all()`` adds nothing, and none at all is ``all()``."""
+    terms: dict[Expression, None] = {}
+    for selector in selectors:
+        expression = selector.expression
+        if isinstance(expression, Junction) and expression.word == "&&":
+            terms |= dict.fromkeys(expression.terms)
+        elif not selector.is_all:
+            terms[expression] = None
+    if not terms:
+        return ALL
+    return _selector(next(iter(terms)) if len(terms) == 1 else Junction("&&", tuple(terms)))
+
+
+def _selector(expression: Expression, text: str = "") -> Selector:
+    found: set[str] = set()
+    has_global = _collect(expression, found)
+    return Selector(
+        text or _render(expression), has_global, expression, frozenset(found), _needs(expression), _compile(expression)
+    )
+
+
+# Expressions nest by parentheses only, at most MAX_DEPTH deep as written, so these may recurse.
+
+
+def _collect(expression: Expression, labels: set[str]) -> bool:
+    """Gather the labels; returns whether ``global()`` is used."""
+    if isinstance(expression, Function):
+        return expression.name == "global"
+    if isinstance(expression, Comparison):
+        labels.add(expression.label)
+        return False
+    if isinstance(expression, Negation):
+        return _collect(expression.inner, labels)
+    found = [_collect(term, labels) for term in expression.terms]  # each, also after one that says yes
+    return any(found)
+
+
+def _needs(expression: Expression) -> Needs:
+    if isinstance(expression, Comparison):
+        if expression.word in ("==", "in"):
+            return frozenset(Term(expression.label, value) for value in expression.values)
+        return None if expression.word in ("!=", "notin") else frozenset((Term(expression.label, None),))
+    if not isinstance(expression, Junction):
+        return None
+    needs = [_needs(term) for term in expression.terms]
+    if expression.word == "||":
+        known = [need for need in needs if need is not None]
+        return frozenset().union(*known) if len(known) == len(needs) else None
+    # Of several, values before mere presence, then the fewest.
+    return min((need for need in needs if need is not None), key=_breadth, default=None)
+
+
+def _breadth(need: frozenset[Term]) -> tuple[bool, int]:
+    return any(term.value is None for term in need), len(need)
+
+
+def _prefixed(expression: Expression, prefix: str) -> Expression:
+    if isinstance(expression, Comparison):
+        return expression._replace(label=prefix + expression.label)
+    if isinstance(expression, Negation):
+        return Negation(_prefixed(expression.inner, prefix))
+    if isinstance(expression, Junction):
+        return Junction(expression.word, tuple(_prefixed(term, prefix) for term in expression.terms))
+    return expression
+
+
+_WORDS = {"notin": "not in", "startswith": "starts with", "endswith": "ends with"}
+
+
+def _render(expression: Expression) -> str:
+    if isinstance(expression, Function):
+        return f"{expression.name}()"
+    if isinstance(expression, Negation):
+        inner = _render(expression.inner)
+        return f"!({inner})" if isinstance(expression.inner, Junction) else f"!{inner}"
+    if isinstance(expression, Junction):
+        return f" {expression.word} ".join(
+            f"({_render(term)})" if isinstance(term, Junction) else _render(term) for term in expression.terms
+        )
+    if expression.word == "has":
+        return f"has({expression.label})"
+    values = ", ".join(_quoted(value) for value in expression.values)
+    if expression.word in ("in", "notin"):
+        values = f"{{{values}}}"
+    return f"{expression.label} {_WORDS.get(expression.word, expression.word)} {values}"
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _compile(expression: Expression) -> Match:
+    if isinstance(expression, Function):
+        return lambda labels: True
+    if isinstance(expression, Negation):
+        inner = _compile(expression.inner)
+        return lambda labels: not inner(labels)
+    if isinstance(expression, Junction):
+        terms = [_compile(term) for term in expression.terms]
+        if expression.word == "&&":
+            return lambda labels: all(term(labels) for term in terms)
+        return lambda labels: any(term(labels) for term in terms)
+    return _COMPARISONS[expression.word](expression.label, expression.values)
 
 
 class _Parser:
@@ -66,7 +257,6 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.position = 0
-        self.has_global = False
 
     def error(self, expected: str) -> ValueError:
         rest = self.text[self.position : self.position + 16]
@@ -92,7 +282,7 @@ class _Parser:
             self.position = match.end()
         return match
 
-    def expression(self, depth: int) -> Match:
+    def expression(self, depth: int) -> Expression:
         if depth > MAX_DEPTH:
             raise ValueError(
                 f"selector, position {self.position + 1}: more than {MAX_DEPTH} parentheses inside each other"
@@ -100,48 +290,42 @@ class _Parser:
         terms = [self.conjunction(depth)]
         while self.take("||"):
             terms.append(self.conjunction(depth))
-        return terms[0] if len(terms) == 1 else lambda labels: any(term(labels) for term in terms)
+        return terms[0] if len(terms) == 1 else Junction("||", tuple(terms))
 
-    def conjunction(self, depth: int) -> Match:
+    def conjunction(self, depth: int) -> Expression:
         terms = [self.operation(depth)]
         while self.take("&&"):
             terms.append(self.operation(depth))
-        return terms[0] if len(terms) == 1 else lambda labels: all(term(labels) for term in terms)
+        return terms[0] if len(terms) == 1 else Junction("&&", tuple(terms))
 
-    def operation(self, depth: int) -> Match:
+    def operation(self, depth: int) -> Expression:
         negated = False
         while self.take("!"):
             negated = not negated
-        match = self.atom(depth)
-        return (lambda labels: not match(labels)) if negated else match
+        inner = self.atom(depth)
+        return Negation(inner) if negated else inner
 
-    def atom(self, depth: int) -> Match:
+    def atom(self, depth: int) -> Expression:
         if self.take("("):
             inner = self.expression(depth + 1)
             if not self.take(")"):
                 raise self.error("')'")
             return inner
         if function := self.take_match(_FUNCTION):
-            self.has_global |= function[1] == "global"
-            return lambda labels: True
-        if has := self.take_match(_HAS):
-            present = has[1]
-            return lambda labels: present in labels
+            return Function(function[1])
+        if present := self.take_match(_HAS):
+            return Comparison("has", present[1])
         if label := self.take_match(_LABEL):
             return self.comparison(label[0])
         raise self.error("a label, has(), all(), '!' or '('")
 
-    def comparison(self, label: str) -> Match:
+    def comparison(self, label: str) -> Expression:
         operator = self.take_match(_OPERATOR)
         if not operator:
             raise self.error("an operator (==, !=, in, not in, contains, starts with, ends with)")
         word = re.sub(r"[ \t]", "", operator[0])
-        if word in ("in", "notin"):
-            values = self.set()
-            if word == "in":
-                return lambda labels: labels.get(label) in values
-            return lambda labels: labels.get(label) not in values
-        return _COMPARISONS[word](label, self.string())
+        values = self.set() if word in ("in", "notin") else (self.string(),)
+        return Comparison(word, label, values)
 
     def string(self) -> str:
         match = self.take_match(_STRING)
@@ -149,7 +333,7 @@ class _Parser:
             raise self.error("a text in quotes")
         return match[1] if match[1] is not None else match[2]
 
-    def set(self) -> frozenset[str]:
+    def set(self) -> tuple[str, ...]:
         if not self.take("{"):
             raise self.error("'{'")
         values = []
@@ -159,13 +343,36 @@ class _Parser:
                 if not self.take("}"):
                     raise self.error("',' or '}'")
                 break
-        return frozenset(values)
+        return tuple(values)
 
 
-_COMPARISONS: dict[str, Callable[[str, str], Match]] = {
-    "==": lambda label, value: lambda labels: labels.get(label) == value,
-    "!=": lambda label, value: lambda labels: labels.get(label) != value,
-    "contains": lambda label, value: lambda labels: label in labels and value in labels[label],
-    "startswith": lambda label, value: lambda labels: label in labels and labels[label].startswith(value),
-    "endswith": lambda label, value: lambda labels: label in labels and labels[label].endswith(value),
+def _in(label: str, values: tuple[str, ...]) -> Match:
+    among = frozenset(values)
+    return lambda labels: labels.get(label) in among
+
+
+def _not_in(label: str, values: tuple[str, ...]) -> Match:
+    among = frozenset(values)
+    return lambda labels: labels.get(label) not in among
+
+
+def _equal(label: str, values: tuple[str, ...]) -> Match:
+    value = values[0]
+    return lambda labels: labels.get(label) == value
+
+
+def _unequal(label: str, values: tuple[str, ...]) -> Match:
+    value = values[0]
+    return lambda labels: labels.get(label) != value
+
+
+_COMPARISONS: dict[str, Callable[[str, tuple[str, ...]], Match]] = {
+    "has": lambda label, values: lambda labels: label in labels,
+    "==": _equal,
+    "!=": _unequal,
+    "in": _in,
+    "notin": _not_in,
+    "contains": lambda label, values: lambda labels: label in labels and values[0] in labels[label],
+    "startswith": lambda label, values: lambda labels: label in labels and labels[label].startswith(values[0]),
+    "endswith": lambda label, values: lambda labels: label in labels and labels[label].endswith(values[0]),
 }

@@ -8,6 +8,9 @@ from felixpy.model.invalid import InvalidResource
 from felixpy.model.names import check_interface, check_name
 from felixpy.model.net import Family, Net, family_of, parse_address, quote
 from felixpy.model.objects import Metadata, WorkloadEndpointSpec
+from felixpy.model.policies import own_labels, profile_names
+from felixpy.model.policy import NAMESPACE_LABEL, ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LABEL
+from felixpy.model.policy_rules import endpoint_ports
 from felixpy.model.resources import ResourceKey, WorkloadEndpoint
 
 MAX_ADDRESSES = 256
@@ -33,7 +36,24 @@ def convert_workload_endpoint(key: ResourceKey, metadata: Metadata, spec: Worklo
         mac=_mac(spec.mac) if spec.mac else None,
         allowed_source_prefixes=_source_prefixes(spec.allow_spoofed_source_prefixes or []),
         created=created(metadata),
+        labels=_labels(key, metadata, spec),
+        profiles=profile_names(spec.profiles, "spec.profiles"),
+        ports=endpoint_ports(spec.ports, "spec.ports") if spec.ports else (),
     )
+
+
+def _labels(key: ResourceKey, metadata: Metadata, spec: WorkloadEndpointSpec) -> dict[str, str]:
+    """Its own labels, and those that say where it belongs, whatever the object has in their place."""
+    labels = own_labels(metadata.labels)
+    labels[NAMESPACE_LABEL] = key.namespace
+    for label, value in (
+        (ORCHESTRATOR_LABEL, spec.orchestrator),
+        (SERVICE_ACCOUNT_LABEL, spec.service_account_name),
+    ):
+        labels.pop(label, None)
+        if value:
+            labels[label] = value
+    return labels
 
 
 def created(metadata: Metadata) -> str:

@@ -107,7 +107,7 @@ def prepare_deletion(documents: Iterable[Document | BadDocument]) -> Batch:
 
 def _named(key: ResourceKey) -> Entry:
     """Of an object of which no more than the key is known: node and CIDR, parts of some topics, are not."""
-    if key.kind is Kind.WORKLOAD_ENDPOINT:
+    if key.kind in topics.OF_A_NODE:
         wide = topics.endpoint_filter(key)
     elif key.kind is Kind.BLOCK_AFFINITY:
         wide = topics.kind_filter(topics.SEGMENT[key.kind])
@@ -122,7 +122,7 @@ def _entry(document: Document) -> Entry:
     topic = _absent_topic(document) if isinstance(resource, Absent) else topics.topic_of(resource)
     key = topics.key_of(topic)
     assert key is not None, topic
-    wide = topics.endpoint_filter(key) if key.kind is Kind.WORKLOAD_ENDPOINT else topic
+    wide = topics.endpoint_filter(key) if key.kind in topics.OF_A_NODE else topic
     return Entry(key, topic, wide, msgspec.json.encode(document.object))
 
 

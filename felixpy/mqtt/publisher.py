@@ -157,7 +157,7 @@ class Publisher:
         self, kind: Kind | None = None, name: str | None = None, namespace: str | None = None, node: str = "+"
     ) -> Listing:
         """Objects as stored: all, or of a kind, or of a kind and a name."""
-        segments = tuple(topics.SEGMENT.values()) if kind is None else (topics.SEGMENT[kind],)
+        segments = tuple(dict.fromkeys(topics.SEGMENT.values())) if kind is None else (topics.SEGMENT[kind],)
         await self._retained.read(self._connection, ("sync/#", *(topics.kind_filter(part, node) for part in segments)))
         for scope, manifest in self._manifests():
             if "wep" in segments and scope != topics.SHARED and manifest.expects("wep") > len(self._in(scope, "wep")):
@@ -165,7 +165,7 @@ class Publisher:
         objects = {
             topic: _decode(payload)
             for topic, payload in sorted(self._retained.content.items())
-            if topics.segment_of(topic) in segments and _selected(topic, name, namespace)
+            if topics.segment_of(topic) in segments and _selected(topic, kind, name, namespace)
         }
         return Listing(objects, self._incomplete(segments, node))
 
@@ -388,6 +388,8 @@ def _decode(payload: bytes) -> Any:
     return payload.decode(errors="replace")
 
 
-def _selected(topic: str, name: str | None, namespace: str | None) -> bool:
+def _selected(topic: str, kind: Kind | None, name: str | None, namespace: str | None) -> bool:
     key = topics.key_of(topic)
-    return key is not None and name in (None, key.name) and namespace in (None, key.namespace)
+    return (
+        key is not None and kind in (None, key.kind) and name in (None, key.name) and namespace in (None, key.namespace)
+    )

@@ -142,7 +142,8 @@ class Retained:
                 await self.read(connection, (topics.kind_filter(segment),), own=True)
             return self.topics_of(scope)
         node = topics.unescape(scope.removeprefix("node/"))
-        await self.read(connection, (topics.kind_filter("wep", node),), own=True)
+        for segment in topics.NODE_SEGMENTS:
+            await self.read(connection, (topics.kind_filter(segment, node),), own=True)
         await self.read_namespaces(connection, node)
         return self.topics_of(scope)
 
@@ -150,7 +151,7 @@ class Retained:
         """Read a node's endpoints again, a namespace at a time, if there are many."""
         scope = topics.node_scope(node)
         manifest = self.manifest(scope)
-        found = self.topics_of(scope)
+        found = [topic for topic in self.topics_of(scope) if topics.segment_of(topic) == "wep"]
         namespaces = {topics.unescape(topic.split("/")[2]) for topic in found}
         if manifest is not None:
             namespaces.update(manifest.namespaces)

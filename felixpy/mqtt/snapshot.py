@@ -217,7 +217,7 @@ class Snapshot:
     def _parts(self, scope: Scope, group: Group) -> Iterator[str]:
         """Filters that together cover a kind, each with as few topics as can be."""
         if group.segment != "wep":
-            yield topics.kind_filter(group.segment)
+            yield topics.kind_filter(group.segment, self._node)
             return
         named = set(scope.manifest.namespaces) if scope.manifest else set()
         named.update(topics.unescape(topic.split("/")[2]) for topic in group.known)

@@ -14,25 +14,57 @@ from types import MappingProxyType
 
 from felixpy.model.names import MAX_NAME, cidr_name, is_namespace
 from felixpy.model.net import Net
-from felixpy.model.resources import BlockAffinity, IPAMBlock, Kind, Resource, ResourceKey, WorkloadEndpoint
+from felixpy.model.resources import (
+    NAMESPACED,
+    BlockAffinity,
+    HostEndpoint,
+    IPAMBlock,
+    Kind,
+    Resource,
+    ResourceKey,
+    WorkloadEndpoint,
+)
 
 SHARED = "shared"
 """Scope of the kinds that every node reads. The scope of one node's endpoints is ``node/<node>``."""
 
-SEGMENT = MappingProxyType(
+_PLACES = MappingProxyType(
     {
-        Kind.IP_POOL: "ippool",
-        Kind.NODE: "node",
-        Kind.IPAM_BLOCK: "block",
-        Kind.BLOCK_AFFINITY: "affinity",
-        Kind.FELIX_CONFIGURATION: "felixconfig",
-        Kind.WORKLOAD_ENDPOINT: "wep",
+        Kind.IP_POOL: ("ippool",),
+        Kind.NODE: ("node",),
+        Kind.IPAM_BLOCK: ("block",),
+        Kind.BLOCK_AFFINITY: ("affinity",),
+        Kind.FELIX_CONFIGURATION: ("felixconfig",),
+        Kind.WORKLOAD_ENDPOINT: ("wep",),
+        Kind.HOST_ENDPOINT: ("hep",),
+        Kind.PROFILE: ("profile",),
+        Kind.TIER: ("tier",),
+        Kind.GLOBAL_NETWORK_POLICY: ("policy", "global"),
+        Kind.NETWORK_POLICY: ("policy", "ns"),
+        Kind.KUBERNETES_NETWORK_POLICY: ("policy", "kubernetes"),
+        Kind.CLUSTER_NETWORK_POLICY: ("policy", "cluster"),
+        Kind.STAGED_GLOBAL_NETWORK_POLICY: ("policy", "staged-global"),
+        Kind.STAGED_NETWORK_POLICY: ("policy", "staged-ns"),
+        Kind.STAGED_KUBERNETES_NETWORK_POLICY: ("policy", "staged-kubernetes"),
+        Kind.GLOBAL_NETWORK_SET: ("netset", "global"),
+        Kind.NETWORK_SET: ("netset", "ns"),
+        Kind.NAMESPACE: ("namespace",),
+        Kind.SERVICE_ACCOUNT: ("serviceaccount",),
+        Kind.SERVICE: ("service",),
+        Kind.ENDPOINT_SLICE: ("endpointslice",),
     }
 )
-KIND = MappingProxyType({segment: kind for kind, segment in SEGMENT.items()})
+"""First levels of a kind's topics; then come the namespace, if it has one, and the name."""
 
-SHARED_SEGMENTS = ("felixconfig", "ippool", "node", "block", "affinity")
-NODE_SEGMENTS = ("wep",)
+SEGMENT = MappingProxyType({kind: place[0] for kind, place in _PLACES.items()})
+_KIND_AT = MappingProxyType({place: kind for kind, place in _PLACES.items()})
+
+OF_A_NODE = frozenset({Kind.WORKLOAD_ENDPOINT, Kind.HOST_ENDPOINT})
+"""Kinds whose topics name the node that the object is on."""
+
+NODE_SEGMENTS = ("wep", "hep")
+_FIRST = ("felixconfig", "ippool", "node", "block", "affinity")  # what follows is read in the light of these
+SHARED_SEGMENTS = tuple(dict.fromkeys((*_FIRST, *(name for name in SEGMENT.values() if name not in NODE_SEGMENTS))))
 
 _ESCAPED = re.compile(r"[%/+#]")
 
@@ -55,7 +87,7 @@ def node_scope(node: str) -> str:
 
 def topic_of(resource: Resource) -> str:
     """Topic of a resource. Blocks and affinities go by their CIDR (and node), whatever their name is."""
-    if isinstance(resource, WorkloadEndpoint):
+    if isinstance(resource, WorkloadEndpoint | HostEndpoint):
         return endpoint_topic(resource.node, resource.key)
     if isinstance(resource, BlockAffinity):
         return affinity_topic(resource.host, resource.cidr)
@@ -73,31 +105,41 @@ def affinity_topic(node: str, cidr: Net) -> str:
 
 
 def shared_topic(key: ResourceKey) -> str:
-    """Topic of a key whose kind needs nothing but its name."""
-    return f"{SEGMENT[key.kind]}/{escape(key.name)}"
+    """Topic of a key whose kind needs nothing but its names."""
+    return "/".join((*_PLACES[key.kind], *_names(key)))
+
+
+def _names(key: ResourceKey) -> tuple[str, ...]:
+    return (escape(key.namespace), escape(key.name)) if key.kind in NAMESPACED else (escape(key.name),)
 
 
 def endpoint_topic(node: str, key: ResourceKey) -> str:
-    """Topic of a workload endpoint on ``node``."""
-    return f"wep/{escape(node)}/{escape(key.namespace)}/{escape(key.name)}"
+    """Topic of a workload or host endpoint on ``node``."""
+    return "/".join((SEGMENT[key.kind], escape(node), *_names(key)))
 
 
 def endpoint_filter(key: ResourceKey) -> str:
-    """Subscription that finds a workload endpoint on whatever node it is."""
-    return f"wep/+/{escape(key.namespace)}/{escape(key.name)}"
+    """Subscription that finds an endpoint on whatever node it is."""
+    return "/".join((SEGMENT[key.kind], "+", *_names(key)))
 
 
 def key_of(topic: str) -> ResourceKey | None:
     """Key of the resource at a topic; None for a topic that holds no resource of a known kind."""
     segment, *levels = topic.split("/")
-    kind = KIND.get(segment)
+    kind = _KIND_AT.get((segment,))
+    if kind is None and levels:
+        kind = _KIND_AT.get((segment, levels.pop(0)))
     if kind is None or not all(levels):
         return None
     names = [unescape(level) for level in levels] if "%" in topic else levels
     if kind is Kind.WORKLOAD_ENDPOINT:
         return ResourceKey(kind, names[2], names[1]) if len(names) == 3 else None
+    if kind is Kind.HOST_ENDPOINT:
+        return ResourceKey(kind, names[1]) if len(names) == 2 else None
     if kind is Kind.BLOCK_AFFINITY:
         return ResourceKey(kind, f"{names[0]}-{names[1]}") if len(names) == 2 else None
+    if kind in NAMESPACED:
+        return ResourceKey(kind, names[1], names[0]) if len(names) == 2 else None
     return ResourceKey(kind, names[0]) if len(names) == 1 else None
 
 
@@ -130,10 +172,16 @@ def scope_of_manifest(topic: str) -> str | None:
 
 
 def kind_filter(segment: str, node: str = "+") -> str:
-    """Subscription for everything of one kind; of one node where the kind is a node's."""
-    if segment == "wep":
-        return "wep/#" if node == "+" else f"wep/{escape(node)}/#"
-    return "affinity/+/+" if segment == "affinity" else f"{segment}/+"
+    """Subscription for everything of one first level; of one node where it is a node's."""
+    if segment in NODE_SEGMENTS and node != "+":
+        return f"{segment}/{escape(node)}/#"
+    return f"{segment}/#" if segment in _DEEP else f"{segment}/+"
+
+
+_DEEP = frozenset(SEGMENT[kind] for kind, place in _PLACES.items() if len(place) > 1 or kind in NAMESPACED) | {
+    "affinity",
+    "hep",
+}
 
 
 def namespace_filters(node: str, namespaces: Iterable[str]) -> list[str]:

@@ -24,7 +24,16 @@ from felixpy.config import Settings
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import quote
 from felixpy.model.parse import parse_payload
-from felixpy.model.resources import Absent, BlockAffinity, Kind, Resource, ResourceKey, Update, WorkloadEndpoint
+from felixpy.model.resources import (
+    Absent,
+    BlockAffinity,
+    HostEndpoint,
+    Kind,
+    Resource,
+    ResourceKey,
+    Update,
+    WorkloadEndpoint,
+)
 from felixpy.mqtt import topics
 from felixpy.mqtt.connection import Connection, StreamError, broker_name, open_connection
 from felixpy.mqtt.credentials import Credentials, CredentialsChanged
@@ -330,7 +339,7 @@ def _parse(action: Deliver, came: _Arrival, sink: Sink) -> Update:
         if key.kind is Kind.BLOCK_AFFINITY:
             resource = _parse_affinity(action, key, sink)
         elif not isinstance(found := parse_payload(action.payload, key, sink.ignored), Absent):
-            if isinstance(found, WorkloadEndpoint):
+            if isinstance(found, WorkloadEndpoint | HostEndpoint):
                 _check_node(action.topic.split("/", 2)[1], found.node, key)
             resource = found
     except InvalidResource as invalid:

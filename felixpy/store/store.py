@@ -11,12 +11,14 @@ from typing import Any, Final, NamedTuple
 
 from felixpy.model.net import Net
 from felixpy.model.resources import (
+    POLICY_KINDS,
     BlockAffinity,
     FelixConfiguration,
     IPAMBlock,
     IPPool,
     Kind,
     Node,
+    PolicyResource,
     ResourceKey,
     Update,
     WorkloadEndpoint,
@@ -34,13 +36,16 @@ class Store:
         self.nodes: dict[str, Node] = {}
         self.blocks: dict[ResourceKey, IPAMBlock | BlockAffinity] = {}
         self.configurations: dict[ResourceKey, FelixConfiguration] = {}
+        self.policy: dict[Kind, dict[ResourceKey, PolicyResource]] = {kind: {} for kind in POLICY_KINDS}
         self._by_address: Index[Net, ResourceKey] = Index()
         self._by_interface: Index[str, ResourceKey] = Index()
         self._by_node: Index[str, ResourceKey] = Index()
         self._by_remote_address: Index[Net, ResourceKey] = Index()
 
     def __len__(self) -> int:
-        return len(self.endpoints) + len(self.pools) + len(self.nodes) + len(self.blocks) + len(self.configurations)
+        policy = sum(len(found) for found in self.policy.values())
+        own = len(self.endpoints) + len(self.pools) + len(self.nodes) + len(self.blocks) + len(self.configurations)
+        return own + policy
 
     def apply(self, update: Update) -> set[ResourceKey]:
         """Take one update and return the keys of the objects to calculate again."""
@@ -154,6 +159,13 @@ class Store:
             self.configurations[key] = new
         return set()  # they become settings first, and those say what is to be calculated again
 
+    def _policy(self, key: ResourceKey, new: PolicyResource | None) -> set[ResourceKey]:
+        """Which objects depend on it is known to the calculation of policy alone."""
+        self.policy[key.kind].pop(key, None)
+        if new is not None:
+            self.policy[key.kind][key] = new
+        return {key}
+
     def _remote_addresses(self, block: IPAMBlock | BlockAffinity | None) -> Iterator[Net]:
         """Single addresses that a block says are on other nodes: routed there unless they are here after all."""
         if block is None:
@@ -205,6 +217,10 @@ def _blocks_of(kind: Kind) -> Callable[[Store], Iterable[ResourceKey]]:
     return lambda store: (key for key in store.blocks if key.kind is kind)
 
 
+def _policy_of(kind: Kind) -> Callable[[Store], Iterable[ResourceKey]]:
+    return lambda store: store.policy[kind]
+
+
 PLACES: Final[Mapping[Kind, Place]] = {
     Kind.WORKLOAD_ENDPOINT: Place((WorkloadEndpoint,), Store._endpoint, lambda store: store.endpoints),
     Kind.IP_POOL: Place((IPPool,), Store._pool, lambda store: store.pools),
@@ -212,5 +228,6 @@ PLACES: Final[Mapping[Kind, Place]] = {
     Kind.IPAM_BLOCK: Place((IPAMBlock,), Store._block, _blocks_of(Kind.IPAM_BLOCK)),
     Kind.BLOCK_AFFINITY: Place((BlockAffinity,), Store._block, _blocks_of(Kind.BLOCK_AFFINITY)),
     Kind.FELIX_CONFIGURATION: Place((FelixConfiguration,), Store._configuration, lambda store: ()),
+    **{kind: Place((holds,), Store._policy, _policy_of(kind)) for kind, holds in POLICY_KINDS.items()},
 }
 """Every kind of resource, and where it is stored. To add a kind: a ``put`` above, and its line here."""

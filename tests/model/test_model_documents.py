@@ -54,12 +54,12 @@ def test_one_mistake_leaves_the_rest_of_a_file_whole() -> None:
     assert [type(document).__name__ for document in found] == [
         "Document", "BadDocument", "Document", "BadDocument", "Document",
     ]  # fmt: skip
-    pool, bad_pool, node, bad_workload, policy = found
+    pool, bad_pool, node, bad_workload, unknown = found
     assert isinstance(pool, Document)
     assert isinstance(node, Document)
-    assert isinstance(policy, Document)
-    assert policy.resource is None
-    assert told == ["kind GlobalNetworkPolicy"]
+    assert isinstance(unknown, Document)
+    assert unknown.resource is None
+    assert told == ["kind BGPFilter"]
     place = str(SAMPLES / "mixed.yaml")
     assert str(bad_pool) == (
         f"{place}, document 2: IPPool pods-v4 spec.cidr: '10.48.0.1/21' has host bits set; the network is 10.48.0.0/21"

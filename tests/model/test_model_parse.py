@@ -82,6 +82,7 @@ def test_a_workload_endpoint() -> None:
         mac=b"\xee\xee\xee\xee\xee\x01",
         allowed_source_prefixes=hosts("10.9.0.0/16", "::/0"),
         created="2026-01-01T00:00:00Z",
+        labels={"projectcalico.org/namespace": "ns"},
     )
 
 
@@ -358,8 +359,10 @@ def test_unknown_kinds_and_fields_are_told_and_passed_over() -> None:
     obj["metadata"].update(uid="1", annotations={}, ownerReference=[])
     assert parse_resource(obj, told.append)
     assert told == ["IPPool field extra", "IPPool field metadata.ownerReference", "IPPool field spec.foo"]
-    assert parse_resource({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy"}, told.append) is None
-    assert told[-1] == "kind NetworkPolicy"
+    assert parse_resource({"apiVersion": "projectcalico.org/v3", "kind": "BGPFilter"}, told.append) is None
+    assert told[-1] == "kind BGPFilter"
+    assert parse_resource({"apiVersion": "projectcalico.org/v3", "kind": "Namespace"}, told.append) is None
+    assert told[-1] == "kind Namespace of projectcalico.org/v3"
 
 
 def test_both_api_versions_are_one() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from felixpy.model.selectors import ALL, parse_selector
+from felixpy.model.selectors import ALL, Selector, conjunction, equals, has, is_in, negation, not_in, parse_selector
 
 LABELS = {"zone": "a", "rack": "r-12", "in": "x", "has": "y", "a.b/c": "1", "empty": ""}
 
@@ -111,3 +111,52 @@ def test_any_text_matches_or_is_refused(text: str, labels: dict[str, str]) -> No
     negated = parse_selector(f"!({text})") if text.strip(" \t") else None
     if negated:
         assert negated.matches(labels) is not selector.matches(labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "needs"),
+    [
+        ("all()", None),
+        ("has(a)", {("a", None)}),
+        ("!has(a)", None),
+        ("a == '1'", {("a", "1")}),
+        ("a != '1'", None),
+        ("a in {'1', '2'}", {("a", "1"), ("a", "2")}),
+        ("a in {}", set()),
+        ("a starts with '1'", {("a", None)}),
+        ("has(a) && b == '1' && c in {'1', '2'}", {("b", "1")}),
+        ("has(a) && b != '1'", {("a", None)}),
+        ("a == '1' || b == '2'", {("a", "1"), ("b", "2")}),
+        ("a == '1' || b != '2'", None),
+        ("(a == '1' || b == '2') && all()", {("a", "1"), ("b", "2")}),
+    ],
+)
+def test_what_every_match_has_is_known(text: str, needs: set[tuple[str, str | None]] | None) -> None:
+    assert parse_selector(text).needs == needs
+
+
+_NAMES = st.sampled_from(["a", "b", "in"])
+_VALUES = st.sampled_from(["", "1", "it's"])
+_SELECTORS = st.recursive(
+    st.one_of(
+        st.just(ALL),
+        st.builds(has, _NAMES),
+        st.builds(equals, _NAMES, _VALUES),
+        st.builds(is_in, _NAMES, st.lists(_VALUES, max_size=2)),
+        st.builds(not_in, _NAMES, st.lists(_VALUES, max_size=2)),
+        st.sampled_from([parse_selector("a contains '1' || b ends with 's'"), parse_selector("global() || has(b)")]),
+    ),
+    lambda inner: st.one_of(st.builds(negation, inner), st.builds(conjunction, inner, inner)),
+    max_leaves=6,
+)
+
+
+@given(_SELECTORS, st.dictionaries(_NAMES, _VALUES))
+def test_what_is_made_of_selectors_reads_back_and_its_needs_hold(selector: Selector, labels: dict[str, str]) -> None:
+    again = parse_selector(selector.text)
+    assert again.expression == selector.expression
+    assert again.matches(labels) is selector.matches(labels)
+    if selector.matches(labels) and selector.needs is not None:
+        assert any(t.label in labels and t.value in (None, labels[t.label]) for t in selector.needs)
+    assert selector.matches(labels) is selector.matches({k: v for k, v in labels.items() if k in selector.labels})
+    assert selector.prefixed("p.").matches({f"p.{k}": v for k, v in labels.items()}) is selector.matches(labels)

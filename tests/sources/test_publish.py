@@ -19,11 +19,13 @@ from felixpy.mqtt.manifest import Manifest, parse_manifest
 from felixpy.mqtt.publisher import Outcome, Publisher, open_publisher
 from felixpy.mqtt.reading import Message
 from felixpy.mqtt.retained import Retained
-from felixpy.mqtt.topics import KIND, scope_of, segment_of
+from felixpy.mqtt.topics import NODE_SEGMENTS, SHARED_SEGMENTS, scope_of, segment_of
 from felixpy.sources import SyncState
 from felixpy.sources.mqtt import MqttSource
 from tests.broker import Broker, running
 from tests.sources.stream_lab import affinity, endpoint, following, node, pool, put, retained, settings_for
+
+SEGMENTS = frozenset({*SHARED_SEGMENTS, *NODE_SEGMENTS})
 
 
 def batch_of(*objects: Any) -> Batch:
@@ -37,7 +39,7 @@ async def manifests(broker: Broker) -> dict[str, Manifest]:
 
 async def assert_true(broker: Broker) -> dict[str, Manifest]:
     """Every manifest says exactly what the broker retains."""
-    content = {topic: data for topic, data in (await retained(broker, "#")).items() if segment_of(topic) in KIND}
+    content = {topic: data for topic, data in (await retained(broker, "#")).items() if segment_of(topic) in SEGMENTS}
     found = await manifests(broker)
     for scope in {scope_of(topic) for topic in content} | found.keys():
         part = {topic: payload for topic, payload in content.items() if scope_of(topic) == scope}
@@ -86,7 +88,7 @@ def test_one_endpoint_among_many_reads_only_its_own_topic(broker: Broker) -> Non
             assert (await publisher.apply(batch_of(*many))).written == 2000
         async with open_publisher(settings_for(broker)) as publisher:
             assert await publisher.apply(batch_of(endpoint("w7", namespace="ns2", address="10.9.9.9"))) == Outcome(1)
-            resources = [topic for topic in publisher._retained.content if segment_of(topic) in KIND]
+            resources = [topic for topic in publisher._retained.content if segment_of(topic) in SEGMENTS]
             assert resources == ["wep/n1/ns2/w7"]
         async with following(MqttSource(settings_for(broker), "n1")) as sink:
             assert (await sink.state(SyncState.IN_SYNC)).got == 2000
@@ -130,7 +132,7 @@ def test_delete_finds_the_endpoint_wherever_it_is_and_names_what_is_missing(brok
                 batch_of(endpoint("w", node="n9"), pool("a"), pool("never", "10.3.0.0/16"))
             )
         assert outcome == Outcome(deleted=2, missing=("IPPool never",))
-        assert {topic for topic in await retained(broker, "#") if segment_of(topic) in KIND} == set()
+        assert {topic for topic in await retained(broker, "#") if segment_of(topic) in SEGMENTS} == set()
         found = await assert_true(broker)
         assert found["node/n1"].counts == {} and found["shared"].counts == {}
 

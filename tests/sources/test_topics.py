@@ -5,12 +5,27 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from paho.mqtt.client import topic_matches_sub
 
+from felixpy.model.keys import NAMESPACED
 from felixpy.model.net import Net
 from felixpy.model.resources import BlockAffinity, IPAMBlock, IPPool, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.mqtt.ledger import Ledger, counted
 from felixpy.mqtt.manifest import Manifest, content_hash, parse_manifest
-from felixpy.mqtt.topics import escape, key_of, namespace_filters, scope_of, topic_of, unescape
+from felixpy.mqtt.topics import (
+    OF_A_NODE,
+    SEGMENT,
+    endpoint_topic,
+    escape,
+    key_of,
+    kind_filter,
+    namespace_filters,
+    scope_of,
+    segment_of,
+    shared_topic,
+    topic_of,
+    unescape,
+)
 
 NAMES = st.text(min_size=1, max_size=12)
 LEVELS = st.sampled_from(["a", "b", "c"])
@@ -34,6 +49,17 @@ def test_key_of_an_endpoint_topic_is_its_key(node: str, namespace: str, name: st
     topic = topic_of(WorkloadEndpoint(key, node, "cali1", ()))
     assert key_of(topic) == key
     assert scope_of(topic) == f"node/{escape(node)}"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.BLOCK_AFFINITY])
+def test_key_of_a_topic_is_the_key_of_each_kind(kind: Kind) -> None:
+    key = ResourceKey(kind, "a/b", "c" if kind in NAMESPACED else "")
+    topic = endpoint_topic("n1", key) if kind in OF_A_NODE else shared_topic(key)
+    assert key_of(topic) == key
+    assert topic.split("/")[0] == segment_of(topic) == SEGMENT[kind]
+    assert scope_of(topic) == ("node/n1" if kind in OF_A_NODE else "shared")
+    assert topic_matches_sub(kind_filter(SEGMENT[kind], "n1"), topic)
+    assert topic_matches_sub(kind_filter(SEGMENT[kind]), topic)
 
 
 @pytest.mark.parametrize(("cidr", "level"), [("10.48.0.0/26", "10-48-0-0-26"), ("fd00:48::/122", "fd00-48---122")])
@@ -63,7 +89,10 @@ def test_pool_topic() -> None:
         "wep/n1/ns",
         "wep/n1/ns/a/b",
         "affinity/n1",
-        "policy/global/a",
+        "policy/other/a",
+        "policy/global",
+        "policy/ns/a",
+        "hep/n1",
         "sync/shared",
     ],
 )

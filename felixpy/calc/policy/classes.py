@@ -21,13 +21,9 @@ from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net, family_of, format_address
+from felixpy.model.policy import Direction, EndOfTier, Icmp, PolicyAction, Ports
 
-
-class Direction(StrEnum):
-    """Seen from the endpoint: ingress is towards it."""
-
-    INGRESS = "ingress"
-    EGRESS = "egress"
+__all__ = ["Direction", "EndOfTier", "Icmp", "PolicyAction", "Ports"]  # words of the model that the contract uses
 
 
 class Use(StrEnum):
@@ -48,33 +44,7 @@ class Use(StrEnum):
         return Direction.EGRESS if self.value.endswith("e") else Direction.INGRESS
 
 
-class PolicyAction(StrEnum):
-    """What a rule does with a packet that matches. Log goes on with the next rule."""
-
-    ALLOW = "Allow"
-    DENY = "Deny"
-    PASS = "Pass"
-    LOG = "Log"
-
-
 # --- rules -------------------------------------------------------------------------------------------------------
-
-
-class Ports(NamedTuple):
-    """Ports from ``first`` to ``last``, both included."""
-
-    first: int
-    last: int
-
-    def __str__(self) -> str:
-        return str(self.first) if self.first == self.last else f"{self.first}:{self.last}"
-
-
-class Icmp(NamedTuple):
-    """ICMP (or ICMPv6) type, and code if not None. Negated, a pair is negated as a pair."""
-
-    type: int
-    code: int | None = None
 
 
 class Side(NamedTuple):
@@ -135,13 +105,6 @@ class PolicyChain(NamedTuple):
 
 
 # --- classes -----------------------------------------------------------------------------------------------------
-
-
-class EndOfTier(StrEnum):
-    """What happens to a packet that no policy of a tier decided."""
-
-    DENY = "Deny"
-    PASS = "Pass"
 
 
 class TierChains(NamedTuple):
