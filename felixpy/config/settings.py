@@ -282,7 +282,9 @@ class Settings:
     mqtt_host: str = _local("", "MQTTHost", HOST, "Broker. If set, MQTT is the source.")
     mqtt_port: int = _local(0, "MQTTPort", PORT, "Port of the broker. 0: 8883 with TLS, else 1883.")
     mqtt_topic_root: str = _local("felixpy/v1", "MQTTTopicRoot", TOPIC, "Root of all topics.")
-    mqtt_client_id: str = _local("", "MQTTClientID", TEXT, "Client id; empty: made from the node's name.")
+    mqtt_client_id: str = _local(
+        "", "MQTTClientID", TEXT, "Client id; empty: node's name and random bits, new at each start."
+    )
     mqtt_username: str = _local("", "MQTTUsername", TEXT, "User at the broker.")
     mqtt_password: str = _local("", "MQTTPassword", SECRET, "Password. Never logged.", secret=True)
     mqtt_password_file: Path | None = _local(

@@ -45,6 +45,12 @@ class Outbox:
         """Whether this process has something to say at a topic."""
         return bool(self._latest.get(topic))
 
+    def repeat(self, topic: str) -> None:
+        """Write what was said at a topic once more: somebody has written over it."""
+        if self.holds(topic):
+            self._waiting[topic] = None
+            self._wake.set()
+
     def resend(self) -> None:
         """A new connection: write everything again, in the order of first use."""
         self._waiting = dict.fromkeys((*self._latest, *self._waiting))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -66,7 +67,18 @@ TS_DIGITS = 19
 
 LOST = "stream lost"
 
+SHARED_NODE = "another agent publishes the status of this node"
+
 _OPTIONS = SubscribeOptions(qos=1)
+_FROM_OTHERS = SubscribeOptions(qos=1, noLocal=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+
+
+def _is_offline(status: bytes) -> bool:
+    try:
+        told = msgspec.json.decode(status)
+    except msgspec.DecodeError:
+        return False
+    return isinstance(told, dict) and told.get("state") == "offline"
 
 
 def _another(client_id: str) -> str:
@@ -86,7 +98,8 @@ class MqttSource:
         self._settings = settings
         self._node = node
         self._observer = observer
-        base = settings.mqtt_client_id or f"felixpy-{node}"
+        # Whoever connects with our id throws us out, so nobody may know it; no session is ever taken up again.
+        base = settings.mqtt_client_id or f"felixpy-{node}-{secrets.token_hex(8)}"
         self._client_id = _another(base) if observer else base
         self._credentials = Credentials(settings, self._try_to_connect)
         self._prefix = f"{settings.mqtt_topic_root}/"
@@ -188,6 +201,7 @@ class MqttSource:
             self._tick(sink),
             self._outbox.run(connection.publish_retained),
             self._read_past_status(connection),
+            self._watch_status(connection),
             self._credentials.until_changed(),
         )
         tasks = [asyncio.create_task(part) for part in parts]
@@ -255,6 +269,26 @@ class MqttSource:
         if payload and not self._snapshot.knows(about) and not self._outbox.holds(self._prefix + topic):
             self._put(topic, b"")
 
+    async def _watch_status(self, connection: Connection) -> None:
+        """Hear what others say in our name: a will of ours that fires late, or another agent with our node's name.
+
+        The broker notices a connection that died without a word only after the keepalive, when we are long back.
+        """
+        if not self._observer:
+            try:
+                await connection.subscribe((self._prefix + topics.status_topic(self._node),), options=_FROM_OTHERS)
+            except StreamError as error:
+                log.warning("the status may say offline although the agent runs", reason=str(error))
+        await asyncio.Event().wait()
+
+    def _judge_status(self, topic: str, payload: bytes) -> None:
+        if not payload or _is_offline(payload):
+            self._outbox.repeat(self._prefix + topic)
+        else:
+            self._standing.fails(
+                SHARED_NODE, f"two agents call themselves {self._node}; give each its own node name (NODENAME)"
+            )
+
     async def _tick(self, sink: Sink) -> None:
         while True:
             in_sync = self._snapshot.state is SyncState.IN_SYNC
@@ -286,6 +320,8 @@ class MqttSource:
             self._perform(self._manifest(scope, payload, now), sink)
         elif about := topics.topic_of_status(topic):
             self._judge_past_status(topic, about, payload)
+        elif topic == topics.status_topic(self._node):
+            self._judge_status(topic, payload)
         else:
             sink.ignored(_shown(topic))
 

@@ -37,6 +37,8 @@ SHORT_WAIT = (
 )
 """The agent, but with a shorter pause than 15 to 45 s after another client took its session."""
 
+FIXED_ID = "an-id-that-is-known"
+
 
 def persistent(folder: Path) -> tuple[str, ...]:
     """Mosquitto that keeps retained messages in a file, written when told or when it is ended in order."""
@@ -189,16 +191,16 @@ async def test_agent_started_without_a_broker_adopts_says_so_and_deletes_nothing
 async def test_second_client_with_our_id_makes_the_agent_back_off_say_so_and_recover(tmp_path: Path) -> None:
     async with World.made(tmp_path) as world:
         await world.put_all({**POOL, **endpoints(range(1, 6))})
-        world.start_agent(*SHORT_WAIT)
+        world.start_agent(*SHORT_WAIT, FELIX_MQTTCLIENTID=FIXED_ID)
         await world.says("in-sync")
         monitor = await world.monitor()
         for count in range(1, 4):
-            await asyncio.to_thread(kick, world.broker.port, f"felixpy-{NODE}")
+            await asyncio.to_thread(kick, world.broker.port, FIXED_ID)
             if count < 3:
                 await until(lambda count=count: len(world.events("stream connected")) == count + 1)
         await until(lambda: len(world.events("stream lost")) == 2)  # a line when it begins, one when it is understood
         last = world.events("stream lost")[-1]
-        assert f"another client with the client id felixpy-{NODE}" in last["reason"]
+        assert f"another client with the client id {FIXED_ID}" in last["reason"]
         assert last["retry_seconds"] >= 1.5
         await world.put_all({**POOL, **endpoints(range(1, 7))}, rev=2)
         assert kernel_pairs() == pairs(range(1, 6))

@@ -86,7 +86,7 @@ class World:
 
     def users(self) -> list[str]:
         """By which names the agent came, connection after connection."""
-        return re.findall(r" as felixpy-n1 \(.*u'(\w+)'\)", self.broker.log())
+        return re.findall(r" as felixpy-n1-[0-9a-f]{16} \(.*u'(\w+)'\)", self.broker.log())
 
 
 @pytest.fixture

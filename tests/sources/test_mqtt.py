@@ -43,6 +43,8 @@ from tests.sources.stream_lab import (
     wep_key,
 )
 
+FIXED_ID = "an-id-that-is-known"
+
 
 async def apply(broker: Broker, *objects: object) -> None:
     batch = prepare(load_text(msgspec.json.encode(list(objects)), "test"))
@@ -157,10 +159,10 @@ def test_deleted_while_away_is_absent_after_the_reconnect(broker: Broker, monkey
 
     async def scenario() -> None:
         await apply(broker, endpoint("w"), endpoint("x", address="10.0.0.2"))
-        async with following(source_for(broker)) as sink:
+        async with following(source_for(broker, mqtt_client_id=FIXED_ID)) as sink:
             await sink.state(SyncState.IN_SYNC)
             count = len(sink.updates)
-            await sink.lost(lambda: kick(broker, b"felixpy-n1"))
+            await sink.lost(lambda: kick(broker, FIXED_ID.encode()))
             async with open_publisher(settings_for(broker)) as publisher:
                 await publisher.delete(prepare(load_text(msgspec.json.encode(endpoint("x")), "test")))
             assert sink.status.state is SyncState.CONNECTING
@@ -175,10 +177,11 @@ def test_two_agents_with_one_client_id_back_off_and_say_so(broker: Broker, monke
 
     async def scenario() -> None:
         await apply(broker, pool("a"))
-        async with following(source_for(broker)) as one, following(source_for(broker)) as two:
+        source = lambda: source_for(broker, mqtt_client_id=FIXED_ID)  # noqa: E731
+        async with following(source()) as one, following(source()) as two:
             both = (one, two)
-            await one.until(lambda: any("client id felixpy-n1" in sink.status.reason for sink in both))
-            other = two if "client id felixpy-n1" in one.status.reason else one
+            await one.until(lambda: any(f"client id {FIXED_ID}" in sink.status.reason for sink in both))
+            other = two if f"client id {FIXED_ID}" in one.status.reason else one
             await other.state(SyncState.IN_SYNC)
             await asyncio.sleep(0.5)
             assert other.status.state is SyncState.IN_SYNC
@@ -277,7 +280,7 @@ def test_a_topic_too_long_for_any_object_is_told_counted_and_nothing_else(broker
             f"wep/n1/default/{'%2F' * 253}": b"{}",
         }
         await put(broker, {**content, "sync/node/n1": Manifest({"wep": len(content)}).encode()})
-        source = source_for(broker)
+        source = source_for(broker, mqtt_client_id=FIXED_ID)
         async with following(source) as sink:
             await sink.state(SyncState.IN_SYNC)
             assert set(sink.held) == {wep_key(LONGEST)}
@@ -285,7 +288,7 @@ def test_a_topic_too_long_for_any_object_is_told_counted_and_nothing_else(broker
             assert len(sink.unknown) == len(content) - 2
             assert all(what.startswith("topic wep/n1/") and len(what) < 100 for what in sink.unknown)
             told = len(sink.unknown)
-            await sink.lost(lambda: kick(broker, b"felixpy-n1"))
+            await sink.lost(lambda: kick(broker, FIXED_ID.encode()))
             await sink.state(SyncState.IN_SYNC)
             await put(broker, dict.fromkeys(content, b""))
             await sink.until(lambda: not sink.held and not sink.errors)
@@ -311,7 +314,7 @@ def test_a_manifest_with_a_namespace_that_is_none_is_read_in_parts_all_the_same(
 def test_a_status_that_mqtt_cannot_carry_is_dropped_with_one_warning(broker: Broker) -> None:
     async def scenario() -> None:
         await put(broker, {"ippool/a": pool("a")})
-        source = source_for(broker)
+        source = source_for(broker, mqtt_client_id=FIXED_ID)
         with capture_logs() as logs:
             async with following(source) as sink:
                 await sink.state(SyncState.IN_SYNC)
@@ -319,7 +322,7 @@ def test_a_status_that_mqtt_cannot_carry_is_dropped_with_one_warning(broker: Bro
                     source.publish_endpoint_status("default", "%" * 30_000, {"state": "up", "n": number})
                     source.publish_endpoint_status("default", "w", {"state": "up", "n": number})
                     await asyncio.sleep(0.1)
-                await sink.lost(lambda: kick(broker, b"felixpy-n1"))
+                await sink.lost(lambda: kick(broker, FIXED_ID.encode()))
                 await sink.state(SyncState.IN_SYNC)
                 await asyncio.sleep(0.2)
                 assert await retained(broker, "status/n1/wep/#") == {"status/n1/wep/default/w": b'{"state":"up","n":2}'}
