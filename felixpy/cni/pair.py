@@ -108,13 +108,16 @@ def make(pair: Pair, namespace: int) -> None:
         CniError: the kernel refused; nothing is left.
     """
     with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as host:
-        _make_link(host, pair, namespace)
+        made = False
         try:
+            _make_link(host, pair, namespace)
+            made = True
             _host_end(host, pair)
             enter(namespace)
             _container_end(pair)
         except BaseException as error:
-            _delete_by_name(host, pair.interface)  # it is the one that was just made
+            if made:
+                _delete_by_name(host, pair.interface)
             if isinstance(error, OSError):
                 raise _refused(f"the interface of {pair.alias.removeprefix(MARK)} cannot be made", error) from None
             raise

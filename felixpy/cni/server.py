@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -36,13 +36,16 @@ from felixpy.kubernetes.names import ENDPOINT, endpoint_key
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import ResourceKey, Update, WorkloadEndpoint
 from felixpy.netlink.namespaces import in_thread, is_network_namespace, is_own_namespace, uncancelled
+from felixpy.standing import Standing
 
 log = structlog.get_logger("felixpy")
 
 PROGRAMMED_SECONDS = 30.0
 """For so long an ADD waits for the kernel, and for the stream to be known; then the runtime is asked to try again."""
 RELEASE_FIRST_SECONDS, RELEASE_LAST_SECONDS = 1.0, 60.0
+ACCEPT_AGAIN_SECONDS = 0.1
 LISTEN = 128
+NO_CALLS = "calls of the CNI plugin cannot be taken"
 
 
 class NotProgrammed(Exception):
@@ -139,6 +142,7 @@ class CniServer:
         self._owed: dict[str, tuple[Attachment, str]] = {}
         """Addresses that could not be given back yet, by handle, and why."""
         self._repaying: asyncio.Task[None] | None = None
+        self._standing = Standing()
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -171,24 +175,46 @@ class CniServer:
     async def serve(self) -> None:
         """Answer until cancelled; then what is under way is undone."""
         listener = _listen(self._path)
-        calls: set[asyncio.Task[None]] = set()
+        own = self._path.stat().st_ino
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def begin(work: Coroutine[Any, Any, None]) -> None:
+            task = asyncio.create_task(work)
+            tasks.add(task)
+            task.add_done_callback(ended)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not failed.done():
+                failed.set_exception(error)  # a bug, which ends the agent
+
+        tasks: set[asyncio.Task[None]] = set()
+        begin(self._accept(listener, lambda connection: begin(self._converse(connection))))
         try:
-            while True:
-                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
-                connection.setblocking(False)
-                task = asyncio.create_task(self._converse(connection))
-                calls.add(task)
-                task.add_done_callback(calls.discard)
+            await failed
         finally:
             listener.close()
             with contextlib.suppress(OSError):
-                self._path.unlink()
-            for task in calls:
+                if self._path.stat().st_ino == own:  # else the next agent listens there already
+                    self._path.unlink()
+            under_way = [*tasks, *filter(None, (self._repaying,))]
+            for task in under_way:
                 task.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
-            if self._repaying is not None:
-                self._repaying.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
             self._journal.close()
+
+    async def _accept(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
+        while True:
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                self._standing.works(NO_CALLS)
+            except OSError as error:  # no descriptor is free: the plugin waits
+                self._standing.fails(NO_CALLS, error.strerror or str(error))
+                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+                continue
+            connection.setblocking(False)
+            take(connection)
 
     async def _converse(self, connection: socket.socket) -> None:
         """One call."""
@@ -206,7 +232,7 @@ class CniServer:
             if command in ("ADD", "DEL", "GC"):
                 log.warning("cni call failed", command=command, code=code, reason=str(error))
             await transfer.answer(connection, 1, error_result(version, error))
-        except (OSError, TimeoutError, _Gone):
+        except (ConnectionError, TimeoutError, _Gone):
             code = int(Code.IO_FAILURE)
         finally:
             connection.close()
@@ -239,17 +265,20 @@ class CniServer:
         return task.result()
 
     async def _do(self, call: Call, namespace: int) -> bytes:
-        match call.command:
-            case "ADD":
-                return await self._add_once(call, namespace)
-            case "DEL":
-                await self._delete(call)
-            case "CHECK":
-                await self._check(call, namespace)
-            case "GC":
-                await self._collect(call)
-            case "STATUS":
-                self._status(call)
+        try:
+            match call.command:
+                case "ADD":
+                    return await self._add_once(call, namespace)
+                case "DEL":
+                    await self._delete(call)
+                case "CHECK":
+                    await self._check(call, namespace)
+                case "GC":
+                    await self._collect(call)
+                case "STATUS":
+                    self._status(call)
+        except OSError as error:
+            raise CniError(Code.IO_FAILURE, f"{call.command} failed: {error.strerror or error}") from None
         return b""
 
     # --- ADD -------------------------------------------------------------------------------------------------
@@ -362,7 +391,8 @@ class CniServer:
             async with asyncio.timeout(PROGRAMMED_SECONDS):
                 await self._programming.ready()
         except TimeoutError:
-            raise CniError(Code.TRY_AGAIN, f"this node is not ready: {self._programming.state().cannot}") from None
+            reason = self._programming.state().cannot or "it does not know its addresses yet"
+            raise CniError(Code.TRY_AGAIN, f"this node is not ready: {reason}") from None
         try:
             return await self._addresses.assign(wanted)
         except NoAddress as error:

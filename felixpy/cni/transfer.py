@@ -77,6 +77,8 @@ async def _receive_some(connection: socket.socket) -> tuple[bytes, list[int]]:
             return data, descriptors
         except BlockingIOError:
             await _readable(connection)
+        except OSError as error:  # EMFILE: the descriptor that was sent cannot be taken
+            raise CniError(Code.TRY_AGAIN, f"the request cannot be read: {error.strerror or error}") from None
 
 
 async def _readable(connection: socket.socket) -> None:
