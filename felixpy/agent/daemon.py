@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -29,9 +31,12 @@ from felixpy.observe.metrics import count_log, count_stream
 from felixpy.observe.server import serve_latest
 from felixpy.plain_error import PlainError
 from felixpy.sources import Source
-from felixpy.sources.chosen import cluster_identity, datastore
+from felixpy.sources.chosen import datastore
 from felixpy.sources.ending import end
 from felixpy.sources.mqtt import MqttSource
+
+if TYPE_CHECKING:
+    from felixpy.kubernetes.client import Api
 
 LEAVE_SECONDS = 3.0
 """How long the parts of the agent may take to say goodbye before they are told again."""
@@ -47,8 +52,9 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     settings = local.settings
     store = datastore(settings)
     mqtt = MqttSource(settings, settings.nodename) if store is DatastoreType.MQTT else None
+    api = _api(settings) if store is DatastoreType.KUBERNETES else None
     attachments = LocalAttachments() if settings.cni_socket is not None else None
-    source = mqtt or _other_source(store, settings, attachments)
+    source = mqtt or _other_source(api, settings, attachments)
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
@@ -93,6 +99,7 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
         supervisor.follow(agent.live, agent.is_ready, agent.describe),
         *((cni.serve(),) if cni is not None else ()),
         *((conflist.run(),) if conflist is not None else ()),
+        *((_cluster_node(settings, api, agent),) if api is not None else ()),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,14 +116,33 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     return 0
 
 
-def _other_source(store: DatastoreType, settings: Settings, attachments: LocalAttachments | None) -> Source:
-    """YAML and watchfiles, an HTTP client: what a node with a broker need not load."""
-    if store is DatastoreType.KUBERNETES:
-        from felixpy.kubernetes.access import Access
-        from felixpy.kubernetes.client import Api
+def _api(settings: Settings) -> Api:
+    """An HTTP client: what a node with a broker need not load."""
+    from felixpy.kubernetes.access import Access
+    from felixpy.kubernetes.client import Api
+    from felixpy.sources.chosen import cluster_identity
+
+    return Api(Access(cluster_identity(settings)))
+
+
+def _other_source(api: Api | None, settings: Settings, attachments: LocalAttachments | None) -> Source:
+    if api is not None:
         from felixpy.sources.kubernetes import KubernetesSource
 
-        return KubernetesSource(settings, Api(Access(cluster_identity(settings))), attachments)
-    from felixpy.sources.directory import DirectorySource
+        return KubernetesSource(settings, api, attachments)
+    from felixpy.sources.directory import DirectorySource  # YAML and watchfiles: 0.03 s that a node with a broker saves
 
     return DirectorySource(settings.resource_directory)
+
+
+def _cluster_node(settings: Settings, api: Api, agent: Agent) -> Coroutine[None, None, None]:
+    from felixpy.agent.cluster import ClusterNode, View
+
+    view = View(
+        is_ready=lambda: agent.is_ready()[0],
+        complete=lambda: agent.complete,
+        addresses=lambda: [each.net for each in agent.calculation.host.addresses],
+        families=agent.families,
+        pool_families=lambda: {pool.cidr.family for pool in agent.store.pools.values()},
+    )
+    return ClusterNode(settings.nodename, api, view, any_pool=False).run()

@@ -7,7 +7,6 @@ Calico's annotations come first, the kubelet's InternalIP next. What is no addre
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 
@@ -32,17 +31,9 @@ class NodeMetadata(_Camel):
     annotations: dict[str, str] | None = None
 
 
-class Taint(_Camel):
-    key: str = ""
-    effect: str = ""
-    value: str | None = None
-    time_added: str | None = None
-
-
 class NodeSpec(_Camel):
     pod_cidr: str = msgspec.field(name="podCIDR", default="")
     pod_cidrs: list[str] | None = msgspec.field(name="podCIDRs", default=None)
-    taints: list[Taint] | None = None
 
 
 class NodeAddress(_Camel):
@@ -50,15 +41,18 @@ class NodeAddress(_Camel):
     address: str = ""
 
 
-class Condition(_Camel):
+class NodeCondition(_Camel):
     type: str = ""
     status: str = ""
     reason: str = ""
+    message: str = ""
+    last_heartbeat_time: str | None = None
+    last_transition_time: str | None = None
 
 
 class NodeStatus(_Camel):
     addresses: list[NodeAddress] | None = None
-    conditions: list[Condition] | None = None
+    conditions: list[NodeCondition] | None = None
 
 
 class KubernetesNode(_Camel):
@@ -77,15 +71,6 @@ class NodeFacts:
     error: str = ""
 
 
-class OwnNode(NamedTuple):
-    """What a node has to know of its own object to say that its network is there."""
-
-    annotations: dict[str, str]
-    taints: list[Taint]
-    network_unavailable: str
-    """Status of the condition: ``True``, ``False``, or empty without one."""
-
-
 _NODE = msgspec.json.Decoder(KubernetesNode)
 
 
@@ -98,17 +83,13 @@ def decode_node(raw: msgspec.Raw) -> NodeFacts:
     return node_facts(node)
 
 
-def decode_own_node(body: bytes) -> OwnNode:
-    """What this node's own object says.
+def decode_own_node(body: bytes) -> KubernetesNode:
+    """This node's own object.
 
     Raises:
         msgspec.DecodeError
     """
-    node = _NODE.decode(body)
-    conditions = {each.type: each.status for each in node.status.conditions or ()}
-    return OwnNode(
-        dict(node.metadata.annotations or {}), list(node.spec.taints or ()), conditions.get("NetworkUnavailable", "")
-    )
+    return _NODE.decode(body)
 
 
 def node_facts(node: KubernetesNode) -> NodeFacts:

@@ -11,8 +11,10 @@ import yaml
 
 from felixpy import __version__
 from felixpy.config import Settings, load_environment, resolve
+from felixpy.kubernetes.kinds import KINDS
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "kubernetes"
+BASE = FOLDER / "base"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if path.name != "kustomization.yaml")
 
 
@@ -21,7 +23,7 @@ def objects(path: Path) -> list[dict[str, Any]]:
 
 
 def daemon_set() -> Any:
-    return next(each for each in objects(FOLDER / "felixpy.yaml") if each["kind"] == "DaemonSet")["spec"]["template"][
+    return next(each for each in objects(BASE / "felixpy.yaml") if each["kind"] == "DaemonSet")["spec"]["template"][
         "spec"
     ]
 
@@ -34,25 +36,36 @@ def test_manifests_follow_the_schema(path: Path, version: str) -> None:
 
 
 def test_the_schema_check_finds_a_wrong_field() -> None:
-    wrong = objects(FOLDER / "felixpy.yaml")[0] | {"specs": {}}
+    wrong = objects(BASE / "felixpy.yaml")[0] | {"specs": {}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, "1.28", strict=True)
 
 
 def test_kustomizations_name_what_is_there() -> None:
     """No schema check: Kubernetes has none of kustomize. That files exist, and that a patch meets an object."""
+    identities = [[each["kind"], each["metadata"]["name"]] for path in BASE.glob("*.yaml") for each in identified(path)]
     for path in FOLDER.rglob("kustomization.yaml"):
         kustomization = yaml.safe_load(path.read_text())
         assert [name for name in kustomization["resources"] if not (path.parent / name).exists()] == []
         assert all(image["newTag"] == __version__ for image in kustomization.get("images", ()))
         for patch in kustomization.get("patches", ()):
             target = yaml.safe_load(patch["patch"])
-            identity = [target["kind"], target["metadata"]]
-            assert identity in [[each["kind"], each["metadata"]] for each in objects(FOLDER / "felixpy.yaml")]
+            assert [target["kind"], target["metadata"]["name"]] in identities
+
+
+def identified(path: Path) -> list[dict[str, Any]]:
+    return [each for each in objects(path) if "metadata" in each]
+
+
+def test_no_kustomization_names_a_folder_that_holds_it() -> None:
+    """kubectl calls that a cycle."""
+    for path in FOLDER.rglob("kustomization.yaml"):
+        for name in yaml.safe_load(path.read_text())["resources"]:
+            assert (path.parent / name).resolve() not in path.parents
 
 
 def test_settings_of_the_config_map_are_good() -> None:
-    data = next(each for each in objects(FOLDER / "felixpy.yaml") if each["kind"] == "ConfigMap")["data"]
+    data = next(each for each in objects(BASE / "felixpy.yaml") if each["kind"] == "ConfigMap")["data"]
     settings, problems = resolve([load_environment(data)])
     assert problems == ()
     assert settings.health_enabled
@@ -63,6 +76,17 @@ def test_settings_of_the_config_map_are_good() -> None:
 
 def test_the_agent_is_not_privileged() -> None:
     container = daemon_set()["containers"][0]["securityContext"]
-    assert container["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    assert container["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN"]}
     assert not container["privileged"]
     assert not container["allowPrivilegeEscalation"]
+
+
+def test_it_may_read_every_kind_that_it_follows_and_write_little() -> None:
+    rules = next(each for each in objects(BASE / "rbac.yaml") if each["kind"] == "ClusterRole")["rules"]
+    may = {(g, name, v) for r in rules for g in r["apiGroups"] for name in r["resources"] for v in r["verbs"]}
+    for verb in ("list", "watch"):
+        assert {("", "pods", verb), ("", "nodes", verb)} <= may
+        assert all(any((group.split("/")[0], name, verb) in may for name in (kind.plural, "*")) for kind in KINDS
+                   for group in kind.groups)  # fmt: skip
+    writes = {(name, verb) for _, name, verb in may if verb not in ("get", "list", "watch")}
+    assert {name for name, _ in writes} == {"nodes/status", "ippools", "ipamblocks", "blockaffinities", "ipamhandles"}

@@ -23,7 +23,7 @@ pretend kernel/keys/root_maxkeys 1000000; pretend kernel/keys/root_maxbytes 2500
 export PATH=${CONTAINERD_DIR:+$CONTAINERD_DIR:}$BIN:/usr/sbin:$PATH
 containerd -c "$DIR/containerd.toml" >"$RUN/log/$NODE-containerd.log" 2>&1 &
 for _ in $(seq 300); do [ -S /run/containerd/containerd.sock ] && break; sleep .1; done
-for image in "$IMAGES"/*.tar; do ctr -n k8s.io images import --local "$image" 2>/dev/null || ctr -n k8s.io images import "$image"; done
+for image in "$IMAGES"/{pause,busybox,agnhost}.tar "$RUN"/*.tar; do ctr -n k8s.io images import --local "$image" 2>/dev/null || ctr -n k8s.io images import "$image"; done
 kubelet --config "$DIR/kubelet.yaml" --kubeconfig "$RUN/kubeconfig" --hostname-override "$NODE" --node-ip "$(NODE_IP "$N")" \
 	>"$RUN/log/$NODE-kubelet.log" 2>&1 &
 [ "$MODE" = none ] || kube-proxy --config "$DIR/proxy.yaml" >"$RUN/log/$NODE-proxy.log" 2>&1 &

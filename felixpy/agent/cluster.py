@@ -1,0 +1,191 @@
+"""What a node tells its Kubernetes cluster once its network is there, and the pools that a new cluster needs.
+
+    agent ready → condition NetworkUnavailable=False, Calico's annotations → the scheduler sends pods
+
+Invariant: nothing is told before the agent is ready in every family that it has, and only this node's own object is
+written, by its status: merge patches of single fields, so that nobody else's are touched. It must never stop the agent:
+an API server that is away or refuses is one line in the log, and asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import yaml
+
+from felixpy.kubernetes.client import CONFLICT, FORBIDDEN, NOT_FOUND, STRATEGIC_PATCH, Api, ApiError
+from felixpy.kubernetes.nodes import ADDRESS_ANNOTATION, KubernetesNode, NodeCondition, decode_own_node
+from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.node.pools import NAMES, PoolSettingError, default_pools
+from felixpy.standing import Standing
+
+READY_LOOK_SECONDS = 0.1
+RETRY_SECONDS = 2.0
+LOOK_AGAIN_SECONDS = 300.0
+"""How often the node's object is read to see whether somebody took away what we wrote."""
+
+CONDITION, REASON, MESSAGE = "NetworkUnavailable", "FelixpyIsUp", "felixpy programs the network of this node"
+POOLS = "/apis/projectcalico.org/v3/ippools"
+KUBEADM = "/api/v1/namespaces/kube-system/configmaps/kubeadm-config"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of the agent is looked at."""
+
+    is_ready: Callable[[], bool]
+    complete: Callable[[], bool]
+    """Whether the snapshot of the API is known."""
+    addresses: Callable[[], Iterable[Net]]
+    """Of the node's own interfaces, with the prefix length of their subnets."""
+    families: Callable[[], Collection[Family]]
+    pool_families: Callable[[], Collection[Family]]
+    """Families that have a pool."""
+
+
+class ClusterNode:
+    """This node, as it tells the cluster. ``any_pool``: whether a pool that nobody named a range for will do."""
+
+    def __init__(
+        self, node: str, api: Api, view: View, *, any_pool: bool, environment: Mapping[str, str] = os.environ
+    ) -> None:
+        self._path = f"/api/v1/nodes/{node}"
+        self._api = api
+        self._view = view
+        self._any_pool = any_pool
+        self._environment = environment
+        self._standing = Standing(level="warning")
+
+    async def run(self) -> None:
+        """For ever."""
+        await _until(self._view.complete)
+        await self._insist("default pools cannot be made", self.make_pools)
+        await _until(self._view.is_ready)
+        while True:
+            await self._insist("the node's status cannot be written", self.tell)
+            await asyncio.sleep(LOOK_AGAIN_SECONDS * random.uniform(0.8, 1.2))
+
+    async def _insist(self, what: str, action: Callable[[], Any]) -> None:
+        while True:
+            try:
+                await action()
+                self._standing.works(what)
+                return
+            except (ApiError, PoolSettingError) as error:
+                self._standing.fails(what, str(error))
+            await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
+
+    # --- the node ----------------------------------------------------------------------------------------------
+
+    async def tell(self) -> None:
+        """Write what the node's object lacks; nothing if it lacks nothing.
+
+        Raises:
+            ApiError
+        """
+        try:
+            node = decode_own_node(await self._api.request("GET", self._path))
+        except msgspec.DecodeError as error:
+            raise ApiError(0, f"{self._path}: not a node: {error}") from None
+        patch = node_patch(node, list(self._view.addresses()), datetime.now(UTC))
+        if patch:
+            await self._api.request("PATCH", f"{self._path}/status", patch, content_type=STRATEGIC_PATCH)
+
+    # --- pools -------------------------------------------------------------------------------------------------
+
+    async def make_pools(self) -> None:
+        """Make the default pools of families that have none.
+
+        Raises:
+            ApiError, PoolSettingError
+        """
+        existing = set(self._view.pool_families())
+        missing = [family for family in self._view.families() if family not in existing]
+        if not missing:
+            return
+        environment = dict(self._environment)
+        for family, cidr in (await self._kubeadm_ranges()).items():
+            environment.setdefault(_range_variable(family), cidr)
+        for pool in default_pools(
+            environment,
+            existing=existing,
+            host_addresses=[net.packed for net in self._view.addresses()],
+            random_bytes=os.urandom(5),
+            ipv6=Family.V6 in missing,
+        ):
+            family = Family.V6 if pool["metadata"]["name"] == NAMES[Family.V6] else Family.V4
+            if family not in missing or not (environment.get(_range_variable(family)) or self._any_pool):
+                continue
+            try:
+                await self._api.request("POST", POOLS, pool)
+            except ApiError as error:
+                if error.status != CONFLICT:  # another node made it
+                    raise
+
+    async def _kubeadm_ranges(self) -> dict[Family, str]:
+        """The ranges of pods that kubeadm was told, if it made this cluster."""
+        try:
+            answer = await self._api.get(KUBEADM)
+            written = yaml.safe_load(answer["data"]["ClusterConfiguration"])["networking"]["podSubnet"]
+        except ApiError as error:
+            if error.status in (NOT_FOUND, FORBIDDEN):
+                return {}
+            raise
+        except (KeyError, TypeError, yaml.YAMLError):
+            return {}
+        return {(Family.V6 if ":" in cidr else Family.V4): cidr.strip() for cidr in str(written).split(",")}
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  readiness is a conclusion of many things, not an event
+        await asyncio.sleep(READY_LOOK_SECONDS)
+
+
+def _range_variable(family: Family) -> str:
+    return f"CALICO_IPV{family.version}POOL_CIDR"
+
+
+def node_patch(node: KubernetesNode, addresses: Collection[Net], now: datetime) -> dict[str, Any]:
+    """What to change of a node's object, as a strategic merge patch; empty if it is as it should be."""
+    patch: dict[str, Any] = {}
+    if annotations := _annotations(node, addresses):
+        patch["metadata"] = {"annotations": annotations}
+    if not any(each.type == CONDITION and each.status == "False" for each in node.status.conditions or ()):
+        time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = NodeCondition(CONDITION, "False", REASON, MESSAGE, time, time)
+        patch["status"] = {"conditions": [msgspec.to_builtins(condition)]}
+    return patch
+
+
+def _annotations(node: KubernetesNode, addresses: Collection[Net]) -> dict[str, str]:
+    """The address of each family, with its subnet: what the kubelet tells has none.
+
+    One that stands there and that an interface has was somebody's choice, and stays.
+    """
+    written = node.metadata.annotations or {}
+    by_address = {net.packed: net for net in addresses}
+    found = {}
+    for family in FAMILIES:
+        name = ADDRESS_ANNOTATION[family]
+        if _packed(written.get(name)) in by_address:
+            continue
+        for entry in node.status.addresses or ():
+            net = by_address.get(_packed(entry.address) or b"") if entry.type == "InternalIP" else None
+            if net is not None and net.family is family:
+                found[name] = str(net)
+                break
+    return found
+
+
+def _packed(text: str | None) -> bytes | None:
+    try:
+        return Net.parse_interface(text or "").packed
+    except ValueError:
+        return None
