@@ -18,7 +18,7 @@ import msgspec
 from felixpy.kubernetes.client import NOT_FOUND, Api, ApiError
 from felixpy.model.invalid import Ignored, InvalidResource, ignore
 from felixpy.model.parse import object_key, parse_resource
-from felixpy.model.resources import Absent, Kind, Resource, ResourceKey
+from felixpy.model.resources import Absent, Resource, ResourceKey
 
 CALICO_STORE, CALICO_V3 = "crd.projectcalico.org/v1", "projectcalico.org/v3"
 _CALICO = (CALICO_STORE, CALICO_V3)
@@ -26,32 +26,59 @@ _CALICO = (CALICO_STORE, CALICO_V3)
 DISCOVERY_SECONDS = 30.0
 """For so long the answer counts which kinds there are; the kinds that are missing are looked for again after it."""
 
-_STORED_METADATA = "projectcalico.org/metadata"
-
 
 class KindOfObject(NamedTuple):
-    """A collection: the API groups that may have it, the best first, and what its objects are for us."""
+    """A collection: the API groups that may have it, the best first, and the name of its kind there.
+
+    ``lazily``: it is not followed before a rule names it.
+    """
 
     plural: str
-    kind: Kind
+    name: str
     groups: tuple[str, ...] = _CALICO
+    lazily: bool = False
+
+    def path(self, group: str) -> str:
+        return f"{'/api' if '/' not in group else '/apis'}/{group}/{self.plural}"
+
+    def __str__(self) -> str:
+        return f"{self.plural} of {self.groups[-1]}"
 
 
 KINDS = (
-    KindOfObject("ippools", Kind.IP_POOL),
-    KindOfObject("ipamblocks", Kind.IPAM_BLOCK),
-    KindOfObject("blockaffinities", Kind.BLOCK_AFFINITY),
-    KindOfObject("felixconfigurations", Kind.FELIX_CONFIGURATION),
+    KindOfObject("ippools", "IPPool"),
+    KindOfObject("ipamblocks", "IPAMBlock"),
+    KindOfObject("blockaffinities", "BlockAffinity"),
+    KindOfObject("felixconfigurations", "FelixConfiguration"),
+    KindOfObject("tiers", "Tier"),
+    KindOfObject("networkpolicies", "NetworkPolicy"),
+    KindOfObject("globalnetworkpolicies", "GlobalNetworkPolicy"),
+    KindOfObject("stagednetworkpolicies", "StagedNetworkPolicy"),
+    KindOfObject("stagedglobalnetworkpolicies", "StagedGlobalNetworkPolicy"),
+    KindOfObject("stagedkubernetesnetworkpolicies", "StagedKubernetesNetworkPolicy"),
+    KindOfObject("networksets", "NetworkSet"),
+    KindOfObject("globalnetworksets", "GlobalNetworkSet"),
+    KindOfObject("hostendpoints", "HostEndpoint"),
+    KindOfObject("namespaces", "Namespace", ("v1",)),
+    KindOfObject("serviceaccounts", "ServiceAccount", ("v1",)),
+    KindOfObject("networkpolicies", "NetworkPolicy", ("networking.k8s.io/v1",)),
+    KindOfObject("clusternetworkpolicies", "ClusterNetworkPolicy", ("policy.networking.k8s.io/v1alpha2",)),
+    KindOfObject("services", "Service", ("v1",), lazily=True),
+    KindOfObject("endpointslices", "EndpointSlice", ("discovery.k8s.io/v1",), lazily=True),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """An object as it was read: the resource, its absence (Absent), or why it cannot be used."""
+    """An object as it was read: the resource, none if the object says that it is gone, or why it cannot be used.
+
+    ``names_services``: a rule of it may name a Service.
+    """
 
     key: ResourceKey | None
     resource: Resource | None = None
     error: str = ""
+    names_services: bool = False
 
 
 def reader(entry: KindOfObject, group: str, ignored: Ignored = ignore) -> Callable[[msgspec.Raw], Read]:
@@ -62,42 +89,23 @@ def reader(entry: KindOfObject, group: str, ignored: Ignored = ignore) -> Callab
             obj = msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return Read(None, error=f"{entry.plural}: not an object: {error}")
-        return read_object(as_written(obj, entry, group), ignored)
+        names_services = group in _CALICO and b'"services"' in bytes(raw)
+        return read_object(as_written(obj, entry, group), ignored, names_services=names_services)
 
     return read
 
 
 def as_written(obj: Any, entry: KindOfObject, group: str) -> Any:
-    """An object as its author wrote it: a list's items have no kind, and Calico's store has metadata of its own."""
-    if not isinstance(obj, dict) or not isinstance(obj.get("metadata"), dict):
+    """An object as its author wrote it: a list's items have no kind, Calico's store has zeros for what is not set."""
+    if not isinstance(obj, dict):
         return obj
-    metadata = obj["metadata"]
-    metadata.pop("managedFields", None)
-    version = CALICO_V3 if group == CALICO_STORE else group
-    if group == CALICO_STORE:
-        _restore_metadata(metadata)
-        spec = obj.get("spec")
-        if isinstance(spec, dict) and not spec.get("blockSize", True):
-            del spec["blockSize"]  # the store has zero values where nobody wrote anything
-    return obj | {"apiVersion": version, "kind": entry.kind.value}
+    spec = obj.get("spec")
+    if group == CALICO_STORE and isinstance(spec, dict) and spec.get("blockSize") == 0:
+        del spec["blockSize"]
+    return obj | {"apiVersion": group, "kind": entry.name}
 
 
-def _restore_metadata(metadata: dict[str, Any]) -> None:
-    annotations = metadata.get("annotations")
-    stored = annotations.get(_STORED_METADATA) if isinstance(annotations, dict) else None
-    if not isinstance(stored, str):
-        return
-    try:
-        written = msgspec.json.decode(stored)
-    except msgspec.DecodeError:
-        return
-    if isinstance(written, dict):
-        for field in ("labels", "creationTimestamp"):
-            if written.get(field):
-                metadata[field] = written[field]
-
-
-def read_object(obj: object, ignored: Ignored = ignore) -> Read:
+def read_object(obj: object, ignored: Ignored = ignore, *, names_services: bool = False) -> Read:
     """One object through the model's parser."""
     try:
         resource = parse_resource(obj, ignored)
@@ -105,7 +113,7 @@ def read_object(obj: object, ignored: Ignored = ignore) -> Read:
         return Read(error.key or object_key(obj), error=str(error))
     if resource is None:
         return Read(None)
-    return Read(resource.key, None if isinstance(resource, Absent) else resource)
+    return Read(resource.key, None if isinstance(resource, Absent) else resource, names_services=names_services)
 
 
 class Discovery:

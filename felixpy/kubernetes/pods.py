@@ -21,9 +21,7 @@ POD_IP = "cni.projectcalico.org/podIP"
 AWS_POD_IPS = "vpc.amazonaws.com/pod-ips"
 SPOOFED = "cni.projectcalico.org/allowedSourcePrefixes"
 
-ORCHESTRATOR = "projectcalico.org/orchestrator"
-NAMESPACE = "projectcalico.org/namespace"
-SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
+ORCHESTRATOR = "k8s"
 _MOST_LABEL_CHARACTERS = 62
 """One less than a label may have: Calico's own limit."""
 
@@ -114,19 +112,21 @@ def pod_facts(pod: Pod, prefix: str) -> PodFacts:
     if not spec.node_name or spec.host_network or is_finished(pod):
         return facts
     addresses, annotated = told_addresses(pod)
-    annotations = metadata.annotations or {}
+    annotations, account = metadata.annotations or {}, spec.service_account_name
     endpoint = WorkloadEndpointSpec(
         node=spec.node_name,
-        orchestrator="k8s",
         interface_name=interface_name(prefix, namespace, name),
         ip_networks=addresses,
         allow_spoofed_source_prefixes=_json_list(annotations.get(SPOOFED)),
+        orchestrator=ORCHESTRATOR,
+        profiles=profiles(pod),
+        ports=named_ports(pod),
+        service_account_name=account if account and len(account) <= _MOST_LABEL_CHARACTERS else None,
     )
-    _policy_facts(endpoint, pod)
     try:
         converted = convert_workload_endpoint(
             pod_key(facts, spec.node_name),
-            Metadata(name, namespace, endpoint_labels(pod), metadata.creation_timestamp),
+            Metadata(name, namespace, metadata.labels, metadata.creation_timestamp),
             endpoint,
         )
     except InvalidResource as error:
@@ -160,19 +160,6 @@ def told_addresses(pod: Pod) -> tuple[list[str], bool]:
     return _listed(annotations.get(AWS_POD_IPS)), False
 
 
-def endpoint_labels(pod: Pod) -> dict[str, str]:
-    """The pod's labels and Calico's own, which a pod cannot give itself."""
-    labels = dict(pod.metadata.labels or {})
-    labels[NAMESPACE] = pod.metadata.namespace
-    labels[ORCHESTRATOR] = "k8s"
-    account = pod.spec.service_account_name
-    if account and len(account) <= _MOST_LABEL_CHARACTERS:
-        labels[SERVICE_ACCOUNT] = account
-    else:
-        labels.pop(SERVICE_ACCOUNT, None)
-    return labels
-
-
 def profiles(pod: Pod) -> list[str]:
     """Namespace and service account as profiles, the namespace first."""
     account = pod.spec.service_account_name
@@ -191,12 +178,6 @@ def named_ports(pod: Pod) -> list[EndpointPortObject]:
             if port.name and port.container_port and protocol in ("TCP", "UDP", "SCTP"):
                 found.append(EndpointPortObject(port.name, protocol, port.container_port))
     return found
-
-
-def _policy_facts(endpoint: WorkloadEndpointSpec, pod: Pod) -> None:
-    endpoint.profiles = profiles(pod)
-    endpoint.ports = named_ports(pod)
-    endpoint.service_account_name = pod.spec.service_account_name or None
 
 
 def _listed(text: str | None) -> list[str]:

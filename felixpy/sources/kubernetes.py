@@ -60,8 +60,14 @@ class KubernetesSource:
             _OwnPods(self, "own pods"),
         )
         self._nodes = Reflector(api, Collection(NODES, decode_node), _Nodes(self, "nodes"))
-        self._kinds = [(entry, _Objects(self, entry.plural)) for entry in KINDS]
+        self._peers = Reflector(
+            api,
+            Collection(PODS, partial(decode_pod, prefix=prefix), f"spec.nodeName!={self._node}"),
+            _Peers(self, "other nodes' pods"),
+        )
+        self._kinds = [(entry, _Objects(self, str(entry))) for entry in KINDS if not entry.lazily]
         self._collections = len(self._unlisted)
+        self._services_named = asyncio.Event()
 
     async def run(self, sink: Sink) -> None:
         """Deliver for ever."""
@@ -69,8 +75,9 @@ class KubernetesSource:
         if self._attachments is not None:
             self._attachments.follow(self._attached)
         self._tell()
-        builtin = [self._follow(reflector) for reflector in (self._own_pods, self._nodes)]
+        builtin = [self._follow(reflector) for reflector in (self._own_pods, self._nodes, self._peers)]
         others = [self._follow_kind(entry, follower) for entry, follower in self._kinds]
+        others += [self._follow_lazily(entry) for entry in KINDS if entry.lazily]
         tasks = [asyncio.create_task(part) for part in (*builtin, *others)]
         try:
             await asyncio.gather(*tasks)
@@ -96,7 +103,7 @@ class KubernetesSource:
                 follower.failed(error)
             else:
                 if group is not None:
-                    collection = Collection(f"/apis/{group}/{entry.plural}", reader(entry, group, self._ignored))
+                    collection = Collection(entry.path(group), reader(entry, group, self._ignored))
                     if reflector is None:
                         reflector = Reflector(self._api, collection, follower)
                     reflector.collection = collection
@@ -107,6 +114,14 @@ class KubernetesSource:
                 else:
                     follower.listed()
             await asyncio.sleep(random.uniform(0.5, 1.0) * DISCOVERY_SECONDS)
+
+    async def _follow_lazily(self, entry: KindOfObject) -> None:
+        """Follow a kind from the first rule on that names one of it: every node need not know every Service."""
+        await self._services_named.wait()
+        await self._follow_kind(entry, _Objects(self, str(entry), awaited=False))
+
+    def services_named(self) -> None:
+        self._services_named.set()
 
     def _ignored(self, what: str) -> None:
         if self._sink is not None:
@@ -136,6 +151,7 @@ class KubernetesSource:
         endpoint = None
         if facts is not None:
             endpoint = facts.endpoint if self._attachments is None else attached_endpoint(facts, attachment)
+            endpoint = endpoint if endpoint is not None and endpoint.addresses else None
         error = facts.error if facts is not None else ""
         news = endpoint if endpoint is not None else error
         if (self._told.get(key) or "") == (news or ""):
@@ -214,10 +230,11 @@ class KubernetesSource:
 class _Follower:
     """What all collections have in common: whether they are complete."""
 
-    def __init__(self, source: KubernetesSource, what: str) -> None:
+    def __init__(self, source: KubernetesSource, what: str, *, awaited: bool = True) -> None:
         self._source = source
         self._what = what
-        source.expect(what)
+        if awaited:
+            source.expect(what)
 
     def listed(self) -> None:
         self._source.listed(self._what)
@@ -232,6 +249,24 @@ class _Follower:
 class _OwnPods(_Follower):
     def changed(self, key: ObjectKey, content: PodFacts | None) -> None:
         self._source.refresh(key)
+
+
+class _Peers(_Follower):
+    """Pods of other nodes, of which only those with addresses matter."""
+
+    def __init__(self, source: KubernetesSource, what: str) -> None:
+        super().__init__(source, what)
+        self._keys: dict[ObjectKey, ResourceKey] = {}
+
+    def changed(self, key: ObjectKey, content: PodFacts | None) -> None:
+        now = time.monotonic_ns()
+        endpoint = content.endpoint if content and content.endpoint and content.endpoint.addresses else None
+        before = self._keys.pop(key, None)
+        if before is not None and (endpoint is None or endpoint.key != before):
+            self._source.deliver(Update(before, None, received_ns=now))
+        if endpoint is not None:
+            self._keys[key] = endpoint.key
+            self._source.deliver(Update(endpoint.key, endpoint, received_ns=now))
 
 
 class _Nodes(_Follower):
@@ -258,12 +293,14 @@ class _Nodes(_Follower):
 class _Objects(_Follower):
     """Objects that are resources of ours already."""
 
-    def __init__(self, source: KubernetesSource, what: str) -> None:
-        super().__init__(source, what)
+    def __init__(self, source: KubernetesSource, what: str, *, awaited: bool = True) -> None:
+        super().__init__(source, what, awaited=awaited)
         self._keys: dict[ObjectKey, ResourceKey] = {}
 
     def changed(self, key: ObjectKey, content: Read | None) -> None:
         now = time.monotonic_ns()
+        if content is not None and content.names_services:
+            self._source.services_named()
         ours = content.key if content else None
         before = self._keys.pop(key, None)
         if before is not None and before != ours:
