@@ -138,6 +138,11 @@ class Agent:
         self.stream = status
         self._wake_up()
 
+    def connected_to(self, peer: bytes) -> None:
+        """Take the address of what this node is told by, each time that a source is connected."""
+        self.configuration.connected_to(peer)
+        self._wake_up()
+
     def ignored(self, what: str) -> None:
         self.outcome.problems.ignored(what)
 

@@ -16,7 +16,7 @@ import structlog
 
 from felixpy.agent.outcome import Outcome
 from felixpy.calc.graph import HOST, Calculation
-from felixpy.calc.host import supported_families
+from felixpy.calc.host import Host, supported_families
 from felixpy.config import LiveSettings, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
@@ -67,6 +67,7 @@ class Configuration:
         self._on_settings = on_settings
         self._on_filters = on_filters
         self._half_taken = False
+        self._peers: tuple[bytes, ...] = ()
         self._read_as: Ownership | None = None
         self._choice: Choice | None = None
         self._chosen_by: object = None
@@ -95,7 +96,7 @@ class Configuration:
             raise FilterError(felix)
         await self._read_what_is_ours()
         self.host_due = False  # what changes from here on is due again
-        self._calculation.host = await read_host(self._dataplane.links, self.settings.interface_prefix)
+        self._calculation.host = await self._read_host(self.settings)
         self._dataplane.want(self._calculation.calculate({HOST}))
         await self._use_backend(facts)
 
@@ -118,7 +119,7 @@ class Configuration:
             settings, host = self._resolve() if resolves else self.settings, self._calculation.host
             again = self._half_taken
             if again or host_due or settings.interface_prefix != self.settings.interface_prefix:
-                host = await read_host(self._dataplane.links, settings.interface_prefix)
+                host = await self._read_host(settings)
             changed = again or (settings, host) != (self.settings, self._calculation.host)
             if changed:
                 self._half_taken = True  # and so it stays if a step fails
@@ -133,6 +134,16 @@ class Configuration:
             self.settings_due |= settings_due
             self.host_due |= host_due
             raise
+
+    def connected_to(self, peer: bytes) -> None:
+        """Take the address of what the node is told by: no object may cover it."""
+        if self._peers != (peer,):
+            self._peers = (peer,)
+            self.host_due = True
+
+    async def _read_host(self, settings: Settings) -> Host:
+        dataplane, ours = self._dataplane, settings.device_route_protocol
+        return await read_host(dataplane.links, settings.interface_prefix, dataplane.routes.ways, self._peers, ours)
 
     def _resolve(self) -> Settings:
         """The settings that the stream and this machine ask for now."""

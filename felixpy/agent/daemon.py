@@ -79,6 +79,7 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
             structlog.get_logger("felixpy").error("settings stay as they were", reason=str(error))
 
     if mqtt is not None:
+        mqtt.on_connected = agent.connected_to
         agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
     agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
     unserved: dict[str, str] = {}

@@ -32,7 +32,11 @@ def block_entries(
     entries: dict[Key, Value] = {}
     problems: list[str] = []
     if block.host == store.node_name:
-        if not block.cidr.is_host:  # a blackhole for one address would keep its own workload route out
+        if block.cidr.is_host:
+            pass  # a blackhole for one address would keep its own workload route out
+        elif covered := host.reserved.covered_by(block.cidr):
+            problems.append(_covers(block.cidr, covered))
+        else:
             entries[_key(block.cidr)] = Route(RouteType.BLACKHOLE, None, protocol=settings.device_route_protocol)
     elif block.host:
         _route_to(block.host, block.cidr, block.cidr, store, settings, host, entries, problems)
@@ -50,6 +54,10 @@ def encapsulation_problem(encapsulation: Encapsulation) -> str:
     return f"encapsulation {encapsulation} is not yet supported: blocks of this pool on other nodes get no route"
 
 
+def _covers(destination: Net, covered: str) -> str:
+    return f"{destination} covers {covered}: no route is made for it; correct the block or its pool"
+
+
 def _key(destination: Net) -> RouteKey:
     return RouteKey(destination.family, destination, METRIC[destination.family])
 
@@ -65,6 +73,9 @@ def _route_to(
     problems: list[str],
 ) -> None:
     if destination.is_host and store.address_owner(destination) is not None:
+        return
+    if covered := host.reserved.covered_by(destination):
+        problems.append(_covers(destination, covered))
         return
     pool = store.covering_pool(block)
     if pool is None:

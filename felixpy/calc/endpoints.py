@@ -30,7 +30,8 @@ def endpoint_entries(
 ) -> tuple[dict[Key, Value], str]:
     """Entries of one endpoint, and what is wrong with it (empty if nothing).
 
-    An address or interface that two endpoints claim belongs to the youngest; the loser keeps the rest of its own.
+    An address or interface that two endpoints claim belongs to the youngest; the loser keeps the rest of its own. What
+    the node itself has or needs belongs to none.
     """
     if not store.local(endpoint):
         return {}, ""
@@ -51,6 +52,9 @@ def endpoint_entries(
         owner = store.address_owner(address)
         if owner != endpoint.key:
             problems.append(f"address {address} is already used by {owner}")
+            continue
+        if kept_from := host.reserved.kept_from(address.packed, endpoint.interface):
+            problems.append(f"address {address} is {kept_from}: no workload gets it; give this one another address")
             continue
         present.add(family)
         entries |= _address_entries(endpoint, address, family, settings)

@@ -8,7 +8,6 @@ No I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from felixpy.calc.cluster_routes import block_entries, encapsulation_problem
@@ -108,13 +107,13 @@ class Calculation:
     def reconfigure(self, settings: Settings, host: Host) -> Changes:
         """Take other settings or facts of the host: everything that depends on them is calculated again."""
         before, self.settings = self.settings, EntrySettings.of(settings)
-        only_addresses = self.settings == before and replace(self.host, addresses=host.addresses) == host
-        if only_addresses and host == self.host:
+        known, self.host = self.host, host
+        if self.settings != before or (known.ipv6, known.rp_filter) != (host.ipv6, host.rp_filter):
+            return self.calculate({HOST, *self._entries, *self.store.all_keys()})
+        if host == known:
             return {}
-        self.host = host
-        return self.calculate(
-            {HOST, *self.store.blocks} if only_addresses else {HOST, *self._entries, *self.store.all_keys()}
-        )
+        reserved = known.reserved.changed(host.reserved)
+        return self.calculate({HOST, *self.store.blocks, *self.store.claimants(reserved)})
 
     def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
         """Calculate objects again and return every entry that changed."""

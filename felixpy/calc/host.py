@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from felixpy.calc.entries import Key, SettingsKey, SettingValues, Value
 from felixpy.calc.entry_settings import EntrySettings
+from felixpy.calc.reserved import Reserved, Way
 from felixpy.model.net import FAMILIES, Family, Net
 
 ALL_INTERFACES = "all"
@@ -22,11 +23,25 @@ class HostAddress(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Facts of the node: addresses, whether the kernel has IPv6, and ``net.ipv4.conf.default.rp_filter``."""
+    """Facts of the node: addresses, whether the kernel has IPv6, and ``net.ipv4.conf.default.rp_filter``.
+
+    ``loopback``: addresses of ``lo``, which routers have. ``gateways`` are the next hops of others' routes, ``uplinks``
+    the interfaces that default routes go through, ``peers`` what the node is told by: the broker in use.
+    """
 
     addresses: tuple[HostAddress, ...] = ()
     ipv6: bool = True
     rp_filter: int = 1
+    loopback: tuple[Net, ...] = ()
+    gateways: tuple[Way, ...] = ()
+    uplinks: tuple[str, ...] = ()
+    peers: tuple[Way, ...] = ()
+    reserved: Reserved = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        own = [(interface, net) for interface, net, _ in self.addresses]
+        own += [("lo", net) for net in self.loopback]
+        object.__setattr__(self, "reserved", Reserved(own, self.gateways, self.peers, self.uplinks))
 
     def parent_interface(self, gateway: bytes, own: Net | None) -> str | None:
         """Interface that reaches another node on the link: its subnet has the gateway. None where no subnet has it.

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from felixpy.calc.host import Host, HostAddress
+from felixpy.calc.reserved import Way
 from felixpy.dataplane.interface_settings import PROC_SYS_NET, read_proc
 from felixpy.dataplane.links import Links
+from felixpy.dataplane.routes import Ways
 from felixpy.netlink.inventory import is_usable, read_addresses
+from felixpy.netlink.lookup import leading_route, open_lookup
+from felixpy.netlink.rtnetlink import RTN_UNICAST
 
 STRICT = 1
 """Felix's assumption if ``default.rp_filter`` cannot be read (reference/felix.md §3.1)."""
 
 
-async def read_host(links: Links, workload_prefixes: tuple[str, ...]) -> Host:
+async def read_host(
+    links: Links,
+    workload_prefixes: tuple[str, ...],
+    ways: Ways | None = None,
+    peers: tuple[bytes, ...] = (),
+    ours: int = 0,
+) -> Host:
     """Read the facts; workload interfaces are left out, so the cost does not grow with workloads. ``links`` is told
     which interfaces have addresses.
+
+    ``ways`` are what the last reading of routes and the notifications since then have of others' routes; ``peers``
+    whom the node is connected to; ``ours`` the protocol number of our routes.
 
     Raises:
         OSError: the kernel refused.
     """
     own = [link.ifindex for link in links.by_name.values() if is_host_interface(link.name, workload_prefixes)]
-    addresses = [
-        HostAddress(link.name, address.net, link.up)
-        for address in await read_addresses(own)
-        if is_usable(address) and (link := links.by_index.get(address.interface)) is not None
-    ]
+    loopback = links.by_name.get("lo")
+    read = await read_addresses([*own, *([loopback.ifindex] if loopback else [])])
+    usable = [(links.by_index.get(address.interface), address.net) for address in read if is_usable(address)]
+    addresses = [HostAddress(link.name, net, link.up) for link, net in usable if link and link.name != "lo"]
     addresses.sort()  # links have the order in which they came: to tell the same in another order is no change
     links.addressed = frozenset(address.interface for address in addresses)
     rp_filter = read_proc(f"{PROC_SYS_NET}/ipv4/conf/default/rp_filter")
-    return Host(tuple(addresses), Path(f"{PROC_SYS_NET}/ipv6").exists(), STRICT if rp_filter is None else rp_filter)
+    ways = ways or Ways()
+    gateways = {
+        Way(gateway, name, name.startswith(workload_prefixes))
+        for gateway, index in ways.gateways
+        if (name := links.name_of(index))
+    }
+    return Host(
+        tuple(addresses),
+        Path(f"{PROC_SYS_NET}/ipv6").exists(),
+        STRICT if rp_filter is None else rp_filter,
+        loopback=tuple(sorted(net for link, net in usable if link and link.name == "lo")),
+        gateways=tuple(sorted(gateways)),
+        uplinks=tuple(sorted(name for index in ways.uplinks if (name := links.name_of(index)))),
+        peers=_read_peers(links, workload_prefixes, peers, ours),
+    )
+
+
+def _read_peers(
+    links: Links, workload_prefixes: tuple[str, ...], peers: tuple[bytes, ...], ours: int
+) -> tuple[Way, ...]:
+    """How the node reaches whom it is connected to; nothing of the node itself and of whom no route leads to."""
+    found = []
+    with contextlib.closing(open_lookup()) as lookup:
+        for peer in peers:
+            try:
+                route = leading_route(lookup, peer)
+            except OSError:
+                continue
+            name = links.name_of(route.interface)
+            if name is not None and route.kind == RTN_UNICAST:
+                found.append(Way(peer, name, route.protocol == ours or name.startswith(workload_prefixes)))
+    return tuple(found)
 
 
 def is_host_interface(name: str, workload_prefixes: tuple[str, ...]) -> bool:

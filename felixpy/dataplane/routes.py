@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 
 from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
 from felixpy.dataplane.links import Links
@@ -51,6 +52,24 @@ LINK_LOCAL = b"\xfe\x80"
 MULTICAST = b"\xff"
 
 
+@dataclass(slots=True)
+class Ways:
+    """Ways of the node's own network, as others' routes have them: (gateway, interface index), and which interfaces
+    default routes go through. Rather too many than too few: what goes is missed at the next reading of all routes.
+    A gateway that its route alone puts on the link (``onlink``) is the end of a tunnel, mostly: only a default
+    route's counts.
+    """
+
+    gateways: set[tuple[bytes, int]] = field(default_factory=set)
+    uplinks: set[int] = field(default_factory=set)
+
+    def add_default(self, ways: Iterable[tuple[bytes, int]]) -> None:
+        for gateway, interface in ways:
+            self.uplinks.add(interface)
+            if gateway:
+                self.gateways.add((gateway, interface))
+
+
 class RouteTable:
     """Keyed table of routes, both families, with its way to read and write."""
 
@@ -62,6 +81,8 @@ class RouteTable:
         self._formerly_ours = {OUR_PROTOCOL}
         self._clock = clock
         self._release = release
+        self.ways = Ways()
+        self._ways_being_read: list[Ways] = []
         self._displaced: set[RouteKey] = set()
         """Keys of which somebody was seen to put his route in the place of ours."""
         self.whole, self.partial = Spent(), Spent()
@@ -105,28 +126,53 @@ class RouteTable:
         """
         started = time.perf_counter()
         found: dict[RouteKey, KernelRoute] = {}
-        for family in Family:
-            dumped = await self._dump(socket, family, interface)
-            async for parts in in_slices(emptied(dumped, dumped.pop), 1):  # from the last, as in ``decode``
-                found.update(*parts)
+        ways = Ways()
+        self._ways_being_read.append(ways)
+        try:
+            for family in Family:
+                dumped = await self._dump(socket, family, interface, ways)
+                async for parts in in_slices(emptied(dumped, dumped.pop), 1):  # from the last, as in ``decode``
+                    found.update(*parts)
+        finally:
+            self._ways_being_read = [one for one in self._ways_being_read if one is not ways]
+        if not interface:
+            self.ways = ways
         (self.partial if interface else self.whole).add(time.perf_counter() - started)
         return found
 
-    async def _dump(self, socket: NetlinkSocket, family: Family, interface: int) -> list[dict[RouteKey, KernelRoute]]:
+    async def _dump(
+        self, socket: NetlinkSocket, family: Family, interface: int, ways: Ways
+    ) -> list[dict[RouteKey, KernelRoute]]:
         try:
             request = rtnetlink.route_dump_request(family, MAIN_TABLE, interface)
-            return await socket.decode_together(request, self.decode)
+            return await socket.decode_together(request, lambda some: self.decode(some, ways))
         except NetlinkError as error:
             # The kernel makes the table with its first route; an interface may have gone since it was told of.
             if error.errno != errno.ENOENT and not (interface and error.errno == errno.ENODEV):
                 raise
             return []
 
-    def decode(self, messages: Iterable[Message]) -> dict[RouteKey, KernelRoute]:
-        """Routes of the main table that are ours; the first of those with one key, which is the one in effect."""
+    def decode(self, messages: Iterable[Message], ways: Ways | None = None) -> dict[RouteKey, KernelRoute]:
+        """Routes of the main table that are ours; the first of those with one key, which is the one in effect.
+
+        ``ways`` takes those of the others.
+        """
+        ways = ways or Ways()
         # Each interface of a full node has a route for its link-local addresses.
-        some = [message for message in messages if not self._never_ours(rtnetlink.route_protocol(message))]
-        routes = reversed(rtnetlink.decode_routes(some))  # what comes later takes the place of what came before
+        some = []
+        for message in messages:
+            if rtnetlink.is_default_route(message):
+                ways.add_default(rtnetlink.decode_ways(message.payload))
+            if not self._never_ours(rtnetlink.route_protocol(message)):
+                some.append(message)
+        decoded = rtnetlink.decode_routes(some)
+        ours = self.ownership.device_route_protocol
+        ways.gateways.update(
+            (route.gateway, route.interface)
+            for key, route in decoded
+            if route.protocol != ours and route.gateway and not route.onlink and key.table == MAIN_TABLE
+        )
+        routes = reversed(decoded)  # what comes later takes the place of what came before
         return {
             RouteKey(*key): route
             for key, route in routes
@@ -161,6 +207,8 @@ class RouteTable:
         decoded = rtnetlink.decode_route(message)
         if decoded is None or decoded[0].table != MAIN_TABLE:
             return
+        if message.type == rtnetlink.RTM_NEWROUTE:
+            self._note_way(message, decoded[1])
         key, route = RouteKey(*decoded[0]), decoded[1]
         if message.type == rtnetlink.RTM_DELROUTE:
             if self.table.committed.get(key) == route:
@@ -169,6 +217,13 @@ class RouteTable:
             self.table.observe(key, route, self._clock())
         elif key in self.table.desired:
             self._stranger(key, route, message.flags)
+
+    def _note_way(self, message: Message, route: KernelRoute) -> None:
+        for ways in (self.ways, *self._ways_being_read):
+            if rtnetlink.is_default_route(message):
+                ways.add_default(rtnetlink.decode_ways(message.payload))
+            elif route.gateway and not route.onlink and route.protocol != self.ownership.device_route_protocol:
+                ways.gateways.add((route.gateway, route.interface))
 
     def _stranger(self, key: RouteKey, route: KernelRoute, flags: int) -> None:
         """Another's route came under a key that is wanted: in the place of ours, before it, or behind it.

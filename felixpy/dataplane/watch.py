@@ -142,8 +142,11 @@ class Watch:
         for message in messages:
             match message.type:
                 case rtnetlink.RTM_NEWROUTE | rtnetlink.RTM_DELROUTE:
+                    ways = dataplane.routes.ways
+                    known = len(ways.gateways), len(ways.uplinks)
                     with dataplane.routes.table.blaming(partial(routing_writer, message)):
                         dataplane.routes.notify(message)
+                    self._doubts.host = self._doubts.host or known != (len(ways.gateways), len(ways.uplinks))
                     if dataplane.routes.table.refused or dataplane.neighbours.table.refused:
                         self._retry_ipv6(message)
                 case rtnetlink.RTM_NEWNEIGH | rtnetlink.RTM_DELNEIGH:
@@ -171,7 +174,7 @@ class Watch:
     def _address(self, message: Message) -> None:
         """Take a RTM_NEWADDR or RTM_DELADDR: with an address of the node its routes may have come or gone."""
         name = self._dataplane.links.name_of(rtnetlink.address_interface(message))
-        if name is None or not is_host_interface(name, self._workload_prefixes):
+        if name is None or name.startswith(self._workload_prefixes):
             return
         address = rtnetlink.decode_address(message)
         if address is None or is_usable(address):  # each interface gets a link-local one, also that of any container

@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 from felixpy.model.net import Family
 from felixpy.netlink.message import Request, attribute, attributes
-from felixpy.netlink.rtnetlink import RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTM_GETROUTE
+from felixpy.netlink.rtnetlink import (
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_PREFSRC,
+    RTM_F_FIB_MATCH,
+    RTM_GETROUTE,
+    decode_ways,
+    route_protocol,
+)
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 
 RTA_SRC, RTA_IIF, RTA_MARK = 2, 3, 16
@@ -59,6 +68,27 @@ def look_up(
     gateway = found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:]
     interface = _U32.unpack(found[RTA_OIF])[0] if RTA_OIF in found else 0
     return Found(kind, interface, gateway, found.get(RTA_PREFSRC, b""))
+
+
+class Leads(NamedTuple):
+    """The route of the tables that leads to an address: who made it, and its first way."""
+
+    kind: int
+    protocol: int
+    gateway: bytes
+    interface: int
+
+
+def leading_route(socket: NetlinkSocket, destination: bytes) -> Leads:
+    """The very route that leads to an address (``RTM_F_FIB_MATCH``, Linux 4.13), not what it means for a packet.
+
+    Raises:
+        NetlinkError: there is none, or it leads nowhere.
+    """
+    family, bits = (Family.V4, 32) if len(destination) == 4 else (Family.V6, 128)
+    header = _ROUTE.pack(family, bits, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    message = socket.ask(Request(RTM_GETROUTE, 0, header + attribute(RTA_DST, destination)))
+    return Leads(message.payload[7], route_protocol(message), *decode_ways(message.payload)[0])
 
 
 def open_lookup() -> NetlinkSocket:

@@ -38,9 +38,9 @@ RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL = 64, 66
 RTM_NEWNETCONF = 80
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_CACHEINFO, RTA_TABLE, RTA_PREF = 1, 4, 5, 6, 7, 12, 15, 20
-RTA_NH_ID = 30
+RTA_MULTIPATH, RTA_VIA, RTA_NH_ID = 9, 18, 30
 RTNH_F_ONLINK = 4
-RTM_F_CLONED = 0x200
+RTM_F_CLONED, RTM_F_FIB_MATCH = 0x200, 0x2000
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTPROT_KERNEL, RTPROT_RA = 2, 9
@@ -67,6 +67,7 @@ NETCONF: Mapping[str, int] = {"forwarding": 2, "rp_filter": 3, "proxy_arp": 5}
 NETCONFA_IFINDEX_ALL = -1
 
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_NEXTHOP = struct.Struct("=HBBI")
 _NEIGHBOUR = struct.Struct("=BBHiHBB")
 _LINK = struct.Struct("=BBHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -217,6 +218,28 @@ def route_dump_request(family: Family, table: int, interface: int = 0, protocol:
 def route_protocol(message: Message) -> int:
     """Who made a route (``rtm_protocol``)."""
     return message.payload[5]
+
+
+def is_default_route(message: Message) -> bool:
+    """Whether a route message is of a default route (``rtm_dst_len``)."""
+    return message.payload[1] == 0
+
+
+def decode_ways(payload: bytes) -> list[tuple[bytes, int]]:
+    """(gateway, interface) of each way of a route message; an empty gateway: what it leads to is on the link."""
+    found = dict(attributes(payload, _ROUTE.size))
+    if RTA_MULTIPATH not in found:
+        return [_way(found, found.get(RTA_OIF, bytes(4)))]
+    ways, rest = [], found[RTA_MULTIPATH]  # struct rtnexthop: length, flags, hops, interface, attributes
+    while len(rest) >= _NEXTHOP.size:
+        length, _, _, interface = _NEXTHOP.unpack_from(rest)
+        ways.append(_way(dict(attributes(rest[:length], _NEXTHOP.size)), _U32.pack(interface)))
+        rest = rest[max((length + 3) & ~3, _NEXTHOP.size) :]
+    return ways
+
+
+def _way(found: Mapping[int, bytes], interface: bytes) -> tuple[bytes, int]:
+    return found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:], int(_U32.unpack(interface)[0])
 
 
 def decode_routes(messages: Sequence[Message]) -> list[tuple[KernelRouteKey, KernelRoute]]:

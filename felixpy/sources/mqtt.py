@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -112,6 +112,8 @@ class MqttSource:
         self._standing = Standing(level="warning")
         self.messages = self.bytes = 0
         """Taken from the broker since the start."""
+        self.on_connected: Callable[[bytes], None] = lambda peer: None
+        """Is told the broker's address before anything that it delivers."""
 
     async def run(self, sink: Sink) -> None:
         """Deliver for ever. On cancellation flush the status and disconnect cleanly."""
@@ -174,6 +176,8 @@ class MqttSource:
         async with open_connection(self._settings, self._client_id, receive, self._will()) as connection:
             log.info("stream connected", broker=broker_name(self._settings), client_id=self._client_id)
             self._connected_at = time.monotonic()
+            if peer := connection.peer:
+                self.on_connected(peer)
             self._perform(self._snapshot.on_connected(time.monotonic()), sink)
             self._outbox.resend()
             try:

@@ -70,6 +70,10 @@ class Store:
         """The local endpoint that has this address: of several the youngest, then the first by name."""
         return self._owner(self._by_address.at(address))
 
+    def claimants(self, addresses: Iterable[Net]) -> set[ResourceKey]:
+        """The local endpoints that claim any of some addresses."""
+        return {key for address in addresses for key in self._by_address.at(address)}
+
     def interface_owner(self, interface: str) -> ResourceKey | None:
         """The local endpoint behind this interface, by the same rule."""
         return self._owner(self._by_interface.at(interface))

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -35,9 +36,9 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readings]:
         readings = Readings(world)
         read_host, read_kernel = configuration.read_host, world.agent.configuration.read_kernel
 
-        async def counted_host(links: Links, prefixes: tuple[str, ...]) -> Host:
+        async def counted_host(links: Links, prefixes: tuple[str, ...], *others: Any) -> Host:
             readings.addresses += 1
-            return await read_host(links, prefixes)
+            return await read_host(links, prefixes, *others)
 
         async def counted_kernel() -> bool:
             readings.everything += 1

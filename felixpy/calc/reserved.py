@@ -1,0 +1,89 @@
+"""The node's own network: addresses that no object may cover. Pure.
+
+One mistaken object must not cut a node off, because then nothing would reach it that takes the object back: an endpoint
+with an address that the node itself has or needs, a block over it. What a workload is on purpose is no mistake: an
+address that the node reaches through an endpoint's own interface (a broker or a router that is a workload) is that
+endpoint's, and what is reached by a cluster route may lie in a block. A look costs the same however many addresses and
+objects there are; must never be asked to decide anything else.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from felixpy.model.net import FAMILIES, Family, Net, family_of, format_address
+
+
+class Way(NamedTuple):
+    """An address that the node needs and the interface through which it reaches it.
+
+    ``by_cluster``: through a workload's interface, or by a route of ours.
+    """
+
+    address: bytes
+    interface: str
+    by_cluster: bool = False
+
+
+class _Need(NamedTuple):
+    words: str
+    interface: str = ""
+
+
+class Reserved:
+    """Reserved addresses by value, and in order for blocks.
+
+    ``own``: the node's addresses with their interfaces; ``uplinks``: interfaces that default routes go through.
+    """
+
+    def __init__(
+        self,
+        own: Iterable[tuple[str, Net]] = (),
+        gateways: Iterable[Way] = (),
+        peers: Iterable[Way] = (),
+        uplinks: Iterable[str] = (),
+    ) -> None:
+        self._needs: dict[bytes, _Need] = {}
+        in_blocks: dict[Family, set[bytes]] = {family: set() for family in FAMILIES}
+        leads = set(uplinks)
+        for interface, net in own:
+            self._needs[net.packed] = _Need(f"this node's own ({interface})")
+            # A tunnel's address may come from the node's own block: as a single one, and nothing else is behind it.
+            if not net.is_host or interface in leads:
+                in_blocks[net.family].add(net.packed)
+        for what, ways in (("a gateway of this node", gateways), ("what this node is told by (the broker)", peers)):
+            for address, interface, by_cluster in ways:
+                if address in self._needs and not self._needs[address].interface:
+                    continue
+                self._needs[address] = _Need(f"{what}, reached through {interface}", interface)
+                if not by_cluster:
+                    in_blocks[family_of(address)].add(address)
+        self._in_order = {family: sorted(addresses) for family, addresses in in_blocks.items()}
+
+    def kept_from(self, address: bytes, interface: str) -> str:
+        """Why an endpoint behind an interface must not have an address, empty if it may."""
+        need = self._needs.get(address)
+        return "" if need is None or need.interface == interface else need.words
+
+    def covered_by(self, net: Net) -> str:
+        """What a route for a prefix would cover, with the address; empty if nothing."""
+        if net.is_host:
+            need = self._needs.get(net.packed)
+            covers = need is not None and (not need.interface or net.packed in self._of(net.family, net.packed))
+            return f"{format_address(net.packed)}, {need.words}" if need is not None and covers else ""
+        first = self._of(net.family, net.packed)
+        if not first or not net.covers(first[0]):
+            return ""
+        return f"{format_address(first[0])}, {self._needs[first[0]].words}"
+
+    def _of(self, family: Family, at_least: bytes) -> list[bytes]:
+        """The first address that blocks must not cover from one on."""
+        in_order = self._in_order[family]
+        at = bisect_left(in_order, at_least)
+        return in_order[at : at + 1]
+
+    def changed(self, other: Reserved) -> set[Net]:
+        """Addresses of which the two say different things."""
+        return {Net.host(address) for address, _ in self._needs.items() ^ other._needs.items()}

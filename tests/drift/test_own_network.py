@@ -1,0 +1,126 @@
+"""One mistaken object: the node's own network stays as it is, the object says why and leaves no trace when it goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from felixpy.model.net import Net, parse_address
+from felixpy.model.resources import BlockAffinity, Borrowed, IPAMBlock, Kind, ResourceKey, Update
+from tests.drift.world import NODE, World, build_links, endpoint, put, running, sh
+from tests.netns import enter_new_network, enter_private_namespaces
+
+REFRESH_OFF = {"RouteRefreshInterval": "0", "InterfaceRefreshInterval": "0", "NFTablesRefreshInterval": "0"}
+BROKER, BROKER6 = "198.51.100.10", "2001:db8:100::10"
+NAME = ResourceKey(Kind.IPAM_BLOCK, "mistake")
+
+
+def block(cidr: str, host: str | None, *borrowed: Borrowed) -> IPAMBlock:
+    return IPAMBlock(NAME, Net.parse(cidr), host, borrowed)
+
+
+def having(*addresses: str) -> object:
+    return endpoint(9, interface="cali3", addresses=tuple(Net.parse(one) for one in addresses))
+
+
+MISTAKES = {
+    "endpoint with the gateway's address": (having("172.31.0.254"), "a gateway"),
+    "endpoint with the gateway's address, v6": (having("fd00:31::fe"), "a gateway"),
+    "endpoint with the node's address": (having("172.31.0.1"), "this node's own (eth0)"),
+    "endpoint with the node's address, v6": (having("fd00:31::1"), "this node's own (eth0)"),
+    "endpoint with an address of the loopback": (having("192.0.2.77"), "this node's own (lo)"),
+    "endpoint with the broker's address": (having(BROKER), "broker"),
+    "endpoint with the broker's address, v6": (having(BROKER6), "broker"),
+    "own block over the network": (block("172.31.0.0/24", NODE), "this node's own"),
+    "own block over part of the network": (block("172.31.0.0/26", NODE), "this node's own"),
+    "own block over the network, v6": (block("fd00:31::/64", NODE), "this node's own"),
+    "own block over the gateway": (block("172.31.0.192/26", NODE), "a gateway"),
+    "block of another node over the gateway, v6": (block("fd00:31::c0/122", "node2"), "a gateway"),
+    "block of another node over the broker": (block("198.51.100.0/26", "node2"), "broker"),
+    "block of another node over the broker, v6": (block("2001:db8:100::/122", "node2"), "broker"),
+    "affinity over a second network": (
+        BlockAffinity(ResourceKey(Kind.BLOCK_AFFINITY, "mistake"), Net.parse("10.9.0.0/26"), NODE),
+        "this node's own (eth1)",
+    ),
+    "the gateway's address, borrowed by another node": (
+        block("172.31.0.192/26", None, Borrowed(Net.parse("172.31.0.254"), "node2")),
+        "a gateway",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def network() -> None:
+    enter_private_namespaces()
+    enter_new_network()
+    build_links(3)
+    sh("ip route replace default via fd00:31::fe dev eth0; ip addr add 192.0.2.77/32 dev lo")
+    sh("ip link add eth1 type veth peer name fabric1; ip link set eth1 up; ip link set fabric1 up")
+    sh("ip addr add 10.9.0.1/26 dev eth1")
+
+
+def state(backend: str) -> str:
+    """Routes, neighbours and members of sets; the counters of the tools left out."""
+    sets = "nft -s list table ip felixpy; nft -s list table ip6 felixpy"
+    if backend != "nftables":
+        sets = "ipset save | sed 's/ initval .*//' | sort"
+    return sh(f"ip route show; ip -6 route show; ip neigh show nud permanent | sort; {sets}")
+
+
+def told(world: World, words: str) -> bool:
+    return any(words in why for _, why in world.agent.outcome.problems.items())
+
+
+async def connected(world: World) -> None:
+    """The agent is told of its brokers; the second one stands for one of the other family."""
+    world.agent.configuration._peers = (parse_address(BROKER), parse_address(BROKER6))
+    world.agent.configuration.host_due = True
+    world.agent._wake_up()
+    await world.until(lambda: len(world.agent.calculation.host.peers) == 2)
+
+
+@pytest.mark.parametrize("backend", ["nftables", "legacy", "nft"])
+async def test_a_mistaken_object_touches_nothing(backend: str) -> None:
+    async with running(backend, 2) as world:
+        world.agent.update(put(endpoint(9, interface="cali3", addresses=(Net.parse("10.48.0.9"),))))
+        await connected(world)
+        await world.quiet()
+        for what, (mistake, why) in MISTAKES.items():
+            if mistake.key.kind is Kind.WORKLOAD_ENDPOINT:  # type: ignore[attr-defined]
+                world.agent.update(Update(mistake.key, None))  # type: ignore[attr-defined]
+                await world.until(lambda: "10.48.0.9" not in sh("ip route show"))
+            await world.quiet()
+            before = state(backend)
+            world.agent.update(put(mistake))
+            await world.until(lambda why=why: told(world, why))
+            await world.quiet()
+            assert state(backend) == before, what
+            world.agent.update(Update(mistake.key, None))  # type: ignore[attr-defined]
+            await world.until(lambda: not list(world.agent.outcome.problems))
+            await world.quiet()
+            assert state(backend) == before, what
+
+
+async def test_the_rest_of_an_endpoint_works() -> None:
+    async with running("nftables", 2) as world:
+        world.agent.update(put(having("172.31.0.254", "10.48.0.9")))
+        await world.until(lambda: "10.48.0.9 dev cali3" in sh("ip route show"))
+        assert told(world, "address 172.31.0.254/32 is a gateway of this node")
+
+
+async def test_it_follows_what_the_kernel_tells_of_addresses_and_routes() -> None:
+    async with running("nftables", 2, **REFRESH_OFF) as world:
+        late = having("172.31.0.253", "10.48.0.7")
+        world.agent.update(put(late))
+        await world.until(lambda: "172.31.0.253 dev cali3" in sh("ip route show"))
+        sh("ip addr add 10.48.0.7/24 dev eth1")
+        await world.until(lambda: "10.48.0.7 dev cali3" not in sh("ip route show"))
+        sh("ip addr del 10.48.0.7/24 dev eth1")
+        await world.until(lambda: "10.48.0.7 dev cali3" in sh("ip route show"))
+        sh("ip addr add 10.48.0.7/32 dev lo")
+        await world.until(lambda: "10.48.0.7 dev cali3" not in sh("ip route show"))
+        sh("ip -6 route add default via fd00:31::fc dev eth0 metric 7")
+        sh("ip route add 203.0.113.0/24 via 172.31.0.200 dev eth0")
+        world.agent.update(put(having("172.31.0.200", "fd00:31::fc")))
+        await world.until(lambda: told(world, "address 172.31.0.200/32 is a gateway of this node"))
+        await world.until(lambda: told(world, "address fd00:31::fc/128 is a gateway of this node"))
+        assert "cali3" not in sh("ip route show; ip -6 route show | grep -v fe80")
