@@ -86,7 +86,7 @@ def test_it_may_read_every_kind_that_it_follows_and_write_little() -> None:
     may = {(g, name, v) for r in rules for g in r["apiGroups"] for name in r["resources"] for v in r["verbs"]}
     for verb in ("list", "watch"):
         assert {("", "pods", verb), ("", "nodes", verb)} <= may
-        assert all(any((group.split("/")[0], name, verb) in may for name in (kind.plural, "*")) for kind in KINDS
+        assert all(any((group.rpartition("/")[0], name, verb) in may for name in (kind.plural, "*")) for kind in KINDS
                    for group in kind.groups)  # fmt: skip
     writes = {(name, verb) for _, name, verb in may if verb not in ("get", "list", "watch")}
     assert {name for name, _ in writes} == {"nodes/status", "ippools", "ipamblocks", "blockaffinities", "ipamhandles"}
