@@ -19,7 +19,9 @@ import yaml
 
 from felixpy.model.expand import Part, expand_parts
 from felixpy.model.invalid import Ignored, InvalidResource, ignore
+from felixpy.model.net import quote
 from felixpy.model.parse import MAX_PAYLOAD_BYTES, object_key, parse_resource
+from felixpy.model.repeated import repeated_key
 from felixpy.model.resources import Absent, Resource, ResourceKey
 
 MAX_FILE_BYTES = 64 << 20
@@ -165,23 +167,65 @@ def _split(text: str) -> Iterator[_Chunk]:
 def _decode(chunk: _Chunk) -> object:
     if chunk.text.lstrip()[:1] in ("{", "["):
         try:
-            return msgspec.json.decode(chunk.text)
+            found = msgspec.json.decode(chunk.text)
+            if repeated_key(chunk.text.encode()) is None:
+                return found
         except RecursionError:
             raise InvalidResource("is nested too deeply") from None
         except ValueError:
-            pass  # a flow mapping of YAML, or broken JSON, of which YAML can tell the line
+            pass  # a flow mapping of YAML, or broken JSON, of which YAML can tell the line; so it can of a key twice
     return _decode_yaml(chunk)
 
 
 _NOT_IN_JSON = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")  # 2026-01-01 and =: left as text
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_NO_COLON = re.compile(r"[^:]*\Z")
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+class _NumberWithoutColon:
+    """YAML 1.1 reads a MAC of digits and an IPv6 address as numbers to base 60; kubectl and calicoctl read text."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self._pattern = pattern
+
+    def match(self, text: str) -> re.Match[str] | None:
+        return self._pattern.match(text) if _NO_COLON.match(text) else None
+
+
 class _Loader(_BaseLoader):  # type: ignore[misc]
+    """Safe YAML of what JSON can say, in which no mapping has a key twice."""
+
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NOT_IN_JSON]
+        first: [
+            (tag, _NumberWithoutColon(pattern) if tag in _NUMBERS else pattern)
+            for tag, pattern in resolvers
+            if tag not in _NOT_IN_JSON
+        ]
         for first, resolvers in _BaseLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """As the base does; ``<<`` may be written over, which the base takes apart in here."""
+        seen: dict[str, Any] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, key) is not key:
+                raise _RepeatedKeyError(key, seen[key.value])
+        return super().construct_mapping(node, deep)
+
+
+class _RepeatedKeyError(yaml.YAMLError):
+    """A key stands twice in one mapping."""
+
+    def __init__(self, key: Any, first: Any) -> None:
+        self.key, self.line, self.first_line = key.value, key.start_mark.line, first.start_mark.line
+
+    def explain(self, line: int) -> str:
+        """``line``: lines before the document."""
+        return (
+            f"line {line + self.line + 1}: the key {quote(self.key)} is there already, in line"
+            f" {line + self.first_line + 1}; is a line --- missing between two objects?"
+        )
 
 
 def _decode_yaml(chunk: _Chunk) -> object:
@@ -190,6 +234,8 @@ def _decode_yaml(chunk: _Chunk) -> object:
         obj = yaml.load(chunk.text, _Loader)
     except InvalidResource:
         raise
+    except _RepeatedKeyError as error:
+        raise InvalidResource(error.explain(chunk.line)) from None
     except yaml.MarkedYAMLError as error:
         raise InvalidResource(_explain(error, chunk.line)) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:

@@ -34,6 +34,7 @@ from felixpy.model.objects import (
     report_unknown,
 )
 from felixpy.model.pool import convert_ip_pool
+from felixpy.model.repeated import repeated_key
 from felixpy.model.resources import Absent, FelixConfiguration, Resource
 from felixpy.model.workload import convert_workload_endpoint, created
 
@@ -90,11 +91,18 @@ def parse_json(payload: bytes) -> object:
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise InvalidResource(f"{len(payload)} bytes are more than the {MAX_PAYLOAD_BYTES} that an object may have")
     try:
-        return msgspec.json.decode(payload)
+        found = msgspec.json.decode(payload)
     except RecursionError:
         raise InvalidResource("JSON is nested too deeply") from None
     except ValueError as error:  # which of its subclasses tells what differs between releases of msgspec
         raise InvalidResource(f"not JSON: {_not_utf8(payload) or error}") from None
+    try:
+        key = repeated_key(payload)
+    except (ValueError, RecursionError):
+        raise InvalidResource("JSON is nested too deeply, or holds half of a surrogate pair") from None
+    if key is not None:
+        raise InvalidResource(f"holds the key {quote(key)} twice in one object; which of them is meant cannot be told")
+    return found
 
 
 def _not_utf8(payload: bytes) -> str:
@@ -163,6 +171,8 @@ def _usual_endpoint(payload: bytes, key: ResourceKey) -> Resource | None:
         return None
     try:
         found = _USUAL_ENDPOINT.decode(payload)
+        if repeated_key(payload) is not None:
+            return None
         name = check_name(found.metadata.name, "metadata.name")
         namespace = check_namespace(found.metadata.namespace or DEFAULT_NAMESPACE, "metadata.namespace")
         if (name, namespace) != (key.name, key.namespace):
