@@ -16,7 +16,8 @@ from felixpy.agent.agent import Agent
 from felixpy.cni.attachments import LocalAttachments
 from felixpy.cni.conflist import BadNetworkConfiguration, ConflistWriter, default_conflist, given_conflist
 from felixpy.cni.journal import Journal
-from felixpy.cni.server import CniServer, Node, NodeState, NotProgrammed, Pods, PodWishes
+from felixpy.cni.server import CniServer, Node, NodeState, NotProgrammed, Pods
+from felixpy.cni.wishes import PodWishes
 from felixpy.config import Settings
 from felixpy.config.values import IPAMType
 from felixpy.ipam.local import LocalAddresses

@@ -15,8 +15,8 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,10 @@ from felixpy.cni.errors import CniError, Code
 from felixpy.cni.journal import Identity, Journal, identity
 from felixpy.cni.request import Call, parse_call, version_of
 from felixpy.cni.result import add_result, addresses_in, error_result
+from felixpy.cni.wishes import PodWishes
 from felixpy.ipam.assignment import Addresses, NoAddress, Wanted
 from felixpy.kubernetes.names import ENDPOINT, endpoint_key
-from felixpy.model.net import Family, Net
+from felixpy.model.net import Net
 from felixpy.model.resources import ResourceKey, Update, WorkloadEndpoint
 from felixpy.netlink.namespaces import in_thread, is_network_namespace, is_own_namespace, uncancelled
 from felixpy.standing import Standing
@@ -85,18 +86,6 @@ class Programming(Protocol):
 
     def is_up(self, key: ResourceKey) -> tuple[bool, str]:
         """Whether the kernel carries an endpoint, and why not."""
-
-
-@dataclass(frozen=True, slots=True)
-class PodWishes:
-    """What a pod's and its namespace's annotations ask for. ``refused``: what cannot be done, in one sentence."""
-
-    addresses: tuple[Net, ...] = ()
-    pools: Mapping[Family, tuple[str, ...]] = field(default_factory=dict)
-    mac: bytes | None = None
-    families: tuple[Family, ...] = ()
-    namespace_labels: Mapping[str, str] = field(default_factory=dict)
-    refused: str = ""
 
 
 class Pods(Protocol):
@@ -367,7 +356,8 @@ class CniServer:
             return PodWishes()
         wishes = await self._pods.wishes(call.namespace, call.pod, call.uid)
         if wishes.refused:
-            raise CniError(Code.UNSUPPORTED_FIELD, f"pod {call.namespace}/{call.pod}: {wishes.refused}")
+            code = Code.TRY_AGAIN if wishes.later else Code.UNSUPPORTED_FIELD
+            raise CniError(code, f"pod {call.namespace}/{call.pod}: {wishes.refused}")
         return wishes
 
     def _wanted(self, call: Call, wishes: PodWishes) -> Wanted:
