@@ -1,7 +1,7 @@
 """What a pod and its namespace ask of the network by Calico's annotations. Pure.
 
-Invariant: what cannot be done is refused by name, never left out: a pod that asks for an address and gets another one is
-worse than one that does not start. Source: Calico's documentation of ``cni.projectcalico.org/``.
+Invariant: what cannot be done is refused by name, never left out: a pod that asks for an address and gets another one
+is worse than one that does not start. Source: Calico's documentation of ``cni.projectcalico.org/``.
 """
 
 from __future__ import annotations

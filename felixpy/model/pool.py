@@ -37,7 +37,11 @@ def convert_ip_pool(key: ResourceKey, spec: IPPoolSpec) -> IPPool:
         raise InvalidResource(reason, field="spec.assignmentMode")
     if "LoadBalancer" in uses:
         _check_load_balancer(spec, uses, encapsulation)
-    return IPPool(key, cidr, block_size, bool(spec.nat_outgoing), disabled, encapsulation, uses)
+    return IPPool(
+        key, cidr, block_size, bool(spec.nat_outgoing), disabled, encapsulation, uses,
+        parse_selector(spec.node_selector or ""), parse_selector(spec.namespace_selector or ""),
+        spec.assignment_mode == "Manual",
+    )  # fmt: skip
 
 
 def prefix(text: str | None, field: str) -> Net:

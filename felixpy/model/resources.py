@@ -22,6 +22,7 @@ from felixpy.model.policy import (
     Service,
     Tier,
 )
+from felixpy.model.selectors import ALL, Selector
 
 __all__ = [
     "NAMESPACED",
@@ -84,7 +85,11 @@ class WorkloadEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class IPPool:
-    """A range of workload addresses. A disabled pool still counts for routing and NAT (as in Felix)."""
+    """A range of workload addresses. A disabled pool still counts for routing and NAT (as in Felix).
+
+    The selectors and ``manual`` (``assignmentMode: Manual``: addresses for those only who ask for the pool) are for
+    whoever gives addresses.
+    """
 
     key: ResourceKey
     cidr: Net
@@ -93,6 +98,9 @@ class IPPool:
     disabled: bool = False
     encapsulation: Encapsulation = Encapsulation.NONE
     allowed_uses: frozenset[str] = frozenset({"Workload", "Tunnel"})
+    node_selector: Selector = ALL
+    namespace_selector: Selector = ALL
+    manual: bool = False
 
     @property
     def load_balancer_only(self) -> bool:
