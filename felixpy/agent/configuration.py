@@ -9,8 +9,10 @@ done again. It must never write to the kernel, but to remove what other back-end
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
+from typing import Any
 
 import structlog
 
@@ -21,7 +23,7 @@ from felixpy.config import LiveSettings, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
-from felixpy.dataplane.host import read_host
+from felixpy.dataplane.host import read_host, read_own_interfaces
 from felixpy.dataplane.iptables.detect import Choice, Facts, decide, detect, felix_in_use, gather
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import FilterError
@@ -68,6 +70,8 @@ class Configuration:
         self._on_filters = on_filters
         self._half_taken = False
         self._peers: tuple[bytes, ...] = ()
+        self._doubtful: set[str] = set()
+        """Prefixes of interfaces that only the stream has."""
         self._read_as: Ownership | None = None
         self._choice: Choice | None = None
         self._chosen_by: object = None
@@ -115,8 +119,8 @@ class Configuration:
         settings_due, host_due = self.settings_due, self.host_due
         self.settings_due = self.host_due = False  # what changes from here on is due again
         try:
-            resolves = settings_due and complete
-            settings, host = self._resolve() if resolves else self.settings, self._calculation.host
+            resolves = complete and (settings_due or (host_due and bool(self._doubtful)))
+            settings, host = await self._resolve() if resolves else self.settings, self._calculation.host
             again = self._half_taken
             if again or host_due or settings.interface_prefix != self.settings.interface_prefix:
                 host = await self._read_host(settings)
@@ -145,13 +149,40 @@ class Configuration:
         dataplane, ours = self._dataplane, settings.device_route_protocol
         return await read_host(dataplane.links, settings.interface_prefix, dataplane.routes.ways, self._peers, ours)
 
-    def _resolve(self) -> Settings:
-        """The settings that the stream and this machine ask for now."""
+    async def _resolve(self) -> Settings:
+        """The settings that the stream and this machine ask for now.
+
+        An InterfacePrefix of the stream that names an interface of the node's own is refused: its packets would be
+        dropped and its routes removed, and nothing would reach this node that takes it back.
+        """
         store, known = self._calculation.store, self._live.passed_over
-        settings = self._live.take(store.configurations.values(), store.labels)
+        dataplane, self._doubtful = self._dataplane, set()
+        dataplane.local_prefixes = self._live.of_this_machine.interface_prefix
+
+        def doubts(attribute: str, value: Any) -> str:
+            if attribute == "interface_prefix":
+                self._doubtful.update(set(value) - set(dataplane.local_prefixes))
+            return ""
+
+        configurations = store.configurations.values()
+        settings = self._live.take(configurations, store.labels, doubts)
+        if self._doubtful:
+            prefixes = tuple(self._doubtful)
+            own = await read_own_interfaces(dataplane.links, prefixes, dataplane.routes.ways)
+            named = {prefix: why for prefix in prefixes if (why := self._names_own(prefix, own))}
+            if named:
+                settings = self._live.take(configurations, store.labels, partial(_names_own_interface, named))
         for what in sorted(self._live.passed_over - known):
             self._outcome.problems.ignored(what)
         return settings
+
+    def _names_own(self, prefix: str, own: Mapping[str, str]) -> str:
+        """Which interface of the node's own a prefix names, empty if none, or if workloads are behind others of it."""
+        named = sorted(name for name in own if name.startswith(prefix))
+        endpoints = self._calculation.store.endpoints.values() if named else ()
+        if any(one.interface.startswith(prefix) and one.interface not in own for one in endpoints):
+            return ""
+        return f"names {named[0]}, {own[named[0]]}" if named else ""
 
     async def _use_settings(self, settings: Settings) -> None:
         if settings != self.settings:
@@ -236,6 +267,12 @@ class Configuration:
         self._leftovers.fails(LEFTOVERS, "; ".join(problems))
         self._leftovers_at = time.monotonic() + self._leftovers_pause
         self._leftovers_pause = min(2 * self._leftovers_pause, LEFTOVERS_LAST_SECONDS)
+
+
+def _names_own_interface(named: Mapping[str, str], attribute: str, value: Any) -> str:
+    if attribute != "interface_prefix":
+        return ""
+    return next((f"{named[prefix]}; it is not used on this node" for prefix in value if prefix in named), "")
 
 
 def _differences(old: Settings, new: Settings) -> dict[str, str]:

@@ -126,7 +126,12 @@ def _off(facts: Facts, family: Family) -> Iterator[Finding]:
 def _family(settings: Settings, facts: Facts, family: Family) -> Iterator[Finding]:
     version = family.version
     why = "workloads reach the outside world by the node's default route"
-    if interface := facts.default_routes.get(family):
+    interface = facts.default_routes.get(family)
+    if interface and interface.startswith(settings.interface_prefix):
+        found = f"the {family} default route goes through {interface}, which InterfacePrefix takes for a workload's"
+        fix = "leave its prefix out of InterfacePrefix (FELIX_INTERFACEPREFIX)"
+        yield Finding(f"route.default{version}", FAIL, found, "its packets are dropped and its routes removed", fix)
+    elif interface:
         yield Finding(f"route.default{version}", OK, f"{family} default route over {interface}", why)
     else:
         fix = f"ip -{version} route add default via ROUTER"

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from felixpy.config.resolve import ProblemKind, SettingProblem, resolve, resolve_stream
+from felixpy.config.resolve import ProblemKind, Refuses, SettingProblem, resolve, resolve_stream
 from felixpy.config.settings import DECLARATIONS, Settings
 from felixpy.config.sources import SettingsSource
 from felixpy.model.resources import FelixConfiguration, ResourceKey
@@ -41,10 +41,23 @@ class LiveSettings:
         newer = replace(newer, nodename=newer.nodename or self.settings.nodename)  # not set: the host name
         return tuple(each.name for each in LOCAL_ONLY if getattr(newer, each.attribute) != self._fixed[each.attribute])
 
-    def take(self, configurations: Iterable[FelixConfiguration], labels: Mapping[str, str]) -> Settings:
-        """Resolve everything anew and return the settings in force."""
+    @property
+    def of_this_machine(self) -> Settings:
+        """What the settings would be without the stream."""
+        return resolve(self._sources)[0]
+
+    def take(
+        self,
+        configurations: Iterable[FelixConfiguration],
+        labels: Mapping[str, str],
+        refuses: Refuses = lambda attribute, value: "",
+    ) -> Settings:
+        """Resolve everything anew and return the settings in force.
+
+        ``refuses`` says what this node must not take of the stream: then the next source's value counts.
+        """
         known = {str(each.key): each for each in configurations}
-        resolved, problems = resolve_stream(self._sources, known.values(), self.settings.nodename, labels)
+        resolved, problems = resolve_stream(self._sources, known.values(), self.settings.nodename, labels, refuses)
         self._judge(problems, known)
         self.settings = replace(resolved, **self._fixed)
         return self.settings

@@ -6,7 +6,7 @@ reach a problem.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -69,13 +69,23 @@ def _normal(name: str) -> str:
 _BY_NAME = _names()
 
 
-def resolve(sources: Sequence[SettingsSource]) -> tuple[Settings, tuple[SettingProblem, ...]]:
+Refuses = Callable[[str, Any], str]
+"""Why a value of the stream, by attribute, must not be taken on this node though it is a good one; empty if it may."""
+
+
+def _refuses_nothing(attribute: str, value: Any) -> str:
+    return ""
+
+
+def resolve(
+    sources: Sequence[SettingsSource], refuses: Refuses = _refuses_nothing
+) -> tuple[Settings, tuple[SettingProblem, ...]]:
     """Settings from sources, the most important first. Every value is parsed, also where another source wins."""
     values: dict[str, Any] = {}
     problems: list[SettingProblem] = []
     for source in sources:
         for name, raw in source.values.items():
-            outcome = _read(source, name, raw)
+            outcome = _read(source, name, raw, refuses)
             if isinstance(outcome, SettingProblem):
                 problems.append(outcome)
             elif outcome is not None:
@@ -83,7 +93,7 @@ def resolve(sources: Sequence[SettingsSource]) -> tuple[Settings, tuple[SettingP
     return Settings(**values), tuple(problems)
 
 
-def _read(source: SettingsSource, name: str, raw: object) -> tuple[str, Any] | SettingProblem | None:
+def _read(source: SettingsSource, name: str, raw: object, refuses: Refuses) -> tuple[str, Any] | SettingProblem | None:
     """Attribute and value, or what is wrong with them; None for what counts as not set."""
     declaration = _BY_NAME.get(_normal(name))
     if declaration is not None and source.plain_names and "_" in name:
@@ -98,7 +108,11 @@ def _read(source: SettingsSource, name: str, raw: object) -> tuple[str, Any] | S
         reason = "can be set in the environment or the settings file only; it is ignored here"
         return SettingProblem(ProblemKind.LOCAL_ONLY, declaration.name, source.name, reason=reason, local=False)
     try:
-        return declaration.attribute, _parse(declaration, raw)
+        value = _parse(declaration, raw)
+        if not source.local and (reason := refuses(declaration.attribute, value)):
+            kind = ProblemKind.BAD_VALUE
+            return SettingProblem(kind, declaration.name, source.name, quote(raw), reason, local=False)
+        return declaration.attribute, value
     except ValueError as error:
         reason = str(error) if not declaration.secret else "cannot be used"
         shown = "(hidden)" if declaration.secret else quote(raw)
@@ -144,6 +158,7 @@ def resolve_stream(
     configurations: Iterable[FelixConfiguration],
     node_name: str,
     node_labels: Mapping[str, str],
+    refuses: Refuses = _refuses_nothing,
 ) -> tuple[Settings, tuple[SettingProblem, ...]]:
     """Settings from this machine's sources (environment, file) and below them those of the stream that apply here.
 
@@ -168,7 +183,7 @@ def resolve_stream(
     # Without a time of creation: younger than all that have one. The name makes the order total.
     selecting.sort(key=lambda configuration: (not configuration.created, configuration.created, configuration.key.name))
     chosen = [_source(configuration) for configuration in (*own, *selecting[:1], *default)]
-    settings, found = resolve([*base_sources, *chosen])
+    settings, found = resolve([*base_sources, *chosen], refuses)
     return settings, (*problems, *found)
 
 

@@ -69,6 +69,8 @@ class Dataplane:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
+        self.local_prefixes = settings.interface_prefix
+        """Those that this machine's own settings have: what they name is a workload's, whatever the kernel tells."""
         self.links = links
         self.clock = clock
         self.socket = NetlinkSocket(NETLINK_ROUTE)

@@ -10,6 +10,7 @@ from felixpy.calc.reserved import Way
 from felixpy.dataplane.interface_settings import PROC_SYS_NET, read_proc
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.routes import Ways
+from felixpy.model.net import format_address
 from felixpy.netlink.inventory import is_usable, read_addresses
 from felixpy.netlink.lookup import leading_route, open_lookup
 from felixpy.netlink.rtnetlink import RTN_UNICAST
@@ -74,6 +75,24 @@ def _read_peers(
             if name is not None and route.kind == RTN_UNICAST:
                 found.append(Way(peer, name, route.protocol == ours or name.startswith(workload_prefixes)))
     return tuple(found)
+
+
+async def read_own_interfaces(links: Links, prefixes: tuple[str, ...], ways: Ways) -> dict[str, str]:
+    """Interfaces with one of some prefixes that are the node's own all the same, and what says so.
+
+    An address with a subnet says it, a single one does not: CNI plugins put the workloads' gateway there.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    named = [link for link in links.by_name.values() if link.name.startswith(prefixes) and link.name != "lo"]
+    uplinks = {links.name_of(index) for index in ways.uplinks}
+    own = {link.name: "which a default route goes through" for link in named if link.name in uplinks}
+    for address in await read_addresses([link.ifindex for link in named]):
+        link = links.by_index.get(address.interface)
+        if link is not None and is_usable(address) and not address.net.is_host:
+            own[link.name] = f"which carries the node's address {format_address(address.net.packed)}"
+    return own
 
 
 def is_host_interface(name: str, workload_prefixes: tuple[str, ...]) -> bool:

@@ -174,7 +174,7 @@ class Watch:
     def _address(self, message: Message) -> None:
         """Take a RTM_NEWADDR or RTM_DELADDR: with an address of the node its routes may have come or gone."""
         name = self._dataplane.links.name_of(rtnetlink.address_interface(message))
-        if name is None or name.startswith(self._workload_prefixes):
+        if name is None or name.startswith(self._dataplane.local_prefixes):
             return
         address = rtnetlink.decode_address(message)
         if address is None or is_usable(address):  # each interface gets a link-local one, also that of any container

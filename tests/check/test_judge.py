@@ -123,6 +123,7 @@ def forward_drop(table: str, chain: str) -> Callable[[Facts], None]:
         ),
         (stream(nodes={"n2": Node(ResourceKey(Kind.NODE, "n2"), V4)}), "addr.v4.twice", "fail"),
         (change(workload_gateway=""), "route.gateway4", "warn"),
+        (change(default_routes={Family.V4: "cali1", Family.V6: "eth0"}), "route.default4", "fail"),
         (change(kernel_parts={"nf_tables": False}), "kmod", "fail"),
         (forward_drop("nftables table ip filter", "FORWARD"), "filter.forward", "warn"),
         (change(filter=FilterFacts(nft=RuleSurvey(felix_chains=("cali-INPUT",)))), "owners.felix", "fail"),

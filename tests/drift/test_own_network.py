@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from felixpy.model.net import Net, parse_address
-from felixpy.model.resources import BlockAffinity, Borrowed, IPAMBlock, Kind, ResourceKey, Update
+from felixpy.model.resources import BlockAffinity, Borrowed, FelixConfiguration, IPAMBlock, Kind, ResourceKey, Update
 from tests.drift.world import NODE, World, build_links, endpoint, put, running, sh
 from tests.netns import enter_new_network, enter_private_namespaces
 
@@ -124,3 +124,65 @@ async def test_it_follows_what_the_kernel_tells_of_addresses_and_routes() -> Non
         await world.until(lambda: told(world, "address 172.31.0.200/32 is a gateway of this node"))
         await world.until(lambda: told(world, "address fd00:31::fc/128 is a gateway of this node"))
         assert "cali3" not in sh("ip route show; ip -6 route show | grep -v fe80")
+
+
+def prefix(value: str) -> Update:
+    key = ResourceKey(Kind.FELIX_CONFIGURATION, "default")
+    return put(FelixConfiguration(key, {"interfacePrefix": value}))
+
+
+def in_force(world: World) -> tuple[str, ...]:
+    return world.agent.settings.interface_prefix
+
+
+@pytest.mark.parametrize("backend", ["nftables", "legacy", "nft"])
+async def test_a_prefix_that_names_an_interface_of_the_node_is_refused(backend: str) -> None:
+    rules = "nft -s list ruleset" if backend == "nftables" else f"iptables-{backend}-save | grep -v '^#\\|^:'"
+    async with running(backend, 2) as world:
+        before = sh(rules), state(backend)
+        for value in ("cali,eth", "eth0", "cali,et"):
+            world.agent.update(prefix(value))
+            await world.until(
+                lambda value=value: told(world, f"{value!r} names eth0, which carries the node's address")
+            )
+            await world.quiet()
+            assert in_force(world) == ("cali",)
+            assert (sh(rules), state(backend)) == before
+        world.agent.update(Update(prefix("").key, None))
+        await world.until(lambda: not list(world.agent.outcome.problems))
+        await world.quiet()
+        assert (sh(rules), state(backend)) == before
+
+
+async def test_a_prefix_is_refused_from_when_on_the_node_uses_such_an_interface() -> None:
+    sh("ip link add tap0 type veth peer name t0; ip link set tap0 up; ip addr add 10.7.0.1/32 dev tap0")
+    async with running("nftables", 2, **REFRESH_OFF) as world:
+        world.agent.update(prefix("cali,tap"))
+        await world.until(lambda: in_force(world) == ("cali", "tap"))
+        for command, undo in (
+            ("ip addr add 10.8.0.1/24 dev tap0", "ip addr del 10.8.0.1/24 dev tap0"),
+            ("ip addr add fd00:8::1/64 dev tap0 nodad", "ip addr del fd00:8::1/64 dev tap0"),
+        ):
+            sh(command)
+            await world.until(lambda: in_force(world) == ("cali",))
+            await world.until(lambda: told(world, "names tap0"))
+            sh(undo)
+            await world.until(lambda: in_force(world) == ("cali", "tap"))
+            await world.until(lambda: not list(world.agent.outcome.problems))
+        sh("ip route add default dev tap0 metric 99")
+        await world.until(lambda: told(world, "names tap0, which a default route goes through"))
+        await world.until(lambda: in_force(world) == ("cali",))
+
+
+async def test_a_prefix_that_workloads_use_stays() -> None:
+    """Rules that went from all of them because of one interface would open what was closed."""
+    sh("for n in 0 1; do ip link add tap$n type veth peer name t$n; ip link set tap$n up; done")
+    async with running("nftables", 2, **REFRESH_OFF) as world:
+        world.agent.update(put(endpoint(7, interface="tap1")))
+        world.agent.update(prefix("cali,tap"))
+        await world.until(lambda: "10.48.0.7 dev tap1" in sh("ip route show"))
+        sh("ip addr add 10.8.0.1/24 dev tap0; ip addr add 10.8.1.1/24 dev eth1")
+        last = Net.parse_interface("10.8.1.1/24")
+        await world.until(lambda: last in [one.net for one in world.agent.calculation.host.addresses])
+        await world.quiet()
+        assert in_force(world) == ("cali", "tap")
