@@ -11,8 +11,6 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from structlog.contextvars import bind_contextvars
 
 from felixpy import __version__
@@ -25,7 +23,7 @@ from felixpy.commands.common import (
 )
 from felixpy.commands.node import check, diag, explain, status
 from felixpy.commands.standard_streams import give_output_up, mend
-from felixpy.commands.stream import apply, delete, get
+from felixpy.commands.stream import apply, delete, diff, get
 from felixpy.config import Settings
 from felixpy.config.local import Local
 from felixpy.observe.log_limit import LogLimit
@@ -33,16 +31,30 @@ from felixpy.observe.log_limit import LogLimit
 app = typer.Typer(
     name="felixpy",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Node dataplane agent: carries a node's workloads over IPv4, IPv6 or both.",
 )
-console = Console(soft_wrap=True, highlight=False)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for a complete snapshot.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        with plain_errors():
+            typer.echo(f"felixpy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 # --- run -------------------------------------------------------------------------------------------------------------
@@ -151,10 +163,12 @@ async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None
     if as_json:
         typer.echo(json.dumps([line._asdict() for line in lines]))
         return
-    table = Table("table", "entry", "wanted", "kernel", "note")
-    for line in lines:
-        table.add_row(*line, style=None if line.kernel and line.wanted and not line.note else "yellow")
-    console.print(table)
+    rows = [("TABLE", "ENTRY", "WANTED", "KERNEL", "NOTE"), *lines]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        text = "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+        as_wanted = row is rows[0] or (row[2] and row[3] and not row[4])
+        typer.secho(text, fg=None if as_wanted else typer.colors.YELLOW)  # without a terminal: no colour
 
 
 @app.command()
@@ -188,7 +202,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
         typer.echo("nothing of felixpy is on this node")
 
 
-for _command in (check, explain, status, diag, apply, delete, get):
+for _command in (check, explain, status, diag, apply, delete, get, diff):
     app.command()(_command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that write and read the stream at its broker: ``apply``, ``delete``, ``get``.
+"""The commands that write and read the stream at its broker: ``apply``, ``delete``, ``get``, ``diff``.
 
 Input is checked as a whole before any connection is made. They never touch the kernel.
 """
@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from felixpy.commands import listing
 from felixpy.commands.common import CommandError, SettingsFile, UsageError, a_path, finish, local_settings, plain_errors
 from felixpy.config import Settings
 from felixpy.model.resources import Kind
@@ -43,6 +44,7 @@ def apply(
     config: SettingsFile = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Publish the good documents of a bad batch.")] = False,
     recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be published.")] = False,
 ) -> None:
     """Publish resources to the MQTT broker FELIX_MQTTHOST, after checking all of them.
 
@@ -55,7 +57,7 @@ def apply(
     with plain_errors():
         local = local_settings(config)
         _require_broker(local.settings)
-    finish(_apply(local.settings, filename, skip_bad, recount))
+    finish(_apply(local.settings, filename, skip_bad, recount, dry_run))
 
 
 def delete(
@@ -82,7 +84,7 @@ def delete(
     finish(_delete(local.settings, filename, recount, ignore_not_found))
 
 
-async def _apply(settings: Settings, paths: list[Path], skip_bad: bool, recount: bool) -> None:
+async def _apply(settings: Settings, paths: list[Path], skip_bad: bool, recount: bool, dry_run: bool) -> None:
     from felixpy.model.documents import load
     from felixpy.mqtt.batch import prepare
     from felixpy.mqtt.publisher import open_publisher
@@ -92,8 +94,47 @@ async def _apply(settings: Settings, paths: list[Path], skip_bad: bool, recount:
         typer.echo(f"skipped {problem}", err=True)
     with _progress("apply") as progress:
         async with open_publisher(settings, progress) as publisher:
-            outcome = await publisher.apply(batch, recount=recount)
+            if dry_run:
+                changes = await publisher.changes(batch)
+            else:
+                outcome = await publisher.apply(batch, recount=recount)
+    if dry_run:
+        deleted = sum(not after for _, after in changes.values())
+        for name, (_, after) in zip(listing.names(changes), changes.values(), strict=True):
+            typer.echo(f"{name} would be {'published' if after else 'deleted'}")
+        typer.echo(f"{len(changes) - deleted} would be published, {deleted} deleted; nothing was written")
+        return
     _tell(outcome, batch)
+
+
+def diff(filename: Files, config: SettingsFile = None) -> None:
+    """Show how what files say differs from what the MQTT broker holds; changes nothing.
+
+    Exit code: 0 no difference, 1 differences, 2 could not be told.
+
+    Examples:
+
+        felixpy diff -f pools.yaml
+
+        felixpy get -o yaml | felixpy diff -f -
+    """
+    with plain_errors(2):
+        local = local_settings(config)
+        _require_broker(local.settings)
+    finish(_diff(local.settings, filename), 2)
+
+
+async def _diff(settings: Settings, paths: list[Path]) -> int:
+    from felixpy.model.documents import load
+    from felixpy.mqtt.batch import prepare
+    from felixpy.mqtt.publisher import open_publisher
+
+    batch = prepare(load(_existing(paths)))
+    async with open_publisher(settings) as publisher:
+        changes = await publisher.changes(batch)
+    for line in listing.differences(changes):
+        typer.echo(line)
+    return 1 if changes else 0
 
 
 async def _delete(settings: Settings, paths: list[Path], recount: bool, ignore_not_found: bool) -> None:
@@ -105,7 +146,7 @@ async def _delete(settings: Settings, paths: list[Path], recount: bool, ignore_n
     with _progress("delete") as progress:
         async with open_publisher(settings, progress) as publisher:
             outcome = await publisher.delete(batch, recount=recount)
-    _tell(outcome, batch)
+    typer.echo(f"{outcome.deleted} deleted")
     if outcome.missing and not ignore_not_found:
         raise CommandError(f"not found: {', '.join(outcome.missing)}")
 
@@ -125,7 +166,7 @@ def get(
         typer.Option("--filename", "-f", metavar="FILE|DIR", parser=_a_file, help="Objects that files name."),
     ] = None,
     config: SettingsFile = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="yaml or json.")] = "yaml",
+    output: Annotated[str, typer.Option("--output", "-o", help="yaml, json, wide or name.")] = "yaml",
 ) -> None:
     """Print resources as the MQTT broker holds them.
 
@@ -135,24 +176,17 @@ def get(
 
         felixpy get IPPool default-ipv6-ippool -o json
 
+        felixpy get wep -o wide
+
         felixpy get -f pools.yaml
     """
     with plain_errors():
-        if output not in ("yaml", "json"):
-            raise UsageError(f"-o {output}: expected yaml or json")
-        wanted = _kind(kind)
+        if output not in ("yaml", "json", "wide", "name"):
+            raise UsageError(f"-o {output}: expected yaml, json, wide or name")
+        wanted = None if kind is None else listing.kind_named(kind)
         local = local_settings(config)
         _require_broker(local.settings)
     finish(_get(local.settings, wanted, name, namespace, filename or [], output))
-
-
-def _kind(text: str | None) -> Kind | None:
-    if text is None:
-        return None
-    for kind in Kind:
-        if text.lower() in (kind.lower(), f"{kind.lower()}s"):
-            return kind
-    raise UsageError(f"kind {text} is not one that felixpy knows: {', '.join(Kind)}")
 
 
 async def _get(
@@ -165,17 +199,20 @@ async def _get(
     from felixpy.mqtt.publisher import open_publisher
 
     async with open_publisher(settings) as publisher:
-        listing = await publisher.get(kind, name, namespace)
-    objects = dict(listing.objects)
+        found = await publisher.get(kind, name, namespace)
+    objects = dict(found.objects)
     if paths:
         topics = {entry.topic for entry in prepare(load(_existing(paths))).entries}
         objects = {topic: value for topic, value in objects.items() if topic in topics}
     if output == "json":
         typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects.values())}, indent=2))
+    elif output in ("wide", "name"):
+        for line in (listing.wide if output == "wide" else listing.names)(objects):
+            typer.echo(line)
     else:
         typer.echo(yaml.safe_dump_all(objects.values(), sort_keys=False), nl=False)
-    if listing.incomplete:
-        raise CommandError(f"the list may be incomplete: {listing.incomplete}")
+    if found.incomplete:
+        raise CommandError(f"the list may be incomplete: {found.incomplete}")
     if (name is not None or paths) and not objects:
         raise CommandError("not found")
     return 0

@@ -139,10 +139,17 @@ class Publisher:
         ``recount``: do not trust the manifests; count the scopes anew, as after writes by other tools, and declare
         what is there now a fresh start (a new epoch).
         """
-        held = await self._read_held(batch)
-        wanted = {entry.topic: entry.payload for entry in batch.entries}
-        moved = {topic for found in held.values() for topic in found if topic not in wanted}
-        return await self._write({**wanted, **dict.fromkeys(moved, b"")}, recount=recount)
+        return await self._write(await self._wanted(batch), recount=recount)
+
+    async def changes(self, batch: Batch) -> dict[str, tuple[bytes, bytes]]:
+        """What ``apply`` would write: content before and after by topic, where they differ; empty is none."""
+        wanted = await self._wanted(batch)
+        content = self._retained.content
+        return {
+            topic: (content.get(topic, b""), after)
+            for topic, after in wanted.items()
+            if content.get(topic, b"") != after
+        }
 
     async def delete(self, batch: Batch, *, recount: bool = False) -> Outcome:
         """Delete what the documents name, on whatever node it is; ``recount`` as for ``apply``."""
@@ -186,6 +193,13 @@ class Publisher:
                 if got != want:
                     gaps.append(f"{segment} {got}/{want} in {topics.manifest_topic(scope)}")
         return f"the broker does not hold what its manifests say: {', '.join(gaps)}" if gaps else ""
+
+    async def _wanted(self, batch: Batch) -> dict[str, bytes]:
+        """Content by topic after an ``apply``: an endpoint leaves the node that it was on."""
+        held = await self._read_held(batch)
+        wanted = {entry.topic: entry.payload for entry in batch.entries}
+        moved = {topic for found in held.values() for topic in found if topic not in wanted}
+        return {**wanted, **dict.fromkeys(moved, b"")}
 
     async def _read_held(self, batch: Batch) -> dict[Entry, list[str]]:
         """Topics that hold each entry's resource now: an endpoint may be on several nodes."""

@@ -69,7 +69,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     ("arguments", "words"),
     [
         (("get", "Pizza"), ("Pizza", "IPPool")),
-        (("get", "-o", "xml"), ("xml", "yaml or json")),
+        (("get", "-o", "xml"), ("xml", "yaml, json, wide or name")),
         (("explain", "foo", "bar"), ("'foo' is no IPv4 or IPv6 address",)),
         (("explain", "10.0.0.1", "fd00::1"), ("different families",)),
         (("explain", "10.0.0.1", "10.0.0.2", "²"), ("is no protocol",)),

@@ -71,7 +71,7 @@ def test_apply_get_delete_of_an_endpoint(broker: Broker, tmp_path: Path) -> None
             again = await command("apply", "-f", str(file), broker=broker)
             assert again.out == "0 published, 1 unchanged, 0 deleted\n"
             deleted = await command("delete", "-f", str(file), broker=broker)
-            assert deleted.out == "0 published, 0 unchanged, 1 deleted\n"
+            assert deleted.out == "1 deleted\n"
             await agent.until(lambda: routes() == set(), "the end of its routes")
             missing = await command("get", "WorkloadEndpoint", "good", broker=broker)
             assert (missing.code, missing.err) == (1, "felixpy: not found\n")
@@ -122,7 +122,7 @@ def test_what_was_published_by_hand_and_is_invalid_can_be_deleted_by_what_get_pr
             got = await command("get", broker=broker)
             printed = "---\n".join(text for text in got.out.split("---\n") if "bad" in text or "26" in text)
             done = await asyncio.to_thread(felixpy, "delete", "-f", "-", env=at(broker), stdin=printed)
-            assert (done.code, done.out, done.err) == (0, "0 published, 0 unchanged, 3 deleted\n", "")
+            assert (done.code, done.out, done.err) == (0, "3 deleted\n", "")
             assert (await command("get", broker=broker)).out == "keep: 1\n"
 
     asyncio.run(scenario())
@@ -133,9 +133,46 @@ def test_deleting_what_is_not_there_is_an_error_unless_told(broker: Broker, tmp_
     file.write_text(f"{BAD}---\n{yaml.safe_dump(GOOD)}")
     assert felixpy("apply", "--skip-bad", "-f", str(file), env=at(broker)).out.startswith("1 published")
     done = felixpy("delete", "-f", str(file), env=at(broker))
-    assert (done.code, done.out) == (1, "0 published, 0 unchanged, 1 deleted\n")
+    assert (done.code, done.out) == (1, "1 deleted\n")
     assert done.err.startswith("felixpy: not found: WorkloadEndpoint default/bad, ")
     assert felixpy("delete", "--ignore-not-found", "-f", str(file), env=at(broker)).code == 0
     file.write_text("kind: IPPool\napiVersion: projectcalico.org/v3\n")
     done = felixpy("delete", "-f", str(file), env=at(broker))
     assert (done.code, "nothing was sent" in done.err) == (1, True)
+
+
+def test_what_files_say_is_compared_before_it_is_applied(broker: Broker, tmp_path: Path) -> None:
+    file = tmp_path / "pool.yaml"
+    pool = {"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "one"}}
+    file.write_text(yaml.safe_dump({**pool, "spec": {"cidr": "10.48.0.0/21"}}))
+    env = at(broker)
+    dry = felixpy("apply", "--dry-run", "-f", str(file), env=env)
+    assert (dry.code, dry.err) == (0, "")
+    assert dry.out == "ippool/one would be published\n1 would be published, 0 deleted; nothing was written\n"
+    assert felixpy("get", "-o", "name", env=env).out == ""
+    new = felixpy("diff", "-f", str(file), env=env)
+    assert new.code == 1
+    assert "+  cidr: 10.48.0.0/21" in new.out
+    assert felixpy("apply", "-f", str(file), env=env).out == "1 published, 0 unchanged, 0 deleted\n"
+    same = felixpy("diff", "-f", str(file), env=env)
+    assert (same.code, same.out, same.err) == (0, "", "")
+    assert felixpy("get", "pools", "-o", "name", env=env).out == "ippool/one\n"
+    wide = [line.split() for line in felixpy("get", "ippools", "-o", "wide", env=env).out.splitlines()]
+    assert wide == [
+        ["KIND", "NAMESPACE", "NAME", "SPEC"],
+        ["ippool", "one", "cidr=10.48.0.0/21"],
+    ]
+    file.write_text(yaml.safe_dump({**pool, "spec": {"cidr": "10.48.0.0/22"}}))
+    changed = felixpy("diff", "-f", str(file), env=env)
+    assert changed.code == 1
+    assert "-  cidr: 10.48.0.0/21" in changed.out and "+  cidr: 10.48.0.0/22" in changed.out
+    file.write_text("kind: [")
+    assert felixpy("diff", "-f", str(file), env=env).code == 2
+
+
+def test_kinds_have_short_names(broker: Broker) -> None:
+    for name in ("wep", "WorkloadEndpoints", "block", "ipamblocks", "affinities", "FelixConfig", "node"):
+        assert felixpy("get", name, "-o", "name", env=at(broker)).code == 0, name
+    unknown = felixpy("get", "teapots", env=at(broker))
+    assert unknown.code == 2
+    assert "kind teapots is not one that felixpy knows: WorkloadEndpoint (wep), " in unknown.err
