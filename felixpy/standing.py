@@ -16,6 +16,9 @@ import structlog
 Note = Callable[[str, str], None]
 """Is told what fails and why, each time that is news."""
 
+Over = Callable[[str], None]
+"""Is told what works again."""
+
 
 @dataclass(slots=True)
 class _Failure:
@@ -27,9 +30,10 @@ class _Failure:
 class Standing:
     """What does not work now, by name. ``level`` is that of the lines about failures."""
 
-    def __init__(self, note: Note | None = None, *, level: str = "error") -> None:
+    def __init__(self, note: Note | None = None, over: Over | None = None, *, level: str = "error") -> None:
         self._failures: dict[str, _Failure] = {}
         self._note = note or (lambda what, reason: None)
+        self._over = over or (lambda what: None)
         self._level = level
         self._log = structlog.get_logger("felixpy")
 
@@ -45,5 +49,6 @@ class Standing:
     def works(self, what: str, *, since: float | None = None, **keys: Any) -> None:
         """It works; said if it did not. ``since``: from when on (monotonic), if that was not now."""
         if failure := self._failures.pop(what, None):
+            self._over(what)
             seconds = round((time.monotonic() if since is None else since) - failure.since, 1)
             self._log.info(f"{what}: over", was=failure.reason, times=failure.times, seconds=seconds, **keys)

@@ -90,7 +90,7 @@ class Agent:
         self.dataplane.release.changed = self._wake_up
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.recent = RecentFailures()
-        self._standing = Standing(self.recent.note)
+        self._standing = Standing(self.recent.note, self.recent.over)
         self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings))
         self.outcome = Outcome(self.calculation, self.dataplane, live, self.metrics, status, self.recent, self.files)
         self.configuration = Configuration(

@@ -135,6 +135,8 @@ class Outcome:
         is_written = state == "up" and thing in self._arrivals
         if (state, reason) == self.reported.get(thing, ("", "")) and not is_written:
             return
+        if state == "waiting":
+            self._arrivals.pop(thing, None)  # how long somebody else takes to make its interface is not our latency
         payload: dict[str, Any] | None = None
         self._files.set(thing, self._calculation.store.endpoints.get(thing) if state == "up" else None)
         if state:

@@ -52,6 +52,8 @@ class Telling:
             self._metrics.resyncs_started.inc()
         if status.state is SyncState.DEGRADED:
             self._recent.note("stream", status.reason)
+        elif status.state is SyncState.IN_SYNC:
+            self._recent.over("stream")
         self._metrics.resync_state.set(RESYNC_STATES[status.state])
         self.is_due = True
 
@@ -79,6 +81,7 @@ class Telling:
                 self._recent.note(str(family), reason)
                 log.error("family is not programmed", family=str(family), backend=backend, reason=reason)
         for family in before.keys() - now.keys():
+            self._recent.over(str(family))
             log.info("family is programmed again", family=str(family), was=before[family])
         self.is_due = self.is_due or now != before
 

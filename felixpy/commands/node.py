@@ -194,7 +194,8 @@ def _status_troubles(said: Mapping[str, Any]) -> list[Text]:
         told.append(Text(f"problem     and {more} more: `felixpy show`, status topics", style="yellow"))
     for one in said["failures"][-SHOWN_FAILURES:]:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["ts"]))
-        told.append(Text(f"failure     {at} {one['what']}: {one['reason']}", style="dim"))
+        over = f" (over since {time.strftime('%H:%M:%S', time.localtime(one['over_ts']))})" if one["over_ts"] else ""
+        told.append(Text(f"failure     {at} {one['what']}: {one['reason']}{over}", style="dim" if over else "red"))
     return told
 
 

@@ -43,6 +43,7 @@ class Problems:
             self._log.warning("problem", object=str(key), reason=reason)
         else:
             del self._reasons[key]
+            self._recent.over(str(key))
             self._log.info("problem solved", object=str(key), was=old)
         self._kinds[key.kind] += bool(reason) - bool(old)
         self._metrics.problems.labels(key.kind).set(self._kinds[key.kind])

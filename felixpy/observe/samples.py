@@ -33,11 +33,12 @@ class Samples:
 
 
 class Failure(NamedTuple):
-    """Something that went wrong: when (Unix time), of what, and why."""
+    """Something that went wrong: when (Unix time), of what, why, and since when it is over (0: it is not)."""
 
     ts: float
     what: str
     reason: str
+    over_ts: float = 0.0
 
 
 class RecentFailures:
@@ -47,7 +48,15 @@ class RecentFailures:
         self._kept: deque[Failure] = deque(maxlen=KEPT_FAILURES)
 
     def note(self, what: str, reason: str) -> None:
+        """It fails, for this reason; the reason before is over."""
+        self.over(what)
         self._kept.append(Failure(time.time(), what, reason))
+
+    def over(self, what: str) -> None:
+        """It works again, or is gone."""
+        for index, one in enumerate(self._kept):
+            if one.what == what and not one.over_ts:
+                self._kept[index] = one._replace(over_ts=time.time())
 
     def all(self) -> list[Failure]:
         return list(self._kept)

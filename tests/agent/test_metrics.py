@@ -198,3 +198,19 @@ def test_a_family_that_the_stream_switches_off_and_on_goes_and_comes(broker: Bro
             await one.until(lambda: one.metric("felixpy_ready", family="IPv6") == 1, "ready again")
 
     asyncio.run(scenario())
+
+
+def test_the_wait_for_an_interface_is_nobody_s_latency(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker) as one:
+            await settled(one)
+            await one.until(lambda: one.agent.outcome.measures, "the first complete apply")
+            before = one.metric("felixpy_endpoint_programmed_seconds_count")
+            await one.stream.put(endpoint("late", 7))
+            await one.endpoint_is("late", "waiting")
+            ip("link add cali7 type veth peer name peer7", "link set peer7 up", "link set cali7 up")
+            status = await one.endpoint_is("late", "up")
+            assert "agent_ms" not in status
+            assert one.metric("felixpy_endpoint_programmed_seconds_count") == before
+
+    asyncio.run(scenario())

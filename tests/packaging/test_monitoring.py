@@ -48,6 +48,14 @@ def test_alert_rules_are_good_and_fire_when_they_should() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_alert_has_a_section_of_the_troubleshooting_page() -> None:
+    page = (CONFIG.parent / "docs/troubleshooting.md").read_text()
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            assert f"\n### {rule['alert']}\n" in page
+            assert rule["annotations"]["runbook_url"] == f"docs/troubleshooting.md#{rule['alert'].lower()}"
+
+
 def test_expressions_of_the_dashboard_are_good(tmp_path: Path) -> None:
     """promtool reads rules only: each expression becomes one. Grafana puts its own variables in before it asks."""
     texts = [text.replace("$__rate_interval", "5m").replace("$node", ".*") for text in expressions(DASHBOARD)]
