@@ -32,9 +32,9 @@ from felixpy.demo.host import LabError
 from felixpy.demo.topology import Mode
 
 PROJECT = Path(__file__).resolve().parents[1]
-FOLDER = PROJECT / "docs" / "performance"
-RESULTS = FOLDER / "results.json"
-REPORT = PROJECT / "docs" / "performance.md"
+TRACKED = PROJECT / "docs"
+ASIDE = PROJECT / "build" / "bench"
+"""Where samples, plots and report of a run go: those of a whole run are the project's, others lie aside."""
 WIDTH = 140
 """Columns without a terminal."""
 
@@ -54,8 +54,16 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--from-json", action="store_true", help="measure nothing; write plots and report from the samples"
     )
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="where the samples go")
-    return parser.parse_args(argv)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the samples go")
+    options = parser.parse_args(argv)
+    options.place = ASIDE if _is_partial(options) else TRACKED
+    options.json = options.json or options.place / "performance" / "results.json"
+    return options
+
+
+def _is_partial(options: argparse.Namespace) -> bool:
+    parts = (options.quick, options.sizes, options.backends, options.modes, options.no_comparators, options.external)
+    return any(parts)
 
 
 def _sizes(text: str) -> list[int]:
@@ -133,15 +141,16 @@ async def _interruptible(planned: list[tuple[Cell, Effort]], results: Results, c
     await task
 
 
-def _publish(results: Results, console: Console) -> None:
+def _publish(results: Results, place: Path, console: Console) -> None:
     """Plots and report."""
+    page = place / "performance.md"
     plots: list[str] = []
     try:
-        plots = draw(results, FOLDER)
+        plots = draw(results, place / "performance")
     except NoPlots as error:
         results.remark(str(error))
-    report.write(results, REPORT, plots, report.command_of(bool(results.machine.get("quick"))))
-    console.print(f"report: {REPORT}")
+    report.write(results, page, plots, report.command_of(bool(results.machine.get("quick"))))
+    console.print(f"report: {page}")
 
 
 def _measure(options: argparse.Namespace, console: Console) -> tuple[Results, int]:
@@ -165,7 +174,7 @@ def main() -> int:
     options = arguments()
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if options.from_json:
-        _publish(load(options.json), console)
+        _publish(load(options.json), options.place, console)
         return 0
     if os.geteuid() != 0:
         console.print("bench: network namespaces need root; run it as root, or as `make bench` with sudo")
@@ -176,7 +185,7 @@ def main() -> int:
         console.print("bench: interrupted; nothing was left behind and nothing was written")
         return 1
     if not options.no_report:
-        _publish(results, console)
+        _publish(results, options.place, console)
     for remark in results.remarks:
         console.print(f"note: {remark}")
     return code

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from bench import turns
 from bench.comparators import FOR_BACKEND
 from bench.results import BACKENDS, Cell, Results
+from bench.statistics import ENOUGH_FOR_P99
 
 MET, MISSED, UNMEASURED = "met", "**missed**", "not measured"
 SOONER = 50.0
@@ -77,7 +78,7 @@ def _median(results: Results, cell: Cell, scenario: str, metric: str) -> float |
 
 def _p99(results: Results, cell: Cell, scenario: str, metric: str) -> float | None:
     found = results.get(cell, scenario, metric)
-    return found.p99 if found else None
+    return found.p99 if found and found.samples >= ENOUGH_FOR_P99 else None
 
 
 def _maximum(results: Results, cell: Cell, scenario: str, metric: str) -> float | None:

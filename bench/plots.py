@@ -42,7 +42,7 @@ def _axes(columns: int) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * columns, 4), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    axes = figure.subplots(1, columns, squeeze=False, sharex=True, sharey=True)[0]
     return figure, list(axes)
 
 
@@ -75,7 +75,20 @@ def _by_size(results: Results) -> Any:
         panel.grid(visible=True, which="both", alpha=0.3)
         panel.legend()
     axes[0].set_ylabel("one workload added: median, ms")
+    figure.suptitle(_title(results, "Until one more workload is in the kernel, dual stack"))
     return figure
+
+
+def _title(results: Results, what: str) -> str:
+    """What is shown, of how many samples a point, and on what machine."""
+    counts = [
+        found.samples
+        for cell in results.cells
+        if cell.mode == "dual" and (found := results.get(cell, "add one", "visible"))
+    ]
+    machine = results.machine
+    hardware = f"{machine.get('processors', '?')} × {machine.get('processor', '?')}, Linux {machine.get('kernel', '?')}"
+    return f"{what}\nn = {min(counts)} to {max(counts)} a size; {hardware}"
 
 
 def _distribution(results: Results) -> Any:
@@ -99,4 +112,5 @@ def _distribution(results: Results) -> Any:
         panel.grid(visible=True, which="both", alpha=0.3)
         panel.legend()
     axes[0].set_ylabel("share of additions")
+    figure.suptitle(_title(results, "Share of additions that are in the kernel within a time, dual stack"))
     return figure

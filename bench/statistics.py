@@ -11,6 +11,9 @@ NOISY_SPREAD = 3.0
 NOISY_MINIMUM = 5
 """Below so many samples the spread says nothing."""
 
+ENOUGH_FOR_P99 = 100
+"""With fewer samples the 99th percentile is the largest of them, or nearly."""
+
 
 class Summary(NamedTuple):
     """Minimum, median, p90, p99 and maximum in the unit of the samples, and how many samples there are."""

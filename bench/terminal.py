@@ -9,6 +9,7 @@ from rich.table import Table
 
 from bench import turns
 from bench.results import FELIXPY, Cell, Results
+from bench.statistics import ENOUGH_FOR_P99
 
 _ROWS = (
     ("add one", "visible"),
@@ -79,6 +80,9 @@ def show(console: Console, results: Results, cell: Cell) -> None:
             note = "noisy" if found.noisy else ""
             if subject != FELIXPY and ours:
                 note = f"{found.median / ours.median:.1f} × felixpy {note}"
-            table.add_row(name, *(f"{value:.2f}" for value in found[:5]), str(found.samples), note)
+            figures = [f"{value:.2f}" for value in found[:5]]
+            if found.samples < ENOUGH_FOR_P99:
+                figures[3] = "–"
+            table.add_row(name, *figures, str(found.samples), note)
     console.print(table)
     console.print()
