@@ -184,15 +184,17 @@ class Agent:
 
     # --- life cycle --------------------------------------------------------------------------------------------
 
-    async def open(self) -> None:
+    async def open(self, *, beside_felix: bool = False) -> None:
         """Choose the back-end and read the kernel: what an earlier run left is adopted.
+
+        ``beside_felix``: also where rules of a Felix stand, to take the node over from it.
 
         Raises:
             OSError: the kernel refused (not root, no netlink).
             FilterError: the packet filter's tools are missing, or a Felix programs this node: each of the two would
                 take the other's routes and rules for drift.
         """
-        await self.configuration.open()
+        await self.configuration.open(beside_felix=beside_felix)
 
     def close(self) -> None:
         if self._alarm is not None:

@@ -88,7 +88,7 @@ class Configuration:
     def families(self) -> tuple[Family, ...]:
         return supported_families(self._calculation.settings, self._calculation.host)
 
-    async def open(self) -> None:
+    async def open(self, *, beside_felix: bool = False) -> None:
         """Choose the back-end and read the kernel.
 
         Raises:
@@ -96,7 +96,7 @@ class Configuration:
             FilterError: the packet filter's tools are missing, or a Felix programs this node.
         """
         facts = await gather()
-        if felix := felix_in_use(facts):
+        if (felix := felix_in_use(facts)) and not beside_felix:
             raise FilterError(felix)
         await self._read_what_is_ours()
         self.host_due = False  # what changes from here on is due again

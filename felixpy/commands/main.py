@@ -24,6 +24,7 @@ from felixpy.commands.common import (
 from felixpy.commands.node import check, diag, explain, status
 from felixpy.commands.standard_streams import give_output_up, mend
 from felixpy.commands.stream import apply, delete, diff, get
+from felixpy.commands.takeover import takeover
 from felixpy.config import Settings
 from felixpy.config.local import Local
 from felixpy.observe.log_limit import LogLimit
@@ -202,7 +203,7 @@ async def _cleanup(settings: Settings, dry_run: bool) -> None:
         typer.echo("nothing of felixpy is on this node")
 
 
-for _command in (check, explain, status, diag, apply, delete, get, diff):
+for _command in (check, explain, status, diag, apply, delete, get, diff, takeover):
     app.command()(_command)
 
 

@@ -34,8 +34,12 @@ async def survey(
     sources: Sequence[SettingsSource],
     stream: Source,
     timeout: float,  # noqa: ASYNC109
+    *,
+    beside_felix: bool = False,
 ) -> AsyncIterator[Agent]:
     """An agent that has taken one whole snapshot of the stream and has read the kernel, and that writes nothing.
+
+    ``beside_felix``: also where rules of a Felix stand.
 
     Raises:
         SurveyError: the snapshot did not become complete in ``timeout`` seconds.
@@ -47,7 +51,7 @@ async def survey(
         raise SurveyError(f"the stream gave no complete snapshot within {timeout:g} s: {reason}")
     agent = Agent(settings, sources)
     try:
-        await agent.open()
+        await agent.open(beside_felix=beside_felix)
         for update in collected.updates.values():
             agent.update(update)
         agent.sync_status(collected.status)

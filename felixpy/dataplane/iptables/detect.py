@@ -106,8 +106,8 @@ def felix_in_use(facts: Facts) -> str | None:
     if not evidence:
         return None
     return (
-        f"a Calico Felix runs or ran on this node ({', '.join(evidence)}); remove Calico from the node and restart it,"
-        " or run felixpy on another one"
+        f"a Calico Felix runs or ran on this node ({', '.join(evidence)}); stop it and run felixpy takeover,"
+        " which keeps workloads connected, or remove Calico from the node and restart it"
     )
 
 

@@ -1,0 +1,89 @@
+"""``felixpy takeover``: a node of a Calico Felix becomes felixpy's without a packet lost.
+
+    Felix's routes become ours  →  our rules, sets and routes are written beside Felix's  →  Felix's rules and sets go
+
+Invariant: Felix's rules go only after ours stand, in every family; before that, everything can be done again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from felixpy.commands.common import CommandError, SettingsFile, finish, local_settings, observer, plain_errors
+from felixpy.config.local import Local
+
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for a complete snapshot.")]
+
+
+def takeover(
+    config: SettingsFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    timeout: Timeout = 15.0,
+) -> None:
+    """Take a node over from Calico's Felix: adopt its routes, write our rules, then remove its rules and sets.
+
+    Stop Felix on this node first, and leave its rules where they are: workloads keep their network throughout. Start
+    `felixpy run` afterwards.
+
+    Exit code: 0 done, or nothing of Felix is here; 1 could not be done.
+
+    Examples:
+
+        felixpy takeover --dry-run
+
+        felixpy takeover
+    """
+    with plain_errors():
+        local = local_settings(config, named=True)
+    finish(_takeover(local, dry_run, timeout))
+
+
+async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noqa: ASYNC109
+    from felixpy.commands import survey
+    from felixpy.dataplane import felix
+    from felixpy.dataplane.iptables.tools import Tools
+
+    if command := felix.running():
+        raise CommandError(f"a Felix runs on this node ({command}) and would write all of it anew; stop it first")
+    tools, say = Tools(), _would if dry_run else _did
+    stream = survey.survey(local.settings, local.sources, observer(local.settings), timeout, beside_felix=True)
+    async with stream as agent:
+        found = await felix.read(agent.links, agent.settings.interface_prefix, tools)
+        if not found:
+            typer.echo("nothing of a Felix is on this node")
+            return
+        if not dry_run:
+            _stop_if(felix.adopt(found.routes, agent.settings.device_route_protocol))
+        for left in found.routes:
+            say("adopt", f"route {left.key.destination} {f'dev {left.interface}' if left.interface else 'blackhole'}")
+        if dry_run:
+            for verb, table, entry in agent.dataplane.plan():
+                say(verb, f"{table}: {entry}")
+        else:
+            await agent.dataplane.read()
+            report = await agent.dataplane.apply(complete=True)
+            _stop_if([f"{family}: {why}" for family, why in report.failures.items()])
+            if not agent.dataplane.is_open:
+                raise CommandError("our rules do not stand yet, so Felix's stay; see felixpy check, and try again")
+            say("write", f"{report.written} entries of ours")
+            _stop_if(await felix.remove_rules(found, tools))
+        for line in (*found.removed, *(f"IP set {name}" for name in found.sets)):
+            say("remove", line)
+        for family in found.tables:
+            say("remove", f"nft table {family} {felix.TABLE}")
+    typer.echo("nothing was changed" if dry_run else "done; start felixpy run")
+
+
+def _would(verb: str, what: str) -> None:
+    typer.echo(f"would {verb} {what}")
+
+
+def _did(verb: str, what: str) -> None:
+    typer.echo(f"{ {'adopt': 'adopted', 'write': 'wrote', 'remove': 'removed'}.get(verb, verb) } {what}")
+
+
+def _stop_if(refused: list[str]) -> None:
+    if refused:
+        raise CommandError(f"the kernel refused: {'; '.join(refused)}; what was done stays, and it can be tried again")
