@@ -24,6 +24,7 @@ from felixpy.model.resources import (
     WorkloadEndpoint,
 )
 from felixpy.store.index import Index
+from felixpy.store.peers import Identities, Peer
 
 
 class Store:
@@ -32,6 +33,10 @@ class Store:
     def __init__(self, node_name: str) -> None:
         self.node_name = node_name
         self.endpoints: dict[ResourceKey, WorkloadEndpoint] = {}
+        """Endpoints of this node."""
+        self.remote: dict[ResourceKey, Peer] = {}
+        """Endpoints of other nodes."""
+        self.identities = Identities()
         self.pools: dict[ResourceKey, IPPool] = {}
         self.nodes: dict[str, Node] = {}
         self.blocks: dict[ResourceKey, IPAMBlock | BlockAffinity] = {}
@@ -44,7 +49,14 @@ class Store:
 
     def __len__(self) -> int:
         policy = sum(len(found) for found in self.policy.values())
-        own = len(self.endpoints) + len(self.pools) + len(self.nodes) + len(self.blocks) + len(self.configurations)
+        own = (
+            len(self.endpoints)
+            + len(self.remote)
+            + len(self.pools)
+            + len(self.nodes)
+            + len(self.blocks)
+            + len(self.configurations)
+        )
         return own + policy
 
     def apply(self, update: Update) -> set[ResourceKey]:
@@ -103,23 +115,36 @@ class Store:
         dirty = {key}
         had: tuple[Net, ...] = ()
         has: tuple[Net, ...] = ()
+        self.remote.pop(key, None)
         old = self.endpoints.pop(key, None)
-        if old is not None and self.local(old):
+        if old is not None:
             had = old.addresses
             for address in had:
                 dirty.update(self._by_address.discard(address, key))
             dirty.update(self._by_interface.discard(old.interface, key))
-        if new is not None:
+        if new is not None and not self.local(new):
+            self.remote[key] = self._peer(new)
+        elif new is not None:
             self.endpoints[key] = new
-            if self.local(new):
-                has = new.addresses
-                for address in has:
-                    dirty.update(self._by_address.add(address, key))
-                dirty.update(self._by_interface.add(new.interface, key))
+            has = new.addresses
+            for address in has:
+                dirty.update(self._by_address.add(address, key))
+            dirty.update(self._by_interface.add(new.interface, key))
         if had != has:
             for address in {*had, *has}:
                 dirty.update(self._by_remote_address.at(address))
         return dirty
+
+    def peer(self, key: ResourceKey) -> Peer | None:
+        """A workload endpoint as others see it, wherever it is."""
+        if found := self.remote.get(key):
+            return found
+        endpoint = self.endpoints.get(key)
+        return self._peer(endpoint) if endpoint else None
+
+    def _peer(self, endpoint: WorkloadEndpoint) -> Peer:
+        identity = self.identities.of(endpoint.labels, endpoint.profiles)
+        return Peer(identity, endpoint.addresses, endpoint.ports)
 
     def _pool(self, key: ResourceKey, new: IPPool | None) -> set[ResourceKey]:
         old = self.pools.pop(key, None)
@@ -226,7 +251,9 @@ def _policy_of(kind: Kind) -> Callable[[Store], Iterable[ResourceKey]]:
 
 
 PLACES: Final[Mapping[Kind, Place]] = {
-    Kind.WORKLOAD_ENDPOINT: Place((WorkloadEndpoint,), Store._endpoint, lambda store: store.endpoints),
+    Kind.WORKLOAD_ENDPOINT: Place(
+        (WorkloadEndpoint,), Store._endpoint, lambda store: (*store.endpoints, *store.remote)
+    ),
     Kind.IP_POOL: Place((IPPool,), Store._pool, lambda store: store.pools),
     Kind.NODE: Place((Node,), Store._node, lambda store: (node.key for node in store.nodes.values())),
     Kind.IPAM_BLOCK: Place((IPAMBlock,), Store._block, _blocks_of(Kind.IPAM_BLOCK)),

@@ -83,7 +83,8 @@ def test_the_owner_is_the_youngest_then_the_first_by_name(order: tuple[int, int,
 def test_endpoints_of_other_nodes_own_nothing_here() -> None:
     store = store_of(endpoint("a", "10.65.1.1", interface="cali1", node="n2"))
     assert store.address_owner(Net.parse("10.65.1.1")) is store.interface_owner("cali1") is None
-    assert not store.local(store.endpoints[endpoint("a").key])
+    assert not store.endpoints
+    assert [peer.nets for peer in store.remote.values()] == [(Net.parse("10.65.1.1"),)]
 
 
 # --- pools ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,308 @@
+"""Which selectors match which endpoints, kept true while labels, profiles, endpoints and selectors change. Pure.
+
+Endpoints with the same labels and profiles are one ``Held`` identity; those that look alike to every selector in use
+are one ``Projection``, because labels that no selector names do not count. Selectors are evaluated for projections,
+never for endpoints, and only those that share a term that each match needs (``Selector.needs``).
+
+Invariant: ``held.projection.watched`` is exactly what matches. A change costs what it changes: nothing here walks all
+endpoints; only a selector without needs walks all projections when it is new.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from felixpy.model.resources import ResourceKey
+from felixpy.model.selectors import Selector
+from felixpy.store.peers import Identity
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Watched:
+    """A selector in use, ``refs`` times, and the projections that it matches."""
+
+    __slots__ = ("projections", "refs", "selector")
+
+    def __init__(self, selector: Selector) -> None:
+        self.selector = selector
+        self.refs = 0
+        self.projections: set[Projection] = set()
+
+    def held(self) -> Iterator[Held]:
+        """The identities that it matches."""
+        for projection in self.projections:
+            yield from projection.held
+
+    def __repr__(self) -> str:
+        return f"Watched({self.selector})"
+
+
+class Projection:
+    """What selectors see of some identities, and which of them match it."""
+
+    __slots__ = ("held", "labels", "watched")
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.labels = labels
+        self.held: set[Held] = set()
+        self.watched: set[Watched] = set()
+
+
+class Held:
+    """An identity that something has: ``things``."""
+
+    __slots__ = ("identity", "projection", "things")
+
+    def __init__(self, identity: Identity, projection: Projection) -> None:
+        self.identity = identity
+        self.projection = projection
+        self.things: set[ResourceKey] = set()
+
+    def __repr__(self) -> str:
+        return f"Held({self.identity}, {len(self.things)})"
+
+
+class ProfileLabels:
+    """Labels that profiles give to whoever names them; one for all indexes."""
+
+    def __init__(self) -> None:
+        self._labels: dict[str, Mapping[str, str]] = {}
+        self._with: dict[str, set[str]] = {}
+
+    def of(self, profile: str) -> Mapping[str, str]:
+        return self._labels.get(profile, {})
+
+    def that_have(self, label: str) -> Iterable[str]:
+        """Names of the profiles that give this label."""
+        return self._with.get(label, ())
+
+    def take(self, profile: str, labels: Mapping[str, str]) -> bool:
+        """A profile's labels, none if it is gone; whether that changes anything."""
+        old = self._labels.pop(profile, {})
+        if labels:
+            self._labels[profile] = labels
+        for label in old.keys() - labels.keys():
+            _discard(self._with, label, profile)
+        for label in labels.keys() - old.keys():
+            self._with.setdefault(label, set()).add(profile)
+        return old != labels
+
+
+Moved = Callable[[Held, Iterable[Watched], Iterable[Watched]], None]
+"""Is told when selectors stop to match an identity, and begin to."""
+
+
+class Selection:
+    """Things by identity, and the selectors that are watched."""
+
+    def __init__(self, profiles: ProfileLabels, moved: Moved) -> None:
+        self._profiles = profiles
+        self._moved = moved
+        self._held: dict[Identity, Held] = {}
+        self._of: dict[ResourceKey, Held] = {}
+        self._with_label: dict[str, set[Held]] = {}
+        self._with_profile: dict[str, set[Held]] = {}
+        self._projections: dict[frozenset[tuple[str, str]], Projection] = {}
+        self._by_term: dict[tuple[str, str | None], set[Projection]] = {}
+        self._watched: dict[str, Watched] = {}
+        self._by_need: dict[tuple[str, str | None], set[Watched]] = {}
+        self._without_needs: set[Watched] = set()
+        self._interest: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        """How many selectors are watched."""
+        return len(self._watched)
+
+    def held_of(self, thing: ResourceKey) -> Held | None:
+        return self._of.get(thing)
+
+    def with_profile(self, profile: str) -> Iterable[Held]:
+        """Identities that name a profile."""
+        return self._with_profile.get(profile, ())
+
+    def held(self) -> Iterable[Held]:
+        return self._held.values()
+
+    def selectors(self) -> Iterable[Watched]:
+        return self._watched.values()
+
+    # --- things --------------------------------------------------------------------------------------------------
+
+    def put(self, thing: ResourceKey, identity: Identity | None) -> tuple[Held | None, Held | None]:
+        """A thing has an identity, or none any more. Returns what it was held by and is held by.
+
+        ``moved`` is not told of it: whoever calls knows the thing, and what it was.
+        """
+        old = self._of.get(thing)
+        if old is not None and old.identity is identity:
+            return old, old
+        new = None
+        if identity is not None:
+            new = self._held.get(identity) or self._hold(identity)
+            new.things.add(thing)
+            self._of[thing] = new
+        else:
+            self._of.pop(thing, None)
+        if old is not None:
+            old.things.discard(thing)
+            if not old.things:
+                self._let_go(old)
+        return old, new
+
+    def _hold(self, identity: Identity) -> Held:
+        held = Held(identity, self._project(identity))
+        held.projection.held.add(held)
+        self._held[identity] = held
+        for label in identity.labels:
+            self._with_label.setdefault(label, set()).add(held)
+        for profile in identity.profiles:
+            self._with_profile.setdefault(profile, set()).add(held)
+        return held
+
+    def _let_go(self, held: Held) -> None:
+        """Its projection stays readable for whoever still has it."""
+        identity = held.identity
+        del self._held[identity]
+        for label in identity.labels:
+            _discard(self._with_label, label, held)
+        for profile in identity.profiles:
+            _discard(self._with_profile, profile, held)
+        self._leave(held)
+
+    def _leave(self, held: Held) -> None:
+        projection = held.projection
+        projection.held.discard(held)
+        if projection.held:
+            return
+        del self._projections[frozenset(projection.labels.items())]
+        for term in _terms(projection.labels):
+            _discard(self._by_term, term, projection)
+        for watched in projection.watched:
+            watched.projections.discard(projection)
+
+    # --- labels --------------------------------------------------------------------------------------------------
+
+    def profile_changed(self, profile: str) -> None:
+        """A profile gives other labels than before."""
+        for held in list(self._with_profile.get(profile, ())):
+            self._reproject(held)
+
+    def _project(self, identity: Identity) -> Projection:
+        labels: dict[str, str] = {}
+        for profile in reversed(identity.profiles):  # of several, the first
+            labels |= {k: v for k, v in self._profiles.of(profile).items() if k in self._interest}
+        labels |= {k: v for k, v in identity.labels.items() if k in self._interest}
+        content = frozenset(labels.items())
+        found = self._projections.get(content)
+        if found is None:
+            found = self._projections[content] = Projection(labels)
+            for term in _terms(labels):
+                self._by_term.setdefault(term, set()).add(found)
+            for watched in self._candidates(labels):
+                if watched.selector.matches(labels):
+                    found.watched.add(watched)
+                    watched.projections.add(found)
+        return found
+
+    def _candidates(self, labels: Mapping[str, str]) -> set[Watched]:
+        found = set(self._without_needs)
+        for term in _terms(labels):
+            found |= self._by_need.get(term, frozenset())
+        return found
+
+    def _reproject(self, held: Held) -> None:
+        old, new = held.projection, self._project(held.identity)
+        if new is old:
+            return
+        lost, gained = old.watched - new.watched, new.watched - old.watched
+        new.held.add(held)
+        self._leave(held)
+        held.projection = new
+        if lost or gained:
+            self._moved(held, lost, gained)
+
+    # --- selectors -----------------------------------------------------------------------------------------------
+
+    def watch(self, selector: Selector) -> Watched:
+        """Follow a selector; ``moved`` is told of what it matches if it is new."""
+        watched = self._watched.get(selector.text)
+        if watched is not None:
+            watched.refs += 1
+            return watched
+        watched = Watched(selector)
+        watched.refs = 1
+        unknown = [label for label in selector.labels if not self._interest[label]]
+        for label in selector.labels:
+            self._interest[label] += 1
+        for label in unknown:
+            self._look_at(label)
+        self._watched[selector.text] = watched
+        for need in self._file(watched):
+            need.add(watched)
+        for projection in self._possible(selector):
+            if selector.matches(projection.labels):
+                projection.watched.add(watched)
+                watched.projections.add(projection)
+        for held in list(watched.held()):
+            self._moved(held, (), (watched,))
+        return watched
+
+    def unwatch(self, watched: Watched) -> None:
+        """Follow a selector once less; ``moved`` is not told when it ends."""
+        watched.refs -= 1
+        if watched.refs:
+            return
+        del self._watched[watched.selector.text]
+        for label in watched.selector.labels:
+            self._interest[label] -= 1
+            if not self._interest[label]:
+                del self._interest[label]
+        needs = watched.selector.needs
+        if needs is None:
+            self._without_needs.discard(watched)
+        else:
+            for term in needs:
+                _discard(self._by_need, term, watched)
+        for projection in watched.projections:
+            projection.watched.discard(watched)
+        watched.projections.clear()
+
+    def _look_at(self, label: str) -> None:
+        """A label that no selector named so far: identities that have it look different now."""
+        having = set(self._with_label.get(label, ()))
+        for profile in self._profiles.that_have(label):
+            having |= self._with_profile.get(profile, set())
+        for held in having:
+            self._reproject(held)
+
+    def _file(self, watched: Watched) -> list[set[Watched]]:
+        needs = watched.selector.needs
+        if needs is None:
+            return [self._without_needs]
+        return [self._by_need.setdefault(term, set()) for term in needs]
+
+    def _possible(self, selector: Selector) -> Iterable[Projection]:
+        if selector.needs is None:
+            return list(self._projections.values())
+        found: set[Projection] = set()
+        for term in selector.needs:
+            found |= self._by_term.get(term, set())
+        return found
+
+
+def _terms(labels: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    for label, value in labels.items():
+        yield label, value
+        yield label, None
+
+
+def _discard(index: dict[K, set[V]], key: K, value: V) -> None:
+    found = index.get(key)
+    if found is not None:
+        found.discard(value)
+        if not found:
+            del index[key]

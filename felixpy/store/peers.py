@@ -1,0 +1,61 @@
+"""What of an endpoint others' policies look at: labels, profiles, addresses, named ports. Nothing else of remote ones.
+
+Labels and profiles are an ``Identity``, of which there is one object for all endpoints that have the same: pods of one
+deployment are alike, so a hundred thousand endpoints have a few thousand identities. Invariant: two identities that are
+in use are equal only if they are one object. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from weakref import WeakValueDictionary
+
+from felixpy.model.net import Net
+from felixpy.model.policy import EndpointPort
+
+_Content = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
+
+
+class Identity:
+    """Own labels and profiles, in their order. Never changed; compared as an object."""
+
+    __slots__ = ("__weakref__", "labels", "profiles")
+
+    def __init__(self, labels: Mapping[str, str], profiles: tuple[str, ...]) -> None:
+        self.labels = labels
+        self.profiles = profiles
+
+    def __repr__(self) -> str:
+        return f"Identity({dict(self.labels)}, {self.profiles})"
+
+
+class Identities:
+    """The identities that are in use."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[_Content, Identity] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, labels: Mapping[str, str], profiles: tuple[str, ...]) -> Identity:
+        """The one object for these labels and profiles."""
+        content = tuple(sorted(labels.items())), profiles
+        found = self._known.get(content)
+        if found is None:
+            found = self._known[content] = Identity(dict(content[0]), profiles)
+        return found
+
+
+class Peer:
+    """An endpoint, or a network set, as others see it. Never changed."""
+
+    __slots__ = ("identity", "nets", "ports")
+
+    def __init__(self, identity: Identity, nets: tuple[Net, ...], ports: tuple[EndpointPort, ...] = ()) -> None:
+        self.identity = identity
+        self.nets = nets
+        self.ports = ports
+
+    def __repr__(self) -> str:
+        return f"Peer({self.identity}, {self.nets}, {self.ports})"

@@ -1,0 +1,145 @@
+"""Cases of policy as files: a topology, resources as users write them, and what must pass (``tests/policy/vectors``).
+
+Pods become WorkloadEndpoints with the profiles of their namespace and service account, namespaces and service accounts
+the objects of Kubernetes, services EndpointSlices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from felixpy.model.net import Family, Net
+from felixpy.model.parse import parse_resource
+from felixpy.model.resources import Absent, Resource
+
+FOLDER = Path(__file__).parent / "vectors"
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "udplite": 136}
+
+
+class Probe(NamedTuple):
+    protocol: str
+    port: int
+    source_port: int
+    family: Family
+
+
+class Cell(NamedTuple):
+    """One question: does it pass from ``source`` to ``destination``?"""
+
+    probe: Probe
+    source: str
+    destination: str
+    passes: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    topology: Mapping[str, Any]
+    resources: tuple[Mapping[str, Any], ...]
+    matrices: tuple[Mapping[str, Any], ...]
+
+    @property
+    def has_hosts(self) -> bool:
+        """Whether nodes themselves are asked about, which needs a whole node."""
+        return any(
+            self.topology["others"].get(name, {}).get("node")
+            for matrix in self.matrices
+            for name in matrix["columns"].split()
+        )
+
+    def pods(self) -> Mapping[str, Mapping[str, Any]]:
+        return dict(self.topology["pods"])
+
+    def address(self, name: str, family: Family) -> bytes:
+        place = self.topology["pods"].get(name) or self.topology["others"][name]
+        nets = [Net.parse(text) for text in place["addresses"]]
+        return next(net.packed for net in nets if net.family is family)
+
+    def cells(self) -> Iterator[Cell]:
+        for matrix in self.matrices:
+            raw = matrix["probe"]
+            family = Family.V4 if raw["family"] == 4 else Family.V6
+            probe = Probe(raw["proto"], raw.get("port", 0), raw.get("sport", 40000), family)
+            for source, row in matrix["rows"].items():
+                for destination, sign in zip(matrix["columns"].split(), row, strict=True):
+                    if sign != "-":
+                        yield Cell(probe, source, destination, sign == ".")
+
+    def objects(self) -> Iterator[Mapping[str, Any]]:
+        """Everything as objects, the topology first."""
+        for name, namespace in self.topology["namespaces"].items():
+            yield _made("v1", "Namespace", name, labels=namespace["labels"])
+            for account, facts in namespace["serviceAccounts"].items():
+                yield _made("v1", "ServiceAccount", account, namespace=name, labels=facts)
+        for name, pod in self.topology["pods"].items():
+            yield _pod(name, pod)
+        for name, slices in self.topology.get("services", {}).items():
+            yield from _slices(name, slices)
+        yield from self.resources
+
+    def parsed(self) -> Iterator[Resource]:
+        for obj in self.objects():
+            found = parse_resource(obj)
+            assert found is not None and not isinstance(found, Absent), obj
+            yield found
+
+
+def interface(pod: str) -> str:
+    return f"cali{pod.replace('/', '')}"
+
+
+def _made(version: str, kind: str, name: str, spec: object = None, **metadata: Any) -> dict[str, Any]:
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name, **metadata}, "spec": spec or {}}
+
+
+def _pod(name: str, pod: Mapping[str, Any]) -> dict[str, Any]:
+    namespace, short = name.split("/")
+    account = pod.get("serviceAccount")
+    usual = [f"kns.{namespace}", *([f"ksa.{namespace}.{account}"] if account else [])]
+    spec = {
+        "node": pod["node"],
+        "orchestrator": "k8s",
+        "interfaceName": interface(name),
+        "ipNetworks": pod["addresses"],
+        "profiles": pod.get("profiles", usual),
+        "ports": pod.get("ports", []),
+        **({"serviceAccountName": account} if account else {}),
+    }
+    return _made(
+        "projectcalico.org/v3", "WorkloadEndpoint", f"{pod['node']}-k8s-{short}-eth0", spec, namespace=namespace,
+        labels=pod["labels"],
+    )  # fmt: skip
+
+
+def _slices(name: str, slices: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    namespace, short = name.split("/")
+    for number, one in enumerate(slices):
+        for family, word in ((Family.V4, "IPv4"), (Family.V6, "IPv6")):
+            addresses = [text for text in one["addresses"] if Net.parse(text).family is family]
+            labels = {"kubernetes.io/service-name": short}
+            made = _made(
+                "discovery.k8s.io/v1", "EndpointSlice", f"{short}-{number}-{word.lower()}", namespace=namespace,
+                labels=labels,
+            )  # fmt: skip
+            made |= {"addressType": word, "endpoints": [{"addresses": addresses}]}
+            yield {**made, "ports": [{"protocol": one["protocol"], "port": one["port"]}]}
+
+
+def load(folder: Path = FOLDER) -> list[Case]:
+    """The cases of a folder by their file names."""
+    base = yaml.safe_load((folder / "topology.yaml").read_text())
+    found = []
+    for path in sorted(folder.glob("[0-9]*.yaml")):
+        raw = yaml.safe_load(path.read_text())
+        topology = {**base, **(raw.get("topology") or {})}
+        name = re.match(r"\d+", path.name)
+        assert name
+        found.append(Case(path.stem, topology, tuple(raw["resources"]), tuple(raw["expect"]["matrices"])))
+    return found
