@@ -18,7 +18,7 @@ import msgspec
 import yaml
 
 from felixpy.model.expand import Part, expand_parts
-from felixpy.model.invalid import Ignored, InvalidResource, ignore
+from felixpy.model.invalid import UNREADABLE, Ignored, InvalidResource, ignore
 from felixpy.model.net import quote
 from felixpy.model.parse import MAX_PAYLOAD_BYTES, object_key, parse_resource
 from felixpy.model.repeated import repeated_key
@@ -172,7 +172,7 @@ def _decode(chunk: _Chunk) -> object:
                 return found
         except RecursionError:
             raise InvalidResource("is nested too deeply") from None
-        except ValueError:
+        except UNREADABLE:
             pass  # a flow mapping of YAML, or broken JSON, of which YAML can tell the line; so it can of a key twice
     return _decode_yaml(chunk)
 

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from felixpy.model.resources import ResourceKey
+
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What msgspec raises for input that it cannot decode or convert. Before 0.20 its own errors are no ValueErrors; which
+class stands for what (text that is not UTF-8, say) differs between releases, and decides nothing here."""
 
 Ignored = Callable[[str], None]
 """Is told of unknown kinds and fields: ``"kind NetworkPolicy"``, ``"IPPool field spec.foo"``."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from felixpy.model.invalid import Ignored, InvalidResource
+from felixpy.model.invalid import UNREADABLE, Ignored, InvalidResource
 from felixpy.model.net import quote
 
 
@@ -195,7 +195,7 @@ def read_struct(value: object, struct: type[T], path: str) -> T:
         return msgspec.convert(value, struct)
     except UnicodeEncodeError:
         raise InvalidResource("holds half of a surrogate pair, which is not text", field=path) from None
-    except (ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         raise _wrong_type(str(error), path) from None
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from felixpy.model import kubernetes_policy, policies
 from felixpy.model.header import Header
-from felixpy.model.invalid import Ignored, InvalidResource, ignore
+from felixpy.model.invalid import UNREADABLE, Ignored, InvalidResource, ignore
 from felixpy.model.ipam import convert_block_affinity, convert_ipam_block
 from felixpy.model.keys import NAMESPACED, Kind, ResourceKey
 from felixpy.model.names import check_name, check_namespace, cidr_name
@@ -94,7 +94,7 @@ def parse_json(payload: bytes) -> object:
         found = msgspec.json.decode(payload)
     except RecursionError:
         raise InvalidResource("JSON is nested too deeply") from None
-    except ValueError as error:  # which of its subclasses tells what differs between releases of msgspec
+    except UNREADABLE as error:
         raise InvalidResource(f"not JSON: {_not_utf8(payload) or error}") from None
     try:
         key = repeated_key(payload)
@@ -178,7 +178,7 @@ def _usual_endpoint(payload: bytes, key: ResourceKey) -> Resource | None:
         if (name, namespace) != (key.name, key.namespace):
             return None
         return convert_workload_endpoint(key, found.metadata, found.spec)
-    except (ValueError, RecursionError):  # InvalidResource too is a ValueError
+    except UNREADABLE:  # InvalidResource too is a ValueError
         return None
 
 

@@ -16,6 +16,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from felixpy.model.invalid import UNREADABLE
 from felixpy.model.net import quote
 
 MODULUS = 1 << 64
@@ -83,6 +84,8 @@ def parse_manifest(payload: bytes) -> Manifest:
         wire = _DECODER.decode(payload)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
+    except UNREADABLE as error:
+        raise ValueError(str(error)) from None
     numbers = (*wire.counts.values(), *wire.namespaces.values(), wire.rev)
     if not all(0 <= number <= MAX_NUMBER for number in numbers):
         raise ValueError(f"a count or rev is not a number from 0 to {MAX_NUMBER}")

@@ -24,6 +24,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from felixpy.config import Settings
+from felixpy.model.invalid import UNREADABLE
 from felixpy.model.parse import nests_deeper
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.mqtt import topics
@@ -395,7 +396,7 @@ def _node_of(scope: str) -> str:
 
 
 def _decode(payload: bytes) -> Any:
-    with contextlib.suppress(ValueError, RecursionError):
+    with contextlib.suppress(*UNREADABLE):
         value = msgspec.json.decode(payload)
         if not nests_deeper(value, MAX_SHOWN_DEPTH):
             return value
