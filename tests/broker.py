@@ -1,4 +1,4 @@
-"""A real Mosquitto for tests: own port on loopback, own folder, ended with the test. Knows nothing of felixpy."""
+"""A real Mosquitto for tests: own port on loopback, own folder, ended with the test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from felixpy.demo.patience import Patience
 
 MOSQUITTO = "/usr/sbin/mosquitto"
 
@@ -40,8 +42,8 @@ class Broker:
                 stdout=output,
                 stderr=output,
             )
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
+        patience = Patience(30)
+        while not patience.over():
             if self._process.poll() is not None:
                 break
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
@@ -52,14 +54,14 @@ class Broker:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait()
             self._process = None
 
     def kill(self) -> None:
         """SIGKILL: what is not saved is lost."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait()
             self._process = None
 
     def freeze(self) -> None:

@@ -1,8 +1,13 @@
-"""How tests are spread over workers, and what every run ends with: what was skipped, and why.
+"""How tests are spread over workers, in which order, for how long at most, and what every run ends with: what was
+skipped, and why.
 
 A behaviour test names its combination of back-end and mode in its id, ``[nftables-dual]``; a combination stays in one
 worker, because its lab is shared; so do the tests of a ``crowd`` of interfaces, and those on a booted ``machine``.
 (``--dist loadgroup`` of xdist 3.8 does not group with pytest 9.2.)
+
+``--shuffle SEED`` runs modules, and the tests of each, in an order of their own; ``--shuffle new`` takes a new seed and
+says which. The time-out of a test counts what the machine gave it, not the clock: beside busy
+processes it lasts longer.
 
 ``FELIXPY_TEST_COMPLETE=1`` (set by ``make test``) turns each skip into a failure of the whole run: the set-up has
 installed everything that the tests ask for.
@@ -11,13 +16,17 @@ installed everything that the tests ask for.
 from __future__ import annotations
 
 import os
+import random
 import re
+import signal
 from collections import Counter
 from typing import Any
 
 import pytest
+import pytest_timeout
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from felixpy.demo.patience import Patience
 from tests.netns import enter_new_network, enter_private_namespaces
 
 COMPLETE = "FELIXPY_TEST_COMPLETE"
@@ -36,6 +45,63 @@ class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> CombinationScheduling:
     return CombinationScheduling(config, log)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", metavar="SEED", help="another order of modules and tests; 'new' draws a seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if told := getattr(config, "workerinput", {}).get("shuffle"):
+        config.option.shuffle = told
+    elif config.option.shuffle == "new":
+        config.option.shuffle = str(random.randrange(10**6))
+
+
+def pytest_configure_node(node: Any) -> None:
+    """A worker gets the arguments of the command line, and the seed that was drawn."""
+    node.workerinput["shuffle"] = node.config.option.shuffle
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"order of the tests: --shuffle {config.option.shuffle}"] if config.option.shuffle else []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Before pytest itself brings together again what shares a fixture of the session, such as a lab."""
+    if config.option.shuffle:
+        rng = random.Random(config.option.shuffle)
+        modules = sorted({item.location[0] for item in items})
+        places = dict(zip(rng.sample(modules, len(modules)), range(len(modules)), strict=True))
+        rng.shuffle(items)
+        items.sort(key=lambda item: places[item.location[0]])
+
+
+LOOK_SECONDS = 5.0
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool | None:
+    """As pytest-timeout's own timer by signal, with patience."""
+    if settings.method != "signal":
+        return None
+    patience = Patience(settings.timeout, 2 * LOOK_SECONDS)
+
+    def look(number: int, frame: object) -> None:
+        __tracebackhide__ = True
+        if patience.over():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pytest_timeout.timeout_sigalrm(item, settings)
+
+    def cancel() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    item.cancel_timeout = cancel  # type: ignore[attr-defined]
+    signal.signal(signal.SIGALRM, look)
+    step = min(LOOK_SECONDS, settings.timeout)
+    signal.setitimer(signal.ITIMER_REAL, step, step)
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +129,8 @@ def _skipped(terminal: pytest.TerminalReporter) -> list[pytest.TestReport]:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = _skipped(terminalreporter)
+    if seed := terminalreporter.config.option.shuffle:  # -q leaves the header out
+        terminalreporter.write_line(f"this order again: --shuffle {seed}")
     terminalreporter.section("what did not run, and why")
     if not skipped:
         terminalreporter.write_line("nothing was skipped")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from felixpy.demo.host import Host, LabError, stop_process
+from felixpy.demo.patience import Patience
 
 IN_SYNC = "in-sync"
 FELIXPY = (sys.executable, "-m", "felixpy")
@@ -68,11 +69,11 @@ class Agent:
         Raises:
             LabError: it ended, or did not get there in time; with the end of its log.
         """
-        deadline = time.monotonic() + timeout
+        patience = Patience(timeout)
         while not self._ready():
             if not self.running:
                 raise LabError(f"the agent on {self.node} ended with code {self._process.returncode}: {self.tail()}")
-            if time.monotonic() > deadline:
+            if patience.over():
                 said = self._lab.status.get(self.node, {})
                 raise LabError(f"the agent on {self.node} was not ready after {timeout} s ({said}): {self.tail()}")
             self._lab.status_changed.clear()

@@ -9,9 +9,9 @@ import asyncio
 import itertools
 import json
 import statistics
-import time
 
 from felixpy.demo.lab import Lab
+from felixpy.demo.patience import Patience
 from felixpy.demo.resources import workload_endpoint
 from felixpy.demo.topology import PodSpec
 from felixpy.model.net import Family
@@ -78,9 +78,9 @@ def _status_key(spare: PodSpec) -> str:
 async def _programmed(lab: Lab, spares: list[PodSpec]) -> bool:
     """Publish endpoints; whether the agent reports every one in time, with a latency."""
     await _publish(lab, spares)
-    deadline = time.monotonic() + PATIENCE_S
+    patience = Patience(PATIENCE_S)
     waiting = [_status_key(spare) for spare in spares]
-    while time.monotonic() < deadline:
+    while not patience.over():
         waiting = [key for key in waiting if "latency_ms" not in lab.status.get(key, {})]
         if not waiting:
             return True

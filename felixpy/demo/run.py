@@ -22,6 +22,7 @@ from felixpy.demo.checks import Check, Result
 from felixpy.demo.host import LabError
 from felixpy.demo.lab import Lab
 from felixpy.demo.latency import measure_latency
+from felixpy.demo.patience import Patience
 from felixpy.demo.resources import lab_resources, workload_endpoint, write_manifests
 from felixpy.demo.topology import P1B, Mode
 
@@ -183,10 +184,10 @@ async def _remove(lab: Lab, show: Narrator) -> None:
     await _until_cut_off(lab)
 
 
-async def _until_cut_off(lab: Lab, patience: float = 5.0) -> None:
+async def _until_cut_off(lab: Lab, seconds: float = 10.0) -> None:
     """Wait until p1b's routes are gone from node1; the checks that follow say so if they never go."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    patience = Patience(seconds)
+    while not patience.over():
         routes = [await lab.node("node1").run("ip", f"-{f.version}", "route") for f in lab.families]
         if not any(
             P1B.interface in text and P1B.addresses[f] in text for f, text in zip(lab.families, routes, strict=True)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from structlog.testing import capture_logs
 
 from felixpy.agent.agent import Agent
 from felixpy.config import SettingsSource, load_environment, resolve
+from felixpy.demo.patience import Patience
 from felixpy.demo.resources import Object, ip_pool, v3
 from felixpy.sources.directory import DirectorySource
 from felixpy.sources.ending import end
@@ -26,7 +26,7 @@ from tests.kernel import ip_json, run
 
 NODE = "n1"
 ROOT = "felixpy/v1"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 NFTABLES = {"FELIX_NFTABLESMODE": "Enabled"}
 LEGACY = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "Legacy"}
 NFT = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "NFT"}
@@ -116,9 +116,9 @@ class Running:
         self.log = log
 
     async def until(self, condition: Callable[[], object], what: str = "") -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        patience = Patience(PATIENCE_S)
         while not condition():
-            assert time.monotonic() < deadline, f"{what} never came; said: {self.log[-12:]} {self.stream.status}"
+            assert not patience.over(), f"{what} never came; said: {self.log[-12:]} {self.stream.status}"
             await asyncio.sleep(0.01)
 
     async def in_sync(self) -> None:

@@ -17,6 +17,7 @@ import pytest
 from felixpy.agent.agent import BURST_UPDATES, Agent
 from felixpy.config import Settings
 from felixpy.demo.agent import FELIXPY, environment
+from felixpy.demo.patience import limit
 from felixpy.demo.resources import Object, ip_pool
 from felixpy.model.documents import load_text
 from felixpy.model.resources import Kind, ResourceKey, Update
@@ -64,14 +65,14 @@ class Process:
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
     async def state(self, stream: Stream, state: str) -> None:
-        async with asyncio.timeout(10):
+        async with limit(60):
             while stream.status.get(NODE, {}).get("state") != state:
                 assert self.process.returncode is None, self._log.read_text()
                 await asyncio.sleep(0.01)
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        async with asyncio.timeout(5):
+        async with limit(60):
             return await self.process.wait()
 
 
@@ -112,7 +113,7 @@ def test_sigterm_ends_with_code_0_and_leaves_the_kernel(
 
 
 async def agent_is_offline(stream: Stream, reason: str) -> None:
-    async with asyncio.timeout(5):
+    async with limit(60):
         while stream.status[NODE] != {"state": "offline", "reason": reason}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -252,7 +253,7 @@ def test_a_bug_ends_the_process(
             agent_process(broker, tmp_path / "log", NFTABLES, *command) as agent,
         ):
             await stream.put(*POOLS)
-            async with asyncio.timeout(10):
+            async with limit(60):
                 while agent.process.returncode is None:
                     ip("addr add 192.0.2.7/24 dev eth0", "addr del 192.0.2.7/24 dev eth0")
                     await asyncio.sleep(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from felixpy.demo.agent import FELIXPY, environment
+from felixpy.demo.patience import limit
 
 QUICK = "--no-latency"
 RUNS = [("auto",), ("nftables", "--ipv6-only", QUICK), ("legacy", QUICK), ("nft", "--ipv6-only", QUICK)]
@@ -26,7 +27,7 @@ async def run_demo(tmp_path: Path, *arguments: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    stdout, _ = await asyncio.wait_for(process.communicate(), 120)
+    stdout, _ = await process.communicate()
     assert process.returncode is not None
     return process.returncode, stdout.decode()
 
@@ -62,13 +63,13 @@ async def test_keep_holds_the_lab_until_it_is_told_to_end(tmp_path: Path) -> Non
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout
-    async with asyncio.timeout(90):
+    async with limit(90):
         while (line := await process.stdout.readline()) and b"nsenter" not in line:
             pass
     assert b"nsenter -t" in line
     assert os.path.exists(f"/proc/{line.split()[2].decode()}/ns/net")  # noqa: PTH110 - a magic link
     process.send_signal(signal.SIGTERM)
-    rest, _ = await asyncio.wait_for(process.communicate(), 30)
+    rest, _ = await process.communicate()
     assert process.returncode == 130
     assert b"the lab is gone" in rest
     assert list(tmp_path.iterdir()) == []

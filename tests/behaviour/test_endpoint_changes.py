@@ -99,7 +99,7 @@ async def test_the_fabric_interface_that_went_down_and_up_gets_its_block_routes_
         commands.append(f"route replace default via {EXT[family]}")
     await world.node1.ip(commands)
     for family in world.families:
-        await becomes(REACHED, world.reaches, p1a, P2A.addresses[family], patience=10.0)
+        await becomes(REACHED, world.reaches, p1a, P2A.addresses[family])
         await becomes(NODE1.addresses[family], world.tcp_source, p1a, EXT[family])
 
 

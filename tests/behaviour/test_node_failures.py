@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from felixpy.demo.agent import FELIXPY
 from felixpy.demo.agent import environment as settings_only
 from felixpy.demo.lab import Lab
+from felixpy.demo.patience import limit
 from felixpy.demo.resources import lab_resources, write_manifests
 from felixpy.demo.run import BACKENDS
 from felixpy.demo.topology import Mode
@@ -41,7 +41,7 @@ async def test_agent_is_not_ready_and_says_why(backend: str, wrapper: tuple[str,
         settings = settings_only(lab.agent_environment("node1", BACKENDS[backend]))
         with (lab.folder / "agent.log").open("wb") as log:
             agent = await lab.node("node1").spawn(*agent_command(wrapper), env=settings, output=log)
-        async with asyncio.timeout(20):
+        async with limit(60):
             while words not in lab.status.get("node1", {}).get("reason", ""):
                 lab.status_changed.clear()
                 await lab.status_changed.wait()

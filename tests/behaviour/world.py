@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 from felixpy.demo.checks import Check, Result
 from felixpy.demo.host import Host
 from felixpy.demo.lab import Lab
+from felixpy.demo.patience import Patience
 from felixpy.demo.resources import Object, block, ip_pool, lab_resources
 from felixpy.demo.run import BACKENDS
 from felixpy.demo.topology import PODS, Mode, PodSpec
@@ -28,7 +28,7 @@ ELSEWHERE = {Family.V4: "10.60.0.1", Family.V6: "fd00:60::1"}
 
 FOREIGN_ROUTE = {Family.V4: "198.18.1.0/24", Family.V6: "2001:db8:18::/48"}
 ROUTE_PROTOCOL = "222"  # DeviceRouteProtocol
-SETTLE_S = 5.0
+SETTLE_S = 30.0
 SHORT = 0.25
 
 
@@ -55,13 +55,13 @@ def topic(document: Object) -> str:
 
 
 async def becomes(
-    expected: object, look: Callable[..., Awaitable[object]], *arguments: Any, patience: float = SETTLE_S
+    expected: object, look: Callable[..., Awaitable[object]], *arguments: Any, seconds: float = SETTLE_S
 ) -> None:
     """Assert that what ``look(*arguments)`` sees is, or soon becomes, what is expected."""
-    deadline = time.monotonic() + patience
-    while (seen := await look(*arguments)) != expected and time.monotonic() < deadline:  # noqa: ASYNC110 - no event
+    patience = Patience(seconds)
+    while (seen := await look(*arguments)) != expected and not patience.over():  # noqa: ASYNC110 - no event
         await asyncio.sleep(0.02)
-    assert seen == expected, f"{arguments[1:]}: expected {expected}, saw {seen} for {patience} s"
+    assert seen == expected, f"{arguments[1:]}: expected {expected}, saw {seen} for {patience}"
 
 
 class World:
@@ -194,8 +194,8 @@ async def hold(wanted: Iterable[Check]) -> None:
     """Assert that every check holds, now or soon; the failures are listed together."""
 
     async def settled(check: Check) -> Result:
-        deadline = time.monotonic() + SETTLE_S
-        while not (result := await check.run()).ok and time.monotonic() < deadline:  # noqa: ASYNC110
+        patience = Patience(SETTLE_S)
+        while not (result := await check.run()).ok and not patience.over():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         return result
 

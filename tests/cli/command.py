@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from felixpy.demo.agent import FELIXPY, environment
+from felixpy.demo.patience import Patience
 from tests.broker import Broker
 
 HEALTH = "http://127.0.0.1:9099"
@@ -41,7 +42,6 @@ def felixpy(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr)
@@ -67,14 +67,14 @@ def agent(env: Mapping[str, str], log: Path, *options: str) -> Iterator[subproce
     with log.open("wb") as output:
         process = subprocess.Popen((*FELIXPY, "run", *options), env=variables, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 20
+        patience = Patience(30)
         while not answers(f"{HEALTH}/readiness"):
             assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
+            assert not patience.over(), log.read_text()
             time.sleep(0.02)
         yield process
         process.terminate()
-        assert process.wait(10) == 0, log.read_text()
+        assert process.wait() == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
@@ -83,7 +83,7 @@ def agent(env: Mapping[str, str], log: Path, *options: str) -> Iterator[subproce
 def answers(url: str) -> str:
     """The text at an address, empty if it cannot be had or is an error."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             return str(response.read().decode())
     except (urllib.error.URLError, OSError):
         return ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from felixpy.demo.agent import FELIXPY, environment
+from felixpy.demo.patience import Patience
 from felixpy.demo.resources import Object, felix_configuration, ip_pool
 from felixpy.observe.endpoint_folders import MARK
 from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, POOLS, dump, endpoint, routes
@@ -152,9 +153,9 @@ def add_foreign_state() -> None:
 
 
 def until(condition: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + 10
+    patience = Patience(30)
     while not condition():
-        assert time.monotonic() < deadline, log.read_text()
+        assert not patience.over(), log.read_text()
         time.sleep(0.02)
 
 
@@ -240,9 +241,9 @@ def test_health_metrics_and_log_follow_the_stream(node: None, tmp_path: Path) ->
 
 def soon(url: str, text: str) -> None:
     """Wait until an address answers with a text, or, without one, not at all."""
-    deadline = time.monotonic() + 15
+    patience = Patience(30)
     while (text not in (said := answers(url))) if text else (said := answers(url)):
-        assert time.monotonic() < deadline, said
+        assert not patience.over(), said
         time.sleep(0.05)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from felixpy.demo.agent import FELIXPY, environment
+from felixpy.demo.patience import Patience
 from felixpy.demo.resources import felix_configuration
 from felixpy.observe.endpoint_folders import MARK
 from felixpy.observe.log_limit import BURST
@@ -54,9 +56,9 @@ def test_status_says_what_is_and_what_is_degraded(node: None, tmp_path: Path) ->
         assert said["tables"]["routes"]["wanted"] == said["tables"]["routes"]["kernel"] == 2
         assert {path.name for path in files.iterdir()} == {MARK, "k8s default%2Fgood eth0"}
         (tmp_path / "r" / "all.json").write_text(json.dumps([*POOLS, {**GOOD, "spec": {"node": "n1"}}]))
-        deadline = time.monotonic() + 10
+        patience = Patience(30)
         while not (said := felixpy("status", "--json", env=env).json)["problems"]:
-            assert time.monotonic() < deadline, said
+            assert not patience.over(), said
         assert "is missing" in said["problems"][0]
         assert "is missing" in said["failures"][-1]["reason"]
         assert [path.name for path in files.iterdir()] == [MARK]
@@ -68,9 +70,9 @@ def test_status_says_that_a_page_cannot_be_served(node: None, tmp_path: Path) ->
     env = resources(folder, GOOD)
     with agent(env, tmp_path / "log"), socket.create_server(("", 9091), family=socket.AF_INET):
         resources(folder, GOOD, felix_configuration("default", prometheusMetricsEnabled=True))
-        deadline = time.monotonic() + 10
+        patience = Patience(30)
         while not (done := felixpy("status", env=env)).code:
-            assert time.monotonic() < deadline, done
+            assert not patience.over(), done
         assert done.code == 2
         assert "degraded    metrics are not served: cannot listen on * port 9091: Address already in use" in done.out
         assert answers(f"{HEALTH}/liveness")
@@ -122,9 +124,9 @@ def test_repairs_are_counted_by_cause(node: None, tmp_path: Path) -> None:
     env = {**resources(tmp_path / "r", GOOD), "FELIX_PROMETHEUSMETRICSENABLED": "true"}
     with agent(env, tmp_path / "log"):
         ip("route del 10.48.0.1 proto 222")
-        deadline = time.monotonic() + 10
+        patience = Patience(30)
         while 'felixpy_repairs_total{cause="removed"} 1.0' not in (text := answers("http://127.0.0.1:9091/metrics")):
-            assert time.monotonic() < deadline, text
+            assert not patience.over(), text
             time.sleep(0.05)
         assert felixpy("status", "--json", env=env).json["tables"]["routes"]["repaired"] == 1
         text = answers("http://127.0.0.1:9091/metrics")  # the drift was counted before it was repaired
@@ -141,7 +143,7 @@ def test_probes_have_details_as_text_and_json(node: None, tmp_path: Path) -> Non
             ["loop", "ok"], ["stream", "ok"], ["IPv4", "ok"], ["IPv6", "ok"]
         ]  # fmt: skip
         request = urllib.request.Request(f"{HEALTH}/liveness", headers={"Accept": "application/json"})
-        with urllib.request.urlopen(request, timeout=2) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             said = json.load(response)
         assert (said["ok"], said["reason"], said["ready"]) == (True, "live", True)
         assert set(said["components"]) == {"loop", "stream", "IPv4", "IPv6"}
@@ -216,7 +218,7 @@ def test_a_reload_that_may_not_look_for_the_settings_file_leaves_them_as_they_we
         assert "Permission denied" in log.read_text()
         assert "Traceback" not in log.read_text()
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait() == 0
     finally:
         folder.chmod(0o700)
         process.kill()
@@ -224,18 +226,22 @@ def test_a_reload_that_may_not_look_for_the_settings_file_leaves_them_as_they_we
 
 
 def wait_for(condition: Callable[[], object], log: Path) -> None:
-    deadline = time.monotonic() + 15
+    patience = Patience(30)
     while not condition():
-        assert time.monotonic() < deadline, log.read_text()
+        assert not patience.over(), log.read_text()
         time.sleep(0.02)
 
 
 def test_an_archive_that_cannot_be_written_is_one_sentence_and_leaves_nothing(node: None, tmp_path: Path) -> None:
     env = {"FELIX_RESOURCEDIRECTORY": str(tmp_path), **NFTABLES}
-    started = time.monotonic()
+    programs, asked = tmp_path / "programs", tmp_path / "asked"
+    programs.mkdir()
+    (programs / "ip").write_text(f"#!/bin/sh\necho >>{asked}\n")
+    (programs / "ip").chmod(0o755)
+    env["PATH"] = f"{programs}:{os.environ['PATH']}"
     said = sentence(felixpy("diag", "-o", str(tmp_path / "no" / "d.tar.gz"), env=env))
     assert f"there is no folder {tmp_path / 'no'}; make it, or name another file with --output" in said
-    assert time.monotonic() - started < 3, "nothing was collected before"
+    assert not asked.exists(), "nothing is collected before"
     small = tmp_path / "small"
     small.mkdir()
     full = (
@@ -249,3 +255,4 @@ def test_an_archive_that_cannot_be_written_is_one_sentence_and_leaves_nothing(no
     said = sentence(done)
     assert f"{small}/d.tar.gz cannot be written: No space left on device; name another file with --output" in said
     assert done.out == ""
+    assert asked.exists()

@@ -14,11 +14,12 @@ from typing import Any
 
 from felixpy.dataplane.conntrack import ConntrackCleaner
 from felixpy.demo.host import PORT, Host
+from felixpy.demo.patience import limit
 from felixpy.model.net import FAMILIES, Family, parse_address
 from felixpy.netlink.transport import NetlinkSocket
 from tests.netlink.conntrack_lab import CountingSocket
 
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 HOSTS = ("a", "b", "out")
 V4 = {name: f"10.{number}.0.2" for number, name in enumerate(HOSTS, 1)}
 V6 = {name: f"fd00:{number}::2" for number, name in enumerate(HOSTS, 1)}
@@ -49,7 +50,7 @@ table inet t {{
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(test, 60)
+        await test
 
     asyncio.run(bounded())
 
@@ -124,7 +125,7 @@ class Watched:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with limit(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.005)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from felixpy.agent.agent import Agent, StatusPublisher
 from felixpy.config import SettingsSource, resolve
 from felixpy.dataplane.backend import Backend
+from felixpy.demo.patience import Patience, limit
 from felixpy.model.resources import Resource, ResourceKey, Update
 from felixpy.netlink import nftables, rtnetlink
 from felixpy.netlink.message import NLM_F_DUMP, Request
@@ -168,7 +168,7 @@ class InProcess:
 
     async def up(self, *names: str) -> None:
         """Wait until endpoints are reported to be up."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with limit(PATIENCE_SECONDS):
             while any((self.reported.get(name) or {}).get("state") != "up" for name in names):
                 self._news.clear()
                 await self._news.wait()
@@ -178,13 +178,13 @@ class InProcess:
 
         The rules that iptables-nft-restore wrote come back as notifications, and are read again once.
         """
-        quiet, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+        quiet, patience = 0, Patience(PATIENCE_SECONDS)
         while quiet < QUIET_LOOKS:
             passes = self.agent.last_progress
             await asyncio.sleep(0.005)
             busy = self._busy_with()
             quiet = quiet + 1 if not busy and self.agent.last_progress == passes else 0
-            assert time.monotonic() < deadline, busy
+            assert not patience.over(), busy
 
     def _busy_with(self) -> list[object]:
         agent = self.agent

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from felixpy.demo.host import Flow, Host
+from felixpy.demo.patience import limit
 from felixpy.model.net import FAMILIES, Family
 from tests.dataplane.conntrack_router import (
     ADDRESSES,
@@ -45,7 +46,7 @@ SETTLE_S = 0.2
 
 async def answers(flow: Flow, source: str | None, *, timeout: float) -> None:  # noqa: ASYNC109
     """Ask until the other side sees this source, or nothing; late answers to repeated datagrams come first."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with limit(PATIENCE_S):
         while ((seen := await flow.ask(timeout=timeout)) and seen.address) != source:
             pass
 

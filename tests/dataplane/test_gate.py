@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -13,6 +12,7 @@ from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.nftables.filter import NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterError, FilterState, Part
+from felixpy.demo.patience import Patience
 from felixpy.model.net import FAMILIES, Family
 from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.sources import SyncState, SyncStatus
@@ -57,9 +57,9 @@ def forwarding(family: Family) -> int:
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
+    patience = Patience(seconds)
     while not condition():
-        assert time.monotonic() < deadline
+        assert not patience.over()
         await asyncio.sleep(0.01)
 
 

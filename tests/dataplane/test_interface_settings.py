@@ -25,6 +25,7 @@ from felixpy.dataplane.interface_settings import (
 )
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.table import Delta
+from felixpy.demo.patience import Patience
 from felixpy.model.net import Family
 from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.monitor import Monitor, monitor_routing
@@ -434,8 +435,8 @@ def learnt(network: None) -> str:
     sysctl("ipv6/conf/default/accept_dad", 0)
     pairs("eth0")
     sysctl("ipv6/conf/p-eth0/accept_ra", 0)
-    deadline = time.monotonic() + 10
-    while not advertised_defaults() and time.monotonic() < deadline:
+    patience = Patience(30)
+    while not advertised_defaults() and not patience.over():
         try:
             _advertise("p-eth0")
         except OSError as error:

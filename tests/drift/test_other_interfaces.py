@@ -131,9 +131,9 @@ async def ipv6_off_and_on() -> None:
         for table in (routes, world.agent.dataplane.neighbours.table):  # as after half a minute
             table.refused = {key: one._replace(retry_at=later) for key, one in table.refused.items()}
         sh("sysctl -qw net.ipv6.conf.cali1.disable_ipv6=0")
-        await world.until(lambda: bool(sh("ip -6 route show fd00:48::1")), 2)
+        await world.until(lambda: bool(sh("ip -6 route show fd00:48::1")))
         await world.until(lambda: not routes.refused)
-        await world.until(lambda: "222" in sh("ip -6 neigh show fd00:48::1 dev cali1 nud permanent"), 2)
+        await world.until(lambda: "222" in sh("ip -6 neigh show fd00:48::1 dev cali1 nud permanent"))
 
 
 def test_what_was_refused_while_ipv6_was_off_comes_when_it_is_on_again() -> None:

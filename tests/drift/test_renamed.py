@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
+from felixpy.demo.patience import Patience
 from tests.drift.world import build_links, endpoint, put, running, sh
 
 OFF = {f"{name}RefreshInterval": "0" for name in ("Route", "Interface", "NFTables")}
@@ -42,9 +42,9 @@ def of(number: int, interface: str) -> set[tuple[str, str, str]]:
 
 
 async def until(expected: set[tuple[str, str, str]]) -> None:
-    deadline = time.perf_counter() + 5
+    patience = Patience(30)
     while (found := await asyncio.to_thread(entries)) != expected:
-        assert time.perf_counter() < deadline, (found - expected, expected - found)
+        assert not patience.over(), (found - expected, expected - found)
 
 
 async def renamed() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
+from felixpy.demo.patience import Patience
 from tests.drift.world import build_links, running, sh
 from tests.netns import enter_new_network, enter_private_namespaces
 
@@ -109,12 +110,12 @@ async def told(backend: str, commands: dict[str, str]) -> dict[str, float]:
             sh(command)
             started = time.perf_counter()
             await world.until(
-                lambda seen=drifted: sum(table.drifted for table in world.agent.dataplane.tables()) > seen, 2
+                lambda seen=drifted: sum(table.drifted for table in world.agent.dataplane.tables()) > seen
             )
             await world.quiet()
             took[what] = round((time.perf_counter() - started) * 1000, 1)
-            deadline = time.perf_counter() + 2
-            while (after := await asyncio.to_thread(kernel, backend)) != before and time.perf_counter() < deadline:
+            patience = Patience(30)
+            while (after := await asyncio.to_thread(kernel, backend)) != before and not patience.over():
                 pass  # the other family's rules are told of, and mended, a little later
             assert after == before, what
     return took
@@ -134,9 +135,9 @@ async def switched_off() -> None:
         for family in ("ip", "ip6"):
             sh(f"nft 'add table {family} felixpy {{ flags dormant ; }}'")
             assert "dormant" in kernel("nftables")
-            deadline = time.perf_counter() + 2
+            patience = Patience(30)
             while await asyncio.to_thread(kernel, "nftables") != before:
-                assert time.perf_counter() < deadline
+                assert not patience.over()
         await world.quiet()
 
 
@@ -176,8 +177,8 @@ async def changed_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Dataplane, name, read_and_change)
     async with running("nftables", **off):
         assert not waiting
-        deadline = time.perf_counter() + 5
-        while (after := await asyncio.to_thread(kernel, "nftables")) != before and time.perf_counter() < deadline:
+        patience = Patience(30)
+        while (after := await asyncio.to_thread(kernel, "nftables")) != before and not patience.over():
             pass
         assert after == before
 
@@ -204,9 +205,9 @@ async def untold_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel("nftables") != before
     monkeypatch.setattr(Dataplane, "read", read_and_change)
     async with running("nftables", **off):
-        deadline = time.perf_counter() + 5
+        patience = Patience(30)
         while await asyncio.to_thread(kernel, "nftables") != before:
-            assert time.perf_counter() < deadline
+            assert not patience.over()
 
 
 def test_settings_that_the_kernel_does_not_tell_of_are_right_soon_after_a_start(
@@ -224,9 +225,9 @@ async def untold(backend: str, commands: dict[str, str]) -> None:
             sh(command)
             assert kernel(backend) != before, what
             world.agent.comparisons.ask()
-            deadline = time.perf_counter() + 5
+            patience = Patience(30)
             while await asyncio.to_thread(kernel, backend) != before:  # the agent's loop must go on meanwhile
-                assert time.perf_counter() < deadline, what
+                assert not patience.over(), what
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])

@@ -14,13 +14,14 @@ from typing import Any
 from felixpy.agent.agent import Agent
 from felixpy.config import Settings, SettingsSource, resolve
 from felixpy.dataplane.packet_filter import FilterError
+from felixpy.demo.patience import Patience
 from felixpy.model.net import Net
 from felixpy.model.resources import IPPool, Kind, ResourceKey, Update
 from felixpy.sources import SyncState, SyncStatus
 from tests.drift.world import BACKENDS, NODE, endpoint, put, sh, surroundings
 from tests.faults.injection import Killed, sparing
 
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 NO_TIMERS = {f"{name}RefreshInterval": "0" for name in ("Route", "Interface", "NFTables", "Iptables", "Ipsets")}
 FOREIGN = """
 add table inet foreign
@@ -114,11 +115,11 @@ class Node:
     # --- waiting -------------------------------------------------------------------------------------------------
 
     async def until(self, holds: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
-        deadline = time.monotonic() + seconds
+        patience = Patience(seconds)
         while not holds():
             if self.task is not None and self.task.done():
                 self._take_the_end(self.task)
-            assert time.monotonic() < deadline, f"not within {seconds} s: {self._state()}"
+            assert not patience.over(), f"not within {patience}: {self._state()}"
             await asyncio.sleep(0.002)
 
     def _take_the_end(self, task: asyncio.Task[None]) -> None:
@@ -145,14 +146,14 @@ class Node:
 
     async def settled(self) -> None:
         """Wait until the kernel equals a calculation from scratch."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        patience = Patience(PATIENCE_SECONDS)
         while True:
             await self.until(self.idle)
             plan = await self.from_scratch()
             if not plan:
                 self.has_run = True
                 return
-            assert time.monotonic() < deadline, plan
+            assert not patience.over(), plan
             await asyncio.sleep(0.02)
 
     async def from_scratch(self) -> list[tuple[str, ...]]:

@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from felixpy.config import Settings
+from felixpy.demo.patience import limit
 from felixpy.observe import server
 from felixpy.observe.http import serve
 from felixpy.observe.metrics import Metrics
@@ -183,7 +184,7 @@ def test_without_a_host_both_families_are_served() -> None:
 
 
 async def opened(port: int) -> None:
-    async with asyncio.timeout(10):
+    async with limit(60):
         while await closed(port):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -245,7 +246,7 @@ def test_a_port_that_was_taken_is_served_once_it_is_free(monkeypatch: pytest.Mon
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with limit(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

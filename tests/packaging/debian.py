@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from felixpy.demo.patience import Patience
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path("/var/cache/felixpy-tests")
 CGROUP = "felixpy-test"
@@ -74,12 +76,12 @@ class Machine:
     def __init__(self, leader: int) -> None:
         self._leader = leader
 
-    def run(self, command: str, *, check: bool = True, timeout: float = 60, network: int | None = None) -> str:
+    def run(self, command: str, *, check: bool = True, network: int | None = None) -> str:
         """What a shell command in the machine prints; with another network, to fetch packages from."""
         done = subprocess.run(
             (*self._enter(network), "/bin/sh", "-c", command),
             env={"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "COLUMNS": "200"},
-            capture_output=True, text=True, timeout=timeout, check=False, start_new_session=True,
+            capture_output=True, text=True, check=False, start_new_session=True,
             pass_fds=() if network is None else (network,),
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
@@ -115,11 +117,11 @@ class Machine:
     def journal(self, unit: str = "felixpy") -> str:
         return self.run(f"journalctl --no-pager --output=cat --unit={unit} | tail -n 40", check=False)
 
-    def until(self, holds: Callable[[], bool], what: str, seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
+    def until(self, holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
+        patience = Patience(seconds)
         while not holds():
             status = self.run("systemctl status --no-pager felixpy", check=False)
-            assert time.monotonic() < deadline, f"not in {seconds} s: {what}\n{status}\n{self.journal()}"
+            assert not patience.over(), f"not in {patience}: {what}\n{status}\n{self.journal()}"
             time.sleep(0.1)
 
 
@@ -140,7 +142,7 @@ def booted(folder: Path, kind: str = "node") -> Iterator[Machine]:
             yield machine
         finally:
             process.kill()
-            process.wait(20)
+            process.wait()
             subprocess.run(
                 ("unshare", "--mount", "--propagation=private", "/bin/sh", "-c", REMOVE_CGROUP, "remove", name),
                 check=True,
@@ -149,8 +151,8 @@ def booted(folder: Path, kind: str = "node") -> Iterator[Machine]:
 
 def _leader(process: subprocess.Popen[bytes], console: Path) -> int:
     """The first process of the machine, once it is systemd and answers."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    patience = Patience(60)
+    while not patience.over():
         assert process.poll() is None, console.read_text(errors="replace")
         for child in [below for above in _children(process.pid) for below in _children(above)]:
             with contextlib.suppress(OSError):

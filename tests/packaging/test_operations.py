@@ -105,7 +105,7 @@ def follow(machine: Machine, lines: list[str], network: int | None = None) -> st
     said = ""
     for line in lines:
         uses = network if FETCHES.search(line) else None
-        said += machine.run(f"{REPLACED}{edited(line)}", timeout=200, network=uses)
+        said += machine.run(f"{REPLACED}{edited(line)}", network=uses)
     return said
 
 

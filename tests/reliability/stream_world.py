@@ -22,6 +22,7 @@ from typing import Any, ParamSpec
 
 import aiomqtt
 
+from felixpy.demo.patience import Patience
 from felixpy.mqtt.ledger import counted
 from felixpy.mqtt.manifest import Manifest
 from felixpy.mqtt.publisher import open_publisher
@@ -191,10 +192,10 @@ class Monitor:
 # --- the world ---------------------------------------------------------------------------------------------------
 
 
-async def until(condition: Callable[[], object], patience: float = PATIENCE_S, why: Callable[[], object] = str) -> None:
-    deadline = time.monotonic() + patience
+async def until(condition: Callable[[], object], seconds: float = PATIENCE_S, why: Callable[[], object] = str) -> None:
+    patience = Patience(seconds)
     while not condition():
-        assert time.monotonic() < deadline, f"did not come true: {why()}"
+        assert not patience.over(), f"not within {patience}: {why()}"
         await asyncio.sleep(0.01)
 
 
@@ -295,14 +296,14 @@ class World:
         """The latest word of the agent."""
         return self.history[-1] if self.history else {"state": "", "reason": ""}
 
-    async def says(self, state: str, *words: str, patience: float = PATIENCE_S) -> dict[str, Any]:
+    async def says(self, state: str, *words: str) -> dict[str, Any]:
         """Wait until the agent's latest word is ``state`` with a reason that holds all ``words``."""
 
         def told() -> bool:
             assert self._agent is not None and self._agent.poll() is None, "the agent has ended"
             return self.said["state"] == state and all(word in self.said["reason"] for word in words)
 
-        await until(told, patience, lambda: f"{state} {words}; the agent says {self.said}")
+        await until(told, why=lambda: f"{state} {words}; the agent says {self.said}")
         return self.said
 
     async def says_offline(self) -> None:

@@ -298,7 +298,7 @@ async def test_broker_that_accepts_and_stays_mute_is_given_up_and_the_next_one_i
             await until(lambda: any("does not answer" in one["reason"] for one in world.events("stream lost")), 30)
             assert kernel() == before
         await asyncio.to_thread(world.broker.start)
-        await world.says("in-sync", patience=40)
+        await world.says("in-sync")
         assert kernel() == before
 
 
@@ -316,5 +316,5 @@ async def test_broker_that_falls_silent_is_noticed_by_keep_alive(tmp_path: Path)
         finally:
             world.broker.thaw()
         world.forget()
-        await world.says("in-sync", patience=40)
+        await world.says("in-sync")
         assert kernel() == before

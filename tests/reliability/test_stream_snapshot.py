@@ -34,7 +34,7 @@ async def test_5000_retained_endpoints_of_a_default_broker_are_in_sync_only_when
     async with World.made(tmp_path) as world:
         await world.put_all({**POOL, **endpoints(range(1, 5001))})
         world.start_agent(FELIX_SNAPSHOTTIMEOUT="5")
-        status = await world.says("in-sync", patience=40)
+        status = await world.says("in-sync")
         assert kernel_pairs() == kernel_pairs("to-workload") == pairs(range(1, 5001))
         assert (status["got"], status["want"], status["endpoints"]) == (5001, 5001, 5000)
         assert "degraded" not in world.states()

@@ -22,6 +22,7 @@ from typing import Any
 from felixpy.demo.agent import Agent
 from felixpy.demo.host import Host, LabError
 from felixpy.demo.lab import Lab
+from felixpy.demo.patience import Patience
 from felixpy.demo.topology import INTERNET, NODE1, NODES, P1A, P1B, P2A, Mode
 from tests.soak.operations import Operations
 
@@ -123,7 +124,7 @@ class Soak:
 
     async def _converged(self, node: str) -> str:
         """Empty, or what ``felixpy plan`` beside the running agent would still change."""
-        lab, deadline = self.lab, time.monotonic() + CONVERGES_S
+        lab, patience = self.lab, Patience(CONVERGES_S)
         try:
             await lab.agents[node].wait_ready(CONVERGES_S)
         except LabError as error:
@@ -133,7 +134,7 @@ class Soak:
             plan = (await Agent.command(lab.node(node), settings, "plan", check=False)).strip()
             if plan == "nothing to change":
                 return ""
-            if time.monotonic() > deadline:
+            if patience.over():
                 return f"{plan}\n{lab.agents[node].tail()}"
             await asyncio.sleep(0.1)
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from felixpy.demo.lab import Lab
+from felixpy.demo.patience import limit
 from felixpy.demo.topology import P1A, P1B, Mode
 from felixpy.model.net import Family
 from tests.soak.run import KINDS, Traffic, soak
@@ -37,7 +38,7 @@ async def blocked() -> list[dict[str, object]]:
         await node.run("nft", "-f", "-", stdin=BLOCK)
         await asyncio.sleep(0.5)
         await node.run("nft", "delete", "table", "inet", "block")
-        async with asyncio.timeout(30):
+        async with limit(60):
             while not all(count["lost"] for count in traffic.counts):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         await traffic.stop()

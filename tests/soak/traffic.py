@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass, field
 
 PORT = 7000
-PATIENCE_S = 5.0
+PATIENCE_S = 30.0
 PAUSE_S = 0.02
 CONNECTION_PAUSE_S = 0.05
 SYN_AGAIN_S = 0.9

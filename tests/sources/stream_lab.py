@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import aiomqtt
 import msgspec
 
 from felixpy.config import Settings
+from felixpy.demo.patience import Patience, limit
 from felixpy.model.resources import Kind, Resource, ResourceKey, Update
 from felixpy.sources import Source, SyncState, SyncStatus
 from tests.broker import Broker
@@ -110,13 +110,13 @@ class Recorder:
     def ignored(self, what: str) -> None:
         self.unknown.append(what)
 
-    async def until(self, condition: Callable[[], object], seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
+    async def until(self, condition: Callable[[], object], seconds: float = 30) -> None:
+        patience = Patience(seconds)
         while not condition():
-            assert time.monotonic() < deadline, f"still {self.status}, {len(self.held)} held"
+            assert not patience.over(), f"for {patience} still {self.status}, {len(self.held)} held"
             await asyncio.sleep(0.01)
 
-    async def state(self, state: SyncState, seconds: float = 10) -> SyncStatus:
+    async def state(self, state: SyncState, seconds: float = 30) -> SyncStatus:
         await self.until(lambda: self.status.state is state, seconds)
         return self.status
 
@@ -150,13 +150,20 @@ async def put(broker: Broker, messages: dict[str, Any]) -> None:
             await client.publish(f"{ROOT}/{topic}", payload, qos=1, retain=True)
 
 
+async def comes_to_retain(broker: Broker, filters: str, wanted: dict[str, bytes]) -> None:
+    """Wait until the broker retains this under a filter, and nothing else."""
+    patience = Patience(30)
+    while (found := await retained(broker, filters)) != wanted:
+        assert not patience.over(), f"for {patience} {found}"
+
+
 async def retained(broker: Broker, filters: str, seconds: float = 0.3) -> dict[str, bytes]:
     """What the broker retains under a filter."""
     found: dict[str, bytes] = {}
     async with aiomqtt.Client("127.0.0.1", broker.port, **PUBLISHER) as client:
         await client.subscribe(f"{ROOT}/{filters}")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with limit(seconds):
                 async for message in client.messages:
                     found[str(message.topic).removeprefix(f"{ROOT}/")] = bytes(message.payload)
     return found

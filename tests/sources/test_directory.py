@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from felixpy.demo.patience import stretched
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.sources import SyncState, directory
 from felixpy.sources.directory import DirectorySource
@@ -24,17 +26,25 @@ def write(path: Path, *objects: Any) -> None:
     path.write_bytes(b"\n---\n".join(msgspec.json.encode(item) for item in objects))
 
 
-def test_directory_is_delivered_and_followed(tmp_path: Path) -> None:
+async def written_again_until_seen(sink: Recorder, path: Path, name: str) -> None:
+    """A watch begins some time after the first reading; nothing tells when."""
+    while wep_key(name) not in sink.held:
+        write(path, endpoint(name, address="10.0.0.2"))
+        with contextlib.suppress(AssertionError):
+            await sink.until(lambda: wep_key(name) in sink.held, 1)
+
+
+def test_directory_is_delivered_and_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "SCAN_SECONDS", 3600)
+
     async def scenario() -> None:
         write(tmp_path / "a.json", pool("a"), endpoint("w"))
         async with following(DirectorySource(tmp_path)) as sink:
             status = await sink.state(SyncState.IN_SYNC)
             assert (status.got, status.want) == (2, 2)
-            await asyncio.sleep(0.3)
-            write(tmp_path / "b.yaml", endpoint("x", address="10.0.0.2"))
-            await sink.until(lambda: wep_key("x") in sink.held, 2)
+            await written_again_until_seen(sink, tmp_path / "b.yaml", "x")
             (tmp_path / "a.json").unlink()
-            await sink.until(lambda: set(sink.held) == {wep_key("x")}, 2)
+            await sink.until(lambda: set(sink.held) == {wep_key("x")})
             assert sink.status.state is SyncState.IN_SYNC
 
     asyncio.run(scenario())
@@ -53,7 +63,7 @@ def test_change_without_notifications_is_found_by_scanning(tmp_path: Path, monke
         async with following(DirectorySource(tmp_path)) as sink:
             await sink.state(SyncState.IN_SYNC)
             write(tmp_path / "b.json", endpoint("w"))
-            await sink.until(lambda: wep_key("w") in sink.held, 3)
+            await sink.until(lambda: wep_key("w") in sink.held)
 
     asyncio.run(scenario())
 
@@ -65,7 +75,7 @@ def test_unchanged_objects_are_not_delivered_again(tmp_path: Path) -> None:
             await sink.state(SyncState.IN_SYNC)
             await asyncio.sleep(0.3)
             write(tmp_path / "a.json", pool("a"), endpoint("w", address="10.0.0.9"))
-            await sink.until(lambda: len(sink.updates) > 2, 3)
+            await sink.until(lambda: len(sink.updates) > 2)
             assert [update.key for update in sink.updates[2:]] == [wep_key("w")]
 
     asyncio.run(scenario())
@@ -99,7 +109,7 @@ def test_bad_document_is_absent_and_reported_others_are_fine(tmp_path: Path) -> 
             assert POOL in sink.errors
             await asyncio.sleep(0.3)
             write(tmp_path / "a.json", pool("a"), endpoint("w"))
-            await sink.until(lambda: POOL in sink.held, 3)
+            await sink.until(lambda: POOL in sink.held)
             assert not sink.errors
 
     asyncio.run(scenario())
@@ -129,11 +139,11 @@ def test_a_file_that_becomes_readable_is_read(tmp_path: Path, monkeypatch: pytes
     """Root reads every file: what is forbidden is told by mode and owner here."""
     file, opened = tmp_path / "a.json", Path.open
 
-    def forbidding(path: Path, *arguments: Any) -> Any:
+    def forbidding(path: Path, *arguments: Any, **named: Any) -> Any:
         status = path.stat()
         if path == file and not (status.st_mode & 0o444 and status.st_uid == 0):
             raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *arguments)
+        return opened(path, *arguments, **named)
 
     write(file, pool("a"))
     monkeypatch.setattr(Path, "open", forbidding)
@@ -178,7 +188,7 @@ def test_a_document_that_no_object_can_be_told_of_is_told_and_nothing_else(
             assert status.reason.startswith(f"left out: {tmp_path}/values.yaml")
             assert reason in status.reason
             (tmp_path / "values.yaml").unlink()
-            await sink.until(lambda: not sink.status.reason, 5)
+            await sink.until(lambda: not sink.status.reason)
             assert len(sink.updates) == 2
 
     asyncio.run(scenario())
@@ -210,7 +220,7 @@ def test_a_second_definition_does_not_take_over_while_the_first_file_is_being_wr
             await sink.state(SyncState.DEGRADED)
             assert len(sink.updates) == 1
             (tmp_path / "a.json").unlink()
-            await sink.until(lambda: len(sink.updates) == 2, 5)
+            await sink.until(lambda: len(sink.updates) == 2)
             assert "10.2.0.0/16" in str(getattr(sink.held[POOL], "cidr", ""))
 
     asyncio.run(scenario())
@@ -230,7 +240,9 @@ def test_missing_directory_is_degraded_until_it_appears(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_directory_that_vanishes_deletes_nothing_and_is_followed_again(tmp_path: Path) -> None:
+def test_directory_that_vanishes_deletes_nothing_and_is_followed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         path = tmp_path / "resources"
         path.mkdir()
@@ -243,9 +255,9 @@ def test_directory_that_vanishes_deletes_nothing_and_is_followed_again(tmp_path:
             path.mkdir()
             write(path / "a.json", pool("a"))
             await sink.until(lambda: set(sink.held) == {POOL})
-            await asyncio.sleep(0.5)
-            write(path / "b.json", endpoint("x"))
-            await sink.until(lambda: wep_key("x") in sink.held, 2)
+            with monkeypatch.context() as patched:
+                patched.setattr(directory, "SCAN_SECONDS", 3600)
+                await written_again_until_seen(sink, path / "b.json", "x")
             shutil.rmtree(path)
             await sink.state(SyncState.DEGRADED)
 
@@ -304,7 +316,7 @@ def test_first_file_by_name_wins_and_the_second_is_reported(tmp_path: Path) -> N
 
 def test_read_once_returns_the_snapshot(tmp_path: Path) -> None:
     write(tmp_path / "a.json", pool("a"), endpoint("w"), {"apiVersion": "v1", "kind": "Pod"})
-    seen = asyncio.run(read_once(DirectorySource(tmp_path), 5))
+    seen = asyncio.run(read_once(DirectorySource(tmp_path), stretched(30)))
     assert set(seen.updates) == {POOL, wep_key("w")}
     assert seen.status.state is SyncState.IN_SYNC
     assert seen.unknown == ["kind Pod"]

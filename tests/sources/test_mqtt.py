@@ -18,6 +18,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from structlog.testing import capture_logs
 
 from felixpy.config import Settings
+from felixpy.demo.patience import limit, stretched
 from felixpy.model.documents import load_text
 from felixpy.model.resources import BlockAffinity, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.mqtt.batch import prepare
@@ -33,6 +34,7 @@ from tests.sources.stream_lab import (
     NODE,
     Recorder,
     affinity,
+    comes_to_retain,
     endpoint,
     following,
     node,
@@ -76,7 +78,7 @@ def test_default_mosquitto_delivers_all_of_5000_retained_endpoints(broker: Broke
         ]
         await apply(broker, pool("a", "10.0.0.0/8"), *objects)
         async with following(source_for(broker)) as sink:
-            status = await sink.state(SyncState.IN_SYNC, 20)
+            status = await sink.state(SyncState.IN_SYNC)
             assert (status.got, status.want) == (5001, 5001)
             assert len(sink.held) == 5001
 
@@ -92,7 +94,7 @@ def test_burst_that_the_broker_cuts_is_read_in_parts_until_complete(tmp_path: Pa
             item["metadata"]["annotations"] = {"padding": "x" * 200_000}
         await apply(broker, *objects)
         async with following(source_for(broker)) as sink:
-            await sink.state(SyncState.IN_SYNC, 20)
+            await sink.state(SyncState.IN_SYNC)
             assert len(sink.held) == 100
             incomplete = [status for status in sink.statuses if "incomplete" in status.reason]
             assert incomplete and incomplete[0].got < incomplete[0].want == 100
@@ -155,7 +157,7 @@ def kick(broker: Broker, client_id: bytes) -> None:
 
 
 def test_deleted_while_away_is_absent_after_the_reconnect(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "backoff_seconds", lambda attempt: 0.7)
+    monkeypatch.setattr(mqtt, "backoff_seconds", lambda attempt: stretched(2))
 
     async def scenario() -> None:
         await apply(broker, endpoint("w"), endpoint("x", address="10.0.0.2"))
@@ -324,8 +326,7 @@ def test_a_status_that_mqtt_cannot_carry_is_dropped_with_one_warning(broker: Bro
                     await asyncio.sleep(0.1)
                 await sink.lost(lambda: kick(broker, FIXED_ID.encode()))
                 await sink.state(SyncState.IN_SYNC)
-                await asyncio.sleep(0.2)
-                assert await retained(broker, "status/n1/wep/#") == {"status/n1/wep/default/w": b'{"state":"up","n":2}'}
+                await comes_to_retain(broker, "status/n1/wep/#", {"status/n1/wep/default/w": b'{"state":"up","n":2}'})
         (line,) = [line for line in logs if "dropped" in line["event"]]
         assert "too long" in line["reason"]
         assert len(line["topic"]) < 100
@@ -355,14 +356,11 @@ def test_status_is_retained_and_stop_says_so_without_the_will(broker: Broker) ->
             source.publish_endpoint_status("default", "w", {"state": "up"})
             source.publish_endpoint_status("default", "x", {"state": "up"})
             source.publish_endpoint_status("default", "x", None)
-            await asyncio.sleep(0.2)
-            found = await retained(broker, "status/#")
-            assert found == {"status/n1": b'{"state":"in-sync"}', "status/n1/wep/default/w": b'{"state":"up"}'}
+            told = {"status/n1": b'{"state":"in-sync"}', "status/n1/wep/default/w": b'{"state":"up"}'}
+            await comes_to_retain(broker, "status/#", told)
             broker.restart()
-            await sink.until(lambda: sink.status.state is not SyncState.CONNECTING)
-            await asyncio.sleep(0.3)
-            assert await retained(broker, "status/#") == found
-        assert (await retained(broker, "status/n1"))["status/n1"] == b'{"state":"offline","reason":"stopped"}'
+            await comes_to_retain(broker, "status/#", told)
+        await comes_to_retain(broker, "status/n1", {"status/n1": b'{"state":"offline","reason":"stopped"}'})
 
     asyncio.run(scenario())
 
@@ -386,8 +384,7 @@ asyncio.run(MqttSource(settings, "n1").run(Sink()))
         await put(broker, {"ippool/a": pool("a")})
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
         assert await process.wait() == -9
-        await asyncio.sleep(0.1)
-        assert (await retained(broker, "status/n1"))["status/n1"] == b'{"state":"offline","reason":"will"}'
+        await comes_to_retain(broker, "status/n1", {"status/n1": b'{"state":"offline","reason":"will"}'})
 
     asyncio.run(scenario())
 
@@ -478,7 +475,7 @@ def test_observer_beside_an_agent_disturbs_nothing(broker: Broker) -> None:
         async with following(source) as sink:
             await sink.state(SyncState.IN_SYNC)
             source.publish_status({"state": "in-sync"})
-            seen = await read_once(MqttSource(settings_for(broker), NODE, observer=True), 10)
+            seen = await read_once(MqttSource(settings_for(broker), NODE, observer=True), stretched(30))
             assert seen.status.state is SyncState.IN_SYNC
             assert set(seen.updates) == set(sink.held)
             await asyncio.sleep(0.2)
@@ -495,10 +492,10 @@ def test_silent_broker_is_noticed_by_keepalive(broker: Broker) -> None:
             await sink.state(SyncState.IN_SYNC)
             broker.freeze()
             try:
-                await sink.state(SyncState.CONNECTING, 10)
+                await sink.state(SyncState.CONNECTING)
             finally:
                 broker.thaw()
-            await sink.state(SyncState.IN_SYNC, 20)
+            await sink.state(SyncState.IN_SYNC)
 
     asyncio.run(scenario())
 
@@ -511,7 +508,7 @@ def test_a_bug_in_the_sink_is_not_taken_for_a_lost_connection(broker: Broker) ->
     async def scenario() -> None:
         await put(broker, {"ippool/a": pool("a")})
         with pytest.raises(ZeroDivisionError):
-            async with asyncio.timeout(10):
+            async with limit(60):
                 await source_for(broker).run(Broken())
 
     asyncio.run(scenario())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +341,5 @@ def test_broker_that_dies_during_apply_is_one_sentence(broker: Broker) -> None:
         async with open_publisher(settings_for(broker), lambda done, total: broker.stop()) as publisher:
             await publisher.apply(batch_of(*(pool(f"p{i}", f"10.{i}.0.0/16") for i in range(30))))
 
-    started = time.monotonic()
     with pytest.raises(PublishError, match="closed the connection"):
         asyncio.run(scenario())
-    assert time.monotonic() - started < 5  # not the ten seconds after which an acknowledgement is overdue

@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 
 from bench.mqtt_wire import publish_packet
 from felixpy.config import Settings
+from felixpy.demo.patience import limit
 from felixpy.mqtt import reading
 from felixpy.mqtt.connection import open_connection
 from felixpy.mqtt.reading import RECEIVE_BYTES, Message, _Properties, _Received
@@ -124,7 +125,7 @@ def test_every_message_is_taken_at_once(
         async with (
             broker(list(pieces(data)), context) as (port, acknowledged),
             open_connection(replace(settings, mqtt_port=port), "c", receive),
-            asyncio.timeout(10),
+            limit(60),
         ):
             await acknowledged.wait()
         counting.cancel()
@@ -185,7 +186,7 @@ def test_a_turn_ends_with_what_has_arrived(
     async def scenario() -> tuple[list[int], list[int]]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
         here = replace(settings, mqtt_port=server.sockets[0].getsockname()[1])
-        async with server, open_connection(here, "c", taken.put_nowait), asyncio.timeout(10):
+        async with server, open_connection(here, "c", taken.put_nowait), limit(60):
             return await receives(burst[:1]), await receives(burst)
 
     one, many = asyncio.run(scenario())
@@ -230,7 +231,7 @@ def test_what_the_socket_does_not_take_at_once_is_written_when_it_does() -> None
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         settings = Settings(mqtt_host="127.0.0.1", mqtt_port=server.sockets[0].getsockname()[1])
-        async with server, open_connection(settings, "c", lambda message: None) as connection, asyncio.timeout(10):
+        async with server, open_connection(settings, "c", lambda message: None) as connection, limit(60):
             sent = [asyncio.create_task(connection.publish_retained("t", payload)) for _ in range(count)]
             await asyncio.sleep(0.1)
             waiting = len(connection.client._client._out_packet)

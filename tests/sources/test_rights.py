@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from felixpy.demo.patience import stretched
 from felixpy.mqtt import snapshot
 from felixpy.sources import SyncState
 from felixpy.sources.mqtt import MqttSource
@@ -67,7 +68,7 @@ def test_the_user_of_another_node_is_degraded_and_says_what_to_do(broker: Broker
             assert all(word in status.reason for word in TOLD), status.reason
             await asyncio.sleep(0.5)
             assert SyncState.IN_SYNC not in {status.state for status in sink.statuses}
-        seen = await read_once(source_of(broker, "n2", observer=True), 10)
+        seen = await read_once(source_of(broker, "n2", observer=True), stretched(30))
         assert seen.status.state is SyncState.DEGRADED
         assert all(word in seen.status.reason for word in TOLD)
 

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from felixpy.demo.agent import FELIXPY, Agent, environment
 from felixpy.demo.host import PORT, Host
 from felixpy.demo.lab import Lab
+from felixpy.demo.patience import Patience
 from felixpy.demo.topology import EXT, P1A, P1B, P2A, PODS, PodSpec
 from felixpy.model.net import Family
 from tests.behaviour.world import P1C, Combination, World
@@ -31,7 +31,7 @@ NO_REFRESH = {
 }
 """No full comparison ever: what is repaired is repaired because the kernel told."""
 
-PATIENCE_S = 15.0
+PATIENCE_S = 30.0
 
 
 class Line(NamedTuple):
@@ -114,7 +114,7 @@ class Traffic:
     async def _ask(sender: asyncio.subprocess.Process, text: str) -> dict[str, Any]:
         assert sender.stdin and sender.stdout
         sender.stdin.write(text.encode() + b"\n")
-        answer: dict[str, Any] = json.loads(await asyncio.wait_for(sender.stdout.readline(), PATIENCE_S))
+        answer: dict[str, Any] = json.loads(await sender.stdout.readline())
         return answer
 
     async def _stop(self) -> None:
@@ -144,7 +144,7 @@ class Traffic:
         Flows with ``without`` in their names may be broken for good.
         """
         total: dict[str, Counted] = {}
-        deadline = time.monotonic() + PATIENCE_S
+        patience = Patience(PATIENCE_S)
         while True:
             await asyncio.sleep(0.25)
             seen = await self.look()
@@ -153,7 +153,7 @@ class Traffic:
             wrong = {name: one for name, one in seen.items() if one.lost or not one.answered}
             if not [name for name in wrong if without is None or without not in name]:
                 return Recovery(total)
-            assert time.monotonic() < deadline, wrong
+            assert not patience.over(), wrong
 
 
 class Recovery(NamedTuple):
@@ -224,10 +224,10 @@ class TrafficWorld(World):
 
     async def said(self, words: str, since: int) -> None:
         """Wait until the agent of node1 logs words, after ``since`` bytes of its log."""
-        deadline = time.monotonic() + PATIENCE_S
+        patience = Patience(PATIENCE_S)
         while words not in self.log(since):
             assert self.agent.running, self.log(since)
-            assert time.monotonic() < deadline, f"{words!r} is not in: {self.log(since)}"
+            assert not patience.over(), f"{words!r} is not in: {self.log(since)}"
             await asyncio.sleep(0.002)
 
     def log(self, since: int = 0) -> str:

@@ -46,7 +46,7 @@ async def test_a_route_that_a_cni_plugin_made_has_time_until_its_endpoint_comes(
             status = f"node1/wep/default/{EARLY.endpoint}"
             await becomes("up", state, world, status)
             assert await has_routes(world, STRAY) == [True, True]
-            await becomes([False, False], has_routes, world, STRAY, patience=20.0)
+            await becomes([False, False], has_routes, world, STRAY)
             assert await has_routes(world, EARLY) == [True, True]
             await traffic.lost_nothing()
         monitor.terminate()

@@ -53,7 +53,7 @@ async def test_the_learnt_default_route_survives_the_start() -> None:
         with (lab.folder / "routes").open("w+b") as output:
             monitor = await node.spawn("ip", "-6", "monitor", "route", output=output)
             await start(lab)
-            await becomes({"4": {"ready": True}, "6": {"ready": True}}, families, lab, patience=20.0)
+            await becomes({"4": {"ready": True}, "6": {"ready": True}}, families, lab)
             monitor.terminate()
             await monitor.wait()
             output.seek(0)
@@ -78,7 +78,7 @@ async def test_where_accept_ra_cannot_be_written_forwarding_is_refused_in_plain_
         read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys"
         await node.sysctl("ipv4/ip_forward", 1)
         await start(lab, "unshare", "--mount", "sh", "-c", f'{read_only} && exec "$@"', "felixpy")
-        await becomes({"4": {"ready": True}, "6": {"ready": False}}, families, lab, patience=20.0)
+        await becomes({"4": {"ready": True}, "6": {"ready": False}}, families, lab)
         said = "; ".join([lab.status["node1"]["reason"], *lab.status["node1"]["problems"]])
         assert "IPv6 forwarding stays off: it would remove the advertised default route through eth0" in said
         assert "net.ipv6.conf.eth0.accept_ra cannot be set to 2" in said and "set it by hand" in said

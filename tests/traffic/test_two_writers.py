@@ -52,7 +52,7 @@ async def test_no_start_beside_a_felix() -> None:
                 for command in ("run", "plan") if trace == "ip calico" else ("run",):
                     with (lab.folder / "said").open("w+b") as output:
                         process = await node.spawn(*FELIXPY, command, env=settings, output=output)
-                        assert await asyncio.wait_for(process.wait(), 20) == 1
+                        assert await process.wait() == 1
                         output.seek(0)
                         said = output.read().decode().splitlines()
                     assert said[-1].startswith("felixpy: a Calico Felix runs or ran on this node"), said
@@ -137,9 +137,9 @@ async def test_a_program_that_undoes_everything_is_named_and_not_fought_for_ever
             await asyncio.sleep(0.2)
             other = await world.node1.spawn("sh", "-c", loop, output=done)
             try:
-                await becomes(True, says, world, fight.words, patience=30.0)
+                await becomes(True, says, world, fight.words)
                 print(world.lab.status["node1"]["problems"])
-                await becomes(True, has_lines, done, ATTEMPTS, patience=20.0)
+                await becomes(True, has_lines, done, ATTEMPTS)
             finally:
                 for process in (other, monitor):
                     process.terminate()
@@ -149,7 +149,7 @@ async def test_a_program_that_undoes_everything_is_named_and_not_fought_for_ever
             attempts = done.tell()
         print(f"{world.backend}: {fight.command}: {attempts} times, repaired {len(repairs)} times")
         assert 5 < len(repairs) <= TOLERATED
-        await becomes(0, plan_code, world, patience=30.0)
+        await becomes(0, plan_code, world)
         await becomes(False, says, world, fight.words[:1])
         await traffic.lost_nothing()
         assert world.log(since).count("another program keeps") < 2 * TOLERATED
