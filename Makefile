@@ -20,10 +20,10 @@ IN := $(DESTDIR)$(PREFIX)
 export PREFIX DESTDIR IN
 RUNNING_SYSTEMD := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 
-.PHONY: help setup demo test soak fuzz bench lint clean cni install uninstall deb
+.PHONY: help setup demo test test-quick soak fuzz bench lint clean cni install uninstall deb
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .venv/ready: pyproject.toml constraints.txt .ci/constraints.txt .ci/setup
 	@.ci/setup
@@ -40,6 +40,14 @@ test: .venv/ready ## all tests, on the real kernel in private namespaces; make t
 	@$(PYTHON) -m compileall -q felixpy tests  # a thousand processes are started; as root they compile for themselves
 	-@$(AS_ROOT) .ci/debian-tree >/dev/null  # where it cannot be made, the tests that need it say so
 	@$(PYTEST) -n $(WORKERS) $(ARGS)
+
+# What tells whether the product works with the versions that are installed: every package that it imports is used.
+QUICK := $(addprefix tests/,model store calc sources observe cli check agent dataplane/iptables netlink \
+    test_config.py test_slices.py test_tree.py)
+
+test-quick: .venv/ready ## the part of the tests that needs no lab, about 3 minutes; make test-quick PYTHON=/other/bin/python
+	@$(PYTHON) -m compileall -q felixpy tests
+	@$(PYTEST) -n $(WORKERS) $(QUICK) $(ARGS)
 
 soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600 ARGS="--backend legacy --seed 1"
 	@$(AS_ROOT) $(PYTHON) -m tests.soak.run $(SECONDS) $(ARGS)
@@ -61,11 +69,12 @@ bench: .venv/bench-ready ## measure latency beside other techniques, write docs/
 	@$(PYTHON) -m compileall -q felixpy bench  # as pip does: as root the agent would compile itself at each start
 	@$(AS_ROOT) $(PYTHON) -m bench $(if $(filter quick,$(BENCH)),--quick) $(ARGS)
 
-lint: .venv/ready ## formatting, lint, types and import directions
+lint: .venv/ready ## formatting, lint, types, import directions, and what does not belong into the tree
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@$(PYTHON) -m mypy
 	@.venv/bin/lint-imports
+	@.ci/check-tree
 
 # PREFIX is made as a whole by 'make install' and removed as a whole by 'make uninstall': it must be a folder of felixpy's
 # own, such as /opt/felixpy, and never one that others use, such as /usr/local. MARK says whose it is.
