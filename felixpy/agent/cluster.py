@@ -22,6 +22,7 @@ import yaml
 
 from felixpy.kubernetes.client import CONFLICT, FORBIDDEN, NOT_FOUND, STRATEGIC_PATCH, Api, ApiError
 from felixpy.kubernetes.nodes import ADDRESS_ANNOTATION, KubernetesNode, NodeCondition, decode_own_node
+from felixpy.model.invalid import UNREADABLE
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.node.pools import NAMES, PoolSettingError, default_pools
 from felixpy.standing import Standing
@@ -92,7 +93,7 @@ class ClusterNode:
         """
         try:
             node = decode_own_node(await self._api.request("GET", self._path))
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ApiError(0, f"{self._path}: not a node: {error}") from None
         patch = node_patch(node, list(self._view.addresses()), datetime.now(UTC))
         if patch:

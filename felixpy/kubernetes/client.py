@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from felixpy.kubernetes.access import Access, AccessError
+from felixpy.model.invalid import UNREADABLE
 from felixpy.plain_error import PlainError
 
 REQUEST_SECONDS = 30.0
@@ -174,7 +175,7 @@ def _refusal(status: int, body: bytes, method: str, path: str, access: Access) -
         access.refused()
     try:
         told = msgspec.json.decode(body, type=Status)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         told = Status(message=body[:200].decode(errors="replace"))
     return ApiError(status, f"{method} {path}: {status} {told.message or told.reason}".strip(), told.reason)
 

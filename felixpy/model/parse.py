@@ -223,7 +223,7 @@ def _take_kept_labels(metadata: Metadata, raw: object) -> None:
     if isinstance(kept, str):
         try:
             found = msgspec.json.decode(kept, type=Metadata)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise InvalidResource(
                 f"is not JSON of metadata: {error}", field=f"metadata.annotations[{CRD_METADATA}]"
             ) from None
