@@ -325,6 +325,8 @@ class Agent:
         if not self._pending:
             self._pending = {}  # an emptied dictionary keeps its size, and to walk over it costs that
         dirty: set[ResourceKey] = set()
+        for interface, up in self.dataplane.take_links().items():
+            dirty |= self.store.link(interface, up=up)
         for update in updates:
             dirty |= self._take(update)
         self.dataplane.want(self.calculation.calculate(dirty))

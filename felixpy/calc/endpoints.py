@@ -30,8 +30,8 @@ def endpoint_entries(
 ) -> tuple[dict[Key, Value], str]:
     """Entries of one endpoint, and what is wrong with it (empty if nothing).
 
-    An address or interface that two endpoints claim belongs to the youngest; the loser keeps the rest of its own. What
-    the node itself has or needs belongs to none.
+    An address that two endpoints claim belongs to one whose interface is there and up, then to the youngest; so does an
+    interface. The loser keeps the rest of its own. What the node itself has or needs belongs to none.
     """
     if not store.local(endpoint):
         return {}, ""

@@ -82,6 +82,7 @@ class Dataplane:
             family: FilterTables(one, self.release) for family, one in filters.items()
         }
         self._is_set_aside = False
+        self._links_changed: set[str] = set()
         self._closed: set[Family] = set()
         self._tables: dict[type, AnyTable] = {
             RouteKey: self.routes.table,
@@ -183,10 +184,17 @@ class Dataplane:
 
     def link_events(self, events: LinkEvents) -> None:
         """Look again at everything that hangs on interfaces that changed."""
+        self._links_changed |= events.changed | events.lost
         for interface in events.changed | events.lost:
             lost = interface in events.lost
             for table in self._tables.values():
                 table.interface_changed(interface, lost=lost)
+
+    def take_links(self) -> dict[str, bool]:
+        """Interfaces of which there was news since the last call, and whether each is there and up now."""
+        names, self._links_changed = self._links_changed, set()
+        known = self.links.by_name
+        return {name: name in known and known[name].up for name in names}
 
     async def read(self) -> dict[Family, str]:
         """Read everything of ours from the kernel, in slices; what differs from what was believed is looked at again.

@@ -46,6 +46,7 @@ class Store:
         self._by_interface: Index[str, ResourceKey] = Index()
         self._by_node: Index[str, ResourceKey] = Index()
         self._by_remote_address: Index[Net, ResourceKey] = Index()
+        self._up: set[str] = set()
 
     def __len__(self) -> int:
         policy = sum(len(found) for found in self.policy.values())
@@ -65,6 +66,18 @@ class Store:
         assert update.resource is None or isinstance(update.resource, place.holds)
         return place.put(self, update.key, update.resource)
 
+    def link(self, interface: str, *, up: bool) -> set[ResourceKey]:
+        """Take that an interface is there and up, or not, and return the keys of the objects to calculate again.
+
+        Only where several endpoints claim an address of one behind it does that decide anything.
+        """
+        if up == (interface in self._up):
+            return set()
+        (self._up.add if up else self._up.discard)(interface)
+        behind = (self.endpoints[key] for key in self._by_interface.at(interface))
+        claims = (self._by_address.at(address) for endpoint in behind for address in endpoint.addresses)
+        return {key for keys in claims if len(keys) > 1 for key in keys}
+
     def all_keys(self) -> set[ResourceKey]:
         """Keys of every object that is calculated."""
         return {key for place in PLACES.values() for key in place.calculated(self)}
@@ -79,7 +92,9 @@ class Store:
         return endpoint.node == self.node_name
 
     def address_owner(self, address: Net) -> ResourceKey | None:
-        """The local endpoint that has this address: of several the youngest, then the first by name."""
+        """The local endpoint that has this address: of several one whose interface is there and up, then the youngest,
+        then the first by name.
+        """
         return self._owner(self._by_address.at(address))
 
     def claimants(self, addresses: Iterable[Net]) -> set[ResourceKey]:
@@ -108,8 +123,11 @@ class Store:
         return best
 
     def _precedes(self, one: ResourceKey, other: ResourceKey) -> bool:
-        created, rival = self.endpoints[one].created, self.endpoints[other].created
-        return created > rival if created != rival else one < other
+        this, rival = self.endpoints[one], self.endpoints[other]
+        is_up = this.interface in self._up
+        if is_up != (rival.interface in self._up):
+            return is_up
+        return this.created > rival.created if this.created != rival.created else one < other
 
     def _endpoint(self, key: ResourceKey, new: WorkloadEndpoint | None) -> set[ResourceKey]:
         dirty = {key}

@@ -261,3 +261,19 @@ def test_length_and_keys_count_every_object_once() -> None:
 
 def test_every_kind_has_a_place() -> None:
     assert PLACES.keys() == set(Kind)
+
+
+def test_news_of_a_link_is_about_endpoints_that_share_an_address_and_no_others() -> None:
+    store = store_of(*(endpoint(f"e{n}", f"10.65.0.{n}") for n in range(50)))
+    shared, mine = Net.parse("10.65.0.7"), endpoint("e7", "10.65.0.7").key
+    assert store.link("cali-e7", up=True) == store.link("strange0", up=True) == set()
+    rival = endpoint("rival", "10.65.0.7", created="2026-01-01T00:00:00Z")
+    put(store, rival)
+    assert store.address_owner(shared) == mine, "the interface of the younger one is not there"
+    assert store.link("cali-rival", up=True) == {mine, rival.key}
+    assert store.address_owner(shared) == rival.key
+    assert store.link("cali-rival", up=True) == store.link("cali-e8", up=False) == set(), "no news"
+    assert store.link("cali-rival", up=False) == {mine, rival.key}
+    assert store.address_owner(shared) == mine
+    assert store.link("cali-e7", up=False) == {mine, rival.key}
+    assert store.address_owner(shared) == rival.key, "of several that are down the youngest"
