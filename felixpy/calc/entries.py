@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, IntEnum
+from functools import lru_cache
 from typing import ClassVar, Final, NamedTuple
 
+from felixpy.calc.policy.classes import PolicyKey, PolicyValue
 from felixpy.model.net import Family, Net, family_of, format_address
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN
@@ -103,6 +105,9 @@ class SetType(Enum):
     HOST_INTERFACE = "address, interface"
     NET_INTERFACE = "prefix, interface"
     NET = "prefix"
+    INTERFACE = "interface"
+    HOST = "address"
+    HOST_PORT = "address, protocol, port"
 
 
 class SetName(str):
@@ -148,8 +153,16 @@ _STANDING: Final[Mapping[str, SetType]] = {
     "masq-pools": SetType.NET,
     "hosts": SetType.NET,
 }
-SHAPES: Final[Mapping[str, SetType]] = {}
-"""How the names of calculated sets begin, by the shape of their members."""
+SHAPES: Final[Mapping[str, SetType]] = {
+    "s-": SetType.HOST,
+    "c-": SetType.NET,
+    "n-": SetType.HOST_PORT,
+    "from-policed": SetType.INTERFACE,
+    "to-policed": SetType.INTERFACE,
+    "from-class-": SetType.INTERFACE,
+    "to-class-": SetType.INTERFACE,
+}
+"""How the names of calculated sets begin, by the shape of their members: of selectors, and of classes."""
 
 STANDING_SETS: Final = tuple(SetName(name) for name in _STANDING)
 """The sets that are always there, in the order in which they are made: those of endpoints first."""
@@ -164,8 +177,20 @@ STANDING_SETS: Final = tuple(SetName(name) for name in _STANDING)
 ) = STANDING_SETS
 
 
+@lru_cache(8192)
+def set_type(name: str) -> SetType:
+    """Shape of the members of a set of ours, by its name.
+
+    Raises:
+        ValueError: no set of ours can have this name.
+    """
+    return SetName(name).type
+
+
 class ElementKey(NamedTuple):
     """A member of a set. ``interface`` is empty for sets of prefixes; ``net`` is /32 or /128 in address sets.
+
+    In a set of interfaces ``net`` is the whole address space of the family (``ANY_NET``).
 
     Members of one ``NET`` set, and of one interface in a ``NET_INTERFACE`` set, never cover each other: nft interval
     sets refuse overlaps, so the calculation leaves out what a wider member covers.
@@ -180,11 +205,15 @@ class ElementKey(NamedTuple):
         return family_of(self.net.packed)
 
     def __str__(self) -> str:
+        if self.set.type is SetType.INTERFACE:
+            return f"{self.set} {{ {self.interface} }}"
         member = format_address(self.net.packed) if self.net.is_host else str(self.net)
         return f"{self.set} {{ {member}{' . ' + self.interface if self.interface else ''} }}"
 
 
-Key = RouteKey | NeighbourKey | SettingsKey | ElementKey
+ANY_NET: Final = {Family.V4: Net(bytes(4), 0), Family.V6: Net(bytes(16), 0)}
+
+Key = RouteKey | NeighbourKey | SettingsKey | ElementKey | PolicyKey
 """Any table key but a chain's; elements carry no value (None)."""
 
-Value = Route | bytes | SettingValues | None
+Value = Route | bytes | SettingValues | PolicyValue

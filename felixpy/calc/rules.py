@@ -1,7 +1,8 @@
 """The packet-filter rules, written once for all back-ends and both families.
 
 The vocabulary is small and closed: a back-end that meets a match or an action it does not know must fail, not skip.
-Rules depend on settings only, never on how many endpoints, pools or nodes there are: those are set members.
+Rules depend on settings and on policy (``felixpy.calc.policy.layout``), never on how many endpoints, pools or nodes
+there are: those are set members.
 
     raw     PREROUTING   workload interface: (source, interface) must be a known pair           anti-spoofing
                          and nothing of the node's loopback network
@@ -17,7 +18,16 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from felixpy.calc.entries import SetName
-from felixpy.config import DenyAction, EndpointToHostAction, NATOutgoingExclusions, PortRange, Settings
+from felixpy.calc.policy.carrier import MarkBits, iptables_marks, nftables_marks
+from felixpy.config import (
+    DEFAULT_MARK_MASK,
+    DenyAction,
+    EndpointToHostAction,
+    Failsafe,
+    NATOutgoingExclusions,
+    PortRange,
+    Settings,
+)
 from felixpy.model.net import Family, Net
 
 ICMPV6_FROM_WORKLOADS = (130, 131, 132, 133, 135, 136)
@@ -34,6 +44,7 @@ class Table(StrEnum):
     """iptables tables; nft chains carry them in their names."""
 
     RAW = "raw"
+    MANGLE = "mangle"
     FILTER = "filter"
     NAT = "nat"
 
@@ -52,6 +63,24 @@ class ChainKey(NamedTuple):
         return f"{self.table} {self.name}"
 
 
+class ClassElement(NamedTuple):
+    """An element of a map of classes, which stands for a chain of one rule: ``Goto`` for this value of the mark."""
+
+    map: str
+    mark: int
+
+    @property
+    def is_hook(self) -> bool:
+        return False
+
+    @property
+    def table(self) -> Table:
+        return Table.FILTER
+
+    def __str__(self) -> str:
+        return f"{self.map} {{ {self.mark:#010x} }}"
+
+
 # --- matches -----------------------------------------------------------------------------------------------------
 
 
@@ -68,39 +97,54 @@ class OutInterface(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Source address lies in one prefix."""
+    """Source address lies in one prefix, or not."""
 
     net: Net
+    negated: bool = False
 
 
 class Destination(NamedTuple):
-    """Destination address lies in one prefix."""
+    """Destination address lies in one prefix, or not."""
 
     net: Net
+    negated: bool = False
 
 
 class SourceIn(NamedTuple):
     """Source (or not) in a set of prefixes."""
 
-    set: SetName
+    set: str
     negated: bool = False
 
 
 class DestinationIn(NamedTuple):
-    set: SetName
+    set: str
     negated: bool = False
 
 
 class SourcePairIn(NamedTuple):
     """(source address, input interface) in a set of pairs."""
 
-    set: SetName
+    set: str
 
 
 class DestinationPairIn(NamedTuple):
-    """(destination address, output interface) in a set of pairs."""
+    """(destination address, output interface) in a set of pairs, or not."""
 
-    set: SetName
+    set: str
+    negated: bool = False
+
+
+class InInterfaceIn(NamedTuple):
+    """Input interface in a set of interface names (nftables alone)."""
+
+    set: str
+
+
+class OutInterfaceIn(NamedTuple):
+    """Output interface in a set of interface names (nftables alone)."""
+
+    set: str
 
 
 class Direction(StrEnum):
@@ -130,17 +174,60 @@ class CtState(StrEnum):
     RELATED = "RELATED"
     ESTABLISHED_OR_RELATED = "RELATED,ESTABLISHED"
     INVALID = "INVALID"
+    NOT_ESTABLISHED = "! RELATED,ESTABLISHED"
 
 
 class Protocol(NamedTuple):
-    """Layer 4 protocol by number, with a destination port for TCP and UDP if not None."""
+    """Layer 4 protocol by number, with a destination port for TCP and UDP if not None; or any but this one."""
 
     number: int
     destination_port: int | None = None
+    negated: bool = False
 
 
-class Icmpv6Type(NamedTuple):
+class Icmp(NamedTuple):
+    """A type, and code if not None, of the family's ICMP; negated: a message of it with any other (pair)."""
+
     type: int
+    code: int | None = None
+    negated: bool = False
+
+
+class PortIn(NamedTuple):
+    """The source or destination port lies in one of the ranges, or in none; the rule has a ``Protocol`` with ports."""
+
+    ranges: tuple[PortRange, ...]
+    source: bool = False
+    negated: bool = False
+
+
+class SourcePortIn(NamedTuple):
+    """(source address, protocol, source port) in a set of such, or not."""
+
+    set: str
+    negated: bool = False
+
+
+class DestinationPortIn(NamedTuple):
+    """(destination address, protocol, destination port) in a set of such, or not."""
+
+    set: str
+    negated: bool = False
+
+
+class Marked(NamedTuple):
+    """The packet's mark has this value in these bits."""
+
+    value: int
+    mask: int
+
+
+class Limit(NamedTuple):
+    """True for so many packets per ``seconds`` (1, 60, 3600 or 86400), and ``burst`` at first."""
+
+    packets: int
+    seconds: int
+    burst: int
 
 
 Match = (
@@ -153,9 +240,16 @@ Match = (
     | SourcePairIn
     | DestinationPairIn
     | ErrorByPairIn
+    | InInterfaceIn
+    | OutInterfaceIn
     | CtState
     | Protocol
-    | Icmpv6Type
+    | Icmp
+    | PortIn
+    | SourcePortIn
+    | DestinationPortIn
+    | Marked
+    | Limit
 )
 
 # --- actions -----------------------------------------------------------------------------------------------------
@@ -189,7 +283,44 @@ class Snat(NamedTuple):
     ports: PortRange | None = None
 
 
-Action = Verdict | Jump | Masquerade | Snat
+class Goto(NamedTuple):
+    """Go on in another chain of the same table; what ends there ends as if this chain had ended."""
+
+    chain: str
+
+
+class SetMark(NamedTuple):
+    """Give the bits of ``mask`` in the packet's mark this value; the rule after this one is next."""
+
+    value: int
+    mask: int
+
+
+class MapMark(NamedTuple):
+    """Take mark bits from the member of a set of pairs that the packet has, if any (iptables alone, mangle table)."""
+
+    set: str
+    source: bool
+
+
+class GotoClass(NamedTuple):
+    """Go on in the chain that a map names for these bits of the mark, if any (nftables alone)."""
+
+    map: str
+    mask: int
+
+
+class Log(NamedTuple):
+    """A line in the kernel's log (level notice); the rule after this one is next."""
+
+    prefix: str
+
+
+class NoTrack(NamedTuple):
+    """Keep the packet out of connection tracking (raw table); the rule after this one is next."""
+
+
+Action = Verdict | Jump | Goto | Masquerade | Snat | SetMark | MapMark | GotoClass | Log | NoTrack
 
 
 class Rule(NamedTuple):
@@ -200,7 +331,8 @@ class Rule(NamedTuple):
     comment: str = ""
 
 
-Chains = dict[ChainKey, tuple[Rule, ...]]
+RuleKey = ChainKey | ClassElement
+Chains = dict[RuleKey, tuple[Rule, ...]]
 
 SPOOF_CHECK = ChainKey(Table.RAW, "from-workload")
 WORKLOAD_TO_HOST = ChainKey(Table.FILTER, "workload-to-host")
@@ -227,6 +359,11 @@ class RuleSettings:
     nat_address: bytes | None
     nat_interface: str
     sees_errors: bool
+    nftables: bool = True
+    marks: MarkBits = nftables_marks(DEFAULT_MARK_MASK)  # noqa: RUF009  a constant
+    failsafe_in: tuple[Failsafe, ...] = ()
+    failsafe_out: tuple[Failsafe, ...] = ()
+    log_limit: Limit | None = None
 
     @classmethod
     def of(cls, settings: Settings, family: Family, *, nftables: bool, sees_errors: bool = True) -> RuleSettings:
@@ -247,7 +384,22 @@ class RuleSettings:
             nat_address=settings.nat_outgoing_address if v4 else settings.nat_outgoing_address_ipv6,
             nat_interface=settings.iptables_nat_outgoing_interface_filter,
             sees_errors=sees_errors,
+            nftables=nftables,
+            marks=mark_bits(settings, nftables=nftables),
+            failsafe_in=tuple(one for one in settings.failsafe_inbound_host_ports if one.is_of(family)),
+            failsafe_out=tuple(one for one in settings.failsafe_outbound_host_ports if one.is_of(family)),
+            log_limit=_log_limit(settings),
         )
+
+
+def mark_bits(settings: Settings, *, nftables: bool) -> MarkBits:
+    """What the bits of the mark mask mean for a back-end."""
+    return nftables_marks(settings.nftables_mark_mask) if nftables else iptables_marks(settings.iptables_mark_mask)
+
+
+def _log_limit(settings: Settings) -> Limit | None:
+    rate = settings.log_action_rate_limit
+    return Limit(rate.packets, rate.seconds, settings.log_action_rate_limit_burst) if rate else None
 
 
 def desired_chains(settings: RuleSettings) -> Chains:
@@ -260,11 +412,11 @@ def desired_chains(settings: RuleSettings) -> Chains:
     }
 
 
-def _from_workload(settings: RuleSettings, chain: ChainKey) -> tuple[Rule, ...]:
+def from_workload(settings: RuleSettings, chain: ChainKey) -> tuple[Rule, ...]:
     return tuple(Rule((InInterface(prefix, True),), Jump(chain.name)) for prefix in settings.prefixes)
 
 
-def _to_workload(settings: RuleSettings, chain: ChainKey) -> tuple[Rule, ...]:
+def to_workload(settings: RuleSettings, chain: ChainKey) -> tuple[Rule, ...]:
     return tuple(Rule((OutInterface(prefix, True),), Jump(chain.name)) for prefix in settings.prefixes)
 
 
@@ -288,12 +440,13 @@ def _anti_spoofing(settings: RuleSettings) -> Chains:
         rules.append(Rule((SourcePairIn(SetName.ALLOWED_SOURCES),), Verdict.RETURN, "allowSpoofedSourcePrefixes"))
     rules.append(Rule((), Verdict.DROP, "spoofed source or unknown workload interface"))
     return {
-        ChainKey(Table.RAW, "PREROUTING"): _from_workload(settings, SPOOF_CHECK),
+        ChainKey(Table.RAW, "PREROUTING"): from_workload(settings, SPOOF_CHECK),
         SPOOF_CHECK: tuple(rules),
     }
 
 
-def _conntrack_to_workload(settings: RuleSettings) -> list[Rule]:
+def conntrack(settings: RuleSettings) -> list[Rule]:
+    """What is known of a connection decides first; for packets that no workload sends."""
     return [Rule((CtState.ESTABLISHED_OR_RELATED,), settings.allow), *_invalid(settings)]
 
 
@@ -331,33 +484,43 @@ def _no_tunnels(settings: RuleSettings) -> list[Rule]:
     return rules
 
 
-def _workload_to_host(settings: RuleSettings) -> Chains:
+def leaving_workload(settings: RuleSettings) -> list[Rule]:
+    """What is asked first of a packet from a workload that is forwarded."""
+    return [*_conntrack_from_workload(settings), *_no_tunnels(settings)]
+
+
+def reaching_host(settings: RuleSettings) -> list[Rule]:
+    """What is asked first of a packet from a workload to its node: without ICMPv6, IPv6 on the link dies."""
     rules = _no_tunnels(settings)
     if settings.family is Family.V6:
-        rules += [Rule((Icmpv6Type(kind),), Verdict.ACCEPT) for kind in ICMPV6_FROM_WORKLOADS]
-    rules += _conntrack_from_workload(settings)
-    rules.append(Rule((), Verdict(settings.endpoint_to_host.value.upper()), "Configured DefaultEndpointToHostAction"))
+        rules += [Rule((Icmp(kind),), Verdict.ACCEPT) for kind in ICMPV6_FROM_WORKLOADS]
+    return rules + _conntrack_from_workload(settings)
+
+
+def _workload_to_host(settings: RuleSettings) -> Chains:
+    action = Verdict(settings.endpoint_to_host.value.upper())
     return {
-        ChainKey(Table.FILTER, "INPUT"): _from_workload(settings, WORKLOAD_TO_HOST),
-        WORKLOAD_TO_HOST: tuple(rules),
+        ChainKey(Table.FILTER, "INPUT"): from_workload(settings, WORKLOAD_TO_HOST),
+        WORKLOAD_TO_HOST: (
+            *reaching_host(settings),
+            Rule((), action, "Configured DefaultEndpointToHostAction"),
+        ),
     }
 
 
 def _forward(settings: RuleSettings) -> Chains:
-    deny = Verdict(settings.deny)
-    leaving = [*_conntrack_from_workload(settings), *_no_tunnels(settings)]
     arriving = [
-        *_conntrack_to_workload(settings),
+        *conntrack(settings),
         Rule((DestinationPairIn(SetName.TO_WORKLOAD),), settings.allow, "known workload address"),
-        Rule((), deny, "unknown workload address or interface"),
+        Rule((), Verdict(settings.deny), "unknown workload address or interface"),
     ]
     return {
         ChainKey(Table.FILTER, "FORWARD"): (
-            *_from_workload(settings, FORWARD_FROM),
-            *_to_workload(settings, FORWARD_TO),
+            *from_workload(settings, FORWARD_FROM),
+            *to_workload(settings, FORWARD_TO),
             *(Rule((InInterface(prefix, True),), settings.allow) for prefix in settings.prefixes),
         ),
-        FORWARD_FROM: tuple(leaving),
+        FORWARD_FROM: tuple(leaving_workload(settings)),
         FORWARD_TO: tuple(arriving),
     }
 

@@ -7,7 +7,7 @@ settings after a change resolves all sources again.
 
 from felixpy.config.live import LiveSettings
 from felixpy.config.resolve import ProblemKind, SettingProblem, resolve, resolve_stream
-from felixpy.config.settings import DECLARATIONS, Declaration, Settings
+from felixpy.config.settings import DECLARATIONS, DEFAULT_MARK_MASK, Declaration, Settings
 from felixpy.config.sources import SettingsFileError, SettingsSource, load_environment, load_toml
 from felixpy.config.table import settings_table_markdown
 from felixpy.config.values import (
@@ -16,21 +16,25 @@ from felixpy.config.values import (
     DatastoreType,
     DenyAction,
     EndpointToHostAction,
+    Failsafe,
     IptablesBackend,
     NATOutgoingExclusions,
     NFTablesMode,
     PortRange,
     ProgramClusterRoutes,
+    Rate,
 )
 
 __all__ = [
     "DECLARATIONS",
+    "DEFAULT_MARK_MASK",
     "AllowAction",
     "ChainInsertMode",
     "DatastoreType",
     "Declaration",
     "DenyAction",
     "EndpointToHostAction",
+    "Failsafe",
     "IptablesBackend",
     "LiveSettings",
     "NATOutgoingExclusions",
@@ -38,6 +42,7 @@ __all__ = [
     "PortRange",
     "ProblemKind",
     "ProgramClusterRoutes",
+    "Rate",
     "SettingProblem",
     "Settings",
     "SettingsFileError",

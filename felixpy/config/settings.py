@@ -13,14 +13,17 @@ from typing import Any, TypeVar
 
 from felixpy.config.values import (
     BOOLEAN,
+    FAILSAFES,
     HOST,
     INTERFACE_PREFIXES,
+    MARK_MASK,
     NODE_NAME,
     OPTIONAL_PATH,
     PATH,
     PORT,
     PORT_RANGE,
     PREFIXES,
+    RATE,
     ROUTE_PROTOCOL,
     SECRET,
     TEXT,
@@ -30,6 +33,7 @@ from felixpy.config.values import (
     DatastoreType,
     DenyAction,
     EndpointToHostAction,
+    Failsafe,
     IPAMType,
     IptablesBackend,
     NATOutgoingExclusions,
@@ -37,6 +41,7 @@ from felixpy.config.values import (
     Parser,
     PortRange,
     ProgramClusterRoutes,
+    Rate,
     address,
     choice,
     duration,
@@ -94,6 +99,10 @@ _CLUSTER_ROUTES = choice(
     ProgramClusterRoutes,
     {"EnabledNoEncapOnly": ProgramClusterRoutes.ENABLED, "EnabledIPIPOnly": ProgramClusterRoutes.DISABLED},
 )
+DEFAULT_MARK_MASK = 0xFFFF0000
+_CONTROL_PLANE = tuple(Failsafe(6, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667))
+_FAILSAFE_IN = (Failsafe(6, 22), Failsafe(17, 68), *_CONTROL_PLANE)
+_FAILSAFE_OUT = (Failsafe(17, 53), Failsafe(17, 67), *_CONTROL_PLANE)
 _PRIORITY_MOST = (1 << 31) - 2  # as in Felix; the kernel takes 32 bits
 
 
@@ -129,6 +138,26 @@ class Settings:
     )
     nftables_filter_allow_action: AllowAction = _setting(
         AllowAction.ACCEPT, "NftablesFilterAllowAction", choice(AllowAction), "How nftables rules let a packet pass."
+    )
+    iptables_mark_mask: int = _setting(
+        DEFAULT_MARK_MASK, "IptablesMarkMask", MARK_MASK, "Bits of packets' marks that iptables rules may use."
+    )
+    nftables_mark_mask: int = _setting(
+        DEFAULT_MARK_MASK, "NftablesMarkMask", MARK_MASK, "Bits of packets' marks that nftables rules may use."
+    )
+    failsafe_inbound_host_ports: tuple[Failsafe, ...] = _setting(
+        _FAILSAFE_IN, "FailsafeInboundHostPorts", FAILSAFES,
+        "Ports of the node that host endpoints' policies never close to the outside.",
+    )  # fmt: skip
+    failsafe_outbound_host_ports: tuple[Failsafe, ...] = _setting(
+        _FAILSAFE_OUT, "FailsafeOutboundHostPorts", FAILSAFES,
+        "Ports outside that host endpoints' policies never close to the node.",
+    )  # fmt: skip
+    log_action_rate_limit: Rate | None = _setting(
+        None, "LogActionRateLimit", RATE, "How many packets a Log rule of a policy writes at most; none: all."
+    )
+    log_action_rate_limit_burst: int = _setting(
+        5, "LogActionRateLimitBurst", integer(1, 9999), "How many packets a Log rule writes before its limit counts."
     )
     disable_conntrack_invalid_check: bool = _setting(
         False, "DisableConntrackInvalidCheck", BOOLEAN, "Do not drop packets that connection tracking calls invalid."

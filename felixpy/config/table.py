@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 from felixpy.config.settings import DECLARATIONS, DEFAULTS, Declaration, Settings
+from felixpy.config.values import MARK_MASK
 
 
 def settings_table_markdown() -> str:
@@ -46,6 +47,8 @@ def _default(value: Any, declaration: Declaration) -> str:
         return f"`{on if value else off}`"
     if isinstance(value, Enum):
         return f"`{value.value}`"
+    if declaration.parser is MARK_MASK:
+        return f"`{value:#010x}`"
     if isinstance(value, float):
         return f"`{value:g}s`"
     if isinstance(value, tuple):

@@ -62,6 +62,33 @@ class ChainInsertMode(StrEnum):
     APPEND = "append"
 
 
+class Failsafe(NamedTuple):
+    """A port of the node that no policy closes, from or to ``net`` only if not None."""
+
+    protocol: int
+    port: int
+    net: Net | None = None
+
+    def is_of(self, family: Family) -> bool:
+        return self.net is None or self.net.family is family
+
+    def __str__(self) -> str:
+        name = _FAILSAFE_NAMES[self.protocol]
+        if self.net is None:
+            return f"{name}:{self.port}"
+        return f"{name}:[{self.net}]:{self.port}" if self.net.family is Family.V6 else f"{name}:{self.net}:{self.port}"
+
+
+class Rate(NamedTuple):
+    """So many packets per so many seconds."""
+
+    packets: int
+    seconds: int
+
+    def __str__(self) -> str:
+        return f"{self.packets}/{_RATE_UNITS[self.seconds]}"
+
+
 class DatastoreType(StrEnum):
     """Who delivers resources. ``AUTO``: a broker if one is named, else the cluster that we are a pod of, else files."""
 
@@ -227,6 +254,56 @@ def _parse_port_range(text: str) -> PortRange | None:
 
 
 PORT_RANGE: Parser[PortRange | None] = Parser("`first:last`, ports from 1 to 65535", _parse_port_range, (None,))
+
+
+_FAILSAFE_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+_FAILSAFE_NAMES = {number: name for name, number in _FAILSAFE_PROTOCOLS.items()}
+_RATE_UNITS = {1: "second", 60: "minute", 3600: "hour", 86400: "day"}
+_RATE_SECONDS = {name: seconds for seconds, name in _RATE_UNITS.items()}
+
+
+def _parse_failsafe(text: str) -> Failsafe:
+    start, _, port = text.rpartition(":")
+    protocol, _, net = start.partition(":")
+    if protocol.lower() not in _FAILSAFE_PROTOCOLS:
+        if start:
+            raise ValueError(f"has the protocol {protocol!r}, which is none of tcp, udp, sctp")
+        protocol = "tcp"  # a bare number, as in Felix
+    number = _FAILSAFE_PROTOCOLS[protocol.lower()]
+    return Failsafe(number, integer(1, 65535).parse(port), Net.parse(net.strip("[]")) if net else None)
+
+
+def _parse_failsafes(text: str) -> tuple[Failsafe, ...]:
+    return tuple(dict.fromkeys(map(_parse_failsafe, _items(text))))
+
+
+FAILSAFES: Parser[tuple[Failsafe, ...]] = Parser(
+    "`protocol:port` or `protocol:CIDR:port`, separated by commas; an IPv6 CIDR in brackets", _parse_failsafes, ((),)
+)
+
+
+def _parse_rate(text: str) -> Rate | None:
+    packets, _, unit = text.partition("/")
+    if unit not in _RATE_SECONDS:
+        raise ValueError("is not a number per second, minute, hour or day")
+    return Rate(integer(1, 10000).parse(packets), _RATE_SECONDS[unit])
+
+
+RATE: Parser[Rate | None] = Parser("a rate like `100/minute` (second, minute, hour, day)", _parse_rate, (None,))
+
+LEAST_MARK_BITS = 9
+
+
+def _parse_mark_mask(text: str) -> int:
+    mask = int(text, 0) if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}", text) else 0
+    if mask > 0xFFFFFFFF or "1" * LEAST_MARK_BITS not in f"{mask:b}":
+        raise ValueError(f"is not a mask with {LEAST_MARK_BITS} bits side by side")
+    return mask
+
+
+MARK_MASK = Parser(
+    f"a mask of 32 bits like `0xffff0000`, with at least {LEAST_MARK_BITS} bits side by side", _parse_mark_mask
+)
 
 
 def address(family: Family) -> Parser[bytes | None]:

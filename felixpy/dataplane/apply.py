@@ -25,8 +25,9 @@ from felixpy.calc.entries import (
     SettingsKey,
     SettingValues,
 )
-from felixpy.calc.graph import ABSENT, Changes
+from felixpy.calc.graph import ABSENT, Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
+from felixpy.calc.policy.classes import MemberKey
 from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Settings
 from felixpy.dataplane.filter_tables import FilterTables, write_together
@@ -105,7 +106,7 @@ class Dataplane:
         routed = {key.family for key in self.routes.table.committed}
         for family, tables in self.filters.items():
             tables.begins = family not in routed
-        self.want({key: value for key, value in entries.items() if isinstance(key, ElementKey)})
+        self.want({key: value for key, value in entries.items() if type(key) not in self._tables})
 
     async def read_filters(self) -> None:
         """Read the packet filters of all families.
@@ -118,18 +119,18 @@ class Dataplane:
             elements = tables.elements
             async for keys in in_slices(list(elements.committed), 64):
                 for key in keys:
-                    if key not in elements.desired:
+                    if key not in elements.desired and isinstance(key, ElementKey):
                         self.release.found(key)
             async for keys in in_slices(list(elements.desired), 64):
                 for key in keys:
-                    if key not in elements.committed:
+                    if key not in elements.committed and isinstance(key, ElementKey):
                         self.release.wanted_anew(key)
 
     def tables(self) -> list[AnyTable]:
         """All tables, for counting and looking."""
         tables = list(self._tables.values())
         for one in self.filters.values():
-            tables += [one.chains, one.elements]
+            tables += [one.chains, one.elements, one.sets]
         return tables
 
     @property
@@ -155,26 +156,40 @@ class Dataplane:
 
     def want(self, changes: Changes) -> None:
         """Take what the calculation changed."""
+        policy: set[Family] = set()
         for key, value in changes.items():
-            table = self.table_of(key)
-            if table is None:
+            table = self._tables.get(type(key))
+            if table is not None:
+                table.drop(key) if value is ABSENT else table.want(key, value)
+                continue
+            tables = self.filters.get(key.family)
+            if tables is None:
                 continue
             if type(key) is ElementKey:
-                if key in table.committed:
-                    (self.release.unwanted if value is ABSENT else self.release.wanted_again)(key)
-                elif value is not ABSENT:
-                    self.release.wanted_anew(key)
-            if value is ABSENT:
-                table.drop(key)
-            else:
-                table.want(key, value)
+                self._want_member(tables, key, wanted=value is not ABSENT)
+            elif type(key) is MemberKey:
+                tables.elements.drop(key) if value is ABSENT else tables.elements.want(key, None)
+            elif not isinstance(key, RouteKey | NeighbourKey | SettingsKey | ElementKey | MemberKey):
+                tables.take_policy(key, None if isinstance(value, Absent) else value)
+                policy.add(key.family)
+        for family in policy:
+            self.filters[family].take_layout()
+
+    def _want_member(self, tables: FilterTables, key: ElementKey, *, wanted: bool) -> None:
+        if key in tables.elements.committed:
+            (self.release.wanted_again if wanted else self.release.unwanted)(key)
+        elif wanted:
+            self.release.wanted_anew(key)
+        (tables.want_member if wanted else tables.drop_member)(key)
 
     def table_of(self, key: Key) -> AnyTable | None:
-        """The table that a key belongs to; None for a set member of a family without a packet filter."""
-        if type(key) is ElementKey:
+        """The table that a key belongs to; None for a set member of a family without a packet filter, and for what is
+        no entry by itself: classes, policies and their sets.
+        """
+        if type(key) is ElementKey or type(key) is MemberKey:
             tables = self.filters.get(key.net.family)
             return tables.elements if tables else None
-        return self._tables[type(key)]
+        return self._tables.get(type(key))
 
     def want_rules(self, *, nftables: bool) -> None:
         """Take the rules that the settings mean."""

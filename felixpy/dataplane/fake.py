@@ -11,9 +11,19 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from felixpy.calc.entries import ElementKey, SetType
-from felixpy.calc.rules import ChainKey, Chains, Jump, Rule
-from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
+from felixpy.calc.entries import SetType, set_type
+from felixpy.calc.policy.carrier import MarkBits
+from felixpy.calc.rules import ChainKey, Chains, Goto, Jump, Rule, RuleKey
+from felixpy.dataplane.packet_filter import (
+    FilterChange,
+    FilterCounts,
+    FilterKey,
+    FilterState,
+    Member,
+    Part,
+    RenderedChain,
+    SetKey,
+)
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message, Request
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
@@ -22,26 +32,34 @@ from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
 class FakePacketFilter:
     """``PacketFilter`` over dictionaries. ``refuses`` gives words for a key that is to fail besides."""
 
+    marks_pairs = False
+
     def __init__(self, family: Family) -> None:
         self.family = family
         self.socket = NetlinkSocket(NETLINK_NETFILTER)  # never used, so never opened
-        self.chains: dict[ChainKey, RenderedChain] = {}
-        self.elements: set[ElementKey] = set()
+        self.chains: dict[RuleKey, RenderedChain] = {}
+        self.elements: set[Member] = set()
+        self.sets: set[SetKey] = set()
         self.containers = False
         self.foreign: tuple[str, ...] = ()
-        self.refuses: Callable[[ChainKey | ElementKey], str] = lambda key: ""
+        self.refuses: Callable[[FilterKey], str] = lambda key: ""
         self.breaks: Callable[[], OSError | None] = lambda: None
         """An error of the back-end as a whole, asked for before each read and each write."""
         self.writes = 0
 
-    def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
+    def use_marks(self, marks: MarkBits) -> None:
+        """Members carry none here."""
+
+    def render(self, chains: Chains) -> dict[RuleKey, RenderedChain]:
         return dict(chains)
 
     async def read(self, part: Part = Part.ALL) -> FilterState:
         self._break()
-        return FilterState(dict(self.chains), set(self.elements), self.containers, foreign=self.foreign)
+        return FilterState(
+            dict(self.chains), set(self.elements), self.containers, foreign=self.foreign, sets=set(self.sets)
+        )
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
+    def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
         """Nothing is ever told: what others change shows at the next read."""
         return ()
 
@@ -52,12 +70,18 @@ class FakePacketFilter:
         self._break()
         self.containers = True
 
-    async def write(self, change: FilterChange) -> Mapping[ChainKey | ElementKey, str]:
+    async def write(self, change: FilterChange) -> Mapping[FilterKey, str]:
         self._break()
         self.writes += 1
         self.foreign = ()
-        refused: dict[ChainKey | ElementKey, str] = {}
+        refused: dict[FilterKey, str] = {}
         self._remove(change, refused)
+        for made, comment in change.sets.items():
+            if comment is None:
+                self.sets.discard(made)
+                self.elements = {one for one in self.elements if one.set != made.name}
+            else:
+                self.sets.add(made)
         for key in change.add:
             if words := self.refuses(key) or self._overlap(key):
                 refused[key] = words
@@ -75,7 +99,7 @@ class FakePacketFilter:
         return False
 
     async def remove_all(self) -> None:
-        self.chains, self.elements, self.containers = {}, set(), False
+        self.chains, self.elements, self.sets, self.containers = {}, set(), set(), False
 
     def counts(self) -> FilterCounts:
         return FilterCounts(writes=self.writes)
@@ -87,21 +111,22 @@ class FakePacketFilter:
         if error := self.breaks():
             raise error
 
-    def _remove(self, change: FilterChange, refused: dict[ChainKey | ElementKey, str]) -> None:
+    def _remove(self, change: FilterChange, refused: dict[FilterKey, str]) -> None:
         for key in change.remove:
             if words := self.refuses(key):
                 refused[key] = words
             else:
                 self.elements.discard(key)
 
-    def _overlap(self, key: ElementKey) -> str:
+    def _overlap(self, key: Member) -> str:
         """nf_tables: an interval that overlaps another one of its set (and interface) exists already."""
-        if key.set.type is SetType.HOST_INTERFACE or key in self.elements:
+        if set_type(key.set) not in (SetType.NET, SetType.NET_INTERFACE) or key in self.elements:
             return ""
-        others = (one for one in self.elements if (one.set, one.interface) == (key.set, key.interface))
+        interface = getattr(key, "interface", "")
+        others = (one for one in self.elements if (one.set, getattr(one, "interface", "")) == (key.set, interface))
         return os.strerror(errno.EEXIST) if any(one.net.overlaps(key.net) for one in others) else ""
 
-    def _write_chains(self, chains: Mapping[ChainKey, RenderedChain | None]) -> dict[ChainKey | ElementKey, str]:
+    def _write_chains(self, chains: Mapping[RuleKey, RenderedChain | None]) -> dict[FilterKey, str]:
         """Chains jump to each other: all of a change are written, or none."""
         words = next(filter(None, map(self.refuses, chains)), "")
         after = {key: rules for key, rules in (self.chains | dict(chains)).items() if rules is not None}
@@ -116,5 +141,5 @@ class FakePacketFilter:
         return {}
 
 
-def _target(chain: ChainKey, rule: Rule) -> ChainKey | None:
-    return ChainKey(chain.table, rule.action.chain) if isinstance(rule.action, Jump) else None
+def _target(chain: RuleKey, rule: Rule) -> ChainKey | None:
+    return ChainKey(chain.table, rule.action.chain) if isinstance(rule.action, Jump | Goto) else None

@@ -6,15 +6,44 @@ Invariant: a failure stays in its family, and an object's refusal stays with its
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any, assert_never
 
-from felixpy.calc.entries import ElementKey, SetType
-from felixpy.calc.rules import ChainKey, RuleSettings, Table, desired_chains
-from felixpy.dataplane.packet_filter import FilterChange, FilterError, PacketFilter, Part, RenderedChain
+from felixpy.calc.entries import ElementKey, SetType, set_type
+from felixpy.calc.policy.classes import (
+    ClassKey,
+    EndpointClass,
+    EndpointClasses,
+    EndpointClassKey,
+    HostEndpointChains,
+    HostEndpointKey,
+    MemberKey,
+    PolicyChain,
+    PolicyChainKey,
+    PolicySet,
+    PolicySetKey,
+)
+from felixpy.calc.policy.layout import PolicyLayout, is_open
+from felixpy.calc.rules import ChainKey, ClassElement, RuleKey, RuleSettings, Table
+from felixpy.dataplane.class_members import PAIRS, ClassMembers
+from felixpy.dataplane.packet_filter import (
+    FilterChange,
+    FilterError,
+    FilterKey,
+    Member,
+    PacketFilter,
+    Part,
+    RenderedChain,
+    SetKey,
+)
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport
 from felixpy.dataplane.table import Delta, KeyedTable
 from felixpy.netlink.message import Request
+
+PolicyObject = EndpointClassKey | ClassKey | PolicyChainKey | HostEndpointKey | PolicySetKey
+"""Keys of policy that are no entries of the kernel by themselves."""
 
 MEMBERS_TOGETHER = 500
 """More of one family take the kernel so long that the loop has to run between two families."""
@@ -27,14 +56,19 @@ class FilterTables:
         self.filter = packet_filter
         self.family = packet_filter.family
         self._release = release
-        self.chains: KeyedTable[ChainKey, RenderedChain, RenderedChain] = KeyedTable(
+        self.chains: KeyedTable[RuleKey, RenderedChain, RenderedChain] = KeyedTable(
             f"ipv{self.family.version}-rules",
             lambda key, value: value,
             describe=lambda rules: f"a chain of {len(rules)} rules",
         )
-        self.elements: KeyedTable[ElementKey, None, None] = KeyedTable(
+        self.elements: KeyedTable[Member, int | None, int | None] = KeyedTable(
             f"ipv{self.family.version}-sets", self._resolve_element, describe=lambda _: "a member"
         )
+        self.sets: KeyedTable[SetKey, str, None] = KeyedTable(
+            f"ipv{self.family.version}-policy-sets", lambda key, comment: None, describe=lambda _: "a set"
+        )
+        self.layout = PolicyLayout()
+        self.classes = ClassMembers(self.family, self.elements, marks_pairs=packet_filter.marks_pairs)
         self.containers = False
         self.foreign: tuple[str, ...] = ()
         self.begins = False
@@ -43,14 +77,61 @@ class FilterTables:
         """Whether the kernel was read since the start, or since a write whose answer was lost."""
         self._answers_lost = 0
 
-    def _resolve_element(self, key: ElementKey, _: None) -> None:
-        if key.set.type is SetType.HOST_INTERFACE and key not in self.elements.committed:
-            self._release.hold(self.elements, key, key.net.packed)
+    def _resolve_element(self, key: Member, mark: int | None) -> int | None:
+        if isinstance(key, ElementKey) and key.set.type is SetType.HOST_INTERFACE:
+            if key not in self.elements.committed:
+                self._release.hold(self.elements, key, key.net.packed)
+        return mark
 
     def want_rules(self, settings: RuleSettings) -> None:
         """Take the rules that these settings mean."""
-        rendered = self.filter.render(desired_chains(settings))
-        for key in self.chains.desired.keys() - rendered.keys():
+        self.filter.use_marks(settings.marks)
+        self.classes.configure(settings.marks)
+        self.layout.configure(settings)
+        self.take_layout()
+
+    def want_member(self, key: ElementKey) -> None:
+        """A member of a standing set is wanted; one of a pair with the class of its interface."""
+        if key.set in PAIRS:
+            self.classes.want_pair(key)
+        else:
+            self.elements.want(key, None)
+
+    def drop_member(self, key: ElementKey) -> None:
+        if key.set in PAIRS:
+            self.classes.drop_pair(key)
+        else:
+            self.elements.drop(key)
+
+    def take_policy(self, key: PolicyObject, value: object) -> None:
+        """Take an object of policy; None if nobody wants it any more."""
+        if isinstance(key, EndpointClassKey):
+            if isinstance(value, EndpointClasses):
+                self.classes.want(key.interface, value)
+            else:
+                self.classes.drop(key.interface)
+        elif isinstance(key, ClassKey):
+            wanted = value if isinstance(value, EndpointClass) else None
+            self.layout.take_class(key, wanted)
+            self.classes.open(key.direction, key.number, is_open=wanted is not None and is_open(wanted))
+        elif isinstance(key, PolicyChainKey):
+            self.layout.take_policy(key, value if isinstance(value, PolicyChain) else None)
+        elif isinstance(key, HostEndpointKey):
+            self.layout.take_host(key, value if isinstance(value, HostEndpointChains) else None)
+        elif isinstance(key, PolicySetKey):
+            if isinstance(value, PolicySet):
+                self.sets.want(SetKey(key.name), value.comment)
+            else:
+                self.sets.drop(SetKey(key.name))
+        else:
+            assert_never(key)
+
+    def take_layout(self) -> None:
+        """Take the chains that follow from policy and settings, after all objects of a change were taken."""
+        self.layout.denied = self.classes.denied
+        changes = self.layout.changes()
+        rendered = self.filter.render({key: rules for key, rules in changes.items() if rules is not None})
+        for key in changes.keys() - rendered.keys():
             self.chains.drop(key)
         for key, rules in rendered.items():
             if self.chains.desired.get(key) != rules:
@@ -63,12 +144,19 @@ class FilterTables:
             OSError, FilterError
         """
         lost = self._answers_lost
-        with self.chains.reading() as newer_chains, self.elements.reading() as newer_elements:
+        with (
+            self.chains.reading() as newer_chains,
+            self.elements.reading() as newer_elements,
+            self.sets.reading() as newer_sets,
+        ):
             state = await self.filter.read(part)
             self.containers, self.foreign = state.containers, state.foreign
             await self.chains.adopt(state.chains, newer_chains, now)
             if state.part is Part.ALL:
-                members, state.elements = dict.fromkeys(state.elements), set()
+                members: dict[Member, int | None] = dict.fromkeys(state.elements)
+                members |= dict(state.marks.items())
+                state.elements, state.marks = set(), {}
+                await self.sets.adopt(dict.fromkeys(state.sets), newer_sets, now)
                 await self.elements.adopt(members, newer_elements, now)
                 self.known = lost == self._answers_lost  # what was read before a write tells nothing of it
         if not state.containers:
@@ -92,7 +180,8 @@ class FilterTables:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to look at."""
-        return self.containers and not (self.foreign or self.elements.dirty or self.chains.dirty)
+        dirty = self.elements.dirty or self.chains.dirty or self.sets.dirty
+        return self.containers and not (self.foreign or dirty)
 
     async def read_or_reason(self, now: float, part: Part = Part.ALL) -> str:
         """Read the kernel. Returns why it could not be read, or nothing."""
@@ -118,39 +207,89 @@ class FilterTables:
         may_make_rules = complete or self.begins
         if not (may_make_rules or self.in_place):
             return
+        sets = Delta(put=self.sets.delta(now).put)
         elements = self.additions(now, complete=complete)
-        chains = self.chains.delta(now) if may_make_rules else Delta[ChainKey, RenderedChain]()
-        change = FilterChange(
-            chains={**chains.put, **dict.fromkeys(chains.remove)}, add=list(elements.put), remove=list(elements.remove)
-        )
+        if len(elements.put) > MEMBERS_TOGETHER and sets.put:
+            elements = await self._fill(sets, elements, now, report, unreadable)
+            sets = Delta()
+        chains = self.chains.delta(now) if may_make_rules else Delta[RuleKey, RenderedChain]()
+        change = self._change(elements)
+        change.chains = {**chains.put, **dict.fromkeys(chains.remove)}
+        change.sets = {key: self.sets.desired[key] for key in sets.put}
         if complete and self.foreign:
             await self._write(FilterChange(), report, unreadable)  # an empty change removes what is foreign
             self.foreign = ()
         if not change and (self.containers or not may_make_rules):
             return
-        with self.chains.reading() as told_chains, self.elements.reading() as told_elements:
+        with (
+            self.chains.reading() as told_chains,
+            self.elements.reading() as told_elements,
+            self.sets.reading() as told_sets,
+        ):
             refused = await self._write(change, report, unreadable)
-        refused_chains = {k: v for k, v in refused.items() if isinstance(k, ChainKey)}
-        refused_elements = {k: v for k, v in refused.items() if isinstance(k, ElementKey)}
-        self.chains.record(chains, refused_chains, now, told_chains)
-        self.elements.record(elements, refused_elements, now, told_elements)
+        self.chains.record(chains, _those(refused, ChainKey | ClassElement), now, told_chains)
+        self.elements.record(elements, _those(refused, ElementKey | MemberKey), now, told_elements)
+        self.sets.record(sets, _those(refused, SetKey), now, told_sets)
 
-    def additions(self, now: float, *, complete: bool) -> Delta[ElementKey, None]:
+    async def _fill(
+        self,
+        sets: Delta[SetKey, None],
+        elements: Delta[Member, int | None],
+        now: float,
+        report: ApplyReport,
+        unreadable: str,
+    ) -> Delta[Member, int | None]:
+        """Make sets and fill them before anything asks them, in parts, so that small changes do not wait for them.
+
+        Returns the members that remain.
+        """
+        names = {key.name for key in sets.put}
+        early = {key: mark for key, mark in elements.put.items() if key.set in names}
+        keys = list(early)
+        for start in range(0, len(keys) or 1, MEMBERS_TOGETHER):
+            part = Delta(put={key: early[key] for key in keys[start : start + MEMBERS_TOGETHER]})
+            change = self._change(part)
+            change.sets = {} if start else {key: self.sets.desired[key] for key in sets.put}
+            with self.elements.reading() as told_elements, self.sets.reading() as told_sets:
+                refused = await self._write(change, report, unreadable)
+            self.elements.record(part, _those(refused, ElementKey | MemberKey), now, told_elements)
+            if not start:
+                self.sets.record(sets, _those(refused, SetKey), now, told_sets)
+            await asyncio.sleep(0)
+        rest = {key: mark for key, mark in elements.put.items() if key not in early}
+        return Delta(rest, elements.remove)
+
+    def _change(self, elements: Delta[Member, int | None]) -> FilterChange:
+        """A change of members alone."""
+        change = FilterChange(add=list(elements.put), remove=list(elements.remove))
+        if self.filter.marks_pairs:
+            change.marks = {key: mark for key, mark in elements.put.items() if mark}
+            change.marked_anew = frozenset(key for key in elements.put if key in self.elements.committed)
+        return change
+
+    def additions(self, now: float, *, complete: bool) -> Delta[Member, int | None]:
         """Members to add, and those to remove with them from sets of prefixes, which refuse overlaps."""
         delta = self.elements.delta(now)
         if not delta.remove:
             return delta
-        prefixes = {key: None for key in delta.remove if complete and key.set.type is SetType.NET}
+        prefixes: dict[Member, int | None] = {
+            key: None
+            for key in delta.remove
+            if complete and set_type(key.set) is SetType.NET and not self._goes_with_its_set(key)
+        }
         return Delta(delta.put, prefixes)
 
-    def removals(self, now: float) -> Delta[ElementKey, None]:
+    def _goes_with_its_set(self, key: Member) -> bool:
+        return isinstance(key, MemberKey) and SetKey(key.set) not in self.sets.desired
+
+    def removals(self, now: float) -> Delta[Member, int | None]:
         """Members to remove once nothing needs them."""
         return Delta(remove=self.elements.delta(now).remove)
 
     @property
     def only_members(self) -> bool:
         """Whether members are all that may have to be written."""
-        return self.known and self.in_place and not (self.foreign or self.chains.dirty)
+        return self.known and self.in_place and not (self.foreign or self.chains.dirty or self.sets.dirty)
 
     def _rules_due_again(self, now: float) -> bool:
         """Whether refused rules are tried again: what they name may be gone, and IP sets send no notifications."""
@@ -158,20 +297,30 @@ class FilterTables:
         return due is not None and due <= now
 
     async def remove(self, now: float, report: ApplyReport) -> None:
-        """Write the other removals; the addresses of removed members are released."""
-        if not self.elements.dirty or not self.known:
-            return
-        delta = self.removals(now)
-        if delta:
-            with self.elements.reading() as told:
-                refused = await self._write(FilterChange(remove=list(delta.remove)), report)
-            refused_elements = {k: v for k, v in refused.items() if isinstance(k, ElementKey)}
-            self.elements.record(delta, refused_elements, now, told)
-            self._release.removed(key for key in delta.remove if key not in refused)
+        """Write the other removals; the addresses of removed members are released.
 
-    async def _write(
-        self, change: FilterChange, report: ApplyReport, unreadable: str = ""
-    ) -> Mapping[ChainKey | ElementKey, str]:
+        Sets go when no rule can ask them any more, that is, when all rules are as wanted.
+        """
+        if not (self.elements.dirty or self.sets.dirty) or not self.known:
+            return
+        sets: Delta[SetKey, None] = Delta()
+        if self.sets.dirty and not self.chains.dirty:
+            sets.remove = self.sets.delta(now).remove
+        delta = self.removals(now)
+        doomed = {key for key in delta.remove if self._goes_with_its_set(key)} if self.sets.dirty else set()
+        if doomed and not sets.remove:
+            delta.remove = {key: mark for key, mark in delta.remove.items() if key not in doomed}
+        if not (delta or sets):
+            return
+        leaving = [key for key in delta.remove if key not in doomed or SetKey(key.set) not in sets.remove]
+        with self.elements.reading() as told_elements, self.sets.reading() as told_sets:
+            change = FilterChange(remove=leaving, sets=dict.fromkeys(sets.remove))
+            refused = await self._write(change, report)
+        self.elements.record(delta, _those(refused, ElementKey | MemberKey), now, told_elements)
+        self.sets.record(sets, _those(refused, SetKey), now, told_sets)
+        self._release.removed(key for key in delta.remove if isinstance(key, ElementKey) and key not in refused)
+
+    async def _write(self, change: FilterChange, report: ApplyReport, unreadable: str = "") -> Mapping[FilterKey, str]:
         """Write; a failure of the back-end as a whole is every key's failure, and stays in its family.
 
         What is unreadable is not written: rules would be added to rules that nobody has seen.
@@ -187,11 +336,11 @@ class FilterTables:
             report.failures[self.family] = str(error)
             if not isinstance(error, FilterError):
                 self._lose_answer()
-            refused = dict.fromkeys((*change.chains, *change.add, *change.remove), str(error))
-        report.written += len(change.chains) + len(change.add) + len(change.remove) - len(refused)
+            refused = dict.fromkeys(change.keys, str(error))
+        report.written += len(list(change.keys)) - len(refused)
         return refused
 
-    def fail(self, delta: Delta[ElementKey, None], error: OSError, now: float, report: ApplyReport) -> None:
+    def fail(self, delta: Delta[Member, int | None], error: OSError, now: float, report: ApplyReport) -> None:
         """A send of members broke: they wait, and the kernel is read before anything of this family is written."""
         report.failures[self.family] = str(error)
         self._lose_answer()
@@ -202,7 +351,7 @@ class FilterTables:
 
 
 def write_together(
-    deltas: Sequence[tuple[FilterTables, Delta[ElementKey, None]]], now: float, report: ApplyReport
+    deltas: Sequence[tuple[FilterTables, Delta[Member, int | None]]], now: float, report: ApplyReport
 ) -> bool:
     """Try to write members of several families in one send: each send is a transaction and an answer of its own.
 
@@ -211,7 +360,7 @@ def write_together(
     """
     requests: list[Request] = []
     for tables, delta in deltas:
-        change = FilterChange(add=list(delta.put), remove=list(delta.remove))
+        change = tables._change(delta)
         if len(change.add) + len(change.remove) > MEMBERS_TOGETHER:
             return False
         wanted = tables.filter.member_requests(change)
@@ -229,3 +378,8 @@ def write_together(
         tables.elements.record(delta, {}, now)
         report.written += len(delta.put) + len(delta.remove)
     return True
+
+
+def _those(refused: Mapping[FilterKey, str], kind: Any) -> dict[Any, str]:
+    """Of refused keys those of some kinds."""
+    return {key: words for key, words in refused.items() if isinstance(key, kind)} if refused else {}

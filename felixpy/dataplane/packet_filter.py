@@ -6,13 +6,16 @@ once (``render``); the same form comes back from the kernel (``read``), so that 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 from felixpy.calc.entries import ElementKey
-from felixpy.calc.rules import ChainKey, Chains
+from felixpy.calc.policy.carrier import MarkBits
+from felixpy.calc.policy.classes import MemberKey
+from felixpy.calc.rules import Chains, RuleKey
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message, Request
 from felixpy.netlink.transport import NetlinkSocket
@@ -20,6 +23,18 @@ from felixpy.plain_error import PlainError
 
 RenderedChain = tuple[Any, ...]
 """One comparable value per rule, in the back-end's own canonical form. A hook chain holds our rules only."""
+
+Member = ElementKey | MemberKey
+"""A member of a set: of a standing set or a set of classes, or of one that policies ask."""
+
+
+class SetKey(NamedTuple):
+    """A set that the calculation names, of the family of its back-end."""
+
+    name: str
+
+
+FilterKey = RuleKey | Member | SetKey
 
 
 class Part(Enum):
@@ -33,34 +48,51 @@ class Part(Enum):
 class FilterState:
     """What the kernel holds of ours, one family. ``elements`` says nothing if ``part`` is ``Part.RULES``.
 
-    ``containers`` is False while sets (or the nft table) that members need are missing or of the wrong type;
+    ``sets`` are those that the calculation names; ``marks`` what members of pairs carry, where it is not 0.
+    ``containers`` is False while standing sets (or the nft table) are missing or of the wrong type;
     ``chains`` lacks a hook whose kernel attachment (base chain, jump) is missing or wrong.
     """
 
-    chains: dict[ChainKey, RenderedChain] = field(default_factory=dict)
-    elements: set[ElementKey] = field(default_factory=set)
+    chains: dict[RuleKey, RenderedChain] = field(default_factory=dict)
+    elements: set[Member] = field(default_factory=set)
     containers: bool = False
     part: Part = Part.ALL
+    sets: set[SetKey] = field(default_factory=set)
+    marks: dict[ElementKey, int] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()  # our names that we do not know (an older layout): removed with the next write
 
 
 @dataclass(slots=True)
 class FilterChange:
-    """One write. ``chains`` maps to the whole new rule list, or None to delete the chain."""
+    """One write. ``chains`` maps to the whole new rule list, or None to delete the chain.
 
-    chains: dict[ChainKey, RenderedChain | None] = field(default_factory=dict)
-    add: list[ElementKey] = field(default_factory=list)
-    remove: list[ElementKey] = field(default_factory=list)
+    ``marks`` are of members in ``add``, of which those in ``marked_anew`` stand in the kernel with another one.
+    ``sets`` maps a set to make to its comment, and one to delete, with all of its members, to None.
+    """
+
+    chains: dict[RuleKey, RenderedChain | None] = field(default_factory=dict)
+    add: list[Member] = field(default_factory=list)
+    remove: list[Member] = field(default_factory=list)
+    sets: dict[SetKey, str | None] = field(default_factory=dict)
+    marks: dict[Member, int] = field(default_factory=dict)
+    marked_anew: frozenset[Member] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.chains or self.add or self.remove)
+        return bool(self.chains or self.add or self.remove or self.sets)
 
-    def without(self, keys: Container[ChainKey | ElementKey]) -> FilterChange:
+    @property
+    def keys(self) -> Iterator[FilterKey]:
+        return chain(self.chains, self.add, self.remove, self.sets)
+
+    def without(self, keys: Container[FilterKey]) -> FilterChange:
         """The same change less some keys."""
         return FilterChange(
             {key: rules for key, rules in self.chains.items() if key not in keys},
             [key for key in self.add if key not in keys],
             [key for key in self.remove if key not in keys],
+            {key: comment for key, comment in self.sets.items() if key not in keys},
+            self.marks,
+            self.marked_anew,
         )
 
 
@@ -87,12 +119,14 @@ class PacketFilter(Protocol):
     """One back-end for one family. Calls come from one task at a time; none may block the loop for long."""
 
     family: Family
+    marks_pairs: bool
+    """Whether members of pairs carry the mark of their class (iptables), or interfaces are in sets of its bits."""
 
     @property
     def socket(self) -> NetlinkSocket:
         """Writes set members, and with nftables everything else, too; opened at its first use."""
 
-    def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
+    def render(self, chains: Chains) -> dict[RuleKey, RenderedChain]:
         """Canonical form of abstract chains. Pure."""
 
     async def read(self, part: Part = Part.ALL) -> FilterState:
@@ -102,7 +136,10 @@ class PacketFilter(Protocol):
             NetlinkError, FilterError: the kernel or a tool refused to tell.
         """
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
+    def use_marks(self, marks: MarkBits) -> None:
+        """Take what bits of the mark mean, for members that carry one."""
+
+    def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
         """Judge a nf_tables notification that is not of our own making.
 
         Returns:
@@ -119,7 +156,7 @@ class PacketFilter(Protocol):
             NetlinkError, FilterError
         """
 
-    async def write(self, change: FilterChange) -> Mapping[ChainKey | ElementKey, str]:
+    async def write(self, change: FilterChange) -> Mapping[FilterKey, str]:
         """Write one change, additions before removals, as atomically as the kernel allows.
 
         Adding a member that is there and removing one that is not are successes. A change without chains starts no

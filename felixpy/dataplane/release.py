@@ -17,6 +17,7 @@ import structlog
 
 from felixpy.calc.entries import ElementKey, RouteKey, SetName
 from felixpy.dataplane.conntrack import ConntrackCleaner
+from felixpy.dataplane.packet_filter import Member
 from felixpy.dataplane.table import KeyedTable, Waiting
 from felixpy.model.net import format_address
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
@@ -73,7 +74,7 @@ class AddressRelease:
                 " (set member, conntrack entries)"
             )
 
-    def removed(self, keys: Iterable[ElementKey]) -> None:
+    def removed(self, keys: Iterable[Member]) -> None:
         """Members are gone from the kernel: delete the conntrack entries of their addresses."""
         self._release({key.net.packed for key in keys if key.set is SetName.TO_WORKLOAD})
 

@@ -24,22 +24,27 @@ from felixpy.netlink.transport import Refusal
 PROTOCOL = 7
 MAX_NAME_LENGTH = 31
 _SUBSYSTEM = 6 << 8
-_CREATE, _DESTROY, _RENAME, _SWAP, _LIST, _ADD, _DEL, _TYPE = 2, 3, 5, 6, 7, 9, 10, 13
+_CREATE, _DESTROY, _FLUSH, _RENAME, _SWAP, _LIST, _ADD, _DEL, _TYPE = 2, 3, 4, 5, 6, 7, 9, 10, 13
 _ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_TYPENAME, _ATTR_SETNAME2 = 1, 2, 3, 3
 _ATTR_REVISION, _ATTR_FAMILY, _ATTR_FLAGS, _ATTR_DATA, _ATTR_ADT, _ATTR_REVISION_MIN = 4, 5, 6, 7, 8, 10
 _ATTR_INDEX = 11
 _DATA_IP, _DATA_CIDR, _DATA_FLAGS, _DATA_MAXELEM, _DATA_IFACE, _DATA_REFERENCES = 1, 3, 8, 19, 23, 25
+_DATA_PORT, _DATA_PROTOCOL, _DATA_MARK = 4, 7, 27
 _IP_V4, _IP_V6 = 1, 2
 _ADDRESS_BYTES = {
     ATTRIBUTE.pack(8 + size, _DATA_IP | NLA_F_NESTED) + ATTRIBUTE.pack(4 + size, kind): size
     for size, kind in ((4, _IP_V4), (16, _IP_V6))
 }
 """How long the address is that follows the headers of a usual member, as the kernel prints them."""
+_NETORDER = 0x4000
 _LENGTH_HEADER = ATTRIBUTE.pack(5, _DATA_CIDR)
 _PREFIX_LENGTH = struct.Struct("=HHB3x")
+_MARK = struct.Struct(">II")
+_MARK_HEADER = ATTRIBUTE.pack(4 + _MARK.size, _DATA_MARK | _NETORDER)
+"""What stands before a mark and its mask, in both directions: of the attributes of 64 bits, none is aligned on x86."""
 _FLAG_LIST_HEADER = 1 << 2
 _FLAG_NOMATCH = 1 << 2
-_NETORDER = 0x4000
+_FLAG_WITH_MARK = 1 << 6  # IPSET_FLAG_WITH_SKBINFO
 _ADDRESS_HEADERS = {
     size: ATTRIBUTE.pack(8 + size, _DATA_IP | NLA_F_NESTED) + ATTRIBUTE.pack(4 + size, kind | _NETORDER)
     for size, kind in ((4, _IP_V4), (16, _IP_V6))
@@ -48,7 +53,8 @@ _ADDRESS_HEADERS = {
 
 HASH_NET = "hash:net"
 HASH_NET_IFACE = "hash:net,iface"
-HIGHEST_REVISION = {HASH_NET: 7, HASH_NET_IFACE: 8}
+HASH_IP_PORT = "hash:ip,port"
+HIGHEST_REVISION = {HASH_NET: 7, HASH_NET_IFACE: 8, HASH_IP_PORT: 7}
 """Revisions that this encoder was written for and that ipset 7.17 (Debian 12) lists; older kernels answer with less."""
 
 _ERRORS = {
@@ -70,14 +76,24 @@ _ERRORS = {
 
 
 class Member(NamedTuple):
-    """A member of a ``hash:net`` (no interface) or ``hash:net,iface`` set."""
+    """A member of a ``hash:net`` (no interface), ``hash:net,iface`` or ``hash:ip,port`` set.
+
+    ``mark`` is what ``-j SET --map-mark`` gives a packet in the bits of ``mask``.
+    """
 
     net: Net
     interface: str = ""
+    protocol: int = 0
+    port: int = 0
+    mark: int = 0
+    mask: int = 0
 
 
 class SetHeader(NamedTuple):
-    """What the kernel says of a set without its members; rules hold its ``kernel_index`` (-1 before Linux 4.20)."""
+    """What the kernel says of a set without its members; rules hold its ``kernel_index`` (-1 before Linux 4.20).
+
+    ``marks``: whether its members can carry a mark (skbinfo).
+    """
 
     name: str
     type: str
@@ -86,6 +102,7 @@ class SetHeader(NamedTuple):
     max_elements: int
     references: int
     kernel_index: int = -1
+    marks: bool = False
 
 
 def words(refusal: Refusal) -> str:
@@ -95,15 +112,16 @@ def words(refusal: Refusal) -> str:
     return refusal.message or _ERRORS.get(refusal.errno) or os.strerror(refusal.errno)
 
 
-def create(name: str, kind: str, family: Family, revision: int, max_elements: int) -> Request:
+def create(name: str, kind: str, family: Family, revision: int, max_elements: int, *, marks: bool = False) -> Request:
     """Create a set; an equal one that exists already is a success."""
+    flags = attribute(_DATA_FLAGS | _NETORDER, struct.pack(">I", _FLAG_WITH_MARK)) if marks else b""
     return _request(
         _CREATE,
         attribute(_ATTR_SETNAME, _text(name)),
         attribute(_ATTR_TYPENAME, _text(kind)),
         attribute(_ATTR_REVISION, bytes((revision,))),
         attribute(_ATTR_FAMILY, bytes((family,))),
-        nested(_ATTR_DATA, attribute(_DATA_MAXELEM | _NETORDER, struct.pack(">I", max_elements))),
+        nested(_ATTR_DATA, attribute(_DATA_MAXELEM | _NETORDER, struct.pack(">I", max_elements)), flags),
     )
 
 
@@ -113,6 +131,10 @@ def add(name: str, member: Member) -> Request:
 
 def delete(name: str, member: Member) -> Request:
     return Request(_SUBSYSTEM | _DEL, 0, _in_set(name) + _member(member))
+
+
+def flush(name: str) -> Request:
+    return _request(_FLUSH, attribute(_ATTR_SETNAME, _text(name)))
 
 
 def destroy(name: str) -> Request:
@@ -170,6 +192,7 @@ def decode_header(message: Message) -> SetHeader | None:
         max_elements=int.from_bytes(data.get(_DATA_MAXELEM, b""), "big"),
         references=int.from_bytes(data.get(_DATA_REFERENCES, b""), "big"),
         kernel_index=int.from_bytes(found[_ATTR_INDEX], "big") if _ATTR_INDEX in found else -1,
+        marks=bool(int.from_bytes(data.get(_DATA_FLAGS, b""), "big") & _FLAG_WITH_MARK),
     )
 
 
@@ -206,38 +229,61 @@ def _decode_alike(data: bytes) -> list[Member] | None:
     layout, expected = f"=12s{address}s4sB3x", [data[:12], _LENGTH_HEADER]
     if interface < size:
         named, kind = ATTRIBUTE.unpack_from(data, interface)
-        if kind != _DATA_IFACE or interface + ((named + 3) & ~3) != size:
+        if kind != _DATA_IFACE:
             return None
         layout += f"4s{named - 4}s{-named % 4}x"
         expected.append(data[interface : interface + 4])
+    marked = size - struct.calcsize(layout) == len(_MARK_HEADER) + _MARK.size
+    if marked:
+        layout += f"4s{_MARK.size}s"
+        expected.append(_MARK_HEADER)
     if struct.calcsize(layout) != size:
         return None
-    at_address, addresses, at_length, lengths, *names = zip(*struct.iter_unpack(layout, data), strict=True)
-    if not all(map(same, (at_address, at_length, *names[:1]), expected)):
+    fields = list(zip(*struct.iter_unpack(layout, data), strict=True))
+    if not all(map(same, fields[::2], expected)):
         return None
-    interfaces = map(_untext, names[1]) if names else repeat("")
-    return list(tuples(Member, tuples(Net, addresses, lengths), interfaces))
+    nets = tuples(Net, fields[1], fields[3])
+    interfaces = map(_untext, fields[5]) if interface < size and expected[2:] != [_MARK_HEADER] else repeat("")
+    if not marked:
+        return list(tuples(Member, nets, interfaces, repeat(0), repeat(0), repeat(0), repeat(0)))
+    marks, masks = zip(*_MARK.iter_unpack(b"".join(fields[-1])), strict=True)
+    return list(tuples(Member, nets, interfaces, repeat(0), repeat(0), marks, masks))
 
 
 def _decode_member(data: bytes) -> Member:
     packed, length, interface = b"", -1, ""
+    protocol = port = mark = mask = 0
     for kind, value in attributes(data):
         if kind == _DATA_IP:
             packed = value[4:]
+        elif kind == _DATA_PROTOCOL:
+            protocol = value[0]
+        elif kind == _DATA_PORT:
+            port = int.from_bytes(value, "big")
+        elif kind == _DATA_MARK:
+            mark, mask = _MARK.unpack(value)
         elif kind == _DATA_CIDR:
             length = value[0]
         elif kind == _DATA_IFACE:
             interface = _untext(value)
         elif kind == _DATA_FLAGS and int.from_bytes(value, "big") & _FLAG_NOMATCH:
             interface = f"nomatch {interface}"  # an exception that we never write: equal to no member of ours
-    return Member(Net(packed, length if length >= 0 else len(packed) * 8), interface)
+    return Member(Net(packed, length if length >= 0 else len(packed) * 8), interface, protocol, port, mark, mask)
 
 
 def _member(member: Member) -> bytes:
-    (packed, length), interface = member
-    data = _ADDRESS_HEADERS[len(packed)] + packed + _PREFIX_LENGTH.pack(5, _DATA_CIDR, length)
+    (packed, length), interface, protocol, port, mark, mask = member
+    data = _ADDRESS_HEADERS[len(packed)] + packed
+    if protocol:
+        data += attribute(_DATA_PORT | _NETORDER, struct.pack(">H", port)) + attribute(
+            _DATA_PROTOCOL, bytes((protocol,))
+        )
+        return ATTRIBUTE.pack(4 + len(data), _ATTR_DATA | NLA_F_NESTED) + data
+    data += _PREFIX_LENGTH.pack(5, _DATA_CIDR, length)
     if interface:
         data += attribute(_DATA_IFACE, _text(interface))
+    if mask:
+        data += _MARK_HEADER + _MARK.pack(mark, mask)
     return ATTRIBUTE.pack(4 + len(data), _ATTR_DATA | NLA_F_NESTED) + data
 
 

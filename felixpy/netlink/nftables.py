@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from felixpy.model.net import Family
 from felixpy.netlink.message import (
@@ -44,25 +44,29 @@ NFT_SET_ANONYMOUS, NFT_SET_CONSTANT, NFT_SET_INTERVAL, NFT_SET_MAP = 0x1, 0x2, 0
 NFT_SET_CONCAT = 0x80
 NFT_SET_ELEM_INTERVAL_END = 0x1
 SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DESC, SET_ID, SET_USERDATA = 1, 2, 3, 4, 5, 9, 10, 13
-ELEMENT_KEY, ELEMENT_FLAGS, ELEMENT_KEY_END = 1, 3, 10
+SET_DATA_TYPE = 6
+ELEMENT_KEY, ELEMENT_DATA, ELEMENT_FLAGS, ELEMENT_KEY_END = 1, 2, 3, 10
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_COMPAT, RULE_USERDATA = 1, 2, 3, 4, 5, 7
 MATCH_NAME, MATCH_INFO = 1, 3
 CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
 
 # libnftables' numbers of data types, which tell `nft list` how to print keys; a concatenation shifts by six bits.
 TYPE_IPV4_ADDR, TYPE_IPV6_ADDR, TYPE_IFNAME = 7, 8, 41
+TYPE_INET_PROTOCOL, TYPE_INET_SERVICE, TYPE_MARK = 12, 13, 19
+NFT_DATA_VERDICT = 0xFFFFFF00
 INTERFACE_NAME_BYTES = 16
 
 # Registers as the kernel prints them: 1..4 are 16 bytes each, 8..23 the same space by 4 bytes.
 REG_VERDICT, REG_1, REG_2 = 0, 1, 2
 REG32_01, REG32_02 = 9, 10
+REG32_04, REG32_05 = 12, 13
 
 NF_DROP, NF_ACCEPT = 0, 1
-NFT_JUMP, NFT_RETURN = 0xFFFFFFFD, 0xFFFFFFFB
+NFT_JUMP, NFT_GOTO, NFT_RETURN = 0xFFFFFFFD, 0xFFFFFFFC, 0xFFFFFFFB
 
 NFT_CMP_EQ, NFT_CMP_NEQ = 0, 1
 NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
-NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_L4PROTO = 6, 7, 16
+NFT_META_MARK, NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_L4PROTO = 3, 6, 7, 16
 NFT_CT_STATE = 0
 NFT_CT_SOURCE = {Family.V4: 19, Family.V6: 21}  # NFT_CT_SRC_IP, NFT_CT_SRC_IP6
 CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
@@ -72,8 +76,11 @@ NFT_NAT_SNAT = 0
 NFT_REJECT_ICMP_UNREACH = 0
 ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH = 3, 4
 
+NFT_LIMIT_PKTS = 0
+
 UDATA_RULE_COMMENT = 0
-UDATA_SET_KEYBYTEORDER, BYTEORDER_BIG_ENDIAN = 0, 2
+UDATA_SET_KEYBYTEORDER, UDATA_SET_COMMENT = 0, 7
+BYTEORDER_HOST_ENDIAN, BYTEORDER_BIG_ENDIAN = 1, 2
 
 
 _FRAME = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
@@ -103,20 +110,22 @@ class Hook(NamedTuple):
 
 
 class KernelSet(NamedTuple):
-    """A set's shape."""
+    """A set's shape; ``data_type`` is that of a map's values, or 0."""
 
     name: str
     key_type: int
     key_length: int
     flags: int
+    data_type: int = 0
 
 
 class KernelElement(NamedTuple):
-    """An element as the kernel prints it."""
+    """An element as the kernel prints it; ``chain`` is where a verdict map's goes to."""
 
     key: bytes
     key_end: bytes | None
     interval_end: bool
+    chain: str = ""
 
 
 # Attributes that felixpy sets, per expression; others that a newer kernel prints are its defaults and are not compared.
@@ -124,14 +133,23 @@ _COMPARED = {
     "payload": (1, 2, 3, 4),
     "meta": (1, 2, 3),
     "cmp": (1, 2, 3),
-    "lookup": (1, 2, 5),
+    "lookup": (1, 2, 3, 5),
     "bitwise": (1, 2, 3, 4, 5),
     "ct": (1, 2, 3),
     "immediate": (1, 2),
     "masq": (1, 2, 3),
     "nat": (1, 2, 3, 4, 5, 6, 7),
     "reject": (1, 2),
+    "range": (1, 2, 3, 4),
+    "limit": (1, 2, 3, 4, 5),
+    "log": (1, 2, 3, 4, 5, 6),
+    "notrack": (),
 }
+PORTS: Final = "ports"
+"""An expression of our own: a lookup of register 1 in an anonymous set of ports, with the set's content.
+
+The kernel keeps such a set beside the rule, under a number; ``port_ranges`` and ``named_ports`` go between the two.
+"""
 
 
 NOT_IN_KERNEL = (errno.EINVAL, errno.EOPNOTSUPP)
@@ -213,7 +231,9 @@ def flush_chain(family: Family, table: str, chain: str) -> Request:
     return request(DELRULE, 0, family, attribute(RULE_TABLE, name(table)), attribute(RULE_CHAIN, name(chain)))
 
 
-def new_set(family: Family, table: str, shape: KernelSet, set_id: int, fields: Sequence[int] = ()) -> Request:
+def new_set(
+    family: Family, table: str, shape: KernelSet, set_id: int, fields: Sequence[int] = (), *, comment: str = ""
+) -> Request:
     """Create a set; ``fields`` are the byte lengths of a concatenation with intervals (Linux 5.6)."""
     parts = [
         attribute(SET_TABLE, name(table)),
@@ -222,12 +242,26 @@ def new_set(family: Family, table: str, shape: KernelSet, set_id: int, fields: S
         attribute(SET_KEY_TYPE, be32(shape.key_type)),
         attribute(SET_KEY_LEN, be32(shape.key_length)),
         attribute(SET_ID, be32(set_id)),
-        attribute(SET_USERDATA, struct.pack("=BBI", UDATA_SET_KEYBYTEORDER, 4, 0 if fields else BYTEORDER_BIG_ENDIAN)),
+        attribute(SET_USERDATA, _set_userdata(shape, fields, comment)),
     ]
+    if shape.data_type:
+        parts.append(attribute(SET_DATA_TYPE, be32(shape.data_type)))
     if fields:
         concat = nested(2, *(nested(1, attribute(1, be32(length))) for length in fields))
         parts.append(nested(SET_DESC, concat))
     return request(NEWSET, NLM_F_CREATE, family, *parts)
+
+
+def delete_set(family: Family, table: str, set_name: str) -> Request:
+    return request(DELSET, 0, family, attribute(SET_TABLE, name(table)), attribute(SET_NAME, name(set_name)))
+
+
+def _set_userdata(shape: KernelSet, fields: Sequence[int], comment: str) -> bytes:
+    """What libnftables wants to know of a set to print it, and the comment, as ``nft`` would write it."""
+    order = BYTEORDER_HOST_ENDIAN if shape.key_type == TYPE_MARK else 0 if fields else BYTEORDER_BIG_ENDIAN
+    text = name(comment) if comment else b""
+    about = bytes((UDATA_SET_COMMENT, len(text))) + text if comment else b""
+    return struct.pack("=BBI", UDATA_SET_KEYBYTEORDER, 4, order) + about
 
 
 @cache
@@ -245,6 +279,15 @@ def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = Fa
         parts.append(attribute(ELEMENT_FLAGS, be32(NFT_SET_ELEM_INTERVAL_END)))
     if key_end is not None:
         parts.append(nested(ELEMENT_KEY_END, attribute(1, key_end)))
+    return nested(1, *parts)
+
+
+def map_element(key: bytes, chain: str | None) -> bytes:
+    """One list entry of a verdict map: goto a chain; without a chain, as it is named in a deletion."""
+    parts = [nested(ELEMENT_KEY, attribute(1, key))]
+    if chain is not None:
+        goto = attribute(1, be32(NFT_GOTO)) + attribute(2, name(chain))
+        parts.append(nested(ELEMENT_DATA, nested(2, goto)))
     return nested(1, *parts)
 
 
@@ -288,6 +331,112 @@ def meta(key: int, register: int = REG_1) -> Expression:
 
 def compare(data: bytes, operation: int = NFT_CMP_EQ) -> Expression:
     return Expression("cmp", ((1, be32(REG_1)), (2, be32(operation)), (3, attribute(1, data))))
+
+
+def mark(value: int) -> bytes:
+    """A mark as the kernel holds it: in the order of the machine."""
+    return struct.pack("=I", value)
+
+
+def lookup_verdict(map_name: str) -> Expression:
+    """Go where a verdict map says for register 1, if it says anything."""
+    return Expression("lookup", ((1, name(map_name)), (2, be32(REG_1)), (3, be32(REG_VERDICT))))
+
+
+def set_mark() -> Expression:
+    """The packet's mark becomes register 1."""
+    return Expression("meta", ((2, be32(NFT_META_MARK)), (3, be32(REG_1))))
+
+
+def merge(keep: bytes, put: bytes) -> Expression:
+    """``register 1 = register 1 & keep ^ put``."""
+    return Expression(
+        "bitwise",
+        ((1, be32(REG_1)), (2, be32(REG_1)), (3, be32(len(keep))), (4, attribute(1, keep)), (5, attribute(1, put))),
+    )
+
+
+def in_range(first: bytes, last: bytes, operation: int = NFT_CMP_EQ) -> Expression:
+    """Register 1 lies between two values, both included, or does not."""
+    return Expression(
+        "range", ((1, be32(REG_1)), (2, be32(operation)), (3, attribute(1, first)), (4, attribute(1, last)))
+    )
+
+
+def limit(packets: int, seconds: int, burst: int) -> Expression:
+    values = struct.pack(">Q", packets), struct.pack(">Q", seconds), be32(burst), be32(NFT_LIMIT_PKTS), be32(0)
+    return Expression("limit", tuple(enumerate(values, start=1)))
+
+
+def log(prefix: str, level: int) -> Expression:
+    return Expression("log", ((2, name(prefix)), (5, be32(level))))
+
+
+def notrack() -> Expression:
+    return Expression("notrack", ())
+
+
+def port_set(ranges: Iterable[tuple[int, int]], *, negated: bool = False) -> Expression:
+    """Register 1 is a port in one of the ranges, or in none: see ``PORTS``. They must not overlap or touch."""
+    content = b"".join(struct.pack(">HH", first, last) for first, last in sorted(ranges))
+    return Expression(PORTS, ((1, content), *(((5, be32(1)),) if negated else ())))
+
+
+def port_ranges(expression: Expression) -> list[tuple[int, int]]:
+    """The content of a ``PORTS`` expression."""
+    return list(struct.iter_unpack(">HH", expression.attributes[0][1]))
+
+
+def port_set_requests(
+    family: Family, table: str, expression: Expression, set_id: int
+) -> tuple[list[Request], Expression]:
+    """Messages that make an anonymous set of ports within a transaction, and the lookup that refers to it."""
+    ranges = port_ranges(expression)
+    single = all(first == last for first, last in ranges)
+    flags = NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | (0 if single else NFT_SET_INTERVAL)
+    shape = KernelSet("__set%d", TYPE_INET_SERVICE, 2, flags)
+    entries: list[bytes] = []
+    for first, last in ranges:
+        entries.append(element(struct.pack(">H", first)))
+        if not single and last < 0xFFFF:
+            entries.append(element(struct.pack(">H", last + 1), interval_end=True))
+    fill = set_elements(NEWSETELEM, family, table, "__set%d", entries)
+    fill = fill._replace(payload=fill.payload + attribute(4, be32(set_id)))
+    found = Expression(
+        "lookup", ((1, name("__set%d")), (2, be32(REG_1)), (4, be32(set_id)), *expression.attributes[1:])
+    )
+    return [new_set(family, table, shape, set_id), fill], found
+
+
+def named_ports(rule: NftRule, contents: Mapping[str, Sequence[tuple[int, int]]]) -> NftRule:
+    """A rule as it was read, with lookups in anonymous sets as ``PORTS``; ``contents`` by the kernel's names."""
+    return rule._replace(expressions=tuple(_named_ports(one, contents) for one in rule.expressions))
+
+
+def anonymous_sets(rule: NftRule | str) -> Iterator[str]:
+    """Names of anonymous sets that a rule looks into; ``__set%d`` is libnftables' and our way to name them."""
+    if isinstance(rule, NftRule):
+        for one in rule.expressions:
+            if one.name == "lookup" and one.attributes[0][1].startswith(b"__set"):
+                yield _text(one.attributes[0][1])
+
+
+def _named_ports(one: Expression, contents: Mapping[str, Sequence[tuple[int, int]]]) -> Expression:
+    if one.name != "lookup":
+        return one
+    ranges = contents.get(_text(one.attributes[0][1]))
+    negated = any(kind == 5 for kind, _ in one.attributes)
+    return one if ranges is None else port_set(ranges, negated=negated)
+
+
+def decode_port_ranges(elements: Iterable[KernelElement], flags: int) -> list[tuple[int, int]]:
+    """Ranges from the elements of an anonymous set of ports with these flags."""
+    # Two bytes, and two that fill the attribute up.
+    ends = sorted((int.from_bytes(one.key[:2], "big"), not one.interval_end) for one in elements)
+    if not flags & NFT_SET_INTERVAL:
+        return [(port, port) for port, _ in ends]
+    after = [port - 1 for port, _ in ends[1:]] + [0xFFFF]
+    return [(port, last) for (port, begins), last in zip(ends, after, strict=True) if begins]
 
 
 def lookup(set_name: str, *, negated: bool = False) -> Expression:
@@ -429,7 +578,11 @@ def decode_set(message: Message) -> tuple[str, KernelSet]:
     found = message_attributes(message)
     flags = _number(found.get(SET_FLAGS, b"\0"))
     shape = KernelSet(
-        _text(found[SET_NAME]), _number(found.get(SET_KEY_TYPE, b"\0")), _number(found.get(SET_KEY_LEN, b"\0")), flags
+        _text(found[SET_NAME]),
+        _number(found.get(SET_KEY_TYPE, b"\0")),
+        _number(found.get(SET_KEY_LEN, b"\0")),
+        flags,
+        _number(found.get(SET_DATA_TYPE, b"\0")),
     )
     return _text(found[SET_TABLE]), shape
 
@@ -470,6 +623,12 @@ def _printed_key_headers(length: int) -> bytes:
     return b"".join(ATTRIBUTE.pack(length + inside, 1) for inside in (12, 8, 4))
 
 
+def _verdict_chain(data: bytes) -> str:
+    """The chain that an element of a verdict map goes to; empty for any other verdict."""
+    verdict = dict(attributes(dict(attributes(data)).get(2, b"")))
+    return _text(verdict.get(2, b"")) if _number(verdict.get(1, b"\0")) == NFT_GOTO else ""
+
+
 def decode_elements(message: Message) -> list[KernelElement]:
     """Elements of one datagram of an element dump."""
     elements = []
@@ -481,6 +640,7 @@ def decode_elements(message: Message) -> list[KernelElement]:
                 found[ELEMENT_KEY][4:] if ELEMENT_KEY in found else b"",
                 key_end[4:] if key_end is not None else None,
                 bool(_number(found.get(ELEMENT_FLAGS, b"\0")) & NFT_SET_ELEM_INTERVAL_END),
+                _verdict_chain(found[ELEMENT_DATA]) if ELEMENT_DATA in found else "",
             )
         )
     return elements

@@ -24,6 +24,10 @@ class Index(Generic[P, K]):
     def at(self, place: P) -> Collection[K]:
         return self._at.get(place, ())
 
+    def places(self) -> Collection[P]:
+        """Where there are keys; valid until the next change."""
+        return self._at.keys()
+
     def add(self, place: P, key: K) -> Collection[K]:
         """Put a key at a place; returns all that share it."""
         keys = self._at.get(place)

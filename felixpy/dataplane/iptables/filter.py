@@ -12,15 +12,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from felixpy.calc.entries import ElementKey
-from felixpy.calc.rules import ChainKey, Chains, Table
+from felixpy.calc.entries import SetName
+from felixpy.calc.policy.carrier import MarkBits
+from felixpy.calc.rules import ChainKey, Chains, RuleKey, Table
 from felixpy.config import ChainInsertMode
 from felixpy.dataplane.iptables.plan import TablePlan, foreign_chains, plan_removal, plan_write, present_chains
 from felixpy.dataplane.iptables.render import render_chains
 from felixpy.dataplane.iptables.save_text import SavedTable, parse_save
 from felixpy.dataplane.iptables.sets import IpSets
 from felixpy.dataplane.iptables.tools import Tools, tool_name
-from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterError, FilterState, Part, RenderedChain
+from felixpy.dataplane.packet_filter import (
+    FilterChange,
+    FilterCounts,
+    FilterError,
+    FilterKey,
+    FilterState,
+    Member,
+    Part,
+    RenderedChain,
+)
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message, Request
 from felixpy.netlink.transport import NetlinkSocket
@@ -32,6 +42,7 @@ class IptablesFilter(ABC):
     """A ``PacketFilter`` for one family (see ``felixpy.dataplane.packet_filter``)."""
 
     variant: ClassVar[str]
+    marks_pairs = True
 
     def __init__(
         self,
@@ -50,14 +61,20 @@ class IptablesFilter(ABC):
         self._insert_mode = insert_mode
         self._foreign_chains: tuple[str, ...] = ()
         self._foreign_sets: tuple[str, ...] = ()
+        self._hooked: set[tuple[str, str]] = set()
+        """Tables and built-in chains in which our jumps stand, or stood when we last looked."""
         self._saved: tuple[dict[str, SavedTable], float] = {}, 0.0
         self._saves = self._save_errors = 0
         self._writes = self._write_errors = 0
         self._lines: Counter[str] = Counter()
 
-    def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
+    def render(self, chains: Chains) -> dict[RuleKey, RenderedChain]:
         """Rules as text, the form in which the ``-save`` tool prints them. Pure."""
         return render_chains(self.family, chains)
+
+    def use_marks(self, marks: MarkBits) -> None:
+        """Take the bits in which the members of pairs carry their class."""
+        self.sets.masks = {SetName.FROM_WORKLOAD: marks.egress.mask, SetName.TO_WORKLOAD: marks.ingress.mask}
 
     async def read(self, part: Part = Part.ALL) -> FilterState:
         """Read what is ours; the members of sets only if asked for.
@@ -67,11 +84,12 @@ class IptablesFilter(ABC):
         """
         saved = await self._save()
         self._saved = saved, time.monotonic()
+        self._hooked |= {(table, chain) for table, content in saved.items() for chain in content.jumps}
         headers = self.sets.headers()
         usable = self.sets.usable(headers)
         if not usable:
             part = Part.ALL  # sets tell nothing: who removed some has emptied others
-        elements = await self.sets.read(headers) if part is Part.ALL else set()
+        elements, marks = await self.sets.read(headers) if part is Part.ALL else (set(), {})
         self._foreign_chains = tuple(foreign_chains(saved))
         self._foreign_sets = tuple(self.sets.foreign(headers))
         return FilterState(
@@ -80,6 +98,8 @@ class IptablesFilter(ABC):
             containers=usable,
             part=part,
             foreign=self._foreign_chains + self._foreign_sets,
+            sets=self.sets.policy_sets(headers),
+            marks=marks,
         )
 
     @property
@@ -105,7 +125,7 @@ class IptablesFilter(ABC):
         """None: rules are written by a process or by libiptc, and IP sets send no notifications."""
         return ()
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
+    def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
         """Nothing: the kernel tells nothing of legacy tables and IP sets; the NFT variant knows better."""
         return ()
 
@@ -117,23 +137,30 @@ class IptablesFilter(ABC):
         """
         await self.sets.create()
 
-    async def write(self, change: FilterChange) -> Mapping[ChainKey | ElementKey, str]:
-        """Write one change: members in, chains, members out.
+    async def write(self, change: FilterChange) -> Mapping[FilterKey, str]:
+        """Write one change: sets and members in, chains, other marks of members, members out, sets out.
 
-        Sets that ``read`` found foreign go with any write; chains only with one that writes chains, or with an
-        empty change, because they need a process.
+        What rules will ask is there before they are; a member that only gets another mark, which is another class, has
+        to wait for the rules of that class. Sets that ``read`` found foreign go with any write; chains only with one
+        that writes chains, or with an empty change, because they need a process.
 
         Raises:
             OSError: the netlink socket broke.
         """
-        errors: dict[ChainKey | ElementKey, str] = {}
-        errors.update((await self.sets.add(change.add)).items())
+        errors: dict[FilterKey, str] = {}
+        made = {key: comment for key, comment in change.sets.items() if comment is not None}
+        errors.update(self.sets.make(made).items())
+        later = [key for key in change.add if key in change.marked_anew]
+        early = [key for key in change.add if key not in change.marked_anew] if later else change.add
+        errors.update((await self.sets.add(early, change.marks)).items())
         if change.chains or (self._foreign_chains and not change):
             try:
                 errors.update((await self._write_chains(change.chains)).items())
             except FilterError as error:  # the rules fail; members need no tool and go on
                 errors.update(dict.fromkeys(change.chains, str(error)))
+        errors.update((await self.sets.add(later, change.marks)).items())
         errors.update((await self.sets.remove(change.remove)).items())
+        errors.update(self.sets.destroy(key for key, comment in change.sets.items() if comment is None).items())
         if self._foreign_sets:
             self.sets.destroy_unused(self._foreign_sets)
             self._foreign_sets = ()
@@ -141,7 +168,9 @@ class IptablesFilter(ABC):
 
     def member_requests(self, change: FilterChange) -> list[Request] | None:
         """Messages of a change of members, unless a set has to go with it or a prefix is held as its halves."""
-        return None if self._foreign_sets else self.sets.requests(change.add, change.remove)
+        return (
+            None if self._foreign_sets or change.sets else self.sets.requests(change.add, change.remove, change.marks)
+        )
 
     def send_members(self, requests: Sequence[Request]) -> bool:
         """Send such messages; whether the kernel took all of them.
@@ -187,11 +216,15 @@ class IptablesFilter(ABC):
         """Close the socket; the kernel stays as it is."""
         self.sets.close()
 
-    async def _write_chains(self, chains: Mapping[ChainKey, RenderedChain | None]) -> dict[ChainKey, str]:
+    async def _write_chains(self, chains: Mapping[RuleKey, RenderedChain | None]) -> dict[RuleKey, str]:
         saved = await self._present()
         hidden = {table for table, content in saved.items() if content.hidden}
         errors = {table.value: self._hidden_words(table) for table in Table if table in hidden}
         seen = {key: rules for key, rules in chains.items() if key.table not in hidden}
+        for key in seen:
+            if key.is_hook and isinstance(key, ChainKey):
+                change = self._hooked.discard if seen[key] is None else self._hooked.add
+                change((key.table, key.name))
         errors |= await self._commit(plan_write(seen, saved, self._insert_mode))
         if not errors.keys() - hidden:
             self._foreign_chains = ()

@@ -25,10 +25,7 @@ JUMP_COMMENT = "felixpy"
 MASQUERADE_CHAIN = "KUBE-POSTROUTING"
 """kube-proxy's, and the kubelet's before Kubernetes 1.27."""
 BUILT_IN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
-HOOKS = frozenset(
-    {(Table.RAW, "PREROUTING"), (Table.FILTER, "INPUT"), (Table.FILTER, "FORWARD"), (Table.NAT, "POSTROUTING")}
-)
-"""Built-in chains in which our jumps stand."""
+
 
 
 def chain_name(name: str) -> str:
@@ -53,14 +50,25 @@ def set_prefix(family: Family) -> str:
 
 
 @cache
-def set_name(family: Family, name: SetName) -> str:
+def set_name(family: Family, name: str) -> str:
     """Name in the kernel of a set."""
     return set_prefix(family) + name
 
 
 def ipset_type(name: SetName) -> str:
-    """The kernel's set type for a set. A /32 or /128 in ``hash:net,iface`` serves addresses."""
-    return ipset.HASH_NET if name.type is SetType.NET else ipset.HASH_NET_IFACE
+    """The kernel's set type for a set. A /32 or /128 in ``hash:net,iface`` and ``hash:net`` serves addresses."""
+    match name.type:
+        case SetType.NET | SetType.HOST:
+            return ipset.HASH_NET
+        case SetType.HOST_PORT:
+            return ipset.HASH_IP_PORT
+        case _:
+            return ipset.HASH_NET_IFACE
+
+
+def carries_mark(name: SetName) -> bool:
+    """Whether members of a set carry a mark: the classes of the pair."""
+    return name.type is SetType.HOST_INTERFACE
 
 
 def jump_text(built_in: str) -> str:

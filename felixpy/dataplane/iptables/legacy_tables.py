@@ -44,6 +44,7 @@ _COMMIT_WAIT_SECONDS = 0.001
 # libiptc's second step, which adds the old counters (kernel: do_replace and do_add_counters).
 _WRITTEN_MEANWHILE = (errno.EAGAIN, errno.EINVAL)
 _INTERFACE_BYTES = 16
+_IP6T_F_PROTO = 1  # linux/netfilter_ipv6/ip6_tables.h
 _BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
@@ -195,13 +196,19 @@ def _entry(library: _Library, family: Family, table: Any, text: str) -> Any:
     rule = library.rule_types[family]()
     rule.own_table = table
     tokens = shlex.split(text)
-    jump = tokens.index("-j")
+    jump = next(at for at, token in enumerate(tokens) if token in ("-j", "-g"))
     # Extensions look at the protocol (ports need TCP or UDP), so it is set first.
-    for option, value in pairwise(tokens[:jump]):
+    for at, (option, value) in enumerate(pairwise(tokens[:jump])):
         if option == "-p":
-            rule.protocol = str(PROTOCOL_NUMBERS.get(value, value))
+            negated = at > 0 and tokens[at - 1] == "!"
+            rule.protocol = f"{'!' if negated else ''}{PROTOCOL_NUMBERS.get(value, value)}"
+            if family is Family.V6:  # the library leaves this out if negated, and the kernel then asks no protocol
+                rule.get_ip().flags |= _IP6T_F_PROTO
     _add_matches(rule, tokens[:jump])
-    _add_target(family, rule, tokens[jump + 1], tokens[jump + 2 :])
+    if tokens[jump] == "-g":
+        rule.create_target(tokens[jump + 1], goto=True)
+    else:
+        _add_target(family, rule, tokens[jump + 1], tokens[jump + 2 :])
     return rule.rule
 
 
@@ -209,13 +216,16 @@ def _add_matches(rule: Any, tokens: list[str]) -> None:
     match: Any = None
     while tokens:
         option = tokens.pop(0)
+        negated = option == "!" and not tokens[0].startswith("--")
+        if negated:
+            option = tokens.pop(0)
         if option == "-m":
             _check(match)
             match = rule.create_match(tokens.pop(0))
         elif option == "!" or option.startswith("--"):
             _set_parameter(match, option, tokens)
         else:
-            _set_base_option(rule, option, tokens.pop(0))
+            _set_base_option(rule, option, tokens.pop(0), "!" if negated else "")
     _check(match)
 
 
@@ -263,11 +273,11 @@ def _set_parameter(extension: Any, option: str, tokens: list[str]) -> None:
     extension.set_parameter(option.removeprefix("--"), values or "")
 
 
-def _set_base_option(rule: Any, option: str, value: str) -> None:
+def _set_base_option(rule: Any, option: str, value: str, negation: str) -> None:
     if option == "-s":
-        rule.src = value
+        rule.src = negation + value
     elif option == "-d":
-        rule.dst = value
+        rule.dst = negation + value
     elif option in ("-i", "-o"):
         _set_interface(rule.get_ip(), "iniface" if option == "-i" else "outiface", value)
     elif option != "-p":

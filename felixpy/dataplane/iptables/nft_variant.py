@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from felixpy.calc.entries import ElementKey
 from felixpy.dataplane.iptables.filter import IptablesFilter
-from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, HOOKS
+from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.nft_requests import plan_requests
 from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, KnownRules, Look, look, table_names
 from felixpy.dataplane.iptables.plan import TablePlan, restore_text
@@ -53,10 +53,9 @@ class NftVariantFilter(IptablesFilter):
             return Part.RULES
         return ()
 
-    @staticmethod
-    def _ours(message: Message, command: int) -> bool:
+    def _ours(self, message: Message, command: int) -> bool:
         chain = nft.chain_of(message, command)
-        return chain.startswith(CHAIN_PREFIX) or (nft.table_of(message, command), chain) in HOOKS
+        return chain.startswith(CHAIN_PREFIX) or (nft.table_of(message, command), chain) in self._hooked
 
     def close(self) -> None:
         super().close()

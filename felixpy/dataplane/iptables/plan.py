@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from felixpy.calc.rules import ChainKey, Table
+from felixpy.calc.rules import ChainKey, RuleKey, Table
 from felixpy.config import ChainInsertMode
 from felixpy.dataplane.iptables.layout import Place, chain_key, chain_name, jump_place, jump_text
 from felixpy.dataplane.iptables.render import canonical
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.dataplane.packet_filter import RenderedChain
 
+_Wanted = Mapping[ChainKey, RenderedChain | None]
 KNOWN_TABLES = frozenset(table.value for table in Table)
 
 
@@ -39,9 +40,9 @@ class TablePlan:
         return len(self.rewrite) + rules + len(self.hook) + 2 * len(self.delete)
 
 
-def present_chains(saved: Mapping[str, SavedTable], mode: ChainInsertMode) -> dict[ChainKey, RenderedChain]:
+def present_chains(saved: Mapping[str, SavedTable], mode: ChainInsertMode) -> dict[RuleKey, RenderedChain]:
     """Our chains as the kernel has them; hook chains only if their jump is right."""
-    chains: dict[ChainKey, RenderedChain] = {}
+    chains: dict[RuleKey, RenderedChain] = {}
     for table in Table:
         for name, rules in saved.get(table, SavedTable()).rules.items():
             key = chain_key(table, name)
@@ -58,15 +59,29 @@ def foreign_chains(saved: Mapping[str, SavedTable]) -> list[str]:
 
 
 def plan_write(
-    chains: Mapping[ChainKey, RenderedChain | None], saved: Mapping[str, SavedTable], mode: ChainInsertMode
+    chains: Mapping[RuleKey, RenderedChain | None], saved: Mapping[str, SavedTable], mode: ChainInsertMode
 ) -> list[TablePlan]:
-    """Plans for a change of chains; also removes our chains from tables that we do not use."""
+    """Plans for a change of chains; also removes our chains from tables that we do not use.
+
+    The marks that the mangle table makes are there before the filter table asks for them, and until it no longer does.
+    """
     plans = plan_removal({table: content for table, content in saved.items() if table not in KNOWN_TABLES})
+    last: list[TablePlan] = []
     for table in Table:
-        wanted = {key: rules for key, rules in chains.items() if key.table is table}
-        if wanted:
-            plans.append(_plan_table(table, wanted, saved.get(table, SavedTable()), mode))
-    return [plan for plan in plans if plan]
+        wanted = {key: rules for key, rules in chains.items() if isinstance(key, ChainKey) and key.table is table}
+        for some, order in _parts(table, wanted, plans, last):
+            if some:
+                order.append(_plan_table(table, some, saved.get(table, SavedTable()), mode))
+    return [plan for plan in [*plans, *last] if plan]
+
+
+def _parts(
+    table: Table, wanted: _Wanted, now: list[TablePlan], last: list[TablePlan]
+) -> list[tuple[_Wanted, list[TablePlan]]]:
+    if table is not Table.MANGLE:
+        return [(wanted, now)]
+    gone = {key: rules for key, rules in wanted.items() if rules is None}
+    return [({key: rules for key, rules in wanted.items() if rules is not None}, now), (gone, last)]
 
 
 def plan_removal(saved: Mapping[str, SavedTable]) -> list[TablePlan]:

@@ -8,14 +8,18 @@ its two halves there and read back whole; ``allowed-sources`` needs members that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from errno import EINVAL, ENOENT, EOPNOTSUPP
 from itertools import repeat
+from types import MappingProxyType
+from typing import Final
 
-from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
+from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType, set_type
+from felixpy.calc.policy.classes import MemberKey
 from felixpy.dataplane.iptables.allowed_sources import AllowedSources, declared_by
-from felixpy.dataplane.iptables.layout import ipset_type, set_name, set_prefix
-from felixpy.dataplane.packet_filter import FilterError
+from felixpy.dataplane.iptables.layout import carries_mark, ipset_type, set_name, set_prefix
+from felixpy.dataplane.packet_filter import FilterError, SetKey
+from felixpy.dataplane.packet_filter import Member as Key
 from felixpy.model.net import Family, Net
 from felixpy.netlink import ipset
 from felixpy.netlink.columns import tuples
@@ -24,6 +28,7 @@ from felixpy.netlink.message import Request
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Refusal
 from felixpy.slices import in_slices
 
+_NO_MARKS: Final[Mapping[Key, int]] = MappingProxyType({})
 MEMBERS_PER_SEND = 500  # about 10 ms: the loop may run between two sends
 _IN_USE = (4100, 4109)  # IPSET_ERR_BUSY, IPSET_ERR_REFERENCED
 _FULL = 4352  # IPSET_ERR_HASH_FULL: of the whole set as of one prefix
@@ -40,14 +45,16 @@ class IpSets:
     """All sets of one family. ``socket`` counts what was sent; ``total`` is everybody's sets at the last look."""
 
     def __init__(self, family: Family, max_elements: int) -> None:
+        self.masks: dict[SetName, int] = {}
+        """The bits that the mark of a member of a set of pairs is of."""
         self.socket = NetlinkSocket(NETLINK_NETFILTER)
         self._family = family
         self._max_elements = max_elements
         # What of (0.0.0.0/0, 0.0.0.0/1, 128.0.0.0/1) and their IPv6 twins each set of prefixes was told to hold.
-        self._widest: dict[SetName, set[Net]] = {}
+        self._widest: dict[str, set[Net]] = {}
         self._sources = AllowedSources()
         self._source_changes = 0
-        self._left_out: set[ElementKey] = set()
+        self._left_out: set[Key] = set()
         self.errors = self.total = 0
 
     def close(self) -> None:
@@ -77,30 +84,73 @@ class IpSets:
         """Whether every set exists with its type, family and at least the wanted size."""
         return all(self._fits(name, headers.get(set_name(self._family, name))) for name in STANDING_SETS)
 
+    def policy_sets(self, headers: dict[str, SetHeader]) -> set[SetKey]:
+        """The sets that the calculation named, of those that have the type that their name says."""
+        found = set()
+        for kernel_name, header in headers.items():
+            name = self._own_name(kernel_name)
+            if name is not None and name not in STANDING_SETS and self._is_like(name, header):
+                found.add(SetKey(str(name)))
+        return found
+
     def foreign(self, headers: dict[str, SetHeader]) -> list[str]:
         """Names with our prefix that are no set of the layout."""
-        return sorted(headers.keys() - {set_name(self._family, name) for name in STANDING_SETS})
+        standing = {set_name(self._family, name) for name in STANDING_SETS}
+        ours = standing | {set_name(self._family, key.name) for key in self.policy_sets(headers)}
+        return sorted(headers.keys() - ours)
 
-    async def read(self, headers: dict[str, SetHeader]) -> set[ElementKey]:
-        """Members of all our sets of the right type.
+    async def read(self, headers: dict[str, SetHeader]) -> tuple[set[Key], dict[ElementKey, int]]:
+        """Members of all our sets of the right type, and the marks that they carry.
 
         Raises:
             NetlinkError: the kernel refused.
         """
-        elements: set[ElementKey] = set()
-        for name in STANDING_SETS:
+        elements: set[Key] = set()
+        marks: dict[ElementKey, int] = {}
+        for name in (*STANDING_SETS, *(SetName(key.name) for key in self.policy_sets(headers))):
             header = headers.get(set_name(self._family, name))
-            fits = header and (header.type, header.family) == (ipset_type(name), self._family)
+            fits = header and self._is_like(name, header)
             if header and fits:
                 changes = self._source_changes
-                members = self._join_halves(name, await self._members(name, header.name))
+                members = self._join_halves(name, await self._members(name, header.name, marks))
                 if name is _SOURCES:
                     members = await self._without_implied(members, changes)
                 async for some in in_slices(members, 64):
                     elements.update(some)
             elif name is _SOURCES:
                 self._sources = AllowedSources()
-        return elements
+        return elements, marks
+
+    def _own_name(self, kernel_name: str) -> SetName | None:
+        try:
+            return SetName(kernel_name.removeprefix(set_prefix(self._family)))
+        except ValueError:
+            return None
+
+    def _is_like(self, name: SetName, header: SetHeader) -> bool:
+        return (header.type, header.family) == (ipset_type(name), self._family)
+
+    def make(self, keys: Iterable[SetKey]) -> dict[SetKey, str]:
+        """Make sets that the calculation names. Returns the kernel's words for those that it refused."""
+        wanted = list(keys)
+        requests = [self._create(SetName(key.name), set_name(self._family, key.name)) for key in wanted]
+        return self._refused(wanted, requests, 1)
+
+    def destroy(self, keys: Iterable[SetKey]) -> dict[SetKey, str]:
+        """Destroy sets that no rule asks any more; they are empty even if the kernel still holds them for a while."""
+        unwanted = list(keys)
+        names = [set_name(self._family, key.name) for key in unwanted]
+        requests = [one for name in names for one in (ipset.flush(name), ipset.destroy(name))]
+        return self._refused(unwanted, requests, 2)
+
+    def _refused(self, keys: Sequence[SetKey], requests: Sequence[Request], each: int) -> dict[SetKey, str]:
+        if not requests:
+            return {}
+        refusals = self.socket.transact(requests)
+        self.errors += bool(refusals)
+        return {
+            keys[index // each]: ipset.words(refusal) for index, refusal in refusals.items() if refusal.errno != ENOENT
+        }
 
     async def create(self) -> None:
         """Make missing sets; replace those of another type or too small, keeping members that fit.
@@ -117,18 +167,18 @@ class IpSets:
             elif not self._fits(name, header):
                 await self._replace(name, header)
 
-    async def add(self, keys: Sequence[ElementKey]) -> dict[ElementKey, str]:
-        """Add members. Returns the kernel's words for those that it refused."""
+    async def add(self, keys: Sequence[Key], marks: Mapping[Key, int] = _NO_MARKS) -> dict[Key, str]:
+        """Add members, or give them another mark. Returns the kernel's words for those that it refused."""
         for key in keys:
             if _is_wide(key):
                 self._widest.setdefault(key.set, set()).add(key.net)
-        errors = await self._send(ipset.add, [(key, member) for key in keys for member in self._added(key)])
+        errors = await self._send(ipset.add, [(key, member) for key in keys for member in self._added(key, marks)])
         if errors:
             # What is not in the kernel implies nothing, and nobody would remove what came for it.
             await self.remove([key for key in errors if key.set is _SOURCES])
         return errors
 
-    async def remove(self, keys: Sequence[ElementKey]) -> dict[ElementKey, str]:
+    async def remove(self, keys: Sequence[Key]) -> dict[Key, str]:
         """Remove members. Returns the kernel's words for those that it refused."""
         for key in keys:
             if _is_wide(key):
@@ -142,20 +192,21 @@ class IpSets:
         ]
         return await self._send(ipset.delete, pairs)
 
-    def requests(self, added: Sequence[ElementKey], removed: Sequence[ElementKey]) -> list[Request] | None:
+    def requests(
+        self, added: Sequence[Key], removed: Sequence[Key], marks: Mapping[Key, int] = _NO_MARKS
+    ) -> list[Request] | None:
         """Messages that add and remove members; None if ``add`` and ``remove`` have to do it: one is no member by
         itself (``_is_wide``), or they are more than one send. To add and remove the same afterwards does no harm.
         """
         if any(map(_is_wide, (*added, *removed))):
             return None
         found: list[Request] = []
-        for encode, keys, members_of in (ipset.add, added, self._added), (ipset.delete, removed, self._removed):
-            for key in keys:
-                name = set_name(self._family, key.set)
-                if key.set is _SOURCES:
-                    found += [encode(name, member) for member in members_of(key)]
-                else:
-                    found.append(encode(name, Member(key.net, key.interface)))
+        for key in added:
+            name = set_name(self._family, key.set)
+            found += [ipset.add(name, member) for member in self._added(key, marks)]
+        for key in removed:
+            name = set_name(self._family, key.set)
+            found += [ipset.delete(name, member) for member in self._removed(key)]
         return found if len(found) <= MEMBERS_PER_SEND else None
 
     def send(self, requests: Sequence[Request]) -> bool:
@@ -202,15 +253,25 @@ class IpSets:
             await asyncio.sleep(_RELEASE_WAIT_SECONDS)
         raise FilterError(f"the IP sets {', '.join(names)} are in use by rules of another program; remove those first")
 
-    async def _members(self, name: SetName, kernel_name: str) -> list[ElementKey]:
+    async def _members(self, name: SetName, kernel_name: str, marks: dict[ElementKey, int] | None = None) -> list[Key]:
+        """Members of a set; ``marks`` takes what they carry, 0 where it is not of the bits that it should be of."""
         messages = await self.socket.dump_sliced(ipset.list_members(kernel_name))
-        keys: list[ElementKey] = []
+        keys: list[Key] = []
         async for some in in_slices(messages, 1):
             for members in filter(None, map(ipset.decode_members, some)):
-                keys += tuples(ElementKey, repeat(name), *zip(*members, strict=True))
+                nets, interfaces, protocols, ports, carried, masks = zip(*members, strict=True)
+                if name not in STANDING_SETS:
+                    keys += tuples(MemberKey, repeat(str(name)), nets, protocols, ports)
+                    continue
+                pairs = list(tuples(ElementKey, repeat(name), nets, interfaces))
+                keys += pairs
+                if marks is not None and carries_mark(name):
+                    mask = self.masks.get(name, 0)
+                    found = zip(pairs, carried, masks, strict=True)
+                    marks.update((key, one) for key, one, of in found if one and of == mask)
         return keys
 
-    def _join_halves(self, name: SetName, members: list[ElementKey]) -> list[ElementKey]:
+    def _join_halves(self, name: SetName, members: list[Key]) -> list[Key]:
         if name.type is not SetType.NET:
             return members
         whole = Net(bytes(self._family.bits // 8), 0)
@@ -221,41 +282,46 @@ class IpSets:
         if self._widest.get(name, set()) >= halves:  # told to hold each half for itself
             return members
         self._widest[name] = {whole}
-        return [ElementKey(name, whole), *(key for key in members if key.net not in halves)]
+        wide = ElementKey(name, whole) if name in STANDING_SETS else MemberKey(str(name), whole)
+        return [wide, *(key for key in members if key.net not in halves)]
 
-    def _added(self, key: ElementKey) -> list[Member]:
+    def _added(self, key: Key, marks: Mapping[Key, int]) -> list[Member]:
         """The members that the kernel needs for a key."""
-        if key.set is not _SOURCES:
+        if isinstance(key, MemberKey) or key.set is not _SOURCES:
+            if mark := marks.get(key):
+                return [member._replace(mark=mark, mask=self.masks[SetName(key.set)]) for member in _members_of(key)]
             return _members_of(key)
         self._source_changes += 1
         self._left_out.discard(key)
         return [Member(*pair) for pair in self._sources.add(key.net, key.interface)]
 
-    def _removed(self, key: ElementKey) -> list[Member]:
+    def _removed(self, key: Key) -> list[Member]:
         """The members that it needs for a key no longer."""
-        if key.set is not _SOURCES:
+        if isinstance(key, MemberKey) or key.set is not _SOURCES:
             return _members_of(key)
         self._source_changes += 1
         return [Member(*pair) for pair in self._sources.remove(key.net, key.interface)]
 
-    async def _without_implied(self, members: list[ElementKey], changes: int) -> list[ElementKey]:
+    async def _without_implied(self, members: list[Key], changes: int) -> list[Key]:
         """What is believed of the members of ``allowed-sources``; ``changes`` is their count before they were read.
 
         A key of which implied members are missing is left out, so that it will be written again with them. If it was
         not by the next reading, nobody wants it: it is believed then, so that it will be removed.
         """
-        declared, incomplete = await declared_by([(key.net, key.interface) for key in members])
+        declared, incomplete = await declared_by(
+            [(key.net, key.interface) for key in members if isinstance(key, ElementKey)]
+        )
         if changes == self._source_changes:
             self._sources = declared
-            missing = {ElementKey(_SOURCES, *pair) for pair in incomplete}
+            missing: set[Key] = {ElementKey(_SOURCES, *pair) for pair in incomplete}
             self._left_out = missing - self._left_out
         # else something was written meanwhile, and what was read is neither before nor after it
-        believed: list[ElementKey] = []
+        believed: list[Key] = []
         async for some in in_slices(list(self._sources), 64):
             believed += [ElementKey(_SOURCES, *pair) for pair in some]
         return [key for key in believed if key not in self._left_out] if self._left_out else believed
 
-    def _words(self, key: ElementKey, member: Member, refusal: Refusal) -> str:
+    def _words(self, key: Key, member: Member, refusal: Refusal) -> str:
         if refusal.errno == _FULL and key.set is _SOURCES and self._sources.users(member.net) > INTERFACES_PER_PREFIX:
             return (
                 f"an IP set takes at most {INTERFACES_PER_PREFIX} interfaces for a prefix, and {member.net} has them;"
@@ -263,10 +329,8 @@ class IpSets:
             )
         return ipset.words(refusal)
 
-    async def _send(
-        self, encode: Callable[[str, Member], Request], pairs: list[tuple[ElementKey, Member]]
-    ) -> dict[ElementKey, str]:
-        errors: dict[ElementKey, str] = {}
+    async def _send(self, encode: Callable[[str, Member], Request], pairs: list[tuple[Key, Member]]) -> dict[Key, str]:
+        errors: dict[Key, str] = {}
         for start in range(0, len(pairs), MEMBERS_PER_SEND):
             if start:
                 await asyncio.sleep(0)
@@ -287,15 +351,17 @@ class IpSets:
     def _fits(self, name: SetName, header: SetHeader | None) -> bool:
         return (
             header is not None
-            and (header.type, header.family) == (ipset_type(name), self._family)
+            and self._is_like(name, header)
             and header.max_elements >= self._max_elements
+            and (header.marks or not carries_mark(name))
         )
 
     def _create(self, name: SetName, kernel_name: str) -> Request:
         kind = ipset_type(name)
         answer = self.socket.dump_all(ipset.type_revisions(kind, self._family))
         revision = ipset.decode_revision(answer[0], kind) if answer else 0
-        return ipset.create(kernel_name, kind, self._family, revision, self._max_elements)
+        marks = carries_mark(name)
+        return ipset.create(kernel_name, kind, self._family, revision, self._max_elements, marks=marks)
 
     async def _replace(self, name: SetName, old: SetHeader) -> None:
         """Swap a set that does not fit for a new one: rules that use it see one or the other, never none."""
@@ -304,7 +370,7 @@ class IpSets:
         self._do(self._create(name, temporary))
         if (old.type, old.family) == (ipset_type(name), self._family):
             keys = await self._members(name, old.name)
-            members = [Member(key.net, key.interface) for key in keys]
+            members = [member for key in keys for member in _members_of(key)]
             for start in range(0, len(members), MEMBERS_PER_SEND):
                 self._do(*(ipset.add(temporary, member) for member in members[start : start + MEMBERS_PER_SEND]))
         if not self.socket.transact([ipset.destroy(old.name)]):
@@ -323,13 +389,15 @@ class IpSets:
             raise NetlinkError(refusal.errno, ipset.words(refusal))
 
 
-def _is_wide(key: ElementKey) -> bool:
-    return key.net.length <= 1 and key.set.type is SetType.NET
+def _is_wide(key: Key) -> bool:
+    return key.net.length <= 1 and set_type(key.set) is SetType.NET
 
 
-def _members_of(key: ElementKey) -> list[Member]:
+def _members_of(key: Key) -> list[Member]:
     if _is_wide(key):
         return [Member(half) for half in _halves(key.net)]
+    if isinstance(key, MemberKey):
+        return [Member(key.net, "", key.protocol, key.port)]
     return [Member(key.net, key.interface)]
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import struct
+import sys
 from collections.abc import Iterable
 from itertools import repeat
+from typing import assert_never
 
-from felixpy.calc.entries import ElementKey, SetName, SetType
+from felixpy.calc.entries import ANY_NET, STANDING_SETS, ElementKey, SetName, SetType, set_type
+from felixpy.calc.policy.classes import MemberKey
+from felixpy.dataplane.packet_filter import Member
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.columns import tuples
 from felixpy.netlink.message import Message
 from felixpy.netlink.nftables import KernelElement, KernelSet
 
+_PROTOCOL_PORT = struct.Struct(">B3xH2x")  # each field of a concatenation is padded to four bytes
 ADDRESS_TYPES = {Family.V4: nft.TYPE_IPV4_ADDR, Family.V6: nft.TYPE_IPV6_ADDR}
 
 
@@ -30,6 +36,20 @@ def set_shape(name: SetName, family: Family) -> KernelSet:
             return KernelSet(name, pair, pair_length, nft.NFT_SET_INTERVAL | nft.NFT_SET_CONCAT)
         case SetType.NET:
             return KernelSet(name, address, length, nft.NFT_SET_INTERVAL)
+        case SetType.HOST:
+            return KernelSet(name, address, length, 0)
+        case SetType.INTERFACE:
+            return KernelSet(name, nft.TYPE_IFNAME, nft.INTERFACE_NAME_BYTES, 0)
+        case SetType.HOST_PORT:
+            triple = (address << 6 | nft.TYPE_INET_PROTOCOL) << 6 | nft.TYPE_INET_SERVICE
+            return KernelSet(name, triple, length + 8, 0)
+        case _:
+            assert_never(name.type)
+
+
+def map_shape(name: str) -> KernelSet:
+    """Type of a map of classes: ``mark : verdict``."""
+    return KernelSet(name, nft.TYPE_MARK, 4, nft.NFT_SET_MAP, nft.NFT_DATA_VERDICT)
 
 
 def set_fields(name: SetName, family: Family) -> tuple[int, ...]:
@@ -39,25 +59,48 @@ def set_fields(name: SetName, family: Family) -> tuple[int, ...]:
     return ()
 
 
-def encode(key: ElementKey) -> bytes:
+def encode(key: Member) -> bytes:
     """List entries of one member: one, or two for an interval (its start and its open end)."""
     net = key.net
+    if isinstance(key, MemberKey):
+        return _encode_member(key)
     match key.set.type:
         case SetType.HOST_INTERFACE:
             return nft.element(net.packed + nft.interface_name(key.interface))
+        case SetType.INTERFACE:
+            return nft.element(nft.interface_name(key.interface))
         case SetType.NET_INTERFACE:
             interface = nft.interface_name(key.interface)
             return nft.element(net.packed + interface, key_end=_last(net) + interface)
         case SetType.NET:
-            after = int.from_bytes(_last(net), "big") + 1
-            start = nft.element(net.packed)
-            if after >> net.family.bits:
-                return start  # the interval is open at the top of the address space
-            return start + nft.element(after.to_bytes(len(net.packed), "big"), interval_end=True)
+            return _encode_interval(net)
+        case _:
+            raise ValueError(f"{key.set} holds no members of this kind")
 
 
-def decode_datagram(name: SetName, family: Family, message: Message) -> set[ElementKey]:
-    """Members in one datagram of a dump, of a set whose members have an interface.
+def _encode_member(key: MemberKey) -> bytes:
+    net = key.net
+    match set_type(key.set):
+        case SetType.HOST:
+            return nft.element(net.packed)
+        case SetType.HOST_PORT:
+            return nft.element(net.packed + _PROTOCOL_PORT.pack(key.protocol, key.port))
+        case SetType.NET:
+            return _encode_interval(net)
+        case _:
+            raise ValueError(f"{key.set} holds no members of this kind")
+
+
+def _encode_interval(net: Net) -> bytes:
+    after = int.from_bytes(_last(net), "big") + 1
+    start = nft.element(net.packed)
+    if after >> net.family.bits:
+        return start  # the interval is open at the top of the address space
+    return start + nft.element(after.to_bytes(len(net.packed), "big"), interval_end=True)
+
+
+def decode_datagram(name: SetName, family: Family, message: Message) -> set[Member]:
+    """Members in one datagram of a dump, of a set without intervals.
 
     Raises:
         NotOursError: somebody put something into the set that is no member in our form.
@@ -68,10 +111,13 @@ def decode_datagram(name: SetName, family: Family, message: Message) -> set[Elem
         if keys is not None:
             nets = tuples(Net, [key[:length] for key in keys], repeat(family.bits))
             return set(tuples(ElementKey, repeat(name), nets, [_interface(key[length:]) for key in keys]))
+    if name.type is SetType.HOST and (keys := nft.decode_keys(message, family.bits // 8)) is not None:
+        nets = tuples(Net, keys, repeat(family.bits))
+        return set(tuples(MemberKey, repeat(str(name)), nets, repeat(0), repeat(0)))
     return decode(name, family, nft.decode_elements(message))
 
 
-def decode(name: SetName, family: Family, elements: Iterable[KernelElement]) -> set[ElementKey]:
+def decode(name: SetName, family: Family, elements: Iterable[KernelElement]) -> set[Member]:
     """Members of a whole set.
 
     Raises:
@@ -82,7 +128,34 @@ def decode(name: SetName, family: Family, elements: Iterable[KernelElement]) -> 
         case SetType.HOST_INTERFACE | SetType.NET_INTERFACE:
             return {_pair(name, one, length) for one in elements}
         case SetType.NET:
-            return _intervals(name, family, elements)
+            nets = _intervals(family, elements)
+            if name in STANDING_SETS:
+                return {ElementKey(name, net) for net in nets}
+            return {MemberKey(str(name), net) for net in nets}
+        case SetType.INTERFACE:
+            return {ElementKey(name, ANY_NET[family], _interface(_whole(one))) for one in elements}
+        case SetType.HOST:
+            return {MemberKey(str(name), Net.host(_whole(one))) for one in elements}
+        case SetType.HOST_PORT:
+            return {_address_port(name, _whole(one), length) for one in elements}
+        case _:
+            assert_never(name.type)
+
+
+def decode_map(elements: Iterable[KernelElement]) -> dict[int, str]:
+    """Chains by mark."""
+    return {int.from_bytes(one.key, sys.byteorder): one.chain for one in elements}
+
+
+def _whole(one: KernelElement) -> bytes:
+    if not one.key or one.key_end is not None:
+        raise NotOursError("a catch-all, or a range")
+    return one.key
+
+
+def _address_port(name: SetName, key: bytes, length: int) -> MemberKey:
+    protocol, port = _PROTOCOL_PORT.unpack(key[length:])
+    return MemberKey(str(name), Net.host(key[:length]), protocol, port)
 
 
 def _pair(name: SetName, one: KernelElement, length: int) -> ElementKey:
@@ -94,18 +167,18 @@ def _pair(name: SetName, one: KernelElement, length: int) -> ElementKey:
     return ElementKey(name, net, _interface(key[length:]))
 
 
-def _intervals(name: SetName, family: Family, elements: Iterable[KernelElement]) -> set[ElementKey]:
-    members: set[ElementKey] = set()
+def _intervals(family: Family, elements: Iterable[KernelElement]) -> set[Net]:
+    members: set[Net] = set()
     start: bytes | None = None
     for one in sorted(elements, key=lambda element: (element.key, not element.interval_end)):
         if not one.key:
             raise NotOursError("a catch-all")
         if start is not None:
             last = int.from_bytes(one.key, "big") - 1
-            members.add(ElementKey(name, _net(start, last.to_bytes(len(one.key), "big"))))
+            members.add(_net(start, last.to_bytes(len(one.key), "big")))
         start = None if one.interval_end else one.key
     if start is not None:
-        members.add(ElementKey(name, _net(start, b"\xff" * (family.bits // 8))))
+        members.add(_net(start, b"\xff" * (family.bits // 8)))
     return members
 
 

@@ -12,10 +12,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
-from felixpy.calc.rules import ChainKey, Chains, Table
+from felixpy.calc.entries import STANDING_SETS, SetName, SetType, set_type
+from felixpy.calc.policy.carrier import CLASS_SETS, MAPS, MarkBits
+from felixpy.calc.rules import ChainKey, Chains, ClassElement, RuleKey, Table
 from felixpy.dataplane.nftables import elements, render
-from felixpy.dataplane.packet_filter import FilterChange, FilterCounts, FilterState, Part, RenderedChain
+from felixpy.dataplane.packet_filter import (
+    FilterChange,
+    FilterCounts,
+    FilterKey,
+    FilterState,
+    Member,
+    Part,
+    RenderedChain,
+    SetKey,
+)
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.message import Message, Request, attribute
@@ -23,7 +33,12 @@ from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSo
 from felixpy.slices import in_slices
 
 TABLE = "felixpy"
-EVERY_SET = frozenset(STANDING_SETS)
+CREATION_ORDER = (*STANDING_SETS[:2], *CLASS_SETS, *STANDING_SETS[2:])
+"""The kernel finds a set by its name in the order in which they were made: first those that each endpoint writes."""
+
+EVERY_SET = frozenset(CREATION_ORDER)
+EVERY_MAP = frozenset(MAPS.values())
+FIRST_POLICY_SET, FIRST_PORT_SET = 100, 1 << 20  # numbers of sets within a transaction
 ELEMENTS_PER_MESSAGE = 400  # an attribute holds 64 KiB; an IPv6 interval takes up to 120 bytes
 
 
@@ -31,8 +46,13 @@ class _Step(NamedTuple):
     """A request and the keys that are lost if the kernel refuses it; ``gone`` accepts ENOENT as success."""
 
     request: Request
-    keys: tuple[ChainKey | ElementKey, ...]
+    keys: tuple[FilterKey, ...]
     gone: bool = False
+
+    @property
+    def only_members(self) -> bool:
+        elements = self.request.type & 0xFF in (nft.NEWSETELEM, nft.DELSETELEM)
+        return elements and not (self.keys and isinstance(self.keys[0], ChainKey | ClassElement))
 
 
 @dataclass(slots=True)
@@ -45,8 +65,11 @@ class _Seen:
 
     table: bool = False
     sets: set[SetName] = field(default_factory=set)
-    chains: dict[ChainKey, list[nft.NftRule]] = field(default_factory=dict)
-    elements: set[ElementKey] = field(default_factory=set)
+    maps: set[str] = field(default_factory=set)
+    policy_sets: set[SetKey] = field(default_factory=set)
+    anonymous: dict[str, int] = field(default_factory=dict)  # flags by name
+    chains: dict[RuleKey, list[nft.NftRule | str]] = field(default_factory=dict)
+    elements: set[Member] = field(default_factory=set)
     tainted: set[SetName] = field(default_factory=set)
     replace: bool = False
     dormant: bool = False
@@ -55,13 +78,20 @@ class _Seen:
     @property
     def is_whole(self) -> bool:
         """Whether the table stands with all its sets, as we make them, and is in force."""
-        return self.table and self.sets == EVERY_SET and not (self.tainted or self.replace or self.dormant)
+        whole = self.sets == EVERY_SET and self.maps == EVERY_MAP
+        return self.table and whole and not (self.tainted or self.replace or self.dormant)
 
     def add_set(self, shape: nft.KernelSet, family: Family) -> None:
-        if shape.name in EVERY_SET and shape == elements.set_shape(SetName(shape.name), family):
-            self.sets.add(SetName(shape.name))
-        else:
+        if shape.flags & nft.NFT_SET_ANONYMOUS:
+            self.anonymous[shape.name] = shape.flags
+        elif shape.name in EVERY_MAP and shape == elements.map_shape(shape.name):
+            self.maps.add(shape.name)
+        elif (name := _set_name(shape.name)) is None or shape != elements.set_shape(name, family):
             self.replace = True
+        elif name in EVERY_SET:
+            self.sets.add(name)
+        else:
+            self.policy_sets.add(SetKey(str(name)))
 
     def add_chain(self, table: str, name: str, hook: nft.Hook | None, policy: int) -> None:
         if table != TABLE:
@@ -81,6 +111,8 @@ class _Seen:
 class NftablesFilter:
     """``PacketFilter`` over nfnetlink."""
 
+    marks_pairs = False
+
     def __init__(self, family: Family) -> None:
         self.family = family
         self.socket = NetlinkSocket(NETLINK_NETFILTER)
@@ -94,8 +126,11 @@ class NftablesFilter:
     def close(self) -> None:
         self.socket.close()
 
-    def render(self, chains: Chains) -> dict[ChainKey, RenderedChain]:
+    def render(self, chains: Chains) -> dict[RuleKey, RenderedChain]:
         return dict(render.render_chains(chains, self.family))
+
+    def use_marks(self, marks: MarkBits) -> None:
+        """Members carry none here."""
 
     async def read(self, part: Part = Part.ALL) -> FilterState:
         """Read the table, or its chains and rules alone, in slices; again if rules or sets were written meanwhile.
@@ -121,18 +156,19 @@ class NftablesFilter:
             elements=members,
             containers=seen.is_whole,
             part=seen.part,
+            sets=set(seen.policy_sets),
         )
 
     async def create_containers(self) -> None:
         """Nothing to do ahead: ``write`` puts the table and its sets into the transaction that needs them."""
 
-    async def write(self, change: FilterChange) -> Mapping[ChainKey | ElementKey, str]:
+    async def write(self, change: FilterChange) -> Mapping[FilterKey, str]:
         if not self._commit(self._steps(change)):
             return {}
         return self._commit_singly(change)
 
     def member_requests(self, change: FilterChange) -> list[Request] | None:
-        if not self._seen.is_whole:
+        if not self._seen.is_whole or change.sets:
             return None
         return [step.request for step in self._element_steps(change, ELEMENTS_PER_MESSAGE)]
 
@@ -158,7 +194,7 @@ class NftablesFilter:
     def ports(self) -> tuple[int, ...]:
         return (self.socket.port,)
 
-    def notify(self, message: Message) -> Iterable[tuple[ElementKey, bool]] | Part:
+    def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
         """Members that a notification says came (True) or went (False), or what to read again."""
         command = message.type & 0xFF
         if message.type >> 8 != nft.NFNL_SUBSYS_NFTABLES or message.payload[0] != nft.NFPROTO[self.family]:
@@ -169,11 +205,13 @@ class NftablesFilter:
             return Part.RULES
         if command not in (nft.NEWSETELEM, nft.DELSETELEM):
             return Part.ALL
-        name = nft.set_of(message)
-        if name not in EVERY_SET or SetName(name).type is not SetType.HOST_INTERFACE:
+        if (text := nft.set_of(message)) in EVERY_MAP:
+            return Part.RULES
+        name = _set_name(text)
+        if name is None or name.type in (SetType.NET, SetType.NET_INTERFACE):
             return Part.ALL  # of an interval the kernel tells each end by itself
         try:
-            found = elements.decode(SetName(name), self.family, nft.decode_elements(message))
+            found = elements.decode(name, self.family, nft.decode_elements(message))
         except elements.NotOursError:
             return Part.ALL
         return [(key, command == nft.NEWSETELEM) for key in found]
@@ -186,7 +224,8 @@ class NftablesFilter:
             return _Seen()
         seen = _Seen(table=True, dormant=bool(flags & nft.NFT_TABLE_F_DORMANT))
         if part is Part.RULES and self._seen.is_whole:
-            seen.part, seen.sets = part, set(self._seen.sets)
+            seen.part, seen.sets, seen.maps = part, set(self._seen.sets), set(self._seen.maps)
+            seen.policy_sets = set(self._seen.policy_sets)
         else:
             await self._look_at_sets(seen)
         for message in await self.socket.dump_sliced(nft.dump(nft.GETCHAIN, self.family)):
@@ -195,15 +234,43 @@ class NftablesFilter:
             return seen
         for message in await self.socket.dump_sliced(self._in_table(nft.GETRULE)):
             seen.add_rule(*nft.decode_rule(message))
-        for name in seen.sets if seen.part is Part.ALL else ():
-            await self._look_into(name, seen)
+        await self._look_at_port_sets(seen)
+        for map_name in seen.maps:
+            await self._look_into_map(map_name, seen)
+        if seen.part is Part.ALL:
+            for name in (*seen.sets, *(SetName(key.name) for key in seen.policy_sets)):
+                await self._look_into(name, seen)
         return seen
 
     async def _look_at_sets(self, seen: _Seen) -> None:
         for message in await self.socket.dump_sliced(self._in_table(nft.GETSET)):
             table, shape = nft.decode_set(message)
-            if table == TABLE and not shape.flags & nft.NFT_SET_ANONYMOUS:
+            if table == TABLE:
                 seen.add_set(shape, self.family)
+
+    async def _look_at_port_sets(self, seen: _Seen) -> None:
+        """Put the content of anonymous sets into the rules that look into them."""
+        used = {name for rules in seen.chains.values() for rule in rules for name in nft.anonymous_sets(rule)}
+        if not used:
+            return
+        if seen.part is Part.RULES:
+            for message in await self.socket.dump_sliced(self._in_table(nft.GETSET)):
+                table, shape = nft.decode_set(message)
+                if table == TABLE and shape.flags & nft.NFT_SET_ANONYMOUS:
+                    seen.anonymous[shape.name] = shape.flags
+        contents = {}
+        for name in used & seen.anonymous.keys():
+            request = nft.get_elements(self.family, TABLE, name)
+            found = [one for some in await self.socket.decode_sliced(request, nft.decode_elements) for one in some]
+            contents[name] = nft.decode_port_ranges(found, seen.anonymous[name])
+        for key, rules in seen.chains.items():
+            seen.chains[key] = [nft.named_ports(rule, contents) for rule in rules if isinstance(rule, nft.NftRule)]
+
+    async def _look_into_map(self, name: str, seen: _Seen) -> None:
+        request = nft.get_elements(self.family, TABLE, name)
+        for some in await self.socket.decode_sliced(request, nft.decode_elements):
+            for mark, chain in elements.decode_map(some).items():
+                seen.chains[ClassElement(name, mark)] = [chain]
 
     async def _look_into(self, name: SetName, seen: _Seen) -> None:
         ends: list[nft.KernelElement] = []
@@ -230,8 +297,12 @@ class NftablesFilter:
         return dict(map(nft.decode_table, tables)).get(TABLE)
 
     @property
-    def _seen_chains(self) -> Container[ChainKey]:
+    def _seen_chains(self) -> Container[RuleKey]:
         return () if self._seen.replace else self._seen.chains
+
+    @property
+    def _seen_sets(self) -> Container[SetKey]:
+        return () if self._seen.replace else self._seen.policy_sets
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -240,9 +311,12 @@ class NftablesFilter:
             return []
         return [
             *self._container_steps(),
+            *self._new_set_steps(change),
             *self._chain_steps(change),
+            *self._class_steps(change),
             *self._element_steps(change, per_message),
             *self._delete_chain_steps(change),
+            *self._delete_set_steps(change),
         ]
 
     def _container_steps(self) -> list[_Step]:
@@ -256,49 +330,96 @@ class NftablesFilter:
             steps.append(_Step(nft.new_table(self.family, TABLE), ()))
         elif seen.dormant:
             steps.append(_Step(nft.wake_table(self.family, TABLE), ()))
-        for number, name in enumerate(STANDING_SETS, start=1):
+        for number, name in enumerate(CREATION_ORDER, start=1):
             if name not in seen.sets or seen.replace:
                 shape, fields = elements.set_shape(name, self.family), elements.set_fields(name, self.family)
                 steps.append(_Step(nft.new_set(self.family, TABLE, shape, number, fields), ()))
+        for number, map_name in enumerate(sorted(EVERY_MAP), start=len(CREATION_ORDER) + 1):
+            if map_name not in seen.maps or seen.replace:
+                steps.append(_Step(nft.new_set(self.family, TABLE, elements.map_shape(map_name), number), ()))
         steps += [_Step(nft.flush_set(self.family, TABLE, name), ()) for name in seen.tainted if not seen.replace]
         return steps
+
+    def _new_set_steps(self, change: FilterChange) -> Iterator[_Step]:
+        for number, (key, comment) in enumerate(change.sets.items(), start=FIRST_POLICY_SET):
+            if comment is not None and key not in self._seen_sets:
+                shape = elements.set_shape(SetName(key.name), self.family)
+                yield _Step(nft.new_set(self.family, TABLE, shape, number, comment=comment), (key,))
+
+    def _delete_set_steps(self, change: FilterChange) -> Iterator[_Step]:
+        for key, comment in change.sets.items():
+            if comment is None:
+                yield _Step(nft.delete_set(self.family, TABLE, key.name), (key,), gone=True)
 
     def _chain_steps(self, change: FilterChange) -> list[_Step]:
         """New chains, then the old rules out and the new rules in: within one transaction nobody sees the gap."""
         steps = []
-        for key in sorted(change.chains):
-            if key not in self._seen_chains and change.chains[key] is not None:
+        chains = {key: rules for key, rules in change.chains.items() if isinstance(key, ChainKey)}
+        for key in sorted(chains):
+            if key not in self._seen_chains and chains[key] is not None:
                 request = nft.new_chain(self.family, TABLE, render.chain_name(key), render.HOOKS.get(key))
                 steps.append(_Step(request, (key,)))
-        for key in change.chains:
+        for key in chains:
             if key in self._seen_chains:
                 steps.append(_Step(nft.flush_chain(self.family, TABLE, render.chain_name(key)), (key,), gone=True))
-        for key, rules in sorted(change.chains.items()):
+        port_set = FIRST_PORT_SET
+        for key, rules in sorted(chains.items()):
             for rule in rules or ():
-                steps.append(_Step(nft.new_rule(self.family, TABLE, render.chain_name(key), rule), (key,)))
+                requests, port_set = self._rule_requests(render.chain_name(key), rule, port_set)
+                steps += [_Step(request, (key,)) for request in requests]
+        return steps
+
+    def _rule_requests(self, chain: str, rule: nft.NftRule, port_set: int) -> tuple[list[Request], int]:
+        """Messages for a rule and the sets of ports that it has by itself; the next free number of such a set."""
+        requests: list[Request] = []
+        expressions = []
+        for one in rule.expressions:
+            if one.name == nft.PORTS:
+                made, one = nft.port_set_requests(self.family, TABLE, one, port_set)
+                requests += made
+                port_set += 1
+            expressions.append(one)
+        if requests:
+            rule = rule._replace(expressions=tuple(expressions))
+        return [*requests, nft.new_rule(self.family, TABLE, chain, rule)], port_set
+
+    def _class_steps(self, change: FilterChange) -> list[_Step]:
+        """Elements of the maps of classes: the old ones out and the new ones in, before chains that they named go."""
+        steps = []
+        classes = {key: rules for key, rules in change.chains.items() if isinstance(key, ClassElement)}
+        for key in classes:
+            if key in self._seen_chains:
+                entry = nft.map_element(nft.mark(key.mark), None)
+                request = nft.set_elements(nft.DELSETELEM, self.family, TABLE, key.map, [entry])
+                steps.append(_Step(request, (key,), gone=True))
+        for key, rules in classes.items():
+            if rules is not None:
+                entry = nft.map_element(nft.mark(key.mark), rules[0])
+                request = nft.set_elements(nft.NEWSETELEM, self.family, TABLE, key.map, [entry])
+                steps.append(_Step(request, (key,)))
         return steps
 
     def _delete_chain_steps(self, change: FilterChange) -> list[_Step]:
         return [
             _Step(nft.delete_chain(self.family, TABLE, render.chain_name(key)), (key,))
             for key, rules in change.chains.items()
-            if rules is None and key in self._seen_chains
+            if isinstance(key, ChainKey) and rules is None and key in self._seen_chains
         ]
 
     def _element_steps(self, change: FilterChange, per_message: int) -> list[_Step]:
         """Interval sets refuse overlaps even within a transaction, so their removals go before additions."""
         steps: list[_Step] = []
         if change.remove:
-            intervals = [key for key in change.remove if key.set.type is not SetType.HOST_INTERFACE]
+            intervals = [key for key in change.remove if set_type(key.set) in _INTERVALS]
             steps += self._steps_of(nft.DELSETELEM, intervals, per_message)
         steps += self._steps_of(nft.NEWSETELEM, change.add, per_message)
         if change.remove:
-            others = [key for key in change.remove if key.set.type is SetType.HOST_INTERFACE]
+            others = [key for key in change.remove if set_type(key.set) not in _INTERVALS]
             steps += self._steps_of(nft.DELSETELEM, others, per_message)
         return steps
 
-    def _steps_of(self, command: int, keys: Iterable[ElementKey], per_message: int) -> Iterator[_Step]:
-        by_set: dict[SetName, list[ElementKey]] = {}
+    def _steps_of(self, command: int, keys: Iterable[Member], per_message: int) -> Iterator[_Step]:
+        by_set: dict[str, list[Member]] = {}
         for key in keys:
             by_set.setdefault(key.set, []).append(key)
         for name, members in by_set.items():
@@ -329,22 +450,29 @@ class NftablesFilter:
 
     def _remember(self, steps: list[_Step]) -> None:
         """Note what stands now; a read that was under way starts again if it was more than members."""
-        others = [step for step in steps if step.request.type & 0xFF not in (nft.NEWSETELEM, nft.DELSETELEM)]
+        others = [step for step in steps if not step.only_members]
         if not others and self._seen.is_whole:
             return
         self._generation += len(others)
-        chains = set() if self._seen.replace else set(self._seen.chains)
+        chains: set[RuleKey] = set() if self._seen.replace else set(self._seen.chains)
+        sets: set[SetKey] = set() if self._seen.replace else set(self._seen.policy_sets)
         for step in others:
             command = step.request.type & 0xFF
-            if command == nft.NEWCHAIN:
-                chains |= {key for key in step.keys if isinstance(key, ChainKey)}
-            elif command == nft.DELCHAIN:
-                chains -= {key for key in step.keys if isinstance(key, ChainKey)}
-        self._seen = _Seen(True, set(EVERY_SET), {key: [] for key in chains})
+            rule_keys = {key for key in step.keys if isinstance(key, ChainKey | ClassElement)}
+            set_keys = {key for key in step.keys if isinstance(key, SetKey)}
+            if command in (nft.NEWCHAIN, nft.NEWSETELEM):
+                chains |= rule_keys
+            elif command in (nft.DELCHAIN, nft.DELSETELEM):
+                chains -= rule_keys
+            elif command == nft.NEWSET:
+                sets |= set_keys
+            elif command == nft.DELSET:
+                sets -= set_keys
+        self._seen = _Seen(True, set(EVERY_SET), set(EVERY_MAP), sets, chains={key: [] for key in chains})
 
-    def _commit_singly(self, change: FilterChange) -> dict[ChainKey | ElementKey, str]:
+    def _commit_singly(self, change: FilterChange) -> dict[FilterKey, str]:
         """The kernel refused the transaction: repeat it with a message per element, without the culprits."""
-        refused: dict[ChainKey | ElementKey, str] = {}
+        refused: dict[FilterKey, str] = {}
         while True:
             steps = self._steps(change, per_message=1)
             refusals = self._commit(steps)
@@ -352,16 +480,27 @@ class NftablesFilter:
                 return refused
             culprits = [(steps[index], why) for index, why in refusals.items() if 0 <= index < len(steps)]
             keys = {key for step, _ in culprits for key in step.keys}
-            if any(isinstance(key, ChainKey) for key in keys):
+            if any(isinstance(key, ChainKey | ClassElement) for key in keys):
                 keys |= set(change.chains)  # chains jump to each other: one layout, one fate
             if not keys:  # the kernel refused the transaction as such, or our table or sets
                 words = str(next(iter(refusals.values())))
                 return refused | {key: words for step in steps for key in step.keys}
             for step, why in culprits:
                 if not (step.gone and why.errno == errno.ENOENT):
-                    lost = change.chains if isinstance(step.keys[0], ChainKey) else step.keys
+                    lost = change.chains if isinstance(step.keys[0], ChainKey | ClassElement) else step.keys
                     refused.update({key: str(why) for key in lost})
             change = change.without(keys)
+
+
+_INTERVALS = frozenset({SetType.NET, SetType.NET_INTERFACE})
+
+
+def _set_name(name: str) -> SetName | None:
+    """The set of ours that bears a name; None if none can."""
+    try:
+        return SetName(name)
+    except ValueError:
+        return None
 
 
 def _chain_key(name: str) -> ChainKey | None:

@@ -8,28 +8,42 @@ from __future__ import annotations
 import struct
 from typing import assert_never
 
-from felixpy.calc.entries import SetName
 from felixpy.calc.rules import (
     ChainKey,
     Chains,
+    ClassElement,
     CtState,
     Destination,
     DestinationIn,
     DestinationPairIn,
+    DestinationPortIn,
     Direction,
     ErrorByPairIn,
-    Icmpv6Type,
+    Goto,
+    GotoClass,
+    Icmp,
     InInterface,
+    InInterfaceIn,
     Jump,
+    Limit,
+    Log,
+    MapMark,
+    Marked,
     Masquerade,
     Match,
+    NoTrack,
     OutInterface,
+    OutInterfaceIn,
+    PortIn,
     Protocol,
     Rule,
+    RuleKey,
+    SetMark,
     Snat,
     Source,
     SourceIn,
     SourcePairIn,
+    SourcePortIn,
     Table,
     Verdict,
 )
@@ -38,12 +52,17 @@ from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.nftables import Expression, Hook, NftRule
 
-IPPROTO_ICMPV6 = 58
+IPPROTO_ICMP = {Family.V4: 1, Family.V6: 58}
+LOG_LEVEL = 5  # notice
 
 HOOKS: dict[ChainKey, Hook] = {
     ChainKey(Table.RAW, "PREROUTING"): Hook("filter", nft.HOOK_PREROUTING, -300),
+    ChainKey(Table.RAW, "OUTPUT"): Hook("filter", nft.HOOK_OUTPUT, -300),
+    ChainKey(Table.MANGLE, "PREROUTING"): Hook("filter", nft.HOOK_PREROUTING, -150),
+    ChainKey(Table.MANGLE, "POSTROUTING"): Hook("filter", nft.HOOK_POSTROUTING, -150),
     ChainKey(Table.FILTER, "INPUT"): Hook("filter", nft.HOOK_INPUT, 0),
     ChainKey(Table.FILTER, "FORWARD"): Hook("filter", nft.HOOK_FORWARD, 0),
+    ChainKey(Table.FILTER, "OUTPUT"): Hook("filter", nft.HOOK_OUTPUT, 0),
     # After kube-proxy's postrouting at 100, as Felix does: a Service's own masquerade comes first.
     ChainKey(Table.NAT, "POSTROUTING"): Hook("nat", nft.HOOK_POSTROUTING, 110),
 }
@@ -60,8 +79,20 @@ def chain_name(key: ChainKey) -> str:
     return f"{key.table}-{key.name}"
 
 
-def render_chains(chains: Chains, family: Family) -> dict[ChainKey, tuple[NftRule, ...]]:
-    return {key: tuple(render_rule(rule, key.table, family) for rule in rules) for key, rules in chains.items()}
+def render_chains(chains: Chains, family: Family) -> dict[RuleKey, tuple[NftRule | str, ...]]:
+    """Rules as expressions; an element of a map of classes as the chain that it goes to."""
+    return {
+        key: tuple(_target(rule) for rule in rules)
+        if isinstance(key, ClassElement)
+        else tuple(render_rule(rule, key.table, family) for rule in rules)
+        for key, rules in chains.items()
+    }
+
+
+def _target(rule: Rule) -> str:
+    if not isinstance(rule.action, Goto) or rule.matches:
+        raise ValueError(f"a map of classes has chains to go to, and no {rule}")
+    return chain_name(ChainKey(Table.FILTER, rule.action.chain))
 
 
 def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
@@ -76,6 +107,20 @@ def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
             expressions.append(nft.verdict(_VERDICTS[verdict]))
         case Jump(chain):
             expressions.append(nft.verdict(nft.NFT_JUMP, chain_name(ChainKey(table, chain))))
+        case Goto(chain):
+            expressions.append(nft.verdict(nft.NFT_GOTO, chain_name(ChainKey(table, chain))))
+        case GotoClass(name, mask):
+            load = [nft.meta(nft.NFT_META_MARK), nft.mask(nft.mark(mask))]
+            expressions += [*load, nft.lookup_verdict(name)]
+        case SetMark(value, mask):
+            keep = nft.mark(~mask & 0xFFFFFFFF)
+            expressions += [nft.meta(nft.NFT_META_MARK), nft.merge(keep, nft.mark(value)), nft.set_mark()]
+        case MapMark():
+            raise ValueError("nftables takes no mark from a member of a set: use GotoClass")
+        case Log(prefix):
+            expressions.append(nft.log(prefix, LOG_LEVEL))
+        case NoTrack():
+            expressions.append(nft.notrack())
         case Masquerade(ports):
             expressions += _masquerade(ports)
         case Snat(address, ports):
@@ -91,21 +136,29 @@ def _match(match: Match, family: Family) -> list[Expression]:
             return _interface(nft.NFT_META_IIFNAME, name, prefix)
         case OutInterface(name, prefix):
             return _interface(nft.NFT_META_OIFNAME, name, prefix)
-        case Source(net):
-            return _within(net, source=True)
-        case Destination(net):
-            return _within(net, source=False)
+        case Source(net, negated):
+            return _in_net(net, source=True, negated=negated)
+        case Destination(net, negated):
+            return _in_net(net, source=False, negated=negated)
         case SourceIn(name, negated):
             return [_address(family, source=True), nft.lookup(name, negated=negated)]
         case DestinationIn(name, negated):
             return [_address(family, source=False), nft.lookup(name, negated=negated)]
         case SourcePairIn(name):
             return _pair(family, name, source=True)
-        case DestinationPairIn(name):
-            return _pair(family, name, source=False)
+        case DestinationPairIn(name, negated):
+            return _pair(family, name, source=False, negated=negated)
         case ErrorByPairIn(name, direction):
             sender = nft.conntrack_source(family, reply=direction is Direction.REPLY)
             return [sender, nft.meta(nft.NFT_META_IIFNAME, _behind_address(family)), nft.lookup(name)]
+        case InInterfaceIn(name):
+            return [nft.meta(nft.NFT_META_IIFNAME), nft.lookup(name)]
+        case OutInterfaceIn(name):
+            return [nft.meta(nft.NFT_META_OIFNAME), nft.lookup(name)]
+        case SourcePortIn(name, negated):
+            return _address_port(family, name, source=True, negated=negated)
+        case DestinationPortIn(name, negated):
+            return _address_port(family, name, source=False, negated=negated)
         case CtState.ESTABLISHED:
             return _state(nft.CT_ESTABLISHED)
         case CtState.RELATED:
@@ -114,10 +167,21 @@ def _match(match: Match, family: Family) -> list[Expression]:
             return _state(nft.CT_ESTABLISHED | nft.CT_RELATED)
         case CtState.INVALID:
             return _state(nft.CT_INVALID)
-        case Protocol(number, port):
-            return _protocol(number, port)
-        case Icmpv6Type(kind):
-            return [*_protocol(IPPROTO_ICMPV6, None), _transport(0, 1), nft.compare(bytes((kind,)))]
+        case CtState.NOT_ESTABLISHED:
+            return _state(nft.CT_ESTABLISHED | nft.CT_RELATED, nft.NFT_CMP_EQ)
+        case Protocol(number, port, negated):
+            return _protocol(number, port, negated=negated)
+        case Icmp(kind, code, negated):
+            # Type and code stand side by side, so the pair is compared, and negated, as one.
+            data = bytes((kind,)) if code is None else bytes((kind, code))
+            operation = nft.NFT_CMP_NEQ if negated else nft.NFT_CMP_EQ
+            return [*_protocol(IPPROTO_ICMP[family], None), _transport(0, len(data)), nft.compare(data, operation)]
+        case PortIn(ranges, source, negated):
+            return [_transport(0 if source else 2, 2), *_in_ranges(ranges, negated=negated)]
+        case Marked(value, mask):
+            return [nft.meta(nft.NFT_META_MARK), nft.mask(nft.mark(mask)), nft.compare(nft.mark(value))]
+        case Limit(packets, seconds, burst):
+            return [nft.limit(packets, seconds, burst)]
         case _:
             assert_never(match)
 
@@ -134,40 +198,66 @@ def _address(family: Family, *, source: bool, length: int | None = None) -> Expr
     return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 8 if source else 24, length or 16)
 
 
-def _pair(family: Family, name: SetName, *, source: bool) -> list[Expression]:
+def _pair(family: Family, name: str, *, source: bool, negated: bool = False) -> list[Expression]:
     key = nft.NFT_META_IIFNAME if source else nft.NFT_META_OIFNAME
-    return [_address(family, source=source), nft.meta(key, _behind_address(family)), nft.lookup(name)]
+    return [_address(family, source=source), nft.meta(key, _behind_address(family)), nft.lookup(name, negated=negated)]
 
 
 def _behind_address(family: Family) -> int:
     return nft.REG32_01 if family is Family.V4 else nft.REG_2
 
 
-def _within(net: Net, *, source: bool) -> list[Expression]:
-    load = _address(net.family, source=source)
+def _address_port(family: Family, name: str, *, source: bool, negated: bool) -> list[Expression]:
+    protocol, port = (nft.REG32_01, nft.REG32_02) if family is Family.V4 else (nft.REG_2, nft.REG32_05)
+    return [
+        _address(family, source=source),
+        nft.meta(nft.NFT_META_L4PROTO, protocol),
+        _transport(0 if source else 2, 2, port),
+        nft.lookup(name, negated=negated),
+    ]
+
+
+def _in_ranges(ranges: tuple[PortRange, ...], *, negated: bool) -> list[Expression]:
+    """Register 1 lies in one of the ranges. One port, or one range, needs no set."""
+    merged: list[tuple[int, int]] = []
+    for one in sorted(ranges):
+        if merged and one.first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(merged[-1][1], one.last)
+        else:
+            merged.append((one.first, one.last))
+    if len(merged) != 1:
+        return [nft.port_set(merged, negated=negated)]
+    operation = nft.NFT_CMP_NEQ if negated else nft.NFT_CMP_EQ
+    first, last = (struct.pack(">H", port) for port in merged[0])
+    return [nft.compare(first, operation) if first == last else nft.in_range(first, last, operation)]
+
+
+def _in_net(net: Net, *, source: bool, negated: bool) -> list[Expression]:
+    load, operation = _address(net.family, source=source), nft.NFT_CMP_NEQ if negated else nft.NFT_CMP_EQ
     if net.is_host:
-        return [load, nft.compare(net.packed)]
+        return [load, nft.compare(net.packed, operation)]
     whole, rest = divmod(net.length, 8)
     if whole and not rest:
-        return [_address(net.family, source=source, length=whole), nft.compare(net.packed[:whole])]
+        return [_address(net.family, source=source, length=whole), nft.compare(net.packed[:whole], operation)]
     bits = (((1 << net.length) - 1) << (net.family.bits - net.length)).to_bytes(len(net.packed), "big")
-    return [load, nft.mask(bits), nft.compare(net.packed)]
+    return [load, nft.mask(bits), nft.compare(net.packed, operation)]
 
 
-def _state(bits: int) -> list[Expression]:
+def _state(bits: int, operation: int = nft.NFT_CMP_NEQ) -> list[Expression]:
     data = struct.pack("=I", bits)
-    return [nft.conntrack_state(), nft.mask(data), nft.compare(bytes(4), nft.NFT_CMP_NEQ)]
+    return [nft.conntrack_state(), nft.mask(data), nft.compare(bytes(4), operation)]
 
 
-def _protocol(number: int, port: int | None) -> list[Expression]:
-    match = [nft.meta(nft.NFT_META_L4PROTO), nft.compare(bytes((number,)))]
+def _protocol(number: int, port: int | None, *, negated: bool = False) -> list[Expression]:
+    operation = nft.NFT_CMP_NEQ if negated else nft.NFT_CMP_EQ
+    match = [nft.meta(nft.NFT_META_L4PROTO), nft.compare(bytes((number,)), operation)]
     if port is not None:
         match += [_transport(2, 2), nft.compare(struct.pack(">H", port))]
     return match
 
 
-def _transport(offset: int, length: int) -> Expression:
-    return nft.payload(nft.NFT_PAYLOAD_TRANSPORT_HEADER, offset, length)
+def _transport(offset: int, length: int, register: int = nft.REG_1) -> Expression:
+    return nft.payload(nft.NFT_PAYLOAD_TRANSPORT_HEADER, offset, length, register)
 
 
 def _ports(ports: PortRange, first_register: int) -> list[Expression]:

@@ -1,0 +1,227 @@
+"""Host endpoints as abstract rules: what is asked of packets through the node's own interfaces, and where. Pure.
+
+    raw     PREROUTING, OUTPUT   doNotTrack policies                      accepted: marked, and tracked by nobody
+    mangle  PREROUTING           preDNAT policies, before any translation accepted: marked
+    filter  INPUT, OUTPUT        the node's own traffic: failsafe ports, tiers, profiles, deny
+    filter  FORWARD              applyOnForward policies, before and after the workloads'
+
+Invariant: neighbour discovery, MLD and the failsafe ports are decided before any policy, so that no policy takes the
+node off the network or from its broker. Traffic of workloads is not asked for here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from felixpy.calc.policy.classes import HostEndpointChains, HostEndpointKey, TierChains, text_hash
+from felixpy.calc.policy.policy_rules import tier_chains
+from felixpy.calc.rules import (
+    FORWARD_FROM,
+    FORWARD_TO,
+    ChainKey,
+    Chains,
+    CtState,
+    Destination,
+    Goto,
+    Icmp,
+    InInterface,
+    Jump,
+    Marked,
+    Match,
+    OutInterface,
+    PortIn,
+    Protocol,
+    Rule,
+    RuleSettings,
+    SetMark,
+    Source,
+    Table,
+    Verdict,
+    conntrack,
+    from_workload,
+    to_workload,
+)
+from felixpy.config import Failsafe, PortRange
+from felixpy.model.net import Family
+
+ICMPV6_ON_HOSTS = (130, 131, 132, 143, 133, 134, 135, 136)
+"""MLD, router and neighbour discovery: link-local conversation without which a node has no IPv6."""
+
+ANY = "*"
+LONGEST_NAME = 10
+
+Hosts = Mapping[HostEndpointKey, HostEndpointChains]
+
+
+def host_chains(interface: str, host: HostEndpointChains, settings: RuleSettings) -> Chains:
+    """The chains of one interface."""
+    deny = Rule((), Verdict(settings.deny))
+    accept = Rule((), Verdict.ACCEPT)
+    chains: Chains = {}
+
+    def add(
+        table: Table,
+        place: str,
+        tiers: tuple[TierChains, ...],
+        *,
+        first: tuple[Rule, ...] = (),
+        end: Rule | None = None,
+        last: tuple[Rule, ...] = (),
+    ) -> None:
+        name = _chain(place, interface)
+        made = tier_chains(table, name, tiers, settings, end)
+        rules = [*first, *made[ChainKey(table, name)], *last]
+        if rules and not rules[0].comment:
+            rules[0] = rules[0]._replace(comment=host.comment)
+        chains.update(made)
+        chains[ChainKey(table, name)] = tuple(rules)
+
+    tracked = tuple(conntrack(settings))
+    for place, tiers, profiles in (
+        ("host-in", host.ingress, host.profiles_ingress),
+        ("host-out", host.egress, host.profiles_egress),
+    ):
+        failsafe = Rule((), Jump(_FAILSAFE[place]))
+        asked = tuple(Rule((), Jump(profile)) for profile in profiles)
+        add(Table.FILTER, place, tiers, first=(*tracked, failsafe), end=deny, last=(*asked, deny))
+    if host.forward_ingress:
+        last = (Rule((), Goto("via-done")),)
+        add(Table.FILTER, "via-in", host.forward_ingress, first=tracked, end=deny, last=last)
+    if host.forward_egress:
+        add(Table.FILTER, "via-out", host.forward_egress, first=tracked, end=deny, last=(accept,))
+    for table, place, tiers in (
+        (Table.MANGLE, "pre", host.pre_dnat),
+        (Table.RAW, "raw-in", host.untracked_ingress),
+        (Table.RAW, "raw-out", host.untracked_egress),
+    ):
+        if tiers:
+            add(table, place, tiers, first=(Rule((), Jump(_FAILSAFE[place])),))
+    return chains
+
+
+_FAILSAFE = {
+    "host-in": "failsafe-in",
+    "host-out": "failsafe-out",
+    "pre": "failsafe-in",
+    "raw-in": "failsafe-in",
+    "raw-out": "failsafe-out",
+}
+
+
+def joined(standing: Chains, hosts: Hosts, settings: RuleSettings, *, is_active: bool) -> Chains:
+    """The standing chains with the ways to those of host endpoints; without any, as they are."""
+    if not hosts:
+        return standing
+    chains = dict(standing)
+    accepted = settings.marks.accepted
+    is_accepted = Marked(accepted, accepted)
+    by_name = {key.interface: host for key, host in hosts.items()}
+    forward_in = [name for name, host in by_name.items() if host.forward_ingress]
+    forward_out = [name for name, host in by_name.items() if host.forward_egress]
+    filtering = Table.FILTER
+    chains[ChainKey(filtering, "hosts-in")] = _dispatch("host-in", by_name, settings, incoming=True)
+    chains[ChainKey(filtering, "hosts-out")] = _dispatch("host-out", by_name, settings, incoming=False)
+    chains[ChainKey(filtering, "failsafe-in")] = _failsafe(settings, incoming=True, untracked=False)
+    chains[ChainKey(filtering, "failsafe-out")] = _failsafe(settings, incoming=False, untracked=False)
+    hook = ChainKey(filtering, "INPUT")
+    chains[hook] = (*chains[hook], Rule((is_accepted,), Verdict.ACCEPT), Rule((), Jump("hosts-in")))
+    chains[ChainKey(filtering, "OUTPUT")] = (
+        *(Rule((OutInterface(prefix, True),), Verdict.RETURN) for prefix in settings.prefixes),
+        Rule((is_accepted,), Verdict.ACCEPT),
+        Rule((), Jump("hosts-out")),
+    )
+    if forward_in or forward_out:
+        _join_forward(chains, forward_in, forward_out, settings, is_active=is_active)
+    if pre := [name for name, host in by_name.items() if host.pre_dnat]:
+        chains[ChainKey(Table.MANGLE, "PREROUTING")] = (
+            Rule((CtState.ESTABLISHED,), Verdict.RETURN),
+            Rule((is_accepted,), Verdict.RETURN),
+            Rule((), Jump("hosts-pre")),
+        )
+        chains[ChainKey(Table.MANGLE, "hosts-pre")] = _dispatch("pre", pre, settings, incoming=True)
+        chains[ChainKey(Table.MANGLE, "failsafe-in")] = _failsafe(settings, incoming=True, untracked=False)
+    raw_in = [name for name, host in by_name.items() if host.untracked_ingress]
+    raw_out = [name for name, host in by_name.items() if host.untracked_egress]
+    if raw_in or raw_out:
+        _join_raw(chains, raw_in, raw_out, settings)
+    return chains
+
+
+def _join_forward(
+    chains: Chains, forward_in: list[str], forward_out: list[str], settings: RuleSettings, *, is_active: bool
+) -> None:
+    filtering, accepted = Table.FILTER, settings.marks.accepted
+    chains[ChainKey(filtering, "hosts-via-in")] = _dispatch("via-in", forward_in, settings, incoming=True)
+    chains[ChainKey(filtering, "hosts-via-out")] = _dispatch("via-out", forward_out, settings, incoming=False)
+    chains[ChainKey(filtering, "via-done")] = (
+        *(Rule((OutInterface(prefix, True),), Goto(FORWARD_TO.name)) for prefix in settings.prefixes),
+        Rule((), Jump("hosts-via-out")),
+        Rule((), SetMark(0, settings.marks.mask)),
+        Rule((), Verdict.ACCEPT),
+    )
+    from_workloads = tuple(Rule((InInterface(one, True),), settings.allow) for one in settings.prefixes)
+    chains[ChainKey(filtering, "FORWARD")] = (
+        Rule((Marked(0, accepted),), Jump("hosts-via-in")),
+        *from_workload(settings, FORWARD_FROM),
+        *to_workload(settings, FORWARD_TO),
+        Rule((), Jump("hosts-via-out")),
+        *from_workloads,
+    )
+    if is_active:
+        done = ChainKey(filtering, "e-done")
+        rules = chains[done]
+        chains[done] = (*rules[:-2], Rule((), Jump("hosts-via-out")), *rules[-2:])
+
+
+def _join_raw(chains: Chains, raw_in: list[str], raw_out: list[str], settings: RuleSettings) -> None:
+    raw, mask = Table.RAW, settings.marks.mask
+    hook = ChainKey(raw, "PREROUTING")
+    chains[hook] = (*chains[hook], Rule((), Jump("hosts-raw-in")))
+    clear = Rule((), SetMark(0, mask))
+    chains[ChainKey(raw, "hosts-raw-in")] = (clear, *_dispatch("raw-in", raw_in, settings, incoming=True))
+    chains[ChainKey(raw, "failsafe-in")] = _failsafe(settings, incoming=True, untracked=True)
+    chains[ChainKey(raw, "OUTPUT")] = (Rule((), Jump("hosts-raw-out")),)
+    chains[ChainKey(raw, "hosts-raw-out")] = (clear, *_dispatch("raw-out", raw_out, settings, incoming=False))
+    chains[ChainKey(raw, "failsafe-out")] = _failsafe(settings, incoming=False, untracked=True)
+
+
+def _chain(place: str, interface: str) -> str:
+    """Names of chains are short in iptables; one of every interface has none in its name."""
+    if interface == ANY:
+        return place
+    return f"{place}-{interface if len(interface) <= LONGEST_NAME else text_hash(interface)[:LONGEST_NAME]}"
+
+
+def _dispatch(
+    place: str, interfaces: Mapping[str, object] | list[str], settings: RuleSettings, *, incoming: bool
+) -> tuple[Rule, ...]:
+    """From an interface to its chain; workloads and the loopback are nobody's, and ``*`` has what is left."""
+    match = InInterface if incoming else OutInterface
+    rules = [Rule((match(prefix, True),), Verdict.RETURN) for prefix in settings.prefixes]
+    rules.append(Rule((match("lo"),), Verdict.RETURN))
+    rules += [Rule((match(one),), Goto(_chain(place, one))) for one in sorted(interfaces) if one != ANY]
+    if ANY in interfaces:
+        rules.append(Rule((), Goto(_chain(place, ANY))))
+    return tuple(rules)
+
+
+def _failsafe(settings: RuleSettings, *, incoming: bool, untracked: bool) -> tuple[Rule, ...]:
+    """Accept what keeps the node on the network; of what is not tracked, answers are accepted by their source port."""
+    rules: list[Rule] = []
+    if settings.family is Family.V6:
+        rules += [Rule((Icmp(kind),), Verdict.ACCEPT) for kind in ICMPV6_ON_HOSTS]
+    there, back = settings.failsafe_in, settings.failsafe_out
+    if not incoming:
+        there, back = back, there
+    rules += [_port_rule(one, incoming=incoming, answer=False) for one in there]
+    if untracked:
+        rules += [_port_rule(one, incoming=incoming, answer=True) for one in back]
+    return tuple(rules)
+
+
+def _port_rule(one: Failsafe, *, incoming: bool, answer: bool) -> Rule:
+    matches: list[Match] = [Protocol(one.protocol)]
+    if one.net is not None:
+        matches.append(Source(one.net) if incoming else Destination(one.net))
+    matches.append(PortIn((PortRange(one.port, one.port),), source=answer))
+    return Rule(tuple(matches), Verdict.ACCEPT)

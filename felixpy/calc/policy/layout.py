@@ -1,0 +1,378 @@
+"""Classes, policies and host endpoints as abstract rules, and which chains a change of one of them touches.
+
+    FORWARD  from a workload: established, invalid ─► from-class ─► class ─► policies ─Allow─► e-done ─► to (a workload)
+    FORWARD  to a workload:   established, invalid ─► to ─► to-class ─► class ─► policies ─Allow─► t-done: accept
+    INPUT    from a workload: … the same to e-done, which ends in DefaultEndpointToHostAction there
+
+A class is a chain that jumps to the chains of its policies in order; Allow is a goto to the end of its direction,
+Deny refuses, Pass marks the packet and returns. Without any class that asks something, the rules are those of
+``felixpy.calc.rules`` alone: an endpoint without policy costs what it costs there.
+
+Invariant: what refers to a chain is in the same change as the chain; a packet of an endpoint without a chain for its
+class is denied. Must never write, and never walk all classes or policies for a change of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from felixpy.calc.entries import SetName
+from felixpy.calc.policy import host_layout
+from felixpy.calc.policy.carrier import BIT_SETS, MAPS, POLICED, dense, open_code
+from felixpy.calc.policy.classes import (
+    ClassKey,
+    Direction,
+    EndpointClass,
+    HostEndpointChains,
+    HostEndpointKey,
+    PolicyAction,
+    PolicyChain,
+    PolicyChainKey,
+    Use,
+)
+from felixpy.calc.policy.policy_rules import policy_rules, tier_chains
+from felixpy.calc.rules import (
+    FORWARD_FROM,
+    FORWARD_TO,
+    WORKLOAD_TO_HOST,
+    ChainKey,
+    Chains,
+    ClassElement,
+    CtState,
+    DestinationPairIn,
+    Goto,
+    GotoClass,
+    InInterface,
+    InInterfaceIn,
+    Jump,
+    MapMark,
+    Marked,
+    OutInterface,
+    OutInterfaceIn,
+    Rule,
+    RuleKey,
+    RuleSettings,
+    SetMark,
+    Table,
+    Verdict,
+    conntrack,
+    desired_chains,
+    from_workload,
+    leaving_workload,
+    reaching_host,
+)
+from felixpy.config import EndpointToHostAction
+
+CLASS_PREFIX = {Direction.INGRESS: "t", Direction.EGRESS: "f"}
+DONE = {Direction.INGRESS: "t-done", Direction.EGRESS: "e-done"}
+HOST_DONE = "host-done"
+TO = "to"
+GROUP = 16
+"""Rules of one chain that finds a class by its mark, where there are no maps."""
+
+TABLE_OF_USE = {
+    Use.PRE_DNAT: Table.MANGLE,
+    Use.UNTRACKED_INGRESS: Table.RAW,
+    Use.UNTRACKED_EGRESS: Table.RAW,
+}
+
+Source = ClassKey | PolicyChainKey | HostEndpointKey | str
+"""What chains are made of; the standing ones of a name each."""
+
+STANDING = "standing"
+
+
+def is_open(value: EndpointClass) -> bool:
+    """Whether a class lets everything through without asking."""
+    return not value.tiers and not value.profiles and value.end is PolicyAction.ALLOW
+
+
+def chain_of_class(direction: Direction, value: EndpointClass) -> str:
+    return f"{CLASS_PREFIX[direction]}-{value.name}"
+
+
+def class_of_chain(name: str) -> tuple[Direction, str] | None:
+    """Direction and name of the class that a chain of this name belongs to; None if it is none's."""
+    for direction, prefix in CLASS_PREFIX.items():
+        start, _, rest = name.partition("-")
+        if start == prefix and rest and rest != "done" and "." not in rest:
+            return direction, rest
+    return None
+
+
+@dataclass(slots=True)
+class PolicyLayout:
+    """Policy of one family, as far as rules depend on it. ``changed`` are the objects whose chains are due.
+
+    ``denied`` is how many interfaces have no class and so are denied; it counts because somebody has to ask for them.
+    """
+
+    settings: RuleSettings | None = None
+    classes: dict[ClassKey, EndpointClass] = field(default_factory=dict)
+    policies: dict[PolicyChainKey, PolicyChain] = field(default_factory=dict)
+    hosts: dict[HostEndpointKey, HostEndpointChains] = field(default_factory=dict)
+    denied: int = 0
+    changed: set[Source] = field(default_factory=set)
+    _policed: int = 0
+    _made: dict[Source, Chains] = field(default_factory=dict)
+    _was_active: bool = False
+
+    def configure(self, settings: RuleSettings) -> None:
+        """Take other settings: all chains are due."""
+        if settings != self.settings:
+            self.settings = settings
+            self.changed |= {STANDING, *self.classes, *self.policies, *self.hosts}
+
+    def take_class(self, key: ClassKey, value: EndpointClass | None) -> None:
+        old = self.classes.pop(key, None)
+        self._policed -= old is not None and not is_open(old)
+        if value is not None:
+            self.classes[key] = value
+            self._policed += not is_open(value)
+        self.changed |= {key, _dispatch(key.direction)}
+
+    def take_policy(self, key: PolicyChainKey, value: PolicyChain | None) -> None:
+        self.policies.pop(key, None)
+        if value is not None:
+            self.policies[key] = value
+        self.changed.add(key)
+
+    def take_host(self, key: HostEndpointKey, value: HostEndpointChains | None) -> None:
+        self.hosts.pop(key, None)
+        if value is not None:
+            self.hosts[key] = value
+        self.changed |= {key, STANDING}
+
+    def count_denied(self, difference: int) -> None:
+        self.denied += difference
+
+    @property
+    def is_active(self) -> bool:
+        """Whether packets of workloads have to be classified."""
+        return bool(self._policed or self.denied)
+
+    def changes(self) -> dict[RuleKey, tuple[Rule, ...] | None]:
+        """Chains that are other ones since the last call; None for those that are gone."""
+        if self.settings is None:
+            return {}
+        if self.is_active != self._was_active:
+            self._was_active = self.is_active
+            self.changed |= {STANDING, *map(_dispatch, Direction)}
+        gone: set[RuleKey] = set()
+        made: Chains = {}
+        for source in self.changed:
+            old, new = self._made.pop(source, {}), self._chains_of(source, self.settings)
+            gone |= old.keys() - new.keys()
+            made |= {key: rules for key, rules in new.items() if old.get(key) != rules}
+            if new:
+                self._made[source] = new
+        self.changed = set()
+        return {**dict.fromkeys(gone - made.keys()), **made}
+
+    def chains(self) -> Chains:
+        """All chains as ``changes`` told of them so far."""
+        return {key: rules for chains in self._made.values() for key, rules in chains.items()}
+
+    def _chains_of(self, source: Source, settings: RuleSettings) -> Chains:
+        if isinstance(source, ClassKey):
+            value = self.classes.get(source)
+            return class_chains(source, value, settings) if value is not None and not is_open(value) else {}
+        if isinstance(source, PolicyChainKey):
+            chain = self.policies.get(source)
+            if chain is None:
+                return {}
+            table = TABLE_OF_USE.get(chain.use, Table.FILTER)
+            return {ChainKey(table, source.name): policy_rules(chain, settings)}
+        if isinstance(source, HostEndpointKey):
+            host = self.hosts.get(source)
+            return host_layout.host_chains(source.interface, host, settings) if host is not None else {}
+        if source == STANDING:
+            return host_layout.joined(self._standing(settings), self.hosts, settings, is_active=self.is_active)
+        return self._dispatches(source, settings) if self.is_active and not settings.nftables else {}
+
+    def _standing(self, settings: RuleSettings) -> Chains:
+        if not self.is_active:
+            return desired_chains(settings)
+        return desired_chains(settings) | active_chains(settings)
+
+    def _dispatches(self, source: str, settings: RuleSettings) -> Chains:
+        """The chains that find a class by its mark; two steps where there are many classes."""
+        direction = next(one for one in Direction if _dispatch(one) == source)
+        found = settings.marks.of(direction)
+        codes = {dense(key.number): value for key, value in self.classes.items() if key.direction is direction}
+        # A number that does not fit is no pair's (``ClassMembers``): who has it is denied.
+        rules = {
+            code: Rule((Marked(found.of(code), found.mask),), Goto(chain_of_class(direction, value)))
+            for code, value in sorted(codes.items())
+            if code < open_code(found) and not is_open(value)
+        }
+        deny = Rule((), Verdict(settings.deny), "no class")
+        root = MAPS[direction]
+        if len(rules) <= GROUP:
+            return {ChainKey(Table.FILTER, root): (*rules.values(), deny)}
+        groups: dict[int, list[Rule]] = {}
+        for code, rule in rules.items():
+            groups.setdefault(code // GROUP, []).append(rule)
+        high = found.mask & ~found.of(GROUP - 1)
+        chains: Chains = {
+            ChainKey(Table.FILTER, root): (
+                *(Rule((Marked(found.of(one * GROUP), high),), Goto(f"{root}-{one}")) for one in groups),
+                deny,
+            )
+        }
+        for one, some in groups.items():
+            chains[ChainKey(Table.FILTER, f"{root}-{one}")] = (*some, deny)
+        return chains
+
+
+def _dispatch(direction: Direction) -> str:
+    return f"dispatch {direction}"
+
+
+# --- standing chains ---------------------------------------------------------------------------------------------
+
+
+def active_chains(settings: RuleSettings) -> Chains:
+    """The standing chains that differ from those without policy, and those that come besides."""
+    carrier = _bit_chains(settings) if settings.nftables else _mark_chains(settings)
+    return {**_common_chains(settings), **carrier}
+
+
+def _common_chains(settings: RuleSettings) -> Chains:
+    marks, filtering = settings.marks, Table.FILTER
+    classify_from, classify_to = _classify(settings, Direction.EGRESS), _classify(settings, Direction.INGRESS)
+    to: list[Rule] = []
+    if settings.nftables:
+        to.append(
+            Rule(
+                (DestinationPairIn(SetName.TO_WORKLOAD, negated=True),),
+                Verdict(settings.deny),
+                "unknown workload address or interface",
+            )
+        )
+    return {
+        FORWARD_FROM: (*leaving_workload(settings), *classify_from),
+        FORWARD_TO: (*conntrack(settings), Rule((), Goto(TO))),
+        WORKLOAD_TO_HOST: (*reaching_host(settings), Rule((), SetMark(*marks.to_host)), *classify_from),
+        ChainKey(filtering, TO): (*to, *classify_to),
+        ChainKey(filtering, DONE[Direction.INGRESS]): (
+            Rule((), SetMark(0, marks.mask), "allowed"),
+            Rule((), Verdict.ACCEPT),
+        ),
+        ChainKey(filtering, DONE[Direction.EGRESS]): (
+            Rule((Marked(*marks.to_host),), Goto(HOST_DONE), "to the node itself"),
+            *(Rule((OutInterface(prefix, True),), Goto(TO)) for prefix in settings.prefixes),
+            Rule((), SetMark(0, marks.mask), "allowed"),
+            Rule((), Verdict.ACCEPT),
+        ),
+        ChainKey(filtering, HOST_DONE): _host_done(settings),
+        **_input_hook(settings),
+    }
+
+
+def _classify(settings: RuleSettings, direction: Direction) -> tuple[Rule, ...]:
+    """To the class, if there is one, else to the end of the direction."""
+    to_class, done = Goto(MAPS[direction]), Goto(DONE[direction])
+    if settings.nftables:
+        match = InInterfaceIn if direction is Direction.EGRESS else OutInterfaceIn
+        return (Rule((match(POLICED[direction]),), to_class), Rule((), done, "no policy"))
+    found = settings.marks.of(direction)
+    return (Rule((Marked(found.of(open_code(found)), found.mask),), done, "no policy"), Rule((), to_class))
+
+
+def returns_to_host(settings: RuleSettings) -> bool:
+    """Whether what a policy allowed to the node goes on in other programs' rules: in nftables it does so anyway."""
+    return settings.endpoint_to_host is EndpointToHostAction.RETURN and not settings.nftables
+
+
+def _host_done(settings: RuleSettings) -> tuple[Rule, ...]:
+    clear = Rule((), SetMark(0, settings.marks.mask))
+    if returns_to_host(settings):
+        # The way back leads through chains of policies that would go on: the mark tells them not to.
+        accepted = settings.marks.accepted
+        return (clear, Rule((), SetMark(accepted, accepted)), Rule((), Verdict.RETURN))
+    action = Verdict(settings.endpoint_to_host.value.upper())
+    if action is Verdict.RETURN:
+        action = Verdict.ACCEPT
+    return (clear, Rule((), action, "Configured DefaultEndpointToHostAction"))
+
+
+def _input_hook(settings: RuleSettings) -> Chains:
+    if not returns_to_host(settings):
+        return {}
+    hook = ChainKey(Table.FILTER, "INPUT")
+    clear = (Rule((InInterface(prefix, True),), SetMark(0, settings.marks.accepted)) for prefix in settings.prefixes)
+    return {hook: (*from_workload(settings, WORKLOAD_TO_HOST), *clear)}
+
+
+def _bit_chains(settings: RuleSettings) -> Chains:
+    """nftables: the class number is put together from the sets of its bits, and looked up in a map."""
+    chains: Chains = {}
+    for direction in Direction:
+        found = settings.marks.of(direction)
+        match = InInterfaceIn if direction is Direction.EGRESS else OutInterfaceIn
+        bits = BIT_SETS[direction][: found.bits]
+        chains[ChainKey(Table.FILTER, MAPS[direction])] = (
+            Rule((), SetMark(0, found.mask)),
+            *(Rule((match(name),), SetMark(found.of(1 << bit), found.of(1 << bit))) for bit, name in enumerate(bits)),
+            Rule((), GotoClass(MAPS[direction], found.mask)),
+            Rule((), Verdict(settings.deny), "no class"),
+        )
+    return chains
+
+
+def _mark_chains(settings: RuleSettings) -> Chains:
+    """iptables: the class number is taken from the members of the sets of pairs, which only the mangle table can."""
+    marks, mangle = settings.marks, Table.MANGLE
+    cross = ((InInterface, "map-from"), (OutInterface, "map-to"))
+    jumps = tuple(Rule((match(prefix, True),), Jump(to)) for match, to in cross for prefix in settings.prefixes)
+    inward = tuple(
+        Rule((InInterface(prefix, True), CtState.NOT_ESTABLISHED), Jump("map-from")) for prefix in settings.prefixes
+    )
+    return {
+        ChainKey(mangle, "FORWARD"): (Rule((CtState.NOT_ESTABLISHED,), Jump("map")),),
+        ChainKey(mangle, "INPUT"): inward,
+        ChainKey(mangle, "map"): jumps,
+        ChainKey(mangle, "map-from"): (
+            Rule((), SetMark(0, marks.egress.mask | marks.ingress.mask)),
+            Rule((), MapMark(SetName.FROM_WORKLOAD, source=True)),
+        ),
+        ChainKey(mangle, "map-to"): (
+            Rule((), SetMark(0, marks.ingress.mask)),
+            Rule((), MapMark(SetName.TO_WORKLOAD, source=False)),
+        ),
+    }
+
+
+# --- classes -----------------------------------------------------------------------------------------------------
+
+
+def class_chains(key: ClassKey, value: EndpointClass, settings: RuleSettings) -> Chains:
+    """The chain of a class, a chain for each of its tiers that a Pass can leave, and its element of the map."""
+    name = chain_of_class(key.direction, value)
+    deny = Rule((), Verdict(settings.deny))
+    asked = _after_each(settings) if key.direction is Direction.EGRESS else ()
+    chains = tier_chains(Table.FILTER, name, value.tiers, settings, deny, asked)
+    root = list(chains[ChainKey(Table.FILTER, name)])
+    root += [rule for profile in value.profiles for rule in (Rule((), Jump(profile)), *asked)]
+    if value.end is PolicyAction.ALLOW:
+        root.append(Rule((), Goto(DONE[key.direction])))
+    elif not root or root[-1].matches or root[-1].action != deny.action:
+        root.append(deny._replace(comment="no profile allows it"))
+    chains[ChainKey(Table.FILTER, name)] = tuple(commented(root, value.comment))
+    if settings.nftables:
+        mark = settings.marks.of(key.direction).of(key.number)
+        chains[ClassElement(MAPS[key.direction], mark)] = (Rule((), Goto(name)),)
+    return chains
+
+
+def _after_each(settings: RuleSettings) -> tuple[Rule, ...]:
+    accepted = settings.marks.accepted
+    return (Rule((Marked(accepted, accepted),), Verdict.RETURN),) if returns_to_host(settings) else ()
+
+
+def commented(rules: list[Rule], comment: str) -> Iterator[Rule]:
+    """Rules, the first of which tells what they are of, unless it has a comment of its own."""
+    for index, rule in enumerate(rules):
+        yield rule._replace(comment=comment) if index == 0 and not rule.comment else rule

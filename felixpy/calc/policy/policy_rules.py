@@ -1,0 +1,146 @@
+"""The rules of one policy, for one use, as abstract rules. Pure.
+
+Invariant: a rule becomes rules with the same matches, one per action; a match that cannot be said is never left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from felixpy.calc.policy.classes import EndOfTier, PolicyAction, PolicyChain, PolicyRule, Side, TierChains, Use
+from felixpy.calc.rules import (
+    Action,
+    ChainKey,
+    Chains,
+    Destination,
+    DestinationIn,
+    DestinationPortIn,
+    Goto,
+    Icmp,
+    Jump,
+    Log,
+    Marked,
+    Match,
+    NoTrack,
+    PortIn,
+    Protocol,
+    Rule,
+    RuleSettings,
+    SetMark,
+    Source,
+    SourceIn,
+    SourcePortIn,
+    Table,
+    Verdict,
+)
+from felixpy.config import PortRange
+
+MAX_LOG_PREFIX = 29  # of the target LOG of iptables, with its final zero byte 30
+FORWARD_DONE = "via-done"
+
+
+def policy_rules(chain: PolicyChain, settings: RuleSettings) -> tuple[Rule, ...]:
+    """The chain of a policy. Its first rule has the policy's name as comment."""
+    rules = [rule for one in chain.rules for rule in _rules(one, chain.use, settings)]
+    if rules:
+        rules[0] = rules[0]._replace(comment=chain.comment)
+    return tuple(rules)
+
+
+def _rules(rule: PolicyRule, use: Use, settings: RuleSettings) -> Iterator[Rule]:
+    matches = tuple(_matches(rule))
+    if rule.action is PolicyAction.LOG:
+        limit = (settings.log_limit,) if settings.log_limit else ()
+        yield Rule((*matches, *limit), Log(rule.log_prefix[:MAX_LOG_PREFIX]))
+        return
+    for action in actions(rule.action, use, settings):
+        yield Rule(matches, action)
+
+
+def actions(action: PolicyAction, use: Use, settings: RuleSettings) -> tuple[Action, ...]:
+    """What a decision becomes in the kernel, by where it is made."""
+    marks = settings.marks
+    match action:
+        case PolicyAction.DENY:
+            only_drops = use in (Use.PRE_DNAT, Use.UNTRACKED_INGRESS, Use.UNTRACKED_EGRESS)
+            return (Verdict.DROP if only_drops else Verdict(settings.deny),)
+        case PolicyAction.PASS:
+            return (SetMark(marks.passed, marks.passed), Verdict.RETURN)
+        case _:
+            pass
+    accepted = SetMark(marks.accepted, marks.accepted)
+    match use:
+        case Use.WORKLOAD_INGRESS:
+            return (Goto("t-done"),)
+        case Use.WORKLOAD_EGRESS:
+            return (Goto("e-done"),)
+        case Use.FORWARD_INGRESS:
+            return (Goto(FORWARD_DONE),)
+        case Use.PRE_DNAT:
+            return (accepted, Verdict.ACCEPT)
+        case Use.UNTRACKED_INGRESS | Use.UNTRACKED_EGRESS:
+            return (NoTrack(), accepted, Verdict.ACCEPT)
+        case _:
+            return (Verdict.ACCEPT,)
+
+
+def _matches(rule: PolicyRule) -> Iterator[Match]:
+    if rule.protocol is not None and rule.icmp is None and rule.not_icmp is None:
+        yield Protocol(rule.protocol)
+    if rule.not_protocol is not None:
+        yield Protocol(rule.not_protocol, negated=True)
+    if rule.icmp is not None:
+        yield Icmp(*rule.icmp)
+    if rule.not_icmp is not None:
+        yield Icmp(*rule.not_icmp, negated=True)
+    yield from _side(rule.source, source=True)
+    yield from _side(rule.destination, source=False)
+
+
+def _side(side: Side, *, source: bool) -> Iterator[Match]:
+    in_net, in_set, in_ports = (Source, SourceIn, SourcePortIn) if source else (
+        Destination, DestinationIn, DestinationPortIn
+    )  # fmt: skip
+    yield from (in_net(net) for net in side.nets)
+    yield from (in_net(net, True) for net in side.not_nets)
+    yield from (in_set(name) for name in side.sets)
+    yield from (in_set(name, True) for name in side.not_sets)
+    if side.ports:
+        yield PortIn(tuple(PortRange(*ports) for ports in side.ports), source)
+    if side.not_ports:
+        yield PortIn(tuple(PortRange(*ports) for ports in side.not_ports), source, negated=True)
+    yield from (in_ports(name) for name in side.port_sets)
+    yield from (in_ports(name, True) for name in side.not_port_sets)
+
+
+def tier_chains(
+    table: Table,
+    name: str,
+    tiers: Iterable[TierChains],
+    settings: RuleSettings,
+    end: Rule | None,
+    asked: tuple[Rule, ...] = (),
+) -> Chains:
+    """A chain that asks tiers in order, with a chain for each that a Pass can leave.
+
+    ``end``: how a tier ends that denies what it did not decide, None if it does not; ``asked`` comes after each chain.
+    """
+    passed = settings.marks.passed
+    chains: Chains = {}
+    root: list[Rule] = []
+    for index, tier in enumerate(tiers):
+        close = () if end is None or tier.end is EndOfTier.PASS else (end._replace(comment=f"end of tier {tier.name}"),)
+        if not any(tier.passes):
+            root += [rule for chain in tier.chains for rule in (Rule((), Jump(chain)), *asked)]
+            root += close
+            continue
+        part = f"{name}.{index}"
+        root += [Rule((), SetMark(0, passed)), Rule((), Jump(part)), *asked]
+        rules: list[Rule] = []
+        for chain, passes in zip(tier.chains, tier.passes, strict=True):
+            rules += [Rule((), Jump(chain)), *asked]
+            if passes:
+                rules.append(Rule((Marked(passed, passed),), Verdict.RETURN))
+        chains[ChainKey(table, part)] = (*rules, *close)
+    chains[ChainKey(table, name)] = tuple(root)
+    return chains
