@@ -170,12 +170,12 @@ def test_a_password_is_never_shown() -> None:
 
 
 def test_unknown_settings_and_settings_without_effect_are_told_apart_and_not_fatal() -> None:
-    settings, problems = environment(FELIX_FOO="1", FELIX_BPFENABLED="true", FELIX_IPTABLESMARKMASK="0xff")
+    settings, problems = environment(FELIX_FOO="1", FELIX_BPFENABLED="true", FELIX_IPTABLESLOCKTIMEOUT="1")
     assert settings == Settings()
     assert {(problem.setting, problem.kind) for problem in problems} == {
         ("FOO", ProblemKind.UNKNOWN),
         ("BPFENABLED", ProblemKind.NO_EFFECT),
-        ("IPTABLESMARKMASK", ProblemKind.NO_EFFECT),
+        ("IPTABLESLOCKTIMEOUT", ProblemKind.NO_EFFECT),
     }
     assert not any(problem.fatal for problem in problems)
     assert "setting BPFENABLED (environment): has no effect in felixpy yet" in [str(problem) for problem in problems]

@@ -14,6 +14,7 @@ from felixpy.agent.status import Subject
 from felixpy.calc.entries import MAIN_TABLE, STANDING_SETS
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.filter_tables import FilterTables
+from felixpy.dataplane.nftables.filter import EVERY_SET
 from felixpy.model.net import Family
 from felixpy.observe.metrics import Metrics
 
@@ -79,7 +80,7 @@ def _sample_nftables(metrics: Metrics, tables: FilterTables) -> None:
     metrics.nft_errors.take(counts.write_errors, source=version)
     metrics.nft_list_calls.take(counts.reads, source=version)
     metrics.nft_list_errors.take(counts.read_errors, source=version)
-    metrics.nft_sets.labels(version).set(len(STANDING_SETS) if tables.containers else 0)
+    metrics.nft_sets.labels(version).set(len(EVERY_SET) + len(tables.sets.committed) if tables.containers else 0)
     _sample_rules(tables, metrics.nft_chains, metrics.nft_rules)
 
 
@@ -94,7 +95,8 @@ def _sample_iptables(metrics: Metrics, tables: FilterTables) -> None:
     metrics.ipset_calls.take(counts.set_calls, source=version)
     metrics.ipset_errors.take(counts.set_errors, source=version)
     metrics.ipset_lines.take(counts.set_lines, source=version)
-    metrics.ipsets.labels(IPSET_VERSIONS[tables.family]).set(len(STANDING_SETS) if tables.containers else 0)
+    sets = len(STANDING_SETS) + len(tables.sets.committed) if tables.containers else 0
+    metrics.ipsets.labels(IPSET_VERSIONS[tables.family]).set(sets)
     metrics.ipsets_total.set(counts.all_sets)
     _sample_rules(tables, metrics.iptables_chains, metrics.iptables_rules)
 

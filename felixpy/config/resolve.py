@@ -150,7 +150,18 @@ def _as_text(raw: object) -> str:
         return str(raw)
     if isinstance(raw, list) and all(isinstance(item, str | int) for item in raw):
         return ",".join(str(item) for item in raw)
-    raise ValueError("is neither text, number, boolean nor a list of texts")
+    if isinstance(raw, list) and all(isinstance(item, Mapping) and {*item} <= _PORT_FIELDS for item in raw):
+        return ",".join(map(_port_text, raw))
+    raise ValueError("is neither text, number, boolean nor a list of texts or of ports")
+
+
+_PORT_FIELDS = frozenset({"protocol", "port", "net"})
+
+
+def _port_text(port: Mapping[str, object]) -> str:
+    """A failsafe port of a FelixConfiguration as the environment has it."""
+    net = f"[{port['net']}]:" if port.get("net") else ""
+    return f"{port.get('protocol') or 'tcp'}:{net}{port.get('port', '')}".lower()
 
 
 def resolve_stream(

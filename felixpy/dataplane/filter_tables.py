@@ -78,9 +78,9 @@ class FilterTables:
         self._answers_lost = 0
 
     def _resolve_element(self, key: Member, mark: int | None) -> int | None:
-        if isinstance(key, ElementKey) and key.set.type is SetType.HOST_INTERFACE:
-            if key not in self.elements.committed:
-                self._release.hold(self.elements, key, key.net.packed)
+        is_pair = type(key) is ElementKey and key.set.type is SetType.HOST_INTERFACE
+        if is_pair and key not in self.elements.committed:
+            self._release.hold(self.elements, key, key.net.packed)
         return mark
 
     def want_rules(self, settings: RuleSettings) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.graph import HOST, Calculation
-from felixpy.config import Settings
+from felixpy.config import Failsafe, Rate, Settings
 from felixpy.config.settings import DECLARATIONS
 from felixpy.config.values import PortRange
-from felixpy.model.net import parse_address
+from felixpy.model.net import Net, parse_address
 from felixpy.model.resources import Update
 from felixpy.store.store import Store
 from tests.calc.samples import HOST_FACTS, NODE, SETTINGS, affinity, block, endpoint, nets, node, pool
@@ -38,6 +38,9 @@ ANOTHER: dict[str, Any] = {
     "device_route_source_address": parse_address("192.0.2.1"),
     "device_route_source_address_ipv6": parse_address("2001:db8::1"),
     "external_nodes_cidr_list": nets("192.0.2.0/24"),
+    "failsafe_inbound_host_ports": (Failsafe(6, 2222),),
+    "failsafe_outbound_host_ports": (Failsafe(17, 53, Net.parse("192.0.2.53/32")),),
+    "log_action_rate_limit": Rate(10, 60),
 }
 """Another value, where the default does not show one."""
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName
+from felixpy.calc.entries import ElementKey, SetName
 from felixpy.calc.rules import SPOOF_CHECK, ChainKey, Table
-from felixpy.dataplane.nftables.filter import NftablesFilter
+from felixpy.dataplane.nftables.filter import EVERY_SET, NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, Net
 from felixpy.netlink import nftables as nft
@@ -374,7 +374,7 @@ def test_rules_are_read_without_the_members_of_sets(nftables: NftablesFilter, fa
         assert dumps == 3  # tables, chains, rules
         assert (state.part, state.chains, state.containers) == (Part.RULES, chains, True)
         dumps, state = await costs(Part.ALL)
-        assert dumps == 4 + len(STANDING_SETS)
+        assert dumps == 4 + len(EVERY_SET)
         assert state.elements == {endpoint(family, 2)}
 
     asyncio.run(check())

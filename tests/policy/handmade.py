@@ -40,8 +40,7 @@ ALLOW, DENY, PASS, LOG = PolicyAction.ALLOW, PolicyAction.DENY, PolicyAction.PAS
 Entries = dict[Key, Value]
 
 ADDRESSES, PREFIXES, PORTS = (
-    set_name(kind, "by hand")
-    for kind in (PolicySetType.ADDRESSES, PolicySetType.NETS, PolicySetType.ADDRESS_PORTS)
+    set_name(kind, "by hand") for kind in (PolicySetType.ADDRESSES, PolicySetType.NETS, PolicySetType.ADDRESS_PORTS)
 )
 
 
@@ -69,7 +68,9 @@ def every_match(family: Family) -> tuple[PolicyRule, ...]:
         PolicyRule(ALLOW, protocol=icmp, icmp=Icmp(3, 1)),
         PolicyRule(DENY, protocol=icmp, not_icmp=Icmp(3)),
         PolicyRule(DENY, protocol=icmp, not_icmp=Icmp(3, 1)),
-        PolicyRule(PASS, source=Side(nets=(wide,), not_nets=(narrow, host(family, 9))), destination=Side(nets=(narrow,))),
+        PolicyRule(
+            PASS, source=Side(nets=(wide,), not_nets=(narrow, host(family, 9))), destination=Side(nets=(narrow,))
+        ),
         PolicyRule(ALLOW, source=Side(not_nets=(wide,)), destination=Side(not_nets=(host(family, 7),))),
         PolicyRule(ALLOW, source=Side(sets=(ADDRESSES, PREFIXES)), destination=Side(not_sets=(PREFIXES,))),
         PolicyRule(ALLOW, source=Side(not_sets=(ADDRESSES, PREFIXES))),
@@ -157,8 +158,10 @@ def host_endpoints(family: Family) -> Entries:
             rules = PolicyRule(ALLOW, protocol=TCP, destination=Side(ports=(Ports(80, 80),))), PolicyRule(DENY)
             entries |= policy(family, use, "host", *rules)
             entries |= policy(family, use, "pass", PolicyRule(PASS))
-    both = {use: (tier("sec", EndOfTier.DENY, use, "pass", passes=True), tier("default", EndOfTier.DENY, use, "host"))
-            for use in Use}
+    both = {
+        use: (tier("sec", EndOfTier.DENY, use, "pass", passes=True), tier("default", EndOfTier.DENY, use, "host"))
+        for use in Use
+    }
     profile = {use: (chain_name(use, "host"),) for use in Use}
     for interface in ("eth0", "*"):
         entries[HostEndpointKey(family, interface)] = HostEndpointChains(

@@ -27,7 +27,6 @@ MASQUERADE_CHAIN = "KUBE-POSTROUTING"
 BUILT_IN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
 
-
 def chain_name(name: str) -> str:
     """Name in the kernel of a chain of ours.
 

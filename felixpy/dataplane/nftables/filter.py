@@ -236,7 +236,8 @@ class NftablesFilter:
             seen.add_rule(*nft.decode_rule(message))
         await self._look_at_port_sets(seen)
         for map_name in seen.maps:
-            await self._look_into_map(map_name, seen)
+            if ChainKey(Table.FILTER, map_name) in seen.chains:  # else nobody looks into it
+                await self._look_into_map(map_name, seen)
         if seen.part is Part.ALL:
             for name in (*seen.sets, *(SetName(key.name) for key in seen.policy_sets)):
                 await self._look_into(name, seen)

@@ -12,7 +12,6 @@ import pytest
 from felixpy.calc.rules import SPOOF_CHECK, Rule, RuleSettings, Verdict, desired_chains
 from felixpy.config import ChainInsertMode, DenyAction, PortRange, Settings
 from felixpy.dataplane.iptables import filter as filter_module
-from felixpy.dataplane.iptables.layout import HOOKS
 from felixpy.dataplane.iptables.nft_variant import NftVariantFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, parse_address
@@ -278,11 +277,6 @@ def test_what_others_do_to_their_own_chains_is_no_business_of_ours(
     assert not told(programmed, monitor)
     output(tool, "-A", "FORWARD", "-j", "DOCKER")
     assert told(programmed, monitor)
-
-
-def test_hooks_are_the_built_in_chains_that_rules_may_name(family: Family) -> None:
-    chains = desired_chains(RuleSettings.of(Settings(), family, nftables=False))
-    assert {(key.table, key.name) for key in chains if key.is_hook} == HOOKS
 
 
 def test_a_read_costs_the_same_however_many_rules_others_have(

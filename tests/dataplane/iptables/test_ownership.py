@@ -157,17 +157,17 @@ def test_unknown_chains_and_sets_of_ours_are_reported_and_go(
         output(
             f"{tool}-restore",
             "--noflush",
-            stdin="*mangle\n:fpy-old - [0:0]\n-A FORWARD -j fpy-old\nCOMMIT\n*filter\n:fpy-x - [0:0]\nCOMMIT\n",
+            stdin="*security\n:fpy-old - [0:0]\n-A FORWARD -j fpy-old\nCOMMIT\n*filter\n:fpy-x - [0:0]\nCOMMIT\n",
         )
         output("ipset", "create", f"fpy{family.version}-old", "hash:ip")
         state = await packet_filter.read()
-        assert state.foreign == ("mangle fpy-old", f"fpy{family.version}-old")
+        assert state.foreign == ("security fpy-old", f"fpy{family.version}-old")
         unknown = ChainKey(Table.FILTER, "x")
         assert state.chains[unknown] == ()
         assert await packet_filter.write(FilterChange(chains={unknown: None})) == {}
         state = await packet_filter.read()
         assert (state.foreign, unknown in state.chains) == ((), False)
-        assert not [line for line in saved(tool, "-t", "mangle") if "fpy-" in line]
+        assert not [line for line in saved(tool, "-t", "security") if "fpy-" in line]
 
     asyncio.run(run())
 
