@@ -78,8 +78,9 @@ class FilterTables:
         self._answers_lost = 0
 
     def _resolve_element(self, key: Member, mark: int | None) -> int | None:
-        is_pair = type(key) is ElementKey and key.set.type is SetType.HOST_INTERFACE
-        if is_pair and key not in self.elements.committed:
+        if not isinstance(key, ElementKey) or key.set.type is not SetType.HOST_INTERFACE:
+            return mark
+        if key not in self.elements.committed:
             self._release.hold(self.elements, key, key.net.packed)
         return mark
 
