@@ -42,10 +42,11 @@ class NotAffine(BlockError):
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """Whose an allocation is: a handle, and facts of its owner (node, namespace, pod)."""
+    """Whose an allocation is: a handle, and facts of its owner (node, namespace, pod). ``other``: what else is said."""
 
     handle: str | None
     secondary: Mapping[str, str] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Release(NamedTuple):
@@ -227,7 +228,9 @@ def block_spec(block: Block) -> dict[str, Any]:
         "strictAffinity": block.strict,
         "allocations": list(block.allocations),
         "unallocated": list(block.unallocated),
-        "attributes": [{"handle_id": one.handle, "secondary": dict(one.secondary)} for one in block.attributes],
+        "attributes": [
+            {"handle_id": one.handle, "secondary": dict(one.secondary), **one.other} for one in block.attributes
+        ],
         "sequenceNumber": block.sequence,
         "sequenceNumberForAllocation": {str(ordinal): number for ordinal, number in sorted(block.sequences.items())},
         "deleted": block.deleted,
@@ -244,7 +247,12 @@ def read_block(spec: Mapping[str, Any]) -> Block:
         cidr = Net.parse(spec["cidr"])
         affinity = spec.get("affinity") or ""
         attributes = tuple(
-            Attribute(one.get("handle_id"), dict(one.get("secondary") or {})) for one in spec.get("attributes") or []
+            Attribute(
+                one.get("handle_id"),
+                dict(one.get("secondary") or {}),
+                {key: value for key, value in one.items() if key not in ("handle_id", "secondary")},
+            )
+            for one in spec.get("attributes") or []
         )
         block = Block(
             cidr,
