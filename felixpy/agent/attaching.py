@@ -1,4 +1,4 @@
-"""The CNI server in the agent: what it sees of it, and how it is put together.
+"""The agent as the CNI server sees it.
 
     server ──update──► agent ──outcome──► server
 
@@ -13,15 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from felixpy.agent.agent import Agent
-from felixpy.cni.attachments import LocalAttachments
-from felixpy.cni.conflist import BadNetworkConfiguration, ConflistWriter, default_conflist, given_conflist
-from felixpy.cni.journal import Journal
-from felixpy.cni.server import CniServer, Node, NodeState, NotProgrammed, Pods
-from felixpy.cni.wishes import PodWishes
-from felixpy.config import Settings
-from felixpy.config.values import IPAMType
-from felixpy.ipam.local import LocalAddresses
-from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.cni.server import NodeState, NotProgrammed
 from felixpy.model.resources import ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import SyncState
 
@@ -76,53 +68,3 @@ class Attaching:
         if agent.stream.state is SyncState.DEGRADED and not limited:
             limited = [f"the stream is degraded: {agent.stream.reason}"]
         return NodeState(limited="; ".join(limited))
-
-
-class AnyPod:
-    """``Pods`` that wish for nothing."""
-
-    async def wishes(self, namespace: str, pod: str, uid: str) -> PodWishes:
-        return PodWishes()
-
-
-def cni_server(settings: Settings, agent: Agent, attachments: LocalAttachments, pods: Pods | None) -> CniServer:
-    """The server of an agent, at ``CNISocket``."""
-    assert settings.cni_socket is not None
-    node = Node(settings.nodename, lambda: agent.settings.interface_prefix[0], lambda: settings.cni_mtu)
-    journal = Journal(settings.cni_state_directory / "attachments")
-    addresses = LocalAddresses(lambda family: _ranges(agent, settings, family), _WHERE[settings.ipam_type])
-    return CniServer(settings.cni_socket, node, attachments, journal, addresses, Attaching(agent), pods)
-
-
-def conflist_writer(settings: Settings, agent: Agent) -> ConflistWriter | None:
-    """Who keeps ``CNIConfigFile``, if there is to be one."""
-    socket, template = settings.cni_socket, settings.cni_network_config_file
-    if socket is None or settings.cni_config_file is None:
-        return None
-
-    def content() -> bytes:
-        if template is not None:
-            try:
-                return given_conflist(template.read_bytes(), socket)
-            except BadNetworkConfiguration as error:
-                raise BadNetworkConfiguration(f"{template}: {error}") from None
-        return default_conflist(socket, [family for family in FAMILIES if _ranges(agent, settings, family)])
-
-    return ConflistWriter(settings.cni_config_file, Attaching(agent).state, content)
-
-
-_WHERE = {
-    IPAMType.POD_CIDR: "give it a pod CIDR, or an IPAMBlock or BlockAffinity; or set IPAMType",
-    IPAMType.POOLS: "there is no IPPool that is not disabled",
-    IPAMType.CALICO: "blocks of the Kubernetes API are not followed",
-}
-
-
-def _ranges(agent: Agent, settings: Settings, family: Family) -> list[Net]:
-    """What this node may give addresses of, in the order of the prefixes; each once."""
-    store = agent.store
-    if settings.ipam_type is IPAMType.POOLS:
-        pools = [pool.cidr for pool in store.pools.values() if not pool.disabled and "Workload" in pool.allowed_uses]
-        return sorted({net for net in pools if net.family is family})
-    mine = {block.cidr for block in store.blocks.values() if block.host == store.node_name}
-    return sorted(net for net in mine if net.family is family)

@@ -16,7 +16,7 @@ import structlog
 
 from felixpy.agent import collector
 from felixpy.agent.agent import Agent
-from felixpy.agent.attaching import AnyPod, cni_server, conflist_writer
+from felixpy.agent.containers import Containers
 from felixpy.agent.status import details, health
 from felixpy.agent.supervisor import Supervisor
 from felixpy.cni.attachments import LocalAttachments
@@ -37,6 +37,7 @@ from felixpy.sources.mqtt import MqttSource
 
 if TYPE_CHECKING:
     from felixpy.kubernetes.client import Api
+    from felixpy.sources.kubernetes import KubernetesSource
 
 LEAVE_SECONDS = 3.0
 """How long the parts of the agent may take to say goodbye before they are told again."""
@@ -54,7 +55,8 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     mqtt = MqttSource(settings, settings.nodename) if store is DatastoreType.MQTT else None
     api = _api(settings) if store is DatastoreType.KUBERNETES else None
     attachments = LocalAttachments() if settings.cni_socket is not None else None
-    source = mqtt or _other_source(api, settings, attachments)
+    cluster = _cluster_source(api, settings, attachments) if api is not None else None
+    source: Source = mqtt or cluster or _directory_source(settings)
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
@@ -63,12 +65,9 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
 
     agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
     supervisor = Supervisor()
-    cni = None
-    if attachments is not None:
-        cni = cni_server(settings, agent, attachments, AnyPod() if store is DatastoreType.KUBERNETES else None)
-        await cni.open()  # before the source says that it has told everything
-
-    conflist = conflist_writer(settings, agent)
+    containers = Containers(settings, agent, attachments, cluster, api) if attachments is not None else None
+    if containers is not None:
+        await containers.open()  # before the source says that it has told everything
 
     def reload() -> None:
         if mqtt is not None:
@@ -98,8 +97,7 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
         agent.run(),
         source.run(agent),
         supervisor.follow(agent.live, agent.is_ready, agent.describe),
-        *((cni.serve(),) if cni is not None else ()),
-        *((conflist.run(),) if conflist is not None else ()),
+        *(containers.parts() if containers is not None else ()),
         *((_cluster_node(settings, api, agent),) if api is not None else ()),
     )
     stop = asyncio.Event()
@@ -126,11 +124,13 @@ def _api(settings: Settings) -> Api:
     return Api(Access(cluster_identity(settings)))
 
 
-def _other_source(api: Api | None, settings: Settings, attachments: LocalAttachments | None) -> Source:
-    if api is not None:
-        from felixpy.sources.kubernetes import KubernetesSource
+def _cluster_source(api: Api, settings: Settings, attachments: LocalAttachments | None) -> KubernetesSource:
+    from felixpy.sources.kubernetes import KubernetesSource
 
-        return KubernetesSource(settings, api, attachments)
+    return KubernetesSource(settings, api, attachments)
+
+
+def _directory_source(settings: Settings) -> Source:
     from felixpy.sources.directory import DirectorySource  # YAML and watchfiles: 0.03 s that a node with a broker saves
 
     return DirectorySource(settings.resource_directory)

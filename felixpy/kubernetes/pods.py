@@ -6,6 +6,7 @@ no node yet and one that is finished are no endpoints.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -16,6 +17,7 @@ from felixpy.model.objects import EndpointPortObject, Metadata, WorkloadEndpoint
 from felixpy.model.resources import ResourceKey, WorkloadEndpoint
 from felixpy.model.workload import convert_workload_endpoint
 
+CNI = "cni.projectcalico.org/"
 POD_IPS = "cni.projectcalico.org/podIPs"
 POD_IP = "cni.projectcalico.org/podIP"
 AWS_POD_IPS = "vpc.amazonaws.com/pod-ips"
@@ -81,7 +83,8 @@ class PodFacts:
     """What is kept of a pod: who it is, and the endpoint that it would have.
 
     ``error`` says why there can be none; ``endpoint`` is None, too, for a pod that has none by its nature.
-    ``annotated`` says that Calico's CNI plugin wrote the addresses, and not the kubelet.
+    ``annotated`` says that Calico's CNI plugin wrote the addresses, and not the kubelet; ``asks`` are the annotations
+    by which a pod asks for something of the network.
     """
 
     namespace: str
@@ -90,6 +93,7 @@ class PodFacts:
     endpoint: WorkloadEndpoint | None = None
     error: str = ""
     annotated: bool = False
+    asks: tuple[tuple[str, str], ...] = ()
 
 
 _POD = msgspec.json.Decoder(Pod)
@@ -108,7 +112,7 @@ def pod_facts(pod: Pod, prefix: str) -> PodFacts:
     """A pod's facts, with the addresses that the API tells of."""
     metadata, spec = pod.metadata, pod.spec
     namespace, name = metadata.namespace, metadata.name
-    facts = PodFacts(namespace, name, metadata.uid)
+    facts = PodFacts(namespace, name, metadata.uid, asks=asked(metadata.annotations or {}))
     if not spec.node_name or spec.host_network or is_finished(pod):
         return facts
     addresses, annotated = told_addresses(pod)
@@ -132,6 +136,14 @@ def pod_facts(pod: Pod, prefix: str) -> PodFacts:
     except InvalidResource as error:
         return replace(facts, error=str(error))
     return replace(facts, endpoint=converted, annotated=annotated)
+
+
+def asked(annotations: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Annotations of Calico's CNI plugin that ask for something; what it notes there itself is left out."""
+    told = {POD_IPS, POD_IP, f"{CNI}containerID"}
+    return tuple(
+        sorted((name, text) for name, text in annotations.items() if name.startswith(CNI) and name not in told)
+    )
 
 
 def pod_key(pod: PodFacts, node: str) -> ResourceKey:

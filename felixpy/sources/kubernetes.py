@@ -162,6 +162,23 @@ class KubernetesSource:
             del self._told[key]
         self.deliver(Update(key, endpoint, error, time.monotonic_ns()))
 
+    async def pod(self, namespace: str, name: str, uid: str) -> PodFacts:
+        """A pod of this node, as it is known, or as the server tells of it now.
+
+        Raises:
+            ApiError: there is none, or the server does not answer.
+        """
+        key = namespace, name
+        held = self._own_pods.held.get(key)
+        if held is not None and not (uid and held.content.uid and held.content.uid != uid):
+            return held.content
+        raw = msgspec.Raw(await self._api.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}"))
+        facts = decode_pod(raw, self._settings.interface_prefix[0])
+        if uid and facts.uid != uid:
+            raise ApiError(NOT_FOUND, f"pod {namespace}/{name} is another one by now")
+        self._own_pods.tell(key, raw)
+        return facts
+
     def _ask(self, pod: PodKey) -> None:
         """Ask the server for a pod that was attached before the watch brought it."""
         if pod not in self._asking:

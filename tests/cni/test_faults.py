@@ -329,6 +329,7 @@ def test_what_a_killed_agent_left_is_cleared_at_the_next_start(container: None, 
             assert (await bench.call("ADD"))[0] == 0
             assert (await bench.call("ADD", "c2", "/run/netns/other"))[0] == 0
         ip("netns del other")
+        await until(lambda: len([one for one in ip_json("link") if one["ifname"].startswith("cali")]) == 1)
         ip("link add cali0unfinished type veth peer name p0", "link set cali0unfinished alias felixpy:c3/eth0")
         ip("link add cali0foreign type veth peer name p1", "link set cali0foreign alias somebody")
         async with serving(tmp_path) as again:

@@ -1,0 +1,155 @@
+"""What attaches containers, put together: the CNI server with its addresses, the network configuration, collection.
+
+    runtime ── plugin ── CniServer ──► Addresses (this node's ranges, or Calico's blocks in the API)
+                              └──────► Attaching (the agent)
+
+Composition only; it must never decide anything about one container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from felixpy.agent.agent import Agent
+from felixpy.agent.attaching import Attaching
+from felixpy.cni.attachments import LocalAttachments
+from felixpy.cni.conflist import BadNetworkConfiguration, ConflistWriter, default_conflist, given_conflist
+from felixpy.cni.journal import Journal
+from felixpy.cni.server import CniServer, Node, Pods
+from felixpy.config import Settings
+from felixpy.config.values import IPAMType
+from felixpy.ipam.assignment import Addresses
+from felixpy.ipam.candidates import pools_for
+from felixpy.ipam.local import LocalAddresses
+from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.plain_error import PlainError
+from felixpy.standing import Standing
+
+if TYPE_CHECKING:
+    from felixpy.ipam.blocks import CalicoBlocks
+    from felixpy.kubernetes.client import Api
+    from felixpy.sources.kubernetes import KubernetesSource
+
+log = structlog.get_logger("felixpy")
+
+COLLECT_SECONDS = 600.0
+"""Between two looks for addresses of ours that no container has."""
+UNCOLLECTED = "addresses that no container has cannot be collected"
+
+_WHERE = {
+    IPAMType.POD_CIDR: "give it a pod CIDR, or an IPAMBlock or BlockAffinity; or set IPAMType",
+    IPAMType.POOLS: "there is no IPPool that is not disabled",
+}
+
+
+class Containers:
+    """The parts of an agent with ``CNISocket``. ``open`` before its source runs, then run ``parts`` beside it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        agent: Agent,
+        attachments: LocalAttachments,
+        source: KubernetesSource | None = None,
+        api: Api | None = None,
+    ) -> None:
+        assert settings.cni_socket is not None
+        self._settings = settings
+        self._agent = agent
+        self._attaching = Attaching(agent)
+        self._blocks: CalicoBlocks | None = None
+        pods: Pods | None = None
+        if source is not None and api is not None:
+            from felixpy.agent.pods import ApiPods
+
+            pods = ApiPods(source, api)
+        self.server = CniServer(
+            settings.cni_socket,
+            Node(settings.nodename, lambda: agent.settings.interface_prefix[0], lambda: settings.cni_mtu),
+            attachments,
+            Journal(settings.cni_state_directory / "attachments"),
+            self._addresses(api),
+            self._attaching,
+            pods,
+        )
+
+    async def open(self) -> None:
+        """Take what an earlier run attached.
+
+        Raises:
+            JournalError, OSError
+        """
+        await self.server.open()
+
+    def parts(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs until it is cancelled."""
+        found = [self.server.serve()]
+        if self._settings.cni_config_file is not None:
+            state = self._attaching.state
+            found.append(ConflistWriter(self._settings.cni_config_file, state, self._conflist).run())
+        if self._blocks is not None:
+            found.append(self._collect_forever(self._blocks))
+        return found
+
+    def _addresses(self, api: Api | None) -> Addresses:
+        settings, store = self._settings, self._agent.store
+        if settings.ipam_type is not IPAMType.CALICO:
+            return LocalAddresses(self._ranges, _WHERE[settings.ipam_type])
+        if api is None:
+            raise PlainError(
+                "FELIX_IPAMTYPE=Calico keeps its blocks in the Kubernetes API, which is not the source of this agent; "
+                "set FELIX_DATASTORETYPE=kubernetes, or IPAMType to PodCIDR or Pools"
+            )
+        from felixpy.ipam.blocks import CalicoBlocks, Surroundings
+        from felixpy.ipam.objects import KubernetesObjects
+
+        around = Surroundings(
+            settings.nodename,
+            lambda: store.pools.values(),
+            lambda: [(block.cidr, block.host) for block in store.blocks.values()],
+            lambda: store.labels,
+        )
+        self._blocks = CalicoBlocks(KubernetesObjects(api), around)
+        return self._blocks
+
+    def _ranges(self, family: Family) -> list[Net]:
+        """What this node may give addresses of, in the order of the prefixes; each once."""
+        store = self._agent.store
+        if self._settings.ipam_type is IPAMType.POOLS:
+            nets = {pool.cidr for pool in pools_for(store.pools.values(), family, (), store.labels, {})[0]}
+        else:
+            nets = {block.cidr for block in store.blocks.values() if block.host == store.node_name}
+        return sorted(net for net in nets if net.family is family)
+
+    def _conflist(self) -> bytes:
+        socket, template = self._settings.cni_socket, self._settings.cni_network_config_file
+        assert socket is not None
+        if template is None:
+            return default_conflist(socket, [family for family in FAMILIES if self._has_addresses(family)])
+        try:
+            return given_conflist(template.read_bytes(), socket)
+        except BadNetworkConfiguration as error:
+            raise BadNetworkConfiguration(f"{template}: {error}") from None
+
+    def _has_addresses(self, family: Family) -> bool:
+        return not self._blocks.exhausted((family,)) if self._blocks is not None else bool(self._ranges(family))
+
+    async def _collect_forever(self, blocks: CalicoBlocks) -> None:
+        from felixpy.ipam.block import BlockError
+        from felixpy.ipam.objects import Unavailable
+
+        standing = Standing(level="warning")
+        await self._attaching.ready()
+        while True:
+            try:
+                if count := await blocks.collect():
+                    log.info("addresses that no container has are given back", count=count)
+                standing.works(UNCOLLECTED)
+            except (BlockError, Unavailable) as error:
+                standing.fails(UNCOLLECTED, str(error))
+            await asyncio.sleep(COLLECT_SECONDS * random.uniform(0.8, 1.2))
