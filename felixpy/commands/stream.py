@@ -31,6 +31,10 @@ def _a_file(text: str) -> Path:
     return Path("/dev/stdin") if text == "-" else a_path(text)
 
 
+IgnoreUnknown = Annotated[
+    bool, typer.Option("--ignore-unknown", help="Pass over kinds, fields and settings that felixpy does not know.")
+]
+
 Files = Annotated[
     list[Path],
     typer.Option(
@@ -45,6 +49,7 @@ def apply(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Publish the good documents of a bad batch.")] = False,
     recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be published.")] = False,
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Publish resources to the MQTT broker FELIX_MQTTHOST, after checking all of them.
 
@@ -57,7 +62,7 @@ def apply(
     with plain_errors():
         local = local_settings(config)
         _require_broker(local.settings)
-    finish(_apply(local.settings, filename, skip_bad, recount, dry_run))
+    finish(_apply(local.settings, filename, skip_bad, recount, dry_run, ignore_unknown))
 
 
 def delete(
@@ -67,6 +72,7 @@ def delete(
     ignore_not_found: Annotated[
         bool, typer.Option("--ignore-not-found", help="Objects that are not there are no error.")
     ] = False,
+    ignore_unknown: IgnoreUnknown = False,
 ) -> None:
     """Delete the resources that files name from the MQTT broker. Kind and name (and namespace) are enough.
 
@@ -81,17 +87,29 @@ def delete(
     with plain_errors():
         local = local_settings(config)
         _require_broker(local.settings)
-    finish(_delete(local.settings, filename, recount, ignore_not_found))
+    finish(_delete(local.settings, filename, recount, ignore_not_found, ignore_unknown))
 
 
-async def _apply(settings: Settings, paths: list[Path], skip_bad: bool, recount: bool, dry_run: bool) -> None:
-    from felixpy.model.documents import load
+async def _apply(
+    settings: Settings, paths: list[Path], skip_bad: bool, recount: bool, dry_run: bool, ignore_unknown: bool
+) -> None:
+    from felixpy.calc.unenforced import unenforced
+    from felixpy.model.documents import Document, load
     from felixpy.mqtt.batch import prepare
     from felixpy.mqtt.publisher import open_publisher
 
-    batch = prepare(load(_existing(paths)), skip_bad=skip_bad)
+    documents = load(_existing(paths))
+    batch = prepare(documents, skip_bad=skip_bad, ignore_unknown=ignore_unknown)
     for problem in batch.problems:
         typer.echo(f"skipped {problem}", err=True)
+    for what in batch.unknown:
+        typer.echo(f"ignored {what}", err=True)
+    notes = [*batch.notes]
+    for document in documents:
+        if isinstance(document, Document) and document.resource is not None:
+            notes += (f"{document.place}: {text}" for text in unenforced(document.resource, document.object))
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     with _progress("apply") as progress:
         async with open_publisher(settings, progress) as publisher:
             if dry_run:
@@ -137,12 +155,14 @@ async def _diff(settings: Settings, paths: list[Path]) -> int:
     return 1 if changes else 0
 
 
-async def _delete(settings: Settings, paths: list[Path], recount: bool, ignore_not_found: bool) -> None:
+async def _delete(
+    settings: Settings, paths: list[Path], recount: bool, ignore_not_found: bool, ignore_unknown: bool
+) -> None:
     from felixpy.model.documents import load
     from felixpy.mqtt.batch import prepare_deletion
     from felixpy.mqtt.publisher import open_publisher
 
-    batch = prepare_deletion(load(_existing(paths)))
+    batch = prepare_deletion(load(_existing(paths)), ignore_unknown=ignore_unknown)
     with _progress("delete") as progress:
         async with open_publisher(settings, progress) as publisher:
             outcome = await publisher.delete(batch, recount=recount)
@@ -202,7 +222,7 @@ async def _get(
         found = await publisher.get(kind, name, namespace)
     objects = dict(found.objects)
     if paths:
-        topics = {entry.topic for entry in prepare(load(_existing(paths))).entries}
+        topics = {entry.topic for entry in prepare(load(_existing(paths)), ignore_unknown=True).entries}
         objects = {topic: value for topic, value in objects.items() if topic in topics}
     if output == "json":
         typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects.values())}, indent=2))

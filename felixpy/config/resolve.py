@@ -198,6 +198,16 @@ def resolve_stream(
     return settings, (*problems, *found)
 
 
+def configuration_problems(configuration: FelixConfiguration) -> tuple[SettingProblem, ...]:
+    """What every agent that this object is for will say of it."""
+    _, problems = resolve([_source(configuration)])
+    name = configuration.key.name
+    if name == "default" or name.startswith("node."):
+        return problems
+    outcome = _selects(configuration, {})
+    return (outcome, *problems) if isinstance(outcome, SettingProblem) else problems
+
+
 def _source(configuration: FelixConfiguration) -> SettingsSource:
     spec = {name: value for name, value in configuration.spec.items() if name != "nodeSelector"}
     return SettingsSource(str(configuration.key), spec, local=False)

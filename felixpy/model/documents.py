@@ -34,7 +34,8 @@ SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 class Document:
     """One object. ``resource`` is None for a kind that is not ours; ``index`` counts documents from 1.
 
-    ``field`` is where the object stood if its document held several, e.g. ``items[0]``.
+    ``field`` is where the object stood if its document held several, e.g. ``items[0]``; ``unknown`` is what of it was
+    passed over, in the words of ``Ignored``.
     """
 
     origin: str
@@ -42,6 +43,12 @@ class Document:
     object: Mapping[str, Any]
     resource: Resource | Absent | None
     field: str = ""
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for people."""
+        return ", ".join(filter(None, (self.origin, f"document {self.index}", self.field)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +137,21 @@ def load_text(raw: bytes, origin: str, ignored: Ignored = ignore) -> Iterator[An
 def _judge(origin: str, index: int, part: Part, ignored: Ignored) -> AnyDocument:
     if part.error:
         return BadDocument(origin, index, None, part.error.field, part.error.reason)
+    unknown: list[str] = []
+
+    def told(what: str) -> None:
+        unknown.append(what)
+        ignored(what)
+
     try:
-        resource = parse_resource(part.object, ignored)
+        resource = parse_resource(part.object, told)
         size = len(msgspec.json.encode(part.object))
         if size > MAX_PAYLOAD_BYTES:
             raise InvalidResource(f"{size} bytes are more than the {MAX_PAYLOAD_BYTES} that an object may have")
     except InvalidResource as error:
         key = error.key or object_key(part.object)
         return BadDocument(origin, index, key, part.field(error.field), error.reason)
-    return Document(origin, index, part.object, resource, part.place)
+    return Document(origin, index, part.object, resource, part.place, tuple(unknown))
 
 
 class _Chunk(NamedTuple):

@@ -8,8 +8,9 @@ the agent does not act upon is listed (``Any``) so that it is not reported as un
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -219,6 +220,33 @@ def known_fields(struct: type[msgspec.Struct]) -> frozenset[str]:
 
 
 METADATA_FIELDS = known_fields(KnownMetadata)
+
+
+def report_unknown_fields(value: object, struct: type[msgspec.Struct], kind: str, path: str, ignored: Ignored) -> None:
+    """Tell ``ignored`` of the fields of ``value`` that ``struct`` does not have, down to the structs in it."""
+    report_unknown(value, known_fields(struct), kind, path, ignored)
+    if not isinstance(value, Mapping):
+        return
+    for name, inner in _inner_structs(struct):
+        found = value.get(name)
+        for place, one in enumerate(found) if isinstance(found, list) else [(None, found)]:
+            index = "" if place is None else f"[{place}]"
+            report_unknown_fields(one, inner, kind, f"{path}.{name}{index}", ignored)
+
+
+@cache
+def _inner_structs(struct: type[msgspec.Struct]) -> tuple[tuple[str, type[msgspec.Struct]], ...]:
+    """Fields that are structs or lists of structs, by their names on the wire."""
+    return tuple(
+        (field.encode_name, inner) for field in msgspec.structs.fields(struct) for inner in _structs_of(field.type)
+    )
+
+
+def _structs_of(kind: Any) -> Iterator[type[msgspec.Struct]]:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+    for argument in get_args(kind):
+        yield from _structs_of(argument)
 
 
 def report_unknown(value: object, known: frozenset[str], kind: str, path: str, ignored: Ignored) -> None:

@@ -29,9 +29,9 @@ from felixpy.model.objects import (
     NodeSpec,
     UsualEndpoint,
     WorkloadEndpointSpec,
-    known_fields,
     read_struct,
     report_unknown,
+    report_unknown_fields,
 )
 from felixpy.model.pool import convert_ip_pool
 from felixpy.model.repeated import repeated_key
@@ -260,28 +260,28 @@ def _under_cidr_name(resource: Resource | Absent, header: Header, key: ResourceK
 
 
 def _workload_endpoint(header: Header, ignored: Ignored) -> Resource:
-    report_unknown(header.spec, _WORKLOAD_ENDPOINT, header.key.kind, "spec", ignored)
+    report_unknown_fields(header.spec, WorkloadEndpointSpec, header.key.kind, "spec", ignored)
     spec = read_struct(header.spec, WorkloadEndpointSpec, "spec")
     return convert_workload_endpoint(header.key, header.metadata, spec)
 
 
 def _ip_pool(header: Header, ignored: Ignored) -> Resource:
-    report_unknown(header.spec, _IP_POOL, header.key.kind, "spec", ignored)
+    report_unknown_fields(header.spec, IPPoolSpec, header.key.kind, "spec", ignored)
     return convert_ip_pool(header.key, read_struct(header.spec, IPPoolSpec, "spec"))
 
 
 def _node(header: Header, ignored: Ignored) -> Resource:
-    report_unknown(header.spec, _NODE, header.key.kind, "spec", ignored)
+    report_unknown_fields(header.spec, NodeSpec, header.key.kind, "spec", ignored)
     return convert_node(header.key, header.metadata, read_struct(header.spec, NodeSpec, "spec"), ignored)
 
 
 def _ipam_block(header: Header, ignored: Ignored) -> Resource | Absent:
-    report_unknown(header.spec, _IPAM_BLOCK, header.key.kind, "spec", ignored)
+    report_unknown_fields(header.spec, IPAMBlockSpec, header.key.kind, "spec", ignored)
     return convert_ipam_block(header.key, read_struct(header.spec, IPAMBlockSpec, "spec"))
 
 
 def _block_affinity(header: Header, ignored: Ignored) -> Resource | Absent:
-    report_unknown(header.spec, _BLOCK_AFFINITY, header.key.kind, "spec", ignored)
+    report_unknown_fields(header.spec, BlockAffinitySpec, header.key.kind, "spec", ignored)
     return convert_block_affinity(header.key, read_struct(header.spec, BlockAffinitySpec, "spec"))
 
 
@@ -293,12 +293,6 @@ def _felix_configuration(header: Header, ignored: Ignored) -> Resource:
         raise InvalidResource("is nested too deeply", field="spec")
     return FelixConfiguration(header.key, spec, created(header.metadata))
 
-
-_WORKLOAD_ENDPOINT = known_fields(WorkloadEndpointSpec)
-_IP_POOL = known_fields(IPPoolSpec)
-_NODE = known_fields(NodeSpec)
-_IPAM_BLOCK = known_fields(IPAMBlockSpec)
-_BLOCK_AFFINITY = known_fields(BlockAffinitySpec)
 
 _CONVERT: dict[Kind, Callable[[Header, Ignored], Resource | Absent]] = {
     **policies.CONVERT,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from felixpy.config.resolve import ProblemKind, configuration_problems
 from felixpy.model.documents import BadDocument, Document
 from felixpy.model.net import Net
-from felixpy.model.resources import Absent, Kind, ResourceKey
+from felixpy.model.resources import Absent, FelixConfiguration, Kind, ResourceKey
 from felixpy.mqtt import topics
 from felixpy.plain_error import PlainError
 
@@ -46,45 +47,78 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What to publish or delete; ``problems`` were left out on request, ``ignored`` are kinds that are not ours."""
+    """What to publish or delete. ``problems``: documents that were left out on request, one sentence each;
+    ``unknown``: kinds, fields and settings that were passed over on request; ``notes``: what no agent acts upon;
+    ``ignored`` counts documents of kinds that are not ours.
+    """
 
     entries: tuple[Entry, ...]
     problems: tuple[str, ...] = ()
     ignored: int = 0
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def prepare(documents: Iterable[Document | BadDocument], *, skip_bad: bool = False) -> Batch:
-    """Check documents as a whole.
+def prepare(
+    documents: Iterable[Document | BadDocument], *, skip_bad: bool = False, ignore_unknown: bool = False
+) -> Batch:
+    """Check documents as a whole: what an agent would refuse or pass over is found here.
 
     Raises:
-        BadBatch: a document is bad or names a key twice, and ``skip_bad`` is false.
+        BadBatch: a document is bad or names a key twice, and ``skip_bad`` is false; or it has a kind, a field or a
+            setting that no agent takes, and neither ``skip_bad`` nor ``ignore_unknown`` is true.
     """
     entries: dict[ResourceKey, Entry] = {}
     places: dict[ResourceKey, str] = {}
     problems: list[str] = []
+    unknown: list[str] = []
+    notes: list[str] = []
     ignored = 0
     for document in documents:
-        place = f"{document.origin}, document {document.index}"
         if isinstance(document, BadDocument):
             problems.append(str(document))
-        elif document.resource is None:
-            ignored += 1
-        else:
+            continue
+        strange = _unknown(document)
+        bad = _bad_settings(document, strange, notes)
+        ignored += document.resource is None
+        if strange and ignore_unknown:
+            unknown += strange
+        elif strange:
+            bad += strange
+        if not bad and document.resource is not None:
             entry = _entry(document)
             if entry.key in entries:
-                problems.append(f"{place}: {entry.key} is already defined in {places[entry.key]}")
+                bad.append(f"{document.place}: {entry.key} is already defined in {places[entry.key]}")
             else:
-                entries[entry.key], places[entry.key] = entry, place
+                entries[entry.key], places[entry.key] = entry, document.place
+        problems += bad
     if problems and not skip_bad:
         raise BadBatch(tuple(problems))
-    return Batch(tuple(entries.values()), tuple(problems), ignored)
+    return Batch(tuple(entries.values()), tuple(problems), ignored, tuple(unknown), tuple(notes))
 
 
-def prepare_deletion(documents: Iterable[Document | BadDocument]) -> Batch:
+def _unknown(document: Document) -> list[str]:
+    """Kind and fields of a document that no agent takes: mostly misspelt, and then not what was meant."""
+    subject = f"{document.resource.key}: " if document.resource is not None else ""
+    return [f"{document.place}: {subject}{what} is not known to felixpy" for what in document.unknown]
+
+
+def _bad_settings(document: Document, unknown: list[str], notes: list[str]) -> list[str]:
+    """Settings of a FelixConfiguration that every agent refuses; those that none knows go to ``unknown``."""
+    if not isinstance(document.resource, FelixConfiguration):
+        return []
+    bad: list[str] = []
+    kinds = {ProblemKind.BAD_VALUE: bad, ProblemKind.UNKNOWN: unknown}
+    for problem in configuration_problems(document.resource):
+        kinds.get(problem.kind, notes).append(f"{document.place}: {problem}")
+    return bad
+
+
+def prepare_deletion(documents: Iterable[Document | BadDocument], *, ignore_unknown: bool = False) -> Batch:
     """What documents name, for being deleted: kind and name are enough, whatever else is wrong with them.
 
     Raises:
-        BadBatch: a document does not tell what it means.
+        BadBatch: a document does not tell what it means, or is of a kind that nobody takes.
     """
     entries: dict[ResourceKey, Entry] = {}
     problems: list[str] = []
@@ -95,8 +129,10 @@ def prepare_deletion(documents: Iterable[Document | BadDocument]) -> Batch:
                 problems.append(str(document))
             else:
                 entries.setdefault(document.key, _named(document.key))
-        elif document.resource is None:
+        elif document.resource is None and ignore_unknown:
             ignored += 1
+        elif document.resource is None:
+            problems += _unknown(document)
         else:
             entry = _entry(document)
             entries.setdefault(entry.key, entry)

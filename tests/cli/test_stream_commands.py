@@ -24,7 +24,8 @@ def test_the_operators_dual_stack_installation(broker: Broker) -> None:
     async def scenario() -> None:
         async with running(broker) as agent:
             done = await command("apply", "-f", str(SAMPLES / "installation-dual-stack.yaml"), broker=broker)
-            assert (done.code, done.err) == (0, "")
+            assert done.code == 0
+            assert done.err.startswith("note: ") and "encapsulation IPIP is not yet supported" in done.err
             assert done.out == "2 published, 0 unchanged, 0 deleted\n"
             await agent.in_sync()
             await agent.until(lambda: members("masq-pools") == {"10.48.0.0/21", "2001::/64"}, "both pools")
