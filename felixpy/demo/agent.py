@@ -6,6 +6,7 @@ Readiness is what the agent itself publishes on its status topic, never a guess 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from felixpy.demo.host import Host, LabError, stop_process
 from felixpy.demo.patience import Patience
 
 IN_SYNC = "in-sync"
+READY_S = 60.0
 FELIXPY = (sys.executable, "-m", "felixpy")
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -63,19 +65,22 @@ class Agent:
     def running(self) -> bool:
         return self._process.returncode is None
 
-    async def wait_ready(self, timeout: float = 20.0) -> None:  # noqa: ASYNC109
+    async def wait_ready(self, seconds: float = READY_S) -> None:
         """Wait until the agent reports that the kernel equals the stream.
 
         Raises:
             LabError: it ended, or did not get there in time; with the end of its log.
         """
-        patience = Patience(timeout)
+        patience = Patience(seconds)
         while not self._ready():
             if not self.running:
-                raise LabError(f"the agent on {self.node} ended with code {self._process.returncode}: {self.tail()}")
+                raise LabError(f"the agent on {self.node} ended with code {self._process.returncode}; {self.tail()}")
             if patience.over():
                 said = self._lab.status.get(self.node, {})
-                raise LabError(f"the agent on {self.node} was not ready after {timeout} s ({said}): {self.tail()}")
+                raise LabError(
+                    f"the agent on {self.node} was not ready after {patience}; its status topic says "
+                    f"{json.dumps(said) if said else 'nothing'}; {self.tail()}"
+                )
             self._lab.status_changed.clear()
             try:
                 await asyncio.wait_for(self._lab.status_changed.wait(), 0.2)
@@ -94,8 +99,19 @@ class Agent:
         )
 
     def tail(self, lines: int = 15) -> str:
-        """The end of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        """The end of the log, with a heading; what the process does if it has logged nothing."""
+        last = self.log.read_text(errors="replace").splitlines()[-lines:]
+        if last:
+            return "\n".join((f"the end of {self.log}:", *last))
+        return f"its log is empty after {self._processor_seconds():.2f} s of processor time"
+
+    def _processor_seconds(self) -> float:
+        try:
+            stat = Path("/proc", str(self.pid), "stat").read_text()
+        except OSError:  # it is over
+            return 0.0
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     async def stop(self) -> int:
         """Ask it to end, as systemd would; returns the exit code."""

@@ -17,10 +17,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from felixpy.demo.patience import stretched
 from felixpy.demo.topology import Addresses
 from felixpy.model.net import Family
 
 PORT = 7000
+ANSWER_S = 1.0
 """Where every host's responder listens, TCP and UDP."""
 
 _PROBE = Path(__file__).with_name("probe.py")
@@ -129,9 +131,9 @@ class Host:
         if "failed" in answer:
             raise LabError(f"host {self.name} cannot listen on {address} port {port}: {answer['failed']}")
 
-    async def ping(self, address: str, *, timeout: float = 1.0, source: str | None = None) -> bool:  # noqa: ASYNC109
+    async def ping(self, address: str, *, timeout: float | None = None, source: str | None = None) -> bool:  # noqa: ASYNC109
         """Whether an echo request is answered in time."""
-        answer = await self._ask("ping", address=address, timeout=timeout, source=source)
+        answer = await self._ask("ping", address=address, timeout=_seconds(timeout), source=source)
         return "rtt_ms" in answer
 
     async def tcp(
@@ -139,13 +141,13 @@ class Host:
         address: str,
         port: int = PORT,
         *,
-        timeout: float = 1.0,  # noqa: ASYNC109 - the probe's own socket timeout
+        timeout: float | None = None,  # noqa: ASYNC109 - the probe's own socket timeout
         source: str | None = None,
         source_port: int = 0,
     ) -> Seen | None:
         """Connect and ask: who does the other side see? None without an answer in time."""
         return await self._seen(
-            "tcp", address=address, port=port, timeout=timeout, source=source, source_port=source_port
+            "tcp", address=address, port=port, timeout=_seconds(timeout), source=source, source_port=source_port
         )
 
     async def udp(
@@ -153,16 +155,16 @@ class Host:
         address: str,
         port: int = PORT,
         *,
-        timeout: float = 1.0,  # noqa: ASYNC109
+        timeout: float | None = None,  # noqa: ASYNC109
         source: str | None = None,
         source_port: int = 0,
     ) -> Seen | None:
         """The same by datagrams, repeated until one is answered or time is up."""
         return await self._seen(
-            "udp", address=address, port=port, timeout=timeout, source=source, source_port=source_port
+            "udp", address=address, port=port, timeout=_seconds(timeout), source=source, source_port=source_port
         )
 
-    async def open_flow(self, protocol: str, address: str, port: int = PORT, *, timeout: float = 1.0) -> Flow:  # noqa: ASYNC109
+    async def open_flow(self, protocol: str, address: str, port: int = PORT, *, timeout: float | None = None) -> Flow:  # noqa: ASYNC109
         """Open a TCP connection or a UDP socket that stays.
 
         Raises:
@@ -170,7 +172,7 @@ class Host:
         """
         flow = Flow(self, uuid.uuid4().hex)
         flow.first = await self._seen(
-            "flow_open", flow=flow.name, protocol=protocol, address=address, port=port, timeout=timeout
+            "flow_open", flow=flow.name, protocol=protocol, address=address, port=port, timeout=_seconds(timeout)
         )
         if flow.first is None:
             raise LabError(f"{self.name} cannot open a {protocol} flow to {address} port {port}: no answer")
@@ -188,7 +190,7 @@ class Host:
         packets: list[Packet] = []
         try:
             yield packets
-            await asyncio.sleep(0.1)  # what was sent last is still on its way
+            await asyncio.sleep(stretched(0.1))  # what was sent last is still on its way
         finally:
             answer = await self._ask("capture_stop", capture=name)
             packets += [Packet(**packet) for packet in answer["packets"]]
@@ -261,11 +263,16 @@ class Flow:
         self.name = name
         self.first: Seen | None = None
 
-    async def ask(self, *, timeout: float = 1.0) -> Seen | None:  # noqa: ASYNC109
-        return await self.host._seen("flow_ask", flow=self.name, timeout=timeout)
+    async def ask(self, *, timeout: float | None = None) -> Seen | None:  # noqa: ASYNC109
+        return await self.host._seen("flow_ask", flow=self.name, timeout=_seconds(timeout))
 
     async def close(self) -> None:
         await self.host._ask("flow_close", flow=self.name)
+
+
+def _seconds(timeout: float | None) -> float:
+    """How long a probe waits for an answer that should come, if its caller does not say."""
+    return stretched(ANSWER_S) if timeout is None else timeout
 
 
 async def stop_process(process: asyncio.subprocess.Process, timeout: float = 5.0) -> int:  # noqa: ASYNC109
@@ -273,7 +280,7 @@ async def stop_process(process: asyncio.subprocess.Process, timeout: float = 5.0
     if process.returncode is None:
         process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), timeout)
+            await asyncio.wait_for(process.wait(), stretched(timeout))
         except TimeoutError:
             process.kill()
     return await process.wait()

@@ -24,6 +24,7 @@ from paho.mqtt.properties import Properties
 from felixpy.demo import topology
 from felixpy.demo.agent import Agent
 from felixpy.demo.host import Host, LabError, stop_process
+from felixpy.demo.patience import limit
 from felixpy.demo.topology import NODES, PODS, Mode, NodeSpec, PodSpec
 from felixpy.model.net import Family
 
@@ -165,7 +166,7 @@ class Lab:
         )
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(BROKER_START_S):
+            async with limit(BROKER_START_S):
                 await self._listening()
                 self._follower = asyncio.create_task(self._follow(self._mqtt, connected))
                 await connected

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from felixpy.demo.agent import environment
 from felixpy.demo.host import PORT, Packet
+from felixpy.demo.patience import stretched
 from felixpy.demo.topology import EXT, INTERNET, NODE1, NODE2, NODES, P1A, P1B, P2A, POOLS, UNALLOCATED, PodSpec
 from felixpy.model.net import Family
 
@@ -127,9 +128,9 @@ async def send(world: World, one: Try) -> bool:
         await host.send_datagram(one.source, one.destination, source_port=4000, port=one.port)
         return False
     if one.protocol == "icmp":
-        return await host.ping(one.destination, timeout=0.4)
+        return await host.ping(one.destination, timeout=stretched(0.4))
     ask = host.tcp if one.protocol == "tcp" else host.udp
-    return await ask(one.destination, one.port, timeout=0.4) is not None
+    return await ask(one.destination, one.port, timeout=stretched(0.4)) is not None
 
 
 def arrived(one: Try, said: dict[str, Any], family: Family, packets: dict[str, list[Packet]]) -> set[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from felixpy.demo.patience import stretched
 from felixpy.demo.resources import Object, default_pool, felix_configuration, ip_pool
 from felixpy.demo.topology import EXT, INTERNET, NODE1, NODE2, P1A
 from felixpy.model.net import Family
@@ -48,7 +49,7 @@ async def test_only_pools_with_nat_outgoing_are_translated(world: World) -> None
         route = f"{own}/{family.bits} via {NODE1.addresses[family]}"
         await world.lab.ext.ip([f"route add {route}"])
         try:
-            assert await world.tcp_source(p1c, EXT[family], timeout=1.0) == own
+            assert await world.tcp_source(p1c, EXT[family], timeout=stretched(1.0)) == own
         finally:
             await world.lab.ext.ip([f"route del {route}"])
 

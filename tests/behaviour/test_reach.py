@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from felixpy.demo import checks
 from felixpy.demo.checks import FOREIGN
+from felixpy.demo.patience import stretched
 from felixpy.demo.resources import felix_configuration, workload_endpoint
 from felixpy.demo.topology import EXT, NODE1, P1A, P1B, P2A
 from felixpy.model.net import Family
@@ -39,7 +40,7 @@ async def test_neighbour_discovery_survives_drop_to_host(world: World) -> None:
                 await pod.run("ip", f"-{family.version}", "neighbour", "flush", "dev", "eth0")
             for spec in (P1A, P1B):
                 await world.node1.run("ip", f"-{family.version}", "neighbour", "flush", "dev", spec.interface)
-            assert await world.reaches(p1a, P1B.addresses[family], timeout=1.5) == REACHED
+            assert await world.reaches(p1a, P1B.addresses[family], timeout=stretched(1.5)) == REACHED
 
 
 async def test_reject_answers_the_workload(world: World) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from felixpy.demo.checks import Check, Result
 from felixpy.demo.host import Host
 from felixpy.demo.lab import Lab
-from felixpy.demo.patience import Patience
+from felixpy.demo.patience import Patience, stretched
 from felixpy.demo.resources import Object, block, ip_pool, lab_resources
 from felixpy.demo.run import BACKENDS
 from felixpy.demo.topology import PODS, Mode, PodSpec
@@ -166,19 +166,20 @@ class World:
 
     # --- packets -------------------------------------------------------------------------------------------------
 
-    async def tcp_source(self, source: Host, address: str, timeout: float = SHORT) -> str | None:  # noqa: ASYNC109
+    async def tcp_source(self, source: Host, address: str, timeout: float | None = None) -> str | None:  # noqa: ASYNC109
         """The source address that the other side sees of a TCP connection; None without an answer."""
-        seen = await source.tcp(address, timeout=timeout)
+        seen = await source.tcp(address, timeout=timeout or stretched(SHORT))
         return seen.address if seen else None
 
     async def sources_outside(self, source: Host, address: str) -> set[str]:
         """The source addresses under which packets to ``address`` arrive at the outside host, answered or not."""
         async with self.lab.ext.capture() as packets:
-            await source.udp(address, timeout=SHORT)
+            await source.udp(address, timeout=stretched(SHORT))
         return {packet.source for packet in packets if packet.destination == address}
 
-    async def reaches(self, source: Host, address: str, timeout: float = SHORT) -> tuple[bool, bool, bool]:  # noqa: ASYNC109
+    async def reaches(self, source: Host, address: str, timeout: float | None = None) -> tuple[bool, bool, bool]:  # noqa: ASYNC109
         """Whether ping, TCP and UDP pass."""
+        timeout = timeout or stretched(SHORT)
         results = await asyncio.gather(
             source.ping(address, timeout=timeout),
             source.tcp(address, timeout=timeout),

@@ -20,9 +20,9 @@ import time
 from typing import Any
 
 DATAGRAM_S, STREAM_S, CONNECTION_S = 0.02, 0.03, 0.12
-CONNECTION_TIMEOUT_S = 1.5
-SETTLE_S = 0.5
-"""How long a report waits for answers that are on their way."""
+CONNECTION_TIMEOUT_S = 10.0
+SETTLE_S = 3.0
+"""How long a report waits for answers that are on their way, with all that else is to be done by the machine."""
 
 TOTAL_RETRANSMITS = 100
 """Offset of ``tcpi_total_retrans`` in ``struct tcp_info`` (linux/tcp.h)."""
@@ -148,7 +148,7 @@ class Stream(Flow):
 
     def step(self) -> None:
         if self.socket is None:
-            self.socket = socket.create_connection(self.peer, timeout=5)
+            self.socket = socket.create_connection(self.peer, timeout=CONNECTION_TIMEOUT_S)
         if not self.waits:
             self.socket.sendall(b"?")
             self.sent += 1
@@ -216,7 +216,7 @@ def main() -> None:
     ]
     for flow in flows:
         flow.start()
-    silent = {flow.flow: flow.error or f"{flow.sent} asked" for flow in flows if not flow.started.wait(5)}
+    silent = {flow.flow: flow.error or f"{flow.sent} asked" for flow in flows if not flow.started.wait(60)}
     print(json.dumps({"silent": silent}), flush=True)
     for _ in sys.stdin:
         for flow in flows:

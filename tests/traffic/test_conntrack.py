@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 
+from felixpy.demo.patience import stretched
 from felixpy.demo.resources import workload_endpoint
 from felixpy.demo.topology import P2A
 from tests.behaviour.world import P1C, becomes
@@ -58,7 +59,7 @@ async def test_flows_of_a_removed_endpoint_stop_both_ways(world: TrafficWorld) -
 
 
 async def answers(world: TrafficWorld, address: str, port: int) -> bool:
-    return await world.lab.pod("p1a").tcp(address, port, timeout=0.2) is not None
+    return await world.lab.pod("p1a").tcp(address, port, timeout=stretched(0.2)) is not None
 
 
 # --- the address goes to another workload --------------------------------------------------------------------------
