@@ -40,6 +40,7 @@ COPY --from=build /opt/felixpy /opt/felixpy
 # The CNI plugin: an init container copies it to where the node's container runtime looks.
 COPY --from=build /opt/cni/bin/felixpy-cni /opt/cni/bin/felixpy-cni
 COPY config/kubernetes/host-settings /usr/local/bin/felixpy-host-settings
+COPY config/kubernetes/install-cni /usr/local/bin/felixpy-install-cni
 ENV PATH=/opt/felixpy/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     FELIX_HEALTHENABLED=true
 # Whether the loop makes progress. (Whoever moves the port with FELIX_HEALTHPORT, or it is in use: --health-cmd.)

@@ -9,6 +9,7 @@ WORKERS ?= 4
 SECONDS = 600
 INPUTS ?= 100000
 SEED ?= 1
+SUITES ?=
 ARGS ?=
 
 # Where 'make install' puts things. DESTDIR is put before each of them.
@@ -48,6 +49,15 @@ QUICK := $(addprefix tests/,model store calc sources observe cli check agent dat
 test-quick: .venv/ready ## the part of the tests that needs no lab, about 3 minutes; make test-quick PYTHON=/other/bin/python
 	@$(PYTHON) -m compileall -q felixpy tests
 	@$(PYTEST) -n $(WORKERS) $(QUICK) $(ARGS)
+
+conformance: .venv/ready ## upstream's tests of Kubernetes on two nodes with felixpy; make conformance SUITES="netpol"
+	@.ci/setup kubernetes
+	@$(AS_ROOT) PYTHON=$(CURDIR)/$(PYTHON) tests/kubernetes/conformance.sh $(SUITES)
+
+test-api: .venv/ready ## the Kubernetes source against a real API server, in a private namespace
+	@.ci/setup kubernetes
+	@$(AS_ROOT) tests/kubernetes/build.sh --missing kube
+	@FELIXPY_TEST_API=1 $(PYTEST) tests/kubernetes/api $(ARGS)
 
 soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600 ARGS="--backend legacy --seed 1"
 	@$(AS_ROOT) $(PYTHON) -m tests.soak.run $(SECONDS) $(ARGS)

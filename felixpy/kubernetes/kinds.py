@@ -39,10 +39,15 @@ class KindOfObject(NamedTuple):
     lazily: bool = False
 
     def path(self, group: str) -> str:
-        return f"{'/api' if '/' not in group else '/apis'}/{group}/{self.plural}"
+        return f"{group_path(group)}/{self.plural}"
 
     def __str__(self) -> str:
         return f"{self.plural} of {self.groups[-1]}"
+
+
+def group_path(group: str) -> str:
+    """Where a group is: the first one, ``v1``, has a place of its own."""
+    return f"/apis/{group}" if "/" in group else f"/api/{group}"
 
 
 KINDS = (
@@ -149,7 +154,7 @@ class Discovery:
 
     async def _ask(self, group: str) -> frozenset[str]:
         try:
-            answer: Mapping[str, Any] = await self._api.get(f"/apis/{group}")
+            answer: Mapping[str, Any] = await self._api.get(group_path(group))
         except ApiError as error:
             if error.status == NOT_FOUND:
                 return frozenset()

