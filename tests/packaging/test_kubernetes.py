@@ -15,7 +15,9 @@ from felixpy.kubernetes.kinds import KINDS
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "kubernetes"
 BASE = FOLDER / "base"
-FILES = sorted(path for path in FOLDER.rglob("*.yaml") if path.name != "kustomization.yaml")
+WITHOUT_SCHEMA = {"kustomization.yaml", "podmonitor.yaml"}
+"""Not of Kubernetes itself."""
+FILES = sorted(path for path in FOLDER.rglob("*.yaml") if path.name not in WITHOUT_SCHEMA)
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
