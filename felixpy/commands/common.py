@@ -1,7 +1,7 @@
 """What every command shares: this machine's settings, and errors as one sentence.
 
-Exit codes: 0 done, 1 could not be done, 2 wrong usage. Must never show a traceback for what can be expected to go
-wrong.
+Exit codes: 0 done, 1 could not be done, 64 wrong usage (``USAGE``); what 2 and 3 mean is the command's own.
+Must never show a traceback for what can be expected to go wrong.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from felixpy.config.values import NODE_NAME
 from felixpy.observe.log import configure_logging
 from felixpy.observe.log_limit import LogLimit
 from felixpy.plain_error import PlainError
+
+USAGE = 64
+"""EX_USAGE of sysexits.h: no command says anything else with it."""
 
 
 def a_path(text: str) -> Path:
@@ -52,7 +55,7 @@ class CommandError(PlainError):
 
 
 class UsageError(CommandError):
-    """The command was not meant so, whatever the state of node and broker; ends with 2."""
+    """The command was not meant so, whatever the state of node and broker; ends with ``USAGE``."""
 
 
 def local_settings(
@@ -109,7 +112,7 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        fail(str(error), 2)
+        fail(str(error), USAGE)
     except PlainError as error:
         fail(str(error), exit_code)
     except OSError as error:

@@ -1,6 +1,6 @@
 """The commands. Each ends with an exit code and at most one sentence of error; bugs alone show a traceback.
 
-Exit codes: 0 done (``plan``: nothing to do), 1 could not be done, 2 ``plan``: something would change, or bad usage.
+Exit codes: README, "Commands".
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from structlog.contextvars import bind_contextvars
 
 from felixpy import __version__
 from felixpy.commands.common import (
+    USAGE,
     SettingsFile,
     finish,
     local_settings,
@@ -247,6 +248,9 @@ def version() -> None:
 def main() -> None:
     """Run the command that the arguments name."""
     mend()
+    for error in typer.BadParameter.__mro__:  # of the parser; 2 is what `plan`, `check` and others say something with
+        if error.__name__ == "UsageError":
+            error.exit_code = USAGE  # type: ignore[attr-defined]
     try:
         app()
     except OSError as error:  # not of a command: of its help

@@ -214,7 +214,7 @@ def explain(
 ) -> None:
     """Say what becomes of a packet on this node, by the rules, sets and routes that the kernel has now.
 
-    Rules of every program count. Exit code: 0 it passes, 2 it is dropped (or wrong usage), 3 that is not certain, 1
+    Rules of every program count. Exit code: 0 it passes, 2 it is dropped, 3 that is not certain, 1
     cannot be told.
 
     Examples:

@@ -34,7 +34,7 @@ def test_without_a_command_the_commands_are_listed() -> None:
     done = felixpy()
     assert all(command in done.out + done.err for command in COMMANDS)
     unknown = felixpy("frobnicate")
-    assert unknown.code == 2
+    assert unknown.code == 64
     assert "frobnicate" in unknown.err
 
 
@@ -77,9 +77,9 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
         (("explain", "10.0.0.1", "10.0.0.2", "tcp", "0"), ("port 0 is out of range",)),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_ends_with_2(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_wrong_usage_is_one_sentence_and_ends_with_64(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     done = felixpy(*arguments, env={"FELIX_MQTTHOST": "localhost"})
-    assert done.code == 2, done
+    assert done.code == 64, done
     assert done.err.startswith("felixpy: ") and done.err.count("\n") == 1, done
     assert [word for word in words if word not in done.err] == []
 
@@ -89,7 +89,7 @@ def test_wrong_usage_is_one_sentence_and_ends_with_2(arguments: tuple[str, ...],
 )
 def test_an_empty_path_is_wrong_usage_and_not_this_folder(arguments: tuple[str, ...]) -> None:
     done = felixpy(*arguments, env={"FELIX_MQTTHOST": "127.0.0.1", "FELIX_MQTTPORT": "1"})
-    assert done.code == 2
+    assert done.code == 64
     assert "the path is empty" in done.err
 
 

@@ -175,5 +175,5 @@ def test_kinds_have_short_names(broker: Broker) -> None:
     for name in ("wep", "WorkloadEndpoints", "block", "ipamblocks", "affinities", "FelixConfig", "node"):
         assert felixpy("get", name, "-o", "name", env=at(broker)).code == 0, name
     unknown = felixpy("get", "teapots", env=at(broker))
-    assert unknown.code == 2
+    assert unknown.code == 64
     assert "kind teapots is not one that felixpy knows: WorkloadEndpoint (wep), " in unknown.err
