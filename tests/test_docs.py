@@ -236,7 +236,7 @@ def check_node(name: str, documents: list[Document], families: tuple[Family, ...
     calculation = Calculation(store, settings, host)
     entries = calculation.calculate({HOST, *store.all_keys()})
     assert calculation.problems == {}
-    routes = [str(value) for value in entries.values() if type(value).__name__ == "Route"]
+    routes = [str(value) for value in entries.values() if type(value).__name__ in ("Route", "Nexthop")]
     own = [e.interface for e in store.endpoints.values() if isinstance(e, WorkloadEndpoint) and e.node == name]
     for family in families:
         assert sum("via" in route and "onlink" in route for route in routes) == len(families), family

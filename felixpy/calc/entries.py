@@ -40,8 +40,37 @@ class RouteKey(NamedTuple):
         return f"{self.destination}{f' tos {self.tos:#04x}' if self.tos else ''} metric {self.metric}"
 
 
+class NexthopKey(NamedTuple):
+    """A nexthop object: where packets of a pool for a node go first. Its number is the dataplane's business.
+
+    One for each pool, so that a pool whose mode changes, or a node that moves, is one write and touches no route.
+    """
+
+    family: Family
+    node: str
+    pool: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.family} to node {self.node} for {self.pool}" if self.node else f"{self.family} object {self.pool}"
+        )
+
+
+class Nexthop(NamedTuple):
+    """Where a nexthop object leads: always ``onlink``, as the gateway may lie in no subnet of the interface."""
+
+    interface: str
+    gateway: bytes
+
+    def __str__(self) -> str:
+        return f"via {format_address(self.gateway)} dev {self.interface} onlink"
+
+
 class Route(NamedTuple):
-    """The rest of a route. ``interface`` is None for a blackhole; ``scope`` is always 0 (global) for IPv6."""
+    """The rest of a route. ``interface`` is None for a blackhole; ``scope`` is always 0 (global) for IPv6.
+
+    ``nexthop`` stands for interface and gateway.
+    """
 
     type: RouteType
     interface: str | None
@@ -50,10 +79,13 @@ class Route(NamedTuple):
     source: bytes | None = None
     scope: int = 0
     protocol: int = 0
+    nexthop: NexthopKey | None = None
 
     def __str__(self) -> str:
         if self.type is RouteType.BLACKHOLE:
             return "blackhole"
+        if self.nexthop is not None:
+            return f"nexthop {self.nexthop}"
         via = f"via {format_address(self.gateway)} " if self.gateway else ""
         source = f" src {format_address(self.source)}" if self.source else ""
         return f"{via}dev {self.interface}{' onlink' if self.onlink else ''}{source}"
@@ -71,6 +103,74 @@ class NeighbourKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{format_address(self.address)} dev {self.interface}"
+
+
+class DeviceKey(NamedTuple):
+    """A tunnel device of ours, by its name. Keys of all tables meet in one dictionary: this order is nobody else's."""
+
+    family: Family
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Vxlan(NamedTuple):
+    """A VXLAN device: ``local`` is the node's address, ``parent`` the interface that has it.
+
+    ``parent`` is empty where the device must be wider than the parent carries: the kernel then asks for no room.
+    """
+
+    vni: int
+    port: int
+    local: bytes
+    parent: str
+    mac: bytes
+    mtu: int
+
+    def __str__(self) -> str:
+        parent = f" dev {self.parent}" if self.parent else ""
+        local = format_address(self.local)
+        return (
+            f"vxlan id {self.vni} local {local}{parent} dstport {self.port} address {self.mac.hex(':')} mtu {self.mtu}"
+        )
+
+
+class Ipip(NamedTuple):
+    """``tunl0``, which the kernel's module makes in every namespace: up, with an MTU."""
+
+    mtu: int
+
+    def __str__(self) -> str:
+        return f"ipip mtu {self.mtu} up"
+
+
+class AddressKey(NamedTuple):
+    """An address of a tunnel device of ours, without neighbours (/32 or /128); no value.
+
+    The other way round it would be equal to a ``NeighbourKey``.
+    """
+
+    address: bytes
+    interface: str
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.address)
+
+    def __str__(self) -> str:
+        return f"{format_address(self.address)} dev {self.interface}"
+
+
+class FdbKey(NamedTuple):
+    """An entry of a VXLAN device's forwarding database; its value is the address of the node behind the MAC."""
+
+    interface: str
+    mac: bytes
+    family: Family
+
+    def __str__(self) -> str:
+        return f"{self.mac.hex(':')} dev {self.interface}"
 
 
 class SettingsKey(NamedTuple):
@@ -213,7 +313,10 @@ class ElementKey(NamedTuple):
 
 ANY_NET: Final = {Family.V4: Net(bytes(4), 0), Family.V6: Net(bytes(16), 0)}
 
-Key = RouteKey | NeighbourKey | SettingsKey | ElementKey | PolicyKey
+RoutingKey = RouteKey | NeighbourKey | SettingsKey | NexthopKey | DeviceKey | AddressKey | FdbKey
+"""Keys of the tables that are not a packet filter's."""
+
+Key = RoutingKey | ElementKey | PolicyKey
 """Any table key but a chain's; elements carry no value (None)."""
 
-Value = Route | bytes | SettingValues | PolicyValue
+Value = Route | bytes | SettingValues | Nexthop | Vxlan | Ipip | PolicyValue

@@ -5,10 +5,11 @@ Invariant: the calculation of entries sees this and no other setting, so where i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from felixpy.calc.mtu import Tunnel
 from felixpy.config import ProgramClusterRoutes, Settings
-from felixpy.model.net import Net
+from felixpy.model.net import Family, Net
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +28,37 @@ class EntrySettings:
     ipv4_normal_route_priority: int
     ipv6_normal_route_priority: int
     program_cluster_routes: ProgramClusterRoutes
+    vxlan_enabled: bool | None
+    vxlan_vni: int
+    vxlan_port: int
+    vxlan_mtu: int
+    vxlan_mtu_v6: int
+    ipip_enabled: bool | None
+    ipip_mtu: int
+    ipv4_vxlan_tunnel_address: bytes | None
+    ipv6_vxlan_tunnel_address: bytes | None
+    ipip_tunnel_address: bytes | None
+    vxlan_tunnel_mac: bytes | None
+    vxlan_tunnel_mac_v6: bytes | None
+
+    def mtu_of(self, tunnel: Tunnel) -> int:
+        """The MTU that is set for a tunnel's device, 0 if none is."""
+        mtus = {Tunnel.VXLAN: self.vxlan_mtu, Tunnel.VXLAN_V6: self.vxlan_mtu_v6, Tunnel.IPIP: self.ipip_mtu}
+        return mtus.get(tunnel, 0)
+
+    def tunnel_address(self, tunnel: Tunnel) -> bytes | None:
+        """The address that is set for a tunnel's device."""
+        addresses = {
+            Tunnel.VXLAN: self.ipv4_vxlan_tunnel_address,
+            Tunnel.VXLAN_V6: self.ipv6_vxlan_tunnel_address,
+            Tunnel.IPIP: self.ipip_tunnel_address,
+        }
+        return addresses.get(tunnel)
+
+    def vxlan_mac(self, family: Family) -> bytes | None:
+        """The MAC that is set for a VXLAN device."""
+        return self.vxlan_tunnel_mac if family is Family.V4 else self.vxlan_tunnel_mac_v6
 
     @classmethod
     def of(cls, settings: Settings) -> EntrySettings:
-        return cls(
-            interface_prefix=settings.interface_prefix,
-            ipv4_support=settings.ipv4_support,
-            ipv6_support=settings.ipv6_support,
-            ip_forwarding=settings.ip_forwarding,
-            workload_source_spoofing_any=settings.workload_source_spoofing_any,
-            external_nodes_cidr_list=settings.external_nodes_cidr_list,
-            device_route_protocol=settings.device_route_protocol,
-            device_route_source_address=settings.device_route_source_address,
-            device_route_source_address_ipv6=settings.device_route_source_address_ipv6,
-            ipv4_normal_route_priority=settings.ipv4_normal_route_priority,
-            ipv6_normal_route_priority=settings.ipv6_normal_route_priority,
-            program_cluster_routes=settings.program_cluster_routes,
-        )
+        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls)})

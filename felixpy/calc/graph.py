@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from felixpy.calc.cluster_routes import block_entries, encapsulation_problem
+from felixpy.calc.cluster_routes import block_entries
 from felixpy.calc.endpoints import endpoint_entries
-from felixpy.calc.entries import Key, Value
+from felixpy.calc.entries import Key, NexthopKey, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, host_entries
 from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
-from felixpy.config import Settings
+from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem
+from felixpy.config import ProgramClusterRoutes, Settings
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.store.store import Store
 
@@ -40,12 +41,19 @@ def _endpoint(thing: ResourceKey, store: Store, settings: EntrySettings, host: H
 
 def _pool(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
     pool = store.pools.get(thing)
-    return (pool_entries(pool, store, settings, host), encapsulation_problem(pool.encapsulation)) if pool else NOTHING
+    return (pool_entries(pool, store, settings, host), pool_problem(pool, settings)) if pool else NOTHING
 
 
 def _node(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
     node = store.nodes.get(thing.name)
-    return (node_entries(node, settings, host), "") if node else NOTHING
+    entries, problems = (
+        own_node_entries(store, settings, host)
+        if thing.name == store.node_name
+        else other_node_entries(thing.name, store, settings, host)
+    )
+    if node:
+        entries |= node_entries(node, settings, host)
+    return entries, "; ".join(dict.fromkeys(problems))
 
 
 def _block(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
@@ -81,7 +89,7 @@ class Calculation:
 
     def __init__(self, store: Store, settings: Settings, host: Host) -> None:
         self.store = store
-        self.settings = EntrySettings.of(settings)
+        self._use(settings)
         self.host = host
         self.problems: dict[ResourceKey, str] = {}
         self._entries: dict[ResourceKey, dict[Key, Value]] = {}
@@ -106,26 +114,50 @@ class Calculation:
 
     def reconfigure(self, settings: Settings, host: Host) -> Changes:
         """Take other settings or facts of the host: everything that depends on them is calculated again."""
-        before, self.settings = self.settings, EntrySettings.of(settings)
+        before = self.settings
+        self._use(settings)
         known, self.host = self.host, host
         if self.settings != before or (known.ipv6, known.rp_filter) != (host.ipv6, host.rp_filter):
             return self.calculate({HOST, *self._entries, *self.store.all_keys()})
         if host == known:
             return {}
         reserved = known.reserved.changed(host.reserved)
-        return self.calculate({HOST, *self.store.blocks, *self.store.claimants(reserved)})
+        blocks = self.store.blocks if reserved else ()
+        return self.calculate({HOST, *self.store.node_keys(), *blocks, *self.store.claimants(reserved)})
+
+    def _use(self, settings: Settings) -> None:
+        self.settings = EntrySettings.of(settings)
+        self.store.encapsulation_decides = settings.program_cluster_routes is not ProgramClusterRoutes.ENABLED
 
     def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
         """Calculate objects again and return every entry that changed."""
         changes: Changes = {}
+        nodes: list[ResourceKey] = []
+        others: set[ResourceKey] = set()
         for thing in dirty:
+            if thing.kind is Kind.NODE:
+                nodes.append(thing)
+            else:
+                others.add(thing)
+        for node in nodes:
+            ways = self._ways(node)
+            self._calculate_into((node,), changes)
+            if self._ways(node) != ways:  # its blocks have a route where there is a way
+                others.update(self.store.blocks_of(node.name))
+        self._calculate_into(others, changes)
+        return changes
+
+    def _ways(self, node: ResourceKey) -> set[Key]:
+        return {key for key in self._entries.get(node, ()) if type(key) is NexthopKey}
+
+    def _calculate_into(self, things: Iterable[ResourceKey], changes: Changes) -> None:
+        for thing in things:
             entries, problem = self._calculate(thing)
             if problem:
                 self.problems[thing] = problem
             else:
                 self.problems.pop(thing, None)
             self._contribute(thing, entries, changes)
-        return changes
 
     def _calculate(self, thing: ResourceKey) -> Calculated:
         if thing == HOST:

@@ -14,11 +14,12 @@ ALL_INTERFACES = "all"
 
 
 class HostAddress(NamedTuple):
-    """An address of an interface that is no workload's, and whether that is up; ``net`` keeps the host bits."""
+    """An address of an interface that is no workload's, whether that is up, its MTU; ``net`` keeps the host bits."""
 
     interface: str
     net: Net
     up: bool = True
+    mtu: int = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Host:
     reserved: Reserved = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        own = [(interface, net) for interface, net, _ in self.addresses]
+        own = [(one.interface, one.net) for one in self.addresses]
         own += [("lo", net) for net in self.loopback]
         object.__setattr__(self, "reserved", Reserved(own, self.gateways, self.peers, self.uplinks))
 
@@ -52,10 +53,15 @@ class Host:
         mine = own.packed if own is not None else None
         ways = [
             (-net.length, not up, net.packed != mine, interface)
-            for interface, net, up in self.addresses
+            for interface, net, up, _ in self.addresses
             if net.covers(gateway)
         ]
         return min(ways)[-1] if ways else None
+
+    def interface_with(self, address: bytes) -> HostAddress | None:
+        """The interface that has an address of the node: of several one that is up, then the first by name."""
+        having = [one for one in self.addresses if one.net.packed == address]
+        return min(having, key=lambda one: (not one.up, one.interface), default=None)
 
 
 def supported_families(settings: EntrySettings, host: Host) -> tuple[Family, ...]:

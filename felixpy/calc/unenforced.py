@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from felixpy.calc.cluster_routes import encapsulation_problem
 from felixpy.model.policy import Policy
-from felixpy.model.resources import Absent, IPPool, Kind, Resource
+from felixpy.model.resources import Absent, Kind, Resource
 
 Object = Mapping[str, Any]
 
@@ -21,11 +20,6 @@ def unenforced(resource: Resource | Absent, obj: Object) -> list[str]:
     if told is None or isinstance(resource, Absent):
         return []
     return [f"{resource.key}: {text}" for text in told(resource, obj)]
-
-
-def _pool(resource: Resource, obj: Object) -> Iterator[str]:
-    if isinstance(resource, IPPool) and (problem := encapsulation_problem(resource.encapsulation)):
-        yield problem
 
 
 def _endpoint(resource: Resource, obj: Object) -> Iterator[str]:
@@ -52,7 +46,6 @@ _POLICIES: Final = (
     Kind.HOST_ENDPOINT,
 )
 _TOLD: Final[Mapping[Kind, Callable[[Resource, Object], Iterator[str]]]] = {
-    Kind.IP_POOL: _pool,
     Kind.WORKLOAD_ENDPOINT: _endpoint,
     **dict.fromkeys(_POLICIES, _policy),
 }

@@ -16,8 +16,10 @@ from felixpy.config.values import (
     FAILSAFES,
     HOST,
     INTERFACE_PREFIXES,
+    MAC,
     MARK_MASK,
     NODE_NAME,
+    OPTIONAL_BOOLEAN,
     OPTIONAL_PATH,
     PATH,
     PORT,
@@ -94,11 +96,6 @@ def _local(
     return value
 
 
-# Felix distinguishes which encapsulation it routes for; only unencapsulated routes exist here.
-_CLUSTER_ROUTES = choice(
-    ProgramClusterRoutes,
-    {"EnabledNoEncapOnly": ProgramClusterRoutes.ENABLED, "EnabledIPIPOnly": ProgramClusterRoutes.DISABLED},
-)
 DEFAULT_MARK_MASK = 0xFFFF0000
 _CONTROL_PLANE = tuple(Failsafe(6, port) for port in (179, 2379, 2380, 5473, 6443, 6666, 6667))
 _FAILSAFE_IN = (Failsafe(6, 22), Failsafe(17, 68), *_CONTROL_PLANE)
@@ -209,10 +206,39 @@ class Settings:
         1024, "IPv6NormalRoutePriority", integer(1, _PRIORITY_MOST), "Metric of IPv6 routes to workloads."
     )
     program_cluster_routes: ProgramClusterRoutes = _setting(
-        ProgramClusterRoutes.ENABLED, "ProgramClusterRoutes", _CLUSTER_ROUTES,
-        "Program unencapsulated routes to other nodes. `Disabled` (or `EnabledIPIPOnly`, Felix's default) leaves them "
-        "to a BGP speaker.",
+        ProgramClusterRoutes.ENABLED, "ProgramClusterRoutes", choice(ProgramClusterRoutes),
+        "Program routes to other nodes: all, those of IPIP pools (Felix's default), or those of pools without "
+        "encapsulation; the rest is a BGP speaker's. Those of VXLAN pools are always programmed.",
     )  # fmt: skip
+    vxlan_enabled: bool | None = _setting(
+        None, "VXLANEnabled", OPTIONAL_BOOLEAN, "IPv4 VXLAN, whatever the pools say. Unset: as they need it."
+    )
+    vxlan_vni: int = _setting(4096, "VXLANVNI", integer(1, (1 << 24) - 1), "Network identifier of VXLAN.")
+    vxlan_port: int = _setting(4789, "VXLANPort", integer(1, 65535), "UDP port of VXLAN.")
+    vxlan_mtu: int = _setting(
+        0,
+        "VXLANMTU",
+        integer(0, 65535),
+        "MTU of `vxlan.calico`. 0: what the interface with the node's address carries.",
+    )
+    vxlan_mtu_v6: int = _setting(0, "VXLANMTUV6", integer(0, 65535), "The same for `vxlan-v6.calico`.")
+    ipip_enabled: bool | None = _setting(
+        None, "IpInIpEnabled", OPTIONAL_BOOLEAN, "IPIP, whatever the pools say. Unset: as they need it.", "IPIPEnabled"
+    )
+    ipip_mtu: int = _setting(0, "IpInIpMtu", integer(0, 65535), "The same for `tunl0`.", "IPIPMTU")
+    ipv4_vxlan_tunnel_address: bytes | None = _setting(
+        None, "IPv4VXLANTunnelAddr", address(Family.V4), "Address of `vxlan.calico`. Unset: as the Node says."
+    )
+    ipv6_vxlan_tunnel_address: bytes | None = _setting(
+        None, "IPv6VXLANTunnelAddr", address(Family.V6), "Address of `vxlan-v6.calico`. Unset: as the Node says."
+    )
+    ipip_tunnel_address: bytes | None = _setting(
+        None, "IpInIpTunnelAddr", address(Family.V4), "Address of `tunl0`. Unset: as the Node says."
+    )
+    vxlan_tunnel_mac: bytes | None = _setting(
+        None, "VXLANTunnelMACAddr", MAC, "MAC of `vxlan.calico`. Unset: as the Node says, or made from its name."
+    )
+    vxlan_tunnel_mac_v6: bytes | None = _setting(None, "VXLANTunnelMACAddrV6", MAC, "The same for `vxlan-v6.calico`.")
     remove_external_routes: bool = _setting(
         True, "RemoveExternalRoutes", BOOLEAN, "Remove routes over workload interfaces that are not ours."
     )

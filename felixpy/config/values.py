@@ -100,6 +100,8 @@ class DatastoreType(StrEnum):
 
 class ProgramClusterRoutes(StrEnum):
     ENABLED = "Enabled"
+    IPIP = "EnabledIPIPOnly"
+    NO_ENCAPSULATION = "EnabledNoEncapOnly"
     DISABLED = "Disabled"
 
 
@@ -140,6 +142,7 @@ def _parse_boolean(text: str) -> bool:
 
 
 BOOLEAN = Parser("`true` or `false`", _parse_boolean, (False,))
+OPTIONAL_BOOLEAN: Parser[bool | None] = Parser("`true` or `false`", _parse_boolean, (None,))
 
 
 def switch(on: str, off: str) -> Parser[bool]:
@@ -316,6 +319,18 @@ def address(family: Family) -> Parser[bytes | None]:
         return packed
 
     return Parser(f"an {family} address", parse, (None,))
+
+
+def _parse_mac(text: str) -> bytes | None:
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}", text):
+        raise ValueError("is not a MAC address")
+    mac = bytes.fromhex(text.replace(":", ""))
+    if mac[0] & 1 or not any(mac):
+        raise ValueError("is not the MAC address of one interface")
+    return mac
+
+
+MAC: Parser[bytes | None] = Parser("a MAC address like `66:f9:37:c3:7e:94`", _parse_mac, (None,))
 
 
 def _parse_prefixes(text: str) -> tuple[Net, ...]:

@@ -1,6 +1,7 @@
 """One apply: make the kernel equal to what is wanted, for all tables, in an order that never breaks traffic.
 
-    set members and rules in  →  settings, neighbours and routes in  →  routes out  →  set members out
+    set members and rules in  →  tunnel devices  →  addresses, FDB, neighbours, nexthops, routes in, in this order  →
+    settings  →  the same out, the other way round  →  set members out
 
 Only this module decides about writing; it is driven by one task. Nothing is removed, and no rule is changed, before the
 stream has said that its snapshot is complete (``complete``): additions alone may go early, and only into rules that
@@ -14,37 +15,52 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from contextlib import ExitStack
+from typing import Any, NamedTuple, TypeVar
 
 from felixpy.calc.entries import (
+    AddressKey,
+    DeviceKey,
     ElementKey,
+    FdbKey,
+    Ipip,
     Key,
     NeighbourKey,
+    Nexthop,
+    NexthopKey,
     Route,
     RouteKey,
+    RoutingKey,
     SettingsKey,
     SettingValues,
+    Vxlan,
 )
 from felixpy.calc.graph import ABSENT, Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.policy.classes import MemberKey
 from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Settings
+from felixpy.dataplane.devices import KEYS, DeviceTable
+from felixpy.dataplane.fdb import FdbTable
 from felixpy.dataplane.filter_tables import FilterTables, write_together
 from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
+from felixpy.dataplane.nexthops import NexthopTable
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import PacketFilter, Part
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport, Operation
 from felixpy.dataplane.routes import RouteTable
-from felixpy.dataplane.table import KeyedTable
+from felixpy.dataplane.table import Delta, KeyedTable
+from felixpy.dataplane.tunnel_addresses import TunnelAddressTable
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.message import Request
+from felixpy.netlink.nexthop import nexthop_request
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
+from felixpy.netlink.tunnels import address_request, fdb_request
 from felixpy.netlink.xtables import knows_match
 from felixpy.slices import in_slices
 
@@ -54,6 +70,20 @@ GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
 
 
 AnyTable = KeyedTable[Any, Any, Any]
+
+
+class Written(NamedTuple):
+    """A table that goes into the common batches of routing: how an entry is made or replaced, and removed.
+
+    ``only_new``: until the snapshot is complete what stands is left as it is, because it follows from several objects.
+    """
+
+    table: AnyTable
+    put: Callable[[Any, Any], Request]
+    remove: Callable[[Any, Any], Request]
+    only_new: bool = False
+
+
 K = TypeVar("K")
 D = TypeVar("D")
 C = TypeVar("C")
@@ -76,8 +106,13 @@ class Dataplane:
         self.clock = clock
         self.socket = NetlinkSocket(NETLINK_ROUTE)
         self.release = AddressRelease()
-        self.routes = RouteTable(links, Ownership.of(settings), clock, self.release)
-        self.neighbours = NeighbourTable(links, Ownership.of(settings), clock)
+        ownership = Ownership.of(settings)
+        self.devices = DeviceTable(links, clock)
+        self.addresses = TunnelAddressTable(links, ownership, clock, self.devices.lingers)
+        self.fdb = FdbTable(links, clock)
+        self.neighbours = NeighbourTable(links, ownership, clock)
+        self.nexthops = NexthopTable(links, ownership, clock)
+        self.routes = RouteTable(links, ownership, clock, self.release, self.nexthops)
         self.interface_settings = InterfaceSettingTable(links, clock, believes_start=True)
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
@@ -86,15 +121,51 @@ class Dataplane:
         self._links_changed: set[str] = set()
         self._closed: set[Family] = set()
         self._tables: dict[type, AnyTable] = {
-            RouteKey: self.routes.table,
+            DeviceKey: self.devices.table,
+            AddressKey: self.addresses.table,
+            FdbKey: self.fdb.table,
             NeighbourKey: self.neighbours.table,
+            NexthopKey: self.nexthops.table,
+            RouteKey: self.routes.table,
             SettingsKey: self.interface_settings.table,
         }
+        self._routing = (
+            Written(
+                self.addresses.table,
+                lambda key, value: address_request(value),
+                lambda key, value: address_request(value, delete=True),
+                only_new=True,
+            ),
+            Written(
+                self.fdb.table,
+                lambda key, value: fdb_request(value),
+                lambda key, value: fdb_request(value, delete=True),
+                only_new=True,
+            ),
+            Written(
+                self.neighbours.table,
+                lambda key, value: rtnetlink.neighbour_request(value),
+                lambda key, value: rtnetlink.neighbour_request(value, delete=True),
+            ),
+            Written(
+                self.nexthops.table,
+                lambda key, value: nexthop_request(value),
+                lambda key, value: nexthop_request(value, delete=True),
+                only_new=True,
+            ),
+            Written(
+                self.routes.table,
+                lambda key, value: self.routes.request(key, value),
+                lambda key, value: rtnetlink.route_request(key, value, delete=True),
+            ),
+        )
+        """In the order in which entries are made; they go the other way round."""
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; with another ownership the kernel is to be read next."""
         self.settings = settings
-        self.routes.ownership = self.neighbours.ownership = Ownership.of(settings)
+        for one in (self.routes, self.neighbours, self.nexthops, self.addresses):
+            one.ownership = Ownership.of(settings)
 
     def use_filters(self, filters: Mapping[Family, PacketFilter], entries: Changes) -> None:
         """Take another back-end or other families, to be read next; ``entries`` is everything wanted."""
@@ -160,7 +231,7 @@ class Dataplane:
         for key, value in changes.items():
             table = self._tables.get(type(key))
             if table is not None:
-                table.drop(key) if value is ABSENT else table.want(key, value)
+                self._want_entry(table, key, value)
                 continue
             tables = self.filters.get(key.family)
             if tables is None:
@@ -169,11 +240,22 @@ class Dataplane:
                 self._want_member(tables, key, wanted=value is not ABSENT)
             elif type(key) is MemberKey:
                 tables.elements.drop(key) if value is ABSENT else tables.elements.want(key, None)
-            elif not isinstance(key, RouteKey | NeighbourKey | SettingsKey | ElementKey | MemberKey):
+            elif not isinstance(key, RoutingKey | ElementKey | MemberKey):
                 tables.take_policy(key, None if isinstance(value, Absent) else value)
                 policy.add(key.family)
         for family in policy:
             self.filters[family].take_layout()
+
+    def _want_entry(self, table: AnyTable, key: Key, value: object) -> None:
+        """Take an entry of a table that is no packet filter's."""
+        if type(key) is NexthopKey:
+            self._want_nexthop(key, value)
+        elif type(key) is DeviceKey and value is ABSENT:
+            self.devices.drop(key)
+        elif value is ABSENT:
+            table.drop(key)
+        else:
+            table.want(key, value)
 
     def _want_member(self, tables: FilterTables, key: ElementKey, *, wanted: bool) -> None:
         if key in tables.elements.committed:
@@ -181,6 +263,17 @@ class Dataplane:
         elif wanted:
             self.release.wanted_anew(key)
         (tables.want_member if wanted else tables.drop_member)(key)
+
+    def _want_nexthop(self, key: NexthopKey, value: object) -> None:
+        """Take a nexthop; routes through it are looked at where they depend on it themselves."""
+        table = self.nexthops.table
+        known = key in table.desired
+        if isinstance(value, Nexthop):
+            self.nexthops.want(key, value)
+        else:
+            self.nexthops.drop(key)
+        if not (known and isinstance(value, Nexthop) and self.nexthops.has_objects):
+            self.routes.table.mark(list(self.routes.table.wanted_on(key)))
 
     def table_of(self, key: Key) -> AnyTable | None:
         """The table that a key belongs to; None for a set member of a family without a packet filter, and for what is
@@ -202,8 +295,19 @@ class Dataplane:
         self._links_changed |= events.changed | events.lost
         for interface in events.changed | events.lost:
             lost = interface in events.lost
-            for table in self._tables.values():
-                table.interface_changed(interface, lost=lost)
+            for kind, table in self._tables.items():
+                if kind is not NexthopKey:
+                    table.interface_changed(interface, lost=lost and kind is not DeviceKey)
+            self._nexthops_changed(interface, lost=lost)
+        for interface in events.carriers:
+            if self.nexthops.has_objects:
+                self._nexthops_changed(interface, lost=interface in events.silent)
+
+    def _nexthops_changed(self, interface: str, *, lost: bool) -> None:
+        """With a nexthop its routes come and go."""
+        for key in list(self.nexthops.table.wanted_on(interface)):
+            self.routes.table.interface_changed(key, lost=lost)
+        self.nexthops.table.interface_changed(interface, lost=lost)
 
     def take_links(self) -> dict[str, bool]:
         """Interfaces of which there was news since the last call, and whether each is there and up now."""
@@ -223,8 +327,16 @@ class Dataplane:
         with self.links.reading() as newer:
             links = await self.socket.decode_sliced(rtnetlink.link_dump_request(), rtnetlink.decode_link)
             self.link_events(await self.links.adopt(links, newer))
-        await self._read_table(self.routes.table, self.routes.read)
+        await self._read_table(self.devices.table, self.devices.read)
+        await self._read_table(self.addresses.table, self.addresses.read)
+        await self._read_table(self.fdb.table, self.fdb.read)
         await self._read_table(self.neighbours.table, self.neighbours.read)
+        had_objects = self.nexthops.has_objects
+        await self._read_table(self.nexthops.table, self.nexthops.read)
+        self.nexthops.settle()
+        if had_objects != self.nexthops.has_objects:
+            self.routes.table.mark([key for key, route in self.routes.table.desired.items() if route.nexthop])
+        await self._read_table(self.routes.table, self.routes.read)
         await self._read_table(self.interface_settings.table, self.interface_settings.read)
         failures = {}
         for family in list(self.filters):
@@ -269,10 +381,12 @@ class Dataplane:
         await self._apply_additions(report, complete=complete)
         self._close(complete=complete)
         if complete or not self._closed:
-            await self._apply_routing(report, removals=False)
+            self._apply_devices(report, complete=complete)
+            await self._apply_routing(report, removals=False, complete=complete)
             await self._apply_settings(report)
         if complete:
-            await self._apply_routing(report, removals=True)
+            await self._apply_routing(report, removals=True, complete=complete)
+            self._remove_devices(report)
             await self._apply_removals(report)
             self.release.settle(self._holds)
         for family, reason in self._standing_failures().items():
@@ -363,7 +477,9 @@ class Dataplane:
         times = [table.next_retry() for tables in self.filters.values() for table in (tables.chains, tables.elements)]
         if not (self._closed and self._is_set_aside):
             times += [table.next_retry() for table in self._tables.values()]
-            times.append(self.routes.next_removal())
+            times += [self.routes.next_removal(), self.devices.next_removal()]
+            if self.nexthops.table.dirty:
+                times += [self.clock() + seconds for name in KEYS if (seconds := self.devices.settles_in(name))]
         return min((at for at in times if at is not None), default=None)
 
     # --- settings, neighbours, routes --------------------------------------------------------------------------
@@ -392,15 +508,53 @@ class Dataplane:
         report.written += len(delta.put) - len(refused)
         tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
 
-    async def _apply_routing(self, report: ApplyReport, *, removals: bool) -> None:
-        """Routes and neighbours of both families in common batches; after removals everything else is in place.
+    def _apply_devices(self, report: ApplyReport, *, complete: bool) -> None:
+        """Tunnel devices, each by itself: they are few, and what hangs on them has to know their indexes."""
+        table = self.devices.table
+        if not table.dirty:
+            return
+        report.looked_at |= table.dirty
+        now = self.clock()
+        delta = table.delta(now)
+        delta.remove = {}
+        if not complete:
+            delta.put = {key: value for key, value in delta.put.items() if key not in table.committed}
+        refused: dict[DeviceKey, str] = {}
+        for key, device in delta.put.items():
+            events, reason = self.devices.write(key, device, self.socket)
+            self.link_events(events)
+            if reason:
+                refused[key] = reason
+        report.written += len(delta.put) - len(refused)
+        table.record(delta, refused, now)
+
+    def _remove_devices(self, report: ApplyReport) -> None:
+        """Devices that nobody needs, after everything that leads through them."""
+        table = self.devices.table
+        if not table.dirty:
+            return
+        now = self.clock()
+        delta = table.delta(now)
+        delta.put = {}
+        refused: dict[DeviceKey, str] = {}
+        for key in delta.remove:
+            events, reason = self.devices.remove(key, self.socket)
+            self.link_events(events)
+            if reason:
+                refused[key] = reason
+        report.written += len(delta.remove) - len(refused)
+        table.record(delta, refused, now)
+
+    async def _apply_routing(self, report: ApplyReport, *, removals: bool, complete: bool) -> None:
+        """Addresses, FDB, neighbours, nexthops and routes of both families in common batches; after removals everything
+        else is in place.
 
         Where a route that was not known of stands under a key of ours it is looked at, and what may be written after
         that is written.
         """
-        occupied = await self._write_routing(report, removals=removals)
+        occupied = await self._write_routing(report, removals=removals, complete=complete)
         if occupied and await self._learn_occupants(occupied):
-            await self._write_routing(report, removals=removals)
+            await self._write_routing(report, removals=removals, complete=complete)
 
     async def _learn_occupants(self, keys: set[RouteKey]) -> bool:
         """Read what stands under keys that were refused for it, and look at them again. Whether that could be read."""
@@ -427,43 +581,81 @@ class Dataplane:
             for key, route in (await self.routes.occupants(self.socket, missing)).items():
                 self.routes.learn(key, route)
 
-    async def _write_routing(self, report: ApplyReport, *, removals: bool) -> set[RouteKey]:
+    async def _write_routing(self, report: ApplyReport, *, removals: bool, complete: bool) -> set[RouteKey]:
         """One round of it. Returns the keys of new routes under which another one stands."""
-        if not self.routes.table.dirty and not self.neighbours.table.dirty:
+        if not any(one.table.dirty for one in self._routing):
             return set()
-        report.looked_at.update(self.routes.table.dirty, self.neighbours.table.dirty)
         now = self.clock()
-        routes, neighbours = self.routes.table.delta(now), self.neighbours.table.delta(now)
-        if removals:
-            routes.put, neighbours.put = {}, {}
-        else:
-            routes.remove, neighbours.remove = {}, {}
+        deltas: list[tuple[Written, Delta[Any, Any]]] = []
+        for one in self._routing:
+            if not one.table.dirty:
+                continue
+            report.looked_at |= one.table.dirty
+            delta = one.table.delta(now)
+            if removals:
+                delta.put = {}
+            else:
+                delta.remove = {}
+                if one.only_new and not complete:
+                    delta.put = {key: value for key, value in delta.put.items() if key not in one.table.committed}
+            if one.table is self.nexthops.table:
+                self._hold_nexthops(delta)
+                self._nexthops_are_due(delta)
+            if delta:
+                deltas.append((one, delta))
+        return await self._write_deltas(deltas[::-1] if removals else deltas, now, report, removals=removals)
+
+    def _hold_nexthops(self, delta: Delta[NexthopKey, Any]) -> None:
+        """What has a way that works keeps it until the device of the new one has settled; it stays dirty."""
+        names = {name for name in KEYS if self.devices.settles_in(name)}
+        indexes = {self.links.by_name[name].ifindex for name in names if name in self.links.by_name}
+        if indexes:
+            known = self.nexthops.table.committed
+            held = {
+                key
+                for key, nexthop in delta.put.items()
+                if nexthop.interface in indexes and key in known and known[key].interface not in indexes
+            }
+            delta.put = {key: nexthop for key, nexthop in delta.put.items() if key not in held}
+
+    def _nexthops_are_due(self, delta: Delta[NexthopKey, Any]) -> None:
+        """Routes that wait for a nexthop are looked at with it. Without objects there is nothing to write."""
+        routes, waiting = self.routes.table, self.routes.table.waiting
+        for key in delta.put:
+            if waiting and key not in self.nexthops.table.committed:
+                routes.mark([route for route in routes.wanted_on(key) if route in waiting])
+        if not self.nexthops.has_objects:
+            self.nexthops.table.record(delta, {}, self.clock())
+            self.nexthops.release(delta.remove)
+            delta.put, delta.remove = {}, {}
+
+    async def _write_deltas(
+        self, deltas: list[tuple[Written, Delta[Any, Any]]], now: float, report: ApplyReport, *, removals: bool
+    ) -> set[RouteKey]:
         requests: list[Request] = []
-        for neighbour in (neighbours.remove if removals else neighbours.put).values():
-            requests.append(rtnetlink.neighbour_request(neighbour, delete=removals))
-        for route_key, route in routes.remove.items() if removals else ():
-            requests.append(rtnetlink.route_request(route_key, route, delete=True))
-        for route_key, route in routes.put.items():
-            requests.append(self.routes.request(route_key, route))
+        places: list[tuple[int, Any]] = []
+        for at, (one, delta) in enumerate(deltas):
+            request = one.remove if removals else one.put
+            for key, value in (delta.remove if removals else delta.put).items():
+                requests.append(request(key, value))
+                places.append((at, key))
         if not requests:
             return set()
-        keys: list[NeighbourKey | RouteKey] = [*(neighbours.remove if removals else neighbours.put)]
-        keys += routes.remove if removals else routes.put
-        with self.neighbours.table.reading() as told_neighbours, self.routes.table.reading() as told_routes:
-            exists: set[int] = set()
+        exists: set[int] = set()
+        with ExitStack() as reading:
+            told = [reading.enter_context(one.table.reading()) for one, _ in deltas]
             refusals = await self._send(requests, report, exists, gone_is_success=removals)
-        refused_neighbours: dict[NeighbourKey, str] = {}
-        refused_routes: dict[RouteKey, str] = {}
+        refused: list[dict[Any, str]] = [{} for _ in deltas]
         for index, words in refusals.items():
-            if isinstance(key := keys[index], RouteKey):
-                refused_routes[key] = words
-            else:
-                refused_neighbours[key] = words
-        self.neighbours.table.record(neighbours, refused_neighbours, now, told_neighbours)
-        self.routes.table.record(routes, refused_routes, now, told_routes)
-        report.written += len(keys) - len(refusals)
-        occupied = (key for key in map(keys.__getitem__, exists) if isinstance(key, RouteKey))
-        return {key for key in occupied if key not in self.routes.table.committed}
+            at, key = places[index]
+            refused[at][key] = words
+        for (one, delta), of_it, meanwhile in zip(deltas, refused, told, strict=True):
+            one.table.record(delta, of_it, now, meanwhile)
+            if removals and one.table is self.nexthops.table:
+                self.nexthops.release(delta.remove)
+        report.written += len(requests) - len(refusals)
+        keys = [key for at, key in map(places.__getitem__, exists) if isinstance(key, RouteKey)]
+        return {key for key in keys if key not in self.routes.table.committed}
 
     async def _send(
         self, requests: list[Request], report: ApplyReport, exists: set[int], *, gone_is_success: bool = False
@@ -509,7 +701,7 @@ def _describe(table: AnyTable, now: float) -> list[Operation]:
 
 
 def _text(key: object, value: object) -> str:
-    if isinstance(value, Route | SettingValues):
+    if isinstance(value, Route | SettingValues | Nexthop | Vxlan | Ipip):
         return f"{key} {value}"
     if isinstance(key, NeighbourKey) and isinstance(value, bytes):
         return f"{key} lladdr {value.hex(':')}"

@@ -22,14 +22,18 @@ class LinkEvents:
 
     ``renamed``: by index the former name of an interface that got another one while it was up, which newer
     kernels allow: its routes and neighbours stay. The former name has changed but lost nothing.
+    ``carriers``: interfaces that got or lost a carrier while they were up; the kernel drops the nexthop objects of
+    those that are ``silent`` now.
     """
 
     changed: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     renamed: dict[int, str] = field(default_factory=dict)
+    carriers: set[str] = field(default_factory=set, compare=False)
+    silent: set[str] = field(default_factory=set, compare=False)
 
     def __bool__(self) -> bool:
-        return bool(self.changed or self.lost)
+        return bool(self.changed or self.lost or self.carriers)
 
 
 class Links:
@@ -140,8 +144,12 @@ class Links:
             link = link._replace(inet6=old.inet6)
         if old == link:
             return
-        if old is None or (old.name, old.up, old.mac) != (link.name, link.up, link.mac):
+        if old is None or (old.name, old.up, old.mac, old.mtu) != (link.name, link.up, link.mac, link.mtu):
             events.changed.add(link.name)
+        if old is not None and old.up and link.up and old.carrier != link.carrier:
+            events.carriers.add(link.name)
+            if not link.carrier:
+                events.silent.add(link.name)
         if old is not None and old.up and not link.up:
             self._lose(old, events)
         self.by_index[link.ifindex] = link

@@ -1,6 +1,7 @@
-"""Permanent neighbour entries of workloads whose MAC is known, both families.
+"""Permanent neighbour entries of workloads whose MAC is known, and of other nodes' tunnels, both families.
 
-Ours are the permanent entries signed with our route protocol number (NDA_PROTOCOL, Linux 5.0).
+Ours are the permanent entries signed with our route protocol number (NDA_PROTOCOL, Linux 5.0), and all of those on our
+VXLAN devices.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from felixpy.calc.entries import NeighbourKey
+from felixpy.dataplane.fdb import VXLAN_DEVICES
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
@@ -50,7 +52,7 @@ class NeighbourTable:
 
     def _is_ours(self, key: NeighbourKey, neighbour: KernelNeighbour) -> bool:
         """Whether we signed an entry, and it is still the key's: its interface may have another name by now."""
-        signed = neighbour.protocol == self.ownership.device_route_protocol
+        signed = neighbour.protocol == self.ownership.device_route_protocol or key.interface in VXLAN_DEVICES
         return signed and self.links.name_of(neighbour.interface) == key.interface
 
     def renamed(self, names: Mapping[int, str]) -> None:
@@ -70,7 +72,10 @@ class NeighbourTable:
     def _ours(self, neighbours: Iterable[KernelNeighbour]) -> Iterator[tuple[NeighbourKey, KernelNeighbour]]:
         """Those that we signed, with their keys."""
         protocol, links = self.ownership.device_route_protocol, self.links.by_index
-        ours = [one for one in neighbours if one.protocol == protocol and one.interface in links]
+        by_name = self.links.by_name
+        tunnels = {by_name[name].ifindex for name in VXLAN_DEVICES if name in by_name}
+        known = [one for one in neighbours if one.interface in links]
+        ours = [one for one in known if one.protocol == protocol or one.interface in tunnels]
         interfaces, addresses = [links[one.interface].name for one in ours], [one.address for one in ours]
         return zip(tuples(NeighbourKey, interfaces, addresses), ours, strict=True)
 
@@ -83,7 +88,9 @@ class NeighbourTable:
         key = NeighbourKey(interface, place[1])
         neighbour = rtnetlink.decode_neighbour(message) if message.type == rtnetlink.RTM_NEWNEIGH else None
         if neighbour is not None and (
-            key in self.table.desired or neighbour.protocol == self.ownership.device_route_protocol
+            key in self.table.desired
+            or neighbour.protocol == self.ownership.device_route_protocol
+            or interface in VXLAN_DEVICES
         ):
             self.table.observe(key, neighbour, self._clock())
         elif neighbour is None and key in self.table.committed:

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from felixpy.calc.entries import MAIN_TABLE, Route, RouteKey
+from felixpy.calc.entries import MAIN_TABLE, NexthopKey, Route, RouteKey
 from felixpy.dataplane.links import Links
+from felixpy.dataplane.nexthops import NexthopTable
 from felixpy.dataplane.ownership import OUR_PROTOCOL, Ownership
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import Spent
@@ -74,9 +75,15 @@ class RouteTable:
     """Keyed table of routes, both families, with its way to read and write."""
 
     def __init__(
-        self, links: Links, ownership: Ownership, clock: Callable[[], float], release: AddressRelease | None = None
+        self,
+        links: Links,
+        ownership: Ownership,
+        clock: Callable[[], float],
+        release: AddressRelease | None = None,
+        nexthops: NexthopTable | None = None,
     ) -> None:
         self.links = links
+        self._nexthops = nexthops or NexthopTable(links, ownership, clock)
         self._ownership = ownership
         self._formerly_ours = {OUR_PROTOCOL}
         self._clock = clock
@@ -92,7 +99,7 @@ class RouteTable:
             self._resolve,
             ours=lambda key, route: self._ours(key.destination, route),
             removable=lambda key, route: self._age_left(route) <= 0,
-            interface_of=lambda key, route: route.interface,
+            interface_of=lambda key, route: route.nexthop or route.interface,
             describe=lambda route: f"a route of protocol {route.protocol} through {links.name_of(route.interface)}",
         )
 
@@ -174,10 +181,16 @@ class RouteTable:
         )
         routes = reversed(decoded)  # what comes later takes the place of what came before
         return {
-            RouteKey(*key): route
+            RouteKey(*key): self._through_object(route)
             for key, route in routes
             if key.table == MAIN_TABLE and self._ours(key.destination, route)
         }
+
+    def _through_object(self, route: KernelRoute) -> KernelRoute:
+        """A route of ours as we write it: of one through a nexthop object the kernel tells where that leads now."""
+        if not route.nexthop or route.protocol != self.ownership.device_route_protocol:
+            return route
+        return route._replace(interface=0, gateway=None, onlink=False)
 
     async def occupants(self, socket: NetlinkSocket, keys: Collection[RouteKey]) -> dict[RouteKey, KernelRoute]:
         """What stands under keys of the main table, whosever it is.
@@ -189,7 +202,7 @@ class RouteTable:
         for family in {key.family for key in keys}:
             request = rtnetlink.route_dump_request(family, MAIN_TABLE)
             for some in reversed(await socket.decode_together(request, rtnetlink.decode_routes)):
-                routes = ((RouteKey(*key), route) for key, route in reversed(some))
+                routes = ((RouteKey(*key), self._through_object(route)) for key, route in reversed(some))
                 found.update((key, route) for key, route in routes if key in keys)
         return found
 
@@ -209,7 +222,7 @@ class RouteTable:
             return
         if message.type == rtnetlink.RTM_NEWROUTE:
             self._note_way(message, decoded[1])
-        key, route = RouteKey(*decoded[0]), decoded[1]
+        key, route = RouteKey(*decoded[0]), self._through_object(decoded[1])
         if message.type == rtnetlink.RTM_DELROUTE:
             if self.table.committed.get(key) == route:
                 self.table.observe(key, MISSING, self._clock())
@@ -248,6 +261,8 @@ class RouteTable:
             raise Waiting(self._whose(key, standing))
         if self._release is not None and key.destination.is_host:
             self._release.hold(self.table, key, key.destination.packed)
+        if route.nexthop is not None:
+            return self._resolve_nexthop(route, route.nexthop)
         index = 0
         if route.interface is not None:
             link = self.links.by_name.get(route.interface)
@@ -257,6 +272,19 @@ class RouteTable:
                 raise Waiting(f"interface {route.interface} is down")
             index = link.ifindex
         return KernelRoute(route.type, index, route.gateway, route.onlink, route.source, route.scope, route.protocol)
+
+    def _resolve_nexthop(self, route: Route, key: NexthopKey) -> KernelRoute:
+        table = self._nexthops.table
+        wanted = table.desired.get(key)
+        if wanted is None:
+            raise Waiting(f"there is no way to node {key.node}", gone=True)
+        nexthop = self._nexthops.resolve(key, wanted)
+        if (refused := table.refused.get(key)) is not None and refused.retry_at > self._clock():
+            raise Waiting(f"nexthop {wanted}: {refused.reason}")
+        kernel = KernelRoute(route.type, 0, None, False, route.source, route.scope, route.protocol)
+        if self._nexthops.has_objects:
+            return kernel._replace(nexthop=nexthop.id)
+        return kernel._replace(interface=nexthop.interface, gateway=nexthop.gateway, onlink=True)
 
     def _replaceable(self, key: RouteKey, standing: KernelRoute) -> bool:
         """Whether ours may take the place of what stands under its key."""

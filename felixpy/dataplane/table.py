@@ -7,7 +7,7 @@ retries differ only in how keys become dirty. Never does I/O.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -93,8 +93,8 @@ class KeyedTable(Generic[K, D, C]):
 
     ``ours`` says whether the kernel value of an entry that nobody wants any more is ours: another program's, seen while
     the entry was wanted, is forgotten and stays. ``removable`` says whether an unwanted entry may go now; one that may
-    not stays dirty. ``interface_of`` names the interface that an entry hangs on, if entries do, so that a link event
-    costs no more than that interface's own. ``describe`` puts a kernel value into words.
+    not stays dirty. ``interface_of`` names the interface that an entry hangs on, or what else it does, if entries do,
+    so that an event there costs no more than that interface's own. ``describe`` puts a kernel value into words.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class KeyedTable(Generic[K, D, C]):
         *,
         ours: Callable[[K, C], bool] = lambda key, value: True,
         removable: Callable[[K, C], bool] = lambda key, value: True,
-        interface_of: Callable[[K, D], str | None] | None = None,
+        interface_of: Callable[[K, D], Hashable] | None = None,
         describe: Callable[[C], str] = str,
     ) -> None:
         self.name = name
@@ -119,7 +119,7 @@ class KeyedTable(Generic[K, D, C]):
         self._removable = removable
         self._interface_of = interface_of
         self._describe = describe
-        self._by_interface: Index[str, K] = Index()
+        self._by_interface: Index[Hashable, K] = Index()
         self._readers: list[set[K]] = []
         self._adopted = False
         self.contests: dict[K, Contest] = {}
@@ -151,7 +151,7 @@ class KeyedTable(Generic[K, D, C]):
             self.refused.pop(key, None)
         self.dirty.add(key)
 
-    def interface_changed(self, interface: str, *, lost: bool) -> None:
+    def interface_changed(self, interface: Hashable, *, lost: bool) -> None:
         """Look again at what hangs on an interface; ``lost``: the kernel has dropped it all."""
         keys = self._by_interface.at(interface)
         for key in keys:
@@ -160,7 +160,7 @@ class KeyedTable(Generic[K, D, C]):
             self.forget(keys)
         self.mark(keys)
 
-    def wanted_on(self, interface: str) -> Collection[K]:
+    def wanted_on(self, interface: Hashable) -> Collection[K]:
         """Keys of what is wanted and hangs on an interface; valid until the next change."""
         return self._by_interface.at(interface)
 
@@ -209,6 +209,15 @@ class KeyedTable(Generic[K, D, C]):
         """
         self._touch(key)
         self.committed[key] = value
+
+    def rename(self, old: K, new: K) -> None:
+        """What the kernel holds was known by another key: nothing has changed there."""
+        self._touch(old)
+        value = self.committed.pop(old)
+        self.dirty.discard(old)
+        self._aside.discard(old)
+        self.learn(new, value)
+        self.dirty.add(new)
 
     @contextmanager
     def blaming(self, changed_by: Callable[[], str]) -> Iterator[None]:

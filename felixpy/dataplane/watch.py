@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.fdb import is_fdb
 from felixpy.dataplane.host import is_host_interface
 from felixpy.dataplane.packet_filter import Part
 from felixpy.dataplane.table import MISSING
 from felixpy.dataplane.writers import nftables_writers, routing_writer
 from felixpy.model.net import Family
-from felixpy.netlink import rtnetlink
+from felixpy.netlink import nexthop, rtnetlink
 from felixpy.netlink.inventory import is_usable
 from felixpy.netlink.message import Message
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
@@ -150,11 +151,25 @@ class Watch:
                     if dataplane.routes.table.refused or dataplane.neighbours.table.refused:
                         self._retry_ipv6(message)
                 case rtnetlink.RTM_NEWNEIGH | rtnetlink.RTM_DELNEIGH:
-                    dataplane.neighbours.notify(message)
+                    with dataplane.neighbours.table.blaming(partial(routing_writer, message)):
+                        (dataplane.fdb if is_fdb(message) else dataplane.neighbours).notify(message)
+                case nexthop.RTM_NEWNEXTHOP | nexthop.RTM_DELNEXTHOP:
+                    self._nexthop(message)
+                case rtnetlink.RTM_NEWLINK | rtnetlink.RTM_DELLINK:
+                    if not rtnetlink.is_af_specific(message):
+                        dataplane.devices.notify(message)
                 case rtnetlink.RTM_NEWNETCONF:
                     dataplane.interface_settings.notify(message)
                 case rtnetlink.RTM_NEWADDR | rtnetlink.RTM_DELADDR:
                     self._address(message)
+
+    def _nexthop(self, message: Message) -> None:
+        """Take a nexthop notification; with an object its routes went, of which not all are told."""
+        dataplane = self._dataplane
+        with dataplane.nexthops.table.blaming(partial(routing_writer, message)):
+            gone = dataplane.nexthops.notify(message)
+        if gone is not None:
+            dataplane.routes.table.interface_changed(gone, lost=True)
 
     def _retry_ipv6(self, message: Message) -> None:
         """Try again what the kernel refused while IPv6 was off on an interface (``disable_ipv6``).
@@ -176,6 +191,7 @@ class Watch:
         name = self._dataplane.links.name_of(rtnetlink.address_interface(message))
         if name is None or name.startswith(self._dataplane.local_prefixes):
             return
+        self._dataplane.addresses.notify(message)
         address = rtnetlink.decode_address(message)
         if address is None or is_usable(address):  # each interface gets a link-local one, also that of any container
             self._doubts.host = True

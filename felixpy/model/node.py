@@ -1,6 +1,9 @@
-"""Node: which address of each family other nodes route to."""
+"""Node: which address of each family other nodes route to, and where its tunnels end."""
 
 from __future__ import annotations
+
+import re
+from typing import NamedTuple
 
 from felixpy.model.invalid import Ignored, InvalidResource
 from felixpy.model.net import Family, Net, quote
@@ -8,6 +11,7 @@ from felixpy.model.objects import Metadata, NodeBGP, NodeSpec
 from felixpy.model.resources import Node, ResourceKey
 
 # Felix looks at the first two; CalicoNodeIP is written beside spec.bgp and is better than no address at all.
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP", "CalicoNodeIP")
 
 
@@ -17,20 +21,69 @@ def convert_node(key: ResourceKey, metadata: Metadata, spec: NodeSpec, ignored: 
     ``spec.bgp`` comes first if it is a CIDR, then ``spec.addresses``; a bare address in ``spec.bgp`` is the last
     resort. An empty ``spec.bgp`` means a node that takes no part in routing: it has labels, but no address.
 
+    A bad address of one family never takes the other's: it is told and left out, as is a bad address of a tunnel.
+
     Raises:
-        InvalidResource
+        InvalidResource: an address cannot be used and there is no other one.
     """
     labels = metadata.labels or {}
     bgp = spec.bgp
     if bgp is not None and bgp == NodeBGP():
         return Node(key, labels=labels)
     bgp = bgp or NodeBGP()
+    texts = {Family.V4: bgp.ipv4_address, Family.V6: bgp.ipv6_address}
+    addresses: dict[Family, Net | None] = {}
+    wrong: list[InvalidResource] = []
+    for family, text in texts.items():
+        try:
+            addresses[family] = _address(text, family, f"spec.bgp.ipv{family.version}Address", spec, ignored)
+        except InvalidResource as error:
+            wrong.append(error)
+    if wrong and not any(addresses.values()):
+        raise wrong[0]
+    for reason in wrong:
+        ignored(f"Node {key.name}: {reason}")
+    tunnels = _Tunnels(key.name, ignored)
     return Node(
         key,
-        ipv4=_address(bgp.ipv4_address, Family.V4, "spec.bgp.ipv4Address", spec, ignored),
-        ipv6=_address(bgp.ipv6_address, Family.V6, "spec.bgp.ipv6Address", spec, ignored),
+        ipv4=addresses.get(Family.V4),
+        ipv6=addresses.get(Family.V6),
         labels=labels,
+        vxlan_ipv4=tunnels.address(spec.ipv4_vxlan_tunnel_addr, Family.V4, "spec.ipv4VXLANTunnelAddr"),
+        vxlan_ipv6=tunnels.address(spec.ipv6_vxlan_tunnel_addr, Family.V6, "spec.ipv6VXLANTunnelAddr"),
+        vxlan_mac=tunnels.mac(spec.vxlan_tunnel_mac_addr, "spec.vxlanTunnelMACAddr"),
+        vxlan_mac_ipv6=tunnels.mac(spec.vxlan_tunnel_mac_addr_v6, "spec.vxlanTunnelMACAddrV6"),
+        ipip_ipv4=tunnels.address(bgp.ipv4_ipip_tunnel_addr, Family.V4, "spec.bgp.ipv4IPIPTunnelAddr"),
     )
+
+
+class _Tunnels(NamedTuple):
+    """Reads fields of a node's tunnels; what cannot be used is told and left out."""
+
+    node: str
+    ignored: Ignored
+
+    def address(self, text: str | None, family: Family, field: str) -> bytes | None:
+        if not text:
+            return None
+        try:
+            net = _parse(text, family, field)
+        except InvalidResource as error:
+            self.ignored(f"Node {self.node}: {field}: {error.reason}")
+            return None
+        return net.packed
+
+    def mac(self, text: str | None, field: str) -> bytes | None:
+        if not text:
+            return None
+        if not _MAC.fullmatch(text):
+            self.ignored(f"Node {self.node}: {field}: {quote(text)} is not a MAC address")
+            return None
+        mac = bytes.fromhex(text.replace(":", ""))
+        if mac[0] & 1 or not any(mac):
+            self.ignored(f"Node {self.node}: {field}: {text} is not the MAC address of one interface")
+            return None
+        return mac
 
 
 def _address(text: str | None, family: Family, field: str, spec: NodeSpec, ignored: Ignored) -> Net | None:

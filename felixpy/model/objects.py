@@ -54,7 +54,7 @@ class NodeBGP(Object):
     ipv4_address: str | None = None
     ipv6_address: str | None = None
     as_number: Any = None
-    ipv4_ipip_tunnel_addr: Any = msgspec.field(name="ipv4IPIPTunnelAddr", default=None)
+    ipv4_ipip_tunnel_addr: str | None = msgspec.field(name="ipv4IPIPTunnelAddr", default=None)
     route_reflector_cluster_id: Any = msgspec.field(name="routeReflectorClusterID", default=None)
 
 
@@ -63,10 +63,10 @@ class NodeSpec(Object):
     addresses: list[NodeAddress] | None = None
     orch_refs: Any = None
     wireguard: Any = None
-    ipv4_vxlan_tunnel_addr: Any = msgspec.field(name="ipv4VXLANTunnelAddr", default=None)
-    ipv6_vxlan_tunnel_addr: Any = msgspec.field(name="ipv6VXLANTunnelAddr", default=None)
-    vxlan_tunnel_mac_addr: Any = msgspec.field(name="vxlanTunnelMACAddr", default=None)
-    vxlan_tunnel_mac_addr_v6: Any = msgspec.field(name="vxlanTunnelMACAddrV6", default=None)
+    ipv4_vxlan_tunnel_addr: str | None = msgspec.field(name="ipv4VXLANTunnelAddr", default=None)
+    ipv6_vxlan_tunnel_addr: str | None = msgspec.field(name="ipv6VXLANTunnelAddr", default=None)
+    vxlan_tunnel_mac_addr: str | None = msgspec.field(name="vxlanTunnelMACAddr", default=None)
+    vxlan_tunnel_mac_addr_v6: str | None = msgspec.field(name="vxlanTunnelMACAddrV6", default=None)
 
 
 class IPPoolSpec(Object):

@@ -23,6 +23,7 @@ from felixpy.model.policy import (
     Tier,
 )
 from felixpy.model.selectors import ALL, Selector
+from felixpy.model.vtep import vtep_mac
 
 __all__ = [
     "NAMESPACED",
@@ -110,15 +111,38 @@ class IPPool:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node's own addresses, with the prefix length of the node's subnet and host bits kept."""
+    """A node's own addresses, with the prefix length of the node's subnet and host bits kept; and its tunnel ends.
+
+    ``vxlan_ipv4``, ``vxlan_ipv6`` and ``ipip_ipv4`` are addresses of tunnel devices. ``vxlan_mac``, ``vxlan_mac_ipv6``
+    are what the Node says; without them MACs follow from its name.
+    """
 
     key: ResourceKey
     ipv4: Net | None = None
     ipv6: Net | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    vxlan_ipv4: bytes | None = None
+    vxlan_ipv6: bytes | None = None
+    vxlan_mac: bytes | None = None
+    vxlan_mac_ipv6: bytes | None = None
+    ipip_ipv4: bytes | None = None
 
     def address(self, family: Family) -> Net | None:
         return self.ipv4 if family is Family.V4 else self.ipv6
+
+    def vxlan_address(self, family: Family) -> bytes | None:
+        """The address of its VXLAN device of a family."""
+        return self.vxlan_ipv4 if family is Family.V4 else self.vxlan_ipv6
+
+    def vtep_mac(self, family: Family) -> bytes:
+        """The MAC of its VXLAN device of a family."""
+        said = self.vxlan_mac if family is Family.V4 else self.vxlan_mac_ipv6
+        return said or vtep_mac(self.key.name, family)
+
+    @property
+    def tunnel_addresses(self) -> tuple[bytes, ...]:
+        """Every address of its tunnel devices."""
+        return tuple(filter(None, (self.vxlan_ipv4, self.vxlan_ipv6, self.ipip_ipv4)))
 
 
 class Borrowed(NamedTuple):

@@ -1,8 +1,8 @@
 """A kernel's routing tables in memory, behind the interface of ``NetlinkSocket``: for random histories and faults.
 
 It takes the same bytes as the kernel and refuses what the kernel refuses, with the same error numbers; one contract
-suite runs against it and against the real one. Only what felixpy sends is known. Must never be asked what a test about
-packets wants to know, and never be more lenient than the kernel.
+suite runs against it and against the real one. It has no nexthop objects, as kernels before 5.3. Only what felixpy
+sends is known. Must never be asked what a test about packets wants to know, and never be more lenient than the kernel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from felixpy.netlink.message import (
     nested,
 )
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
-from felixpy.netlink.transport import NETLINK_ROUTE, DumpInterrupted, NetlinkSocket, Refusal
+from felixpy.netlink.transport import NETLINK_ROUTE, DumpInterrupted, NetlinkError, NetlinkSocket, Refusal
 
 IPV6_DEFAULT_METRIC = 1024
 IPV4_SETTINGS, IPV6_SETTINGS = 32, 53  # lengths of the arrays in Linux 6.x
@@ -230,7 +230,10 @@ class FakeSocket(NetlinkSocket):
     def dump(self, request: Request) -> Iterator[list[Message]]:
         self.dumps_sent += 1
         interrupted, self.kernel.interruptions = self.kernel.interruptions, max(self.kernel.interruptions - 1, 0)
-        messages = self.kernel.answer(request)
+        try:
+            messages = self.kernel.answer(request)
+        except FakeRefusalError as refusal:
+            raise NetlinkError(int(refusal.args[0]), "not in this kernel") from None
         for start in range(0, max(len(messages), 1), MESSAGES_PER_DATAGRAM):
             yield messages[start : start + MESSAGES_PER_DATAGRAM]
         if interrupted:

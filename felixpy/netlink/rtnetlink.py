@@ -50,9 +50,9 @@ NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PROBES, NDA_PROTOCOL = 1, 2, 3, 4, 12
 NUD_PERMANENT = 0x80
 NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 6, 1, 13
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_AF_SPEC = 1, 3, 26
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC = 1, 3, 4, 18, 20, 26
 IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
-IFF_UP = 1
+IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 1, 0x40, 0x10000
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_DADFAILED = 0x08
@@ -96,7 +96,9 @@ _IN_LINK_INET, _IN_LINK_INET6 = (IFLA_AF_SPEC, Family.V4, IFLA_INET_CONF), (IFLA
 _IN_TABLE_INDEX, _IN_TABLE_DELAY = (NDTA_PARMS, NDTPA_IFINDEX), (NDTA_PARMS, NDTPA_PROXY_DELAY)
 _TABLE_ATTRIBUTES = SomeAttributes(4, _IN_TABLE_INDEX, _IN_TABLE_DELAY)
 _TICKS = os.sysconf("SC_CLK_TCK")
-_LINK_ATTRIBUTES = SomeAttributes(_LINK.size, (IFLA_IFNAME,), (IFLA_ADDRESS,), _IN_LINK_INET, _IN_LINK_INET6)
+_LINK_ATTRIBUTES = SomeAttributes(
+    _LINK.size, (IFLA_IFNAME,), (IFLA_ADDRESS,), (IFLA_MTU,), _IN_LINK_INET, _IN_LINK_INET6
+)
 
 
 class KernelRoute(NamedTuple):
@@ -145,7 +147,10 @@ _NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class Link(NamedTuple):
-    """An interface with those of its settings that ``IPV4_DEVCONF`` and ``IPV6_DEVCONF`` name; none if not told."""
+    """An interface with those of its settings that ``IPV4_DEVCONF`` and ``IPV6_DEVCONF`` name; none if not told.
+
+    ``carrier``: whether anything is at the other end, without which the kernel keeps no nexthop objects.
+    """
 
     ifindex: int
     name: str
@@ -153,6 +158,8 @@ class Link(NamedTuple):
     mac: bytes
     inet: Mapping[str, int] = _NONE
     inet6: Mapping[str, int] = _NONE
+    mtu: int = 0
+    carrier: bool = True
 
     def settings(self, family: Family) -> Mapping[str, int]:
         """Those of its settings that this message carries."""
@@ -412,7 +419,9 @@ def decode_link(message: Message) -> Link:
     name = found.get((IFLA_IFNAME,), b"").rstrip(b"\0").decode(errors="replace")
     inet = _interface_settings(Family.V4, found.get(_IN_LINK_INET, b""))
     inet6 = _interface_settings(Family.V6, found.get(_IN_LINK_INET6, b""))
-    return Link(index, name, bool(flags & IFF_UP), found.get((IFLA_ADDRESS,), b""), inet, inet6)
+    mtu = int.from_bytes(found.get((IFLA_MTU,), b""), sys.byteorder)
+    carrier = bool(flags & (IFF_RUNNING | IFF_LOWER_UP))
+    return Link(index, name, bool(flags & IFF_UP), found.get((IFLA_ADDRESS,), b""), inet, inet6, mtu, carrier)
 
 
 @lru_cache(256)  # interfaces of one kind have the same settings: one object for all of them

@@ -6,13 +6,15 @@ number of endpoints. No I/O, no event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from felixpy.model.net import Net
+from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.resources import (
     POLICY_KINDS,
     BlockAffinity,
+    Encapsulation,
     FelixConfiguration,
     IPAMBlock,
     IPPool,
@@ -25,6 +27,7 @@ from felixpy.model.resources import (
 )
 from felixpy.store.index import Index
 from felixpy.store.peers import Identities, Peer
+from felixpy.store.ways import Ways
 
 
 class Store:
@@ -47,6 +50,11 @@ class Store:
         self._by_node: Index[str, ResourceKey] = Index()
         self._by_remote_address: Index[Net, ResourceKey] = Index()
         self._up: set[str] = set()
+        self._by_mac: Index[tuple[Family, bytes], str] = Index()
+        self._encapsulations: Counter[tuple[Family, Encapsulation]] = Counter()
+        self.ways = Ways()
+        self.encapsulation_decides = False
+        """Whether it depends on a pool's encapsulation if its blocks are routed at all (``ProgramClusterRoutes``)."""
 
     def __len__(self) -> int:
         policy = sum(len(found) for found in self.policy.values())
@@ -115,6 +123,32 @@ class Store:
                 best = pool
         return best
 
+    def pools_of(self, node: str) -> list[IPPool]:
+        """The pools that a node has blocks, borrowed addresses or tunnel addresses of, by name."""
+        return [self.pools[key] for key in self.ways.pools_of(node)]
+
+    def blocks_of(self, node: str) -> Collection[ResourceKey]:
+        """The blocks that lead to a node, wholly or in part; valid until the next change."""
+        return self._by_node.at(node)
+
+    def is_in_block_of(self, node: str, address: Net) -> bool:
+        """Whether a block says that an address is on a node."""
+        return any(_is_on(self.blocks[key], node, address) for key in self._by_node.at(node))
+
+    def encapsulations(self, family: Family) -> set[Encapsulation]:
+        """How pools of a family are encapsulated; LoadBalancer-only ones do not count."""
+        return {encapsulation for of, encapsulation in self._encapsulations if of is family}
+
+    def mac_owner(self, family: Family, mac: bytes) -> str | None:
+        """The node that has a VXLAN MAC: this one, else of several the first by name."""
+        nodes = self._by_mac.at((family, mac))
+        return self.node_name if self.node_name in nodes else min(nodes, default=None)
+
+    def node_keys(self) -> set[ResourceKey]:
+        """Every node that is known, led to by a block, or this one."""
+        names = {self.node_name, *self.nodes, *self.ways.nodes()}
+        return {ResourceKey(Kind.NODE, name) for name in names}
+
     def _owner(self, keys: Iterable[ResourceKey]) -> ResourceKey | None:
         best: ResourceKey | None = None
         for key in keys:
@@ -172,19 +206,45 @@ class Store:
         dirty = {key}
         if _membership(old) != _membership(new):
             dirty |= {k for k, pool in self.pools.items() if any(cidr.covers(pool.cidr) for cidr in changed)}
-        if _routing(old) != _routing(new):
+        if _routing(old) == _routing(new):
+            return dirty
+        before = {family: self.encapsulations(family) for family in FAMILIES}
+        for pool, count in ((old, -1), (new, 1)):
+            if pool is not None and not pool.load_balancer_only:
+                self._encapsulations[pool.cidr.family, pool.encapsulation] += count
+        self._encapsulations = +self._encapsulations
+        if before != {family: self.encapsulations(family) for family in FAMILIES}:
+            dirty |= self.node_keys()
+        if _covering(old) != _covering(new):
+            within = {k for k, block in self.blocks.items() if any(cidr.covers(block.cidr) for cidr in changed)}
+            dirty |= within
+            for block_key in within:
+                dirty |= self._lead(block_key, self.blocks[block_key])
+            for node in self.nodes.values():
+                if any(cidr.covers(address) for cidr in changed for address in node.tunnel_addresses):
+                    dirty |= self._lead(node.key, node)
+        elif self.encapsulation_decides:
             dirty |= {k for k, block in self.blocks.items() if any(cidr.covers(block.cidr) for cidr in changed)}
-        return dirty
+        return dirty | self.ways.keys_through(key)
 
     def _node(self, key: ResourceKey, new: Node | None) -> set[ResourceKey]:
         old = self.nodes.pop(key.name, None)
+        dirty = {key}
         if new is not None:
             self.nodes[key.name] = new
         if _addresses(old) == _addresses(new):
-            return {key}
-        # Of two interfaces that lead to another node our own address decides.
-        blocks = self.blocks if key.name == self.node_name else self._by_node.at(key.name)
-        return {key, *blocks}
+            return dirty
+        for node, change in ((old, self._by_mac.discard), (new, self._by_mac.add)):
+            for family in FAMILIES if node else ():
+                assert node is not None
+                shared = change((family, node.vtep_mac(family)), key.name)
+                dirty.update(ResourceKey(Kind.NODE, name) for name in shared)
+        for node, change_address in ((old, self._by_remote_address.discard), (new, self._by_remote_address.add)):
+            for address in node.tunnel_addresses if node else ():
+                change_address(Net.host(address), key)
+        dirty |= self._lead(key, new)
+        # Our own address decides between two interfaces that lead to another node, and whether that is in our subnet.
+        return dirty | self.node_keys() if key.name == self.node_name else dirty
 
     def _block(self, key: ResourceKey, new: IPAMBlock | BlockAffinity | None) -> set[ResourceKey]:
         old = self.blocks.pop(key, None)
@@ -198,7 +258,28 @@ class Store:
                 self._by_node.add(name, key)
             for address in self._remote_addresses(new):
                 self._by_remote_address.add(address, key)
-        return {key}
+        dirty = {key, *self._lead(key, new)}
+        for name in block_nodes(old) | block_nodes(new):
+            node = self.nodes.get(name)
+            for block in (old, new):
+                if node and block and any(block.cidr.covers(address) for address in node.tunnel_addresses):
+                    dirty.add(node.key)  # which routes the address by itself where no block does
+        return dirty
+
+    def _lead(self, key: ResourceKey, thing: IPAMBlock | BlockAffinity | Node | None) -> set[ResourceKey]:
+        """Take note of the pools through which a block or a node's own tunnel addresses lead to nodes.
+
+        Returns the nodes that are led to in another way now.
+        """
+        if thing is None:
+            return self.ways.lead(key, ())
+        if isinstance(thing, Node):
+            pools = [self.covering_pool(Net.host(address)) for address in thing.tunnel_addresses]
+            names: set[str] = {key.name}
+        else:
+            pools, names = [self.covering_pool(thing.cidr)], block_nodes(thing)
+        found = {(name, pool.key) for pool in pools if pool for name in names if name != self.node_name}
+        return self.ways.lead(key, found)
 
     def _configuration(self, key: ResourceKey, new: FelixConfiguration | None) -> set[ResourceKey]:
         self.configurations.pop(key, None)
@@ -228,14 +309,29 @@ def _membership(pool: IPPool | None) -> object:
     return pool and (pool.cidr, pool.load_balancer_only, pool.nat_outgoing)
 
 
+def _covering(pool: IPPool | None) -> object:
+    """What the choice of the pool of a block depends on."""
+    return None if pool is None or pool.load_balancer_only else pool.cidr
+
+
 def _routing(pool: IPPool | None) -> object:
-    """What the blocks in a pool depend on (``calc/cluster_routes.py``)."""
+    """What the ways to the nodes with blocks in a pool depend on (``calc/overlay.py``)."""
     return None if pool is None or pool.load_balancer_only else (pool.cidr, pool.encapsulation)
 
 
 def _addresses(node: Node | None) -> object:
-    """What routes depend on: those to this node, and if it is our own, all whose interface its address tells."""
-    return node and (node.ipv4, node.ipv6)
+    """What the ways to a node depend on; if it is our own, those to all."""
+    return node and (node.ipv4, node.ipv6, node.tunnel_addresses, node.vxlan_mac, node.vxlan_mac_ipv6)
+
+
+def _is_on(block: IPAMBlock | BlockAffinity, node: str, address: Net) -> bool:
+    if not block.cidr.covers(address):
+        return False
+    if isinstance(block, IPAMBlock):
+        for borrowed in block.borrowed:
+            if borrowed.address == address:
+                return borrowed.node == node
+    return block.host == node
 
 
 def block_nodes(block: IPAMBlock | BlockAffinity | None) -> set[str]:
@@ -273,7 +369,7 @@ PLACES: Final[Mapping[Kind, Place]] = {
         (WorkloadEndpoint,), Store._endpoint, lambda store: (*store.endpoints, *store.remote)
     ),
     Kind.IP_POOL: Place((IPPool,), Store._pool, lambda store: store.pools),
-    Kind.NODE: Place((Node,), Store._node, lambda store: (node.key for node in store.nodes.values())),
+    Kind.NODE: Place((Node,), Store._node, Store.node_keys),
     Kind.IPAM_BLOCK: Place((IPAMBlock,), Store._block, _blocks_of(Kind.IPAM_BLOCK)),
     Kind.BLOCK_AFFINITY: Place((BlockAffinity,), Store._block, _blocks_of(Kind.BLOCK_AFFINITY)),
     Kind.FELIX_CONFIGURATION: Place((FelixConfiguration,), Store._configuration, lambda store: ()),

@@ -75,9 +75,18 @@ def pool(
     return IPPool(ResourceKey(Kind.IP_POOL, name), net, size, nat, disabled, encapsulation, frozenset(uses))
 
 
-def node(name: str, *addresses: str) -> Node:
+def node(name: str, *addresses: str, vxlan: Iterable[str] = (), ipip: str = "", mac: str = "") -> Node:
     parsed = {net.family: net for net in map(Net.parse_interface, addresses)}
-    return Node(ResourceKey(Kind.NODE, name), parsed.get(Family.V4), parsed.get(Family.V6))
+    ends = {net.family: net.packed for net in map(Net.parse, vxlan)}
+    return Node(
+        ResourceKey(Kind.NODE, name),
+        parsed.get(Family.V4),
+        parsed.get(Family.V6),
+        vxlan_ipv4=ends.get(Family.V4),
+        vxlan_ipv6=ends.get(Family.V6),
+        vxlan_mac=bytes.fromhex(mac.replace(":", "")) or None,
+        ipip_ipv4=Net.parse(ipip).packed if ipip else None,
+    )
 
 
 def block(cidr: str, host: str | None, *borrowed: tuple[str, str]) -> IPAMBlock:
@@ -123,13 +132,14 @@ def text(value: object) -> str:
 
 
 def routes(calculation: Calculation) -> dict[str, str]:
-    """Destination (with the metric where it is not the family's default) to the rest of the route."""
+    """Destination (with the metric where it is not the family's default) to the rest of the route, as it leads."""
     found = {}
-    for key, value in calculation.entries().items():
+    entries = calculation.entries()
+    for key, value in entries.items():
         if isinstance(key, RouteKey) and isinstance(value, Route):
             default = 0 if key.family is Family.V4 else 1024
             name = str(key.destination) if key.metric == default else str(key)
-            found[name] = str(value)
+            found[name] = str(entries[value.nexthop] if value.nexthop else value)
     return found
 
 

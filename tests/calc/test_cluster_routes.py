@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from felixpy.calc.entries import RouteKey
+from felixpy.calc.entries import ElementKey, NexthopKey, RouteKey
 from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host, HostAddress
 from felixpy.config import ProgramClusterRoutes
-from felixpy.model.net import Net
+from felixpy.model.net import Family, Net
 from felixpy.model.resources import Encapsulation, Resource, Update
 from tests.calc.samples import (
     HOST_FACTS,
@@ -58,15 +58,12 @@ CASES: dict[str, tuple[tuple[Resource, ...], dict[str, str], dict[str, str]]] = 
     "node beyond our subnets": (
         (*CLUSTER, block("10.65.1.0/26", "n3"), block("fd00:65::40/122", "n3")),
         {},
-        {
-            "10-65-1-0-26": BEYOND.format("203.0.113.3"),
-            "fd00-65--40-122": BEYOND.format("2001:db8:3::3"),
-        },
+        {"n3": f"{BEYOND.format('203.0.113.3')}; {BEYOND.format('2001:db8:3::3')}"},
     ),
     "own block with an address that a node beyond has borrowed": (
         (*CLUSTER, block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n3"))),
         {"10.65.2.0/26": "blackhole"},
-        {"10-65-2-0-26": BEYOND.format("203.0.113.3")},
+        {"n3": BEYOND.format("203.0.113.3")},
     ),
     "node in the subnet of a second interface": (
         (*CLUSTER, node("n5", "198.51.100.5/24"), block("10.65.1.0/26", "n5")),
@@ -113,31 +110,32 @@ CASES: dict[str, tuple[tuple[Resource, ...], dict[str, str], dict[str, str]]] = 
     "node not known yet": (
         (*POOLS, NODES[0], block("10.65.1.0/26", "n2")),
         {},
-        {"10-65-1-0-26": "node n2 has no IPv4 address"},
+        {"n2": "node n2 has no IPv4 address"},
     ),
     "node without the family's address": (
         (*CLUSTER, block("fd00:65::40/122", "v4only"), block("10.65.1.0/26", "v4only")),
         {"10.65.1.0/26": "via 192.0.2.4 dev eth0 onlink"},
-        {"fd00-65--40-122": "node v4only has no IPv6 address"},
+        {"v4only": "node v4only has no IPv6 address"},
     ),
     "several borrowed for one reason": (
         (*POOLS, NODES[0], block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n9"), ("10.65.2.6/32", "n9"))),
         {"10.65.2.0/26": "blackhole"},
-        {"10-65-2-0-26": "node n9 has no IPv4 address"},
+        {"n9": "node n9 has no IPv4 address"},
     ),
     "narrower pool decides": (
-        (*CLUSTER, pool("tunnel", "10.65.1.0/24", encapsulation=Encapsulation.VXLAN), block("10.65.1.0/26", "n2")),
+        (
+            *CLUSTER,
+            pool("tunnel", "10.65.1.0/24", encapsulation=Encapsulation.IPIP),
+            block("10.65.1.0/26", "n2"),
+            block("10.65.2.0/26", "n2"),
+        ),
+        {"10.65.1.0/26": "via 192.0.2.2 dev tunl0 onlink", "10.65.2.0/26": "via 192.0.2.2 dev eth0 onlink"},
         {},
-        {
-            "tunnel": "encapsulation VXLAN is not yet supported: blocks of this pool on other nodes get no route",
-            "10-65-1-0-26": "IPPool tunnel: encapsulation VXLAN is not yet supported: blocks of this pool on other "
-            "nodes get no route",
-        },
     ),
     "wider pool does not decide": (
-        (*NODES, POOLS[0], pool("wide", "10.0.0.0/8", encapsulation=Encapsulation.IPIP), block("10.65.1.0/26", "n2")),
+        (*CLUSTER, pool("wide", "10.0.0.0/8", encapsulation=Encapsulation.IPIP), block("10.65.1.0/26", "n2")),
         {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"},
-        {"wide": "encapsulation IPIP is not yet supported: blocks of this pool on other nodes get no route"},
+        {},
     ),
 }
 
@@ -151,25 +149,49 @@ def test_what_a_block_becomes(name: str, backwards: bool) -> None:
     assert problems(calculation) == wrong
 
 
-@pytest.mark.parametrize("encapsulation", [one for one in Encapsulation if one is not Encapsulation.NONE])
-def test_blocks_of_encapsulated_pools_are_never_routed_natively(encapsulation: Encapsulation) -> None:
+@pytest.mark.parametrize("encapsulation", [Encapsulation.IPIP, Encapsulation.VXLAN])
+def test_blocks_of_pools_that_always_encapsulate_are_never_routed_natively(encapsulation: Encapsulation) -> None:
     encapsulated = pool("p4", "10.65.0.0/16", encapsulation=encapsulation)
     blocks = (
         block("10.65.1.0/26", "n2"),
         block("10.65.3.0/26", "n1", ("10.65.3.5/32", "n2")),
         affinity("10.65.4.0/26", "n2"),
     )
-    calculation = calculated(*NODES, encapsulated, *blocks)
-    assert routes(calculation) == {"10.65.3.0/26": "blackhole"}  # what nobody here uses still must not leave
-    assert len(calculation.problems) == 4
-    assert all(f"encapsulation {encapsulation} is not yet supported" in one for one in problems(calculation).values())
+    for nodes in (NODES, NODES[1:]):  # without our own node there is no tunnel to begin at
+        found = routes(calculated(*nodes, encapsulated, *blocks))
+        assert found.pop("10.65.3.0/26") == "blackhole"  # what nobody here uses still must not leave
+        assert not [route for route in found.values() if "eth" in route]
+    device = "tunl0" if encapsulation is Encapsulation.IPIP else "vxlan.calico"
+    reachable = node("n2", "192.0.2.2/24", vxlan=["10.65.1.1"])
+    found = routes(calculated(*NODES, reachable, encapsulated, *blocks))
+    assert len([route for route in found.values() if device in route]) == 3
 
 
 def test_a_pool_that_loses_its_encapsulation_gets_its_routes() -> None:
-    encapsulated = pool("p4", "10.65.0.0/16", encapsulation=Encapsulation.IPIP)
+    encapsulated = pool("p4", "10.65.0.0/16", encapsulation=Encapsulation.VXLAN)
     calculation = calculated(*NODES, encapsulated, block("10.65.1.0/26", "n2"), POOLS[0])
     assert routes(calculation) == {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"}
     assert calculation.problems == {}
+
+
+def test_a_mode_of_a_pool_that_changes_changes_nexthops_alone() -> None:
+    peer = node("n2", "192.0.2.2/24", "2001:db8::2/64", vxlan=["10.65.1.63", "fd00:65::7f"])
+    blocks = [block(f"10.65.{number}.0/26", "n2") for number in range(1, 9)]
+    calculation = calculated(*CLUSTER, peer, *blocks)
+    for encapsulation in (Encapsulation.VXLAN, Encapsulation.NONE, Encapsulation.IPIP):
+        switched = pool("p4", "10.65.0.0/16", encapsulation=encapsulation)
+        changes = calculation.calculate(calculation.store.apply(Update(switched.key, switched)))
+        assert not [key for key in changes if isinstance(key, RouteKey)]
+        assert [key for key in changes if isinstance(key, NexthopKey)] == [NexthopKey(Family.V4, "n2", "p4")]
+
+
+def test_an_address_of_a_node_that_changes_is_one_nexthop_for_each_family() -> None:
+    blocks = [block(f"10.65.{number}.0/26", "n2") for number in range(1, 9)] + [block("fd00:65::40/122", "n2")]
+    calculation = calculated(*CLUSTER, *blocks)
+    moved = node("n2", "192.0.2.22/24", "2001:db8::22/64")
+    changes = calculation.calculate(calculation.store.apply(Update(moved.key, moved)))
+    assert {type(key) for key in changes} == {NexthopKey, ElementKey}
+    assert len([key for key in changes if isinstance(key, NexthopKey)]) == 2
 
 
 def test_a_node_that_gets_another_address_gets_another_route() -> None:
@@ -184,7 +206,7 @@ def test_an_interface_in_the_subnet_that_comes_late_leads_to_the_node_beyond() -
     assert routes(calculation) == {"10.65.1.0/26": "via 203.0.113.3 dev eth2 onlink"}
     assert calculation.problems == {}
     calculation.reconfigure(SETTINGS, HOST_FACTS)
-    assert (routes(calculation), calculation.problems.keys()) == ({}, {block("10.65.1.0/26", "n3").key})
+    assert (routes(calculation), problems(calculation).keys()) == ({}, {"n3"})
 
 
 def test_a_bgp_speaker_keeps_its_routes_to_itself() -> None:

@@ -15,7 +15,7 @@ from felixpy.config import Failsafe, Rate, Settings
 from felixpy.config.settings import DECLARATIONS
 from felixpy.config.values import PortRange
 from felixpy.model.net import Net, parse_address
-from felixpy.model.resources import Update
+from felixpy.model.resources import Encapsulation, Update
 from felixpy.store.store import Store
 from tests.calc.samples import HOST_FACTS, NODE, SETTINGS, affinity, block, endpoint, nets, node, pool
 
@@ -24,6 +24,9 @@ WORLD = [
     endpoint("b", "10.65.0.3"),
     pool("four", "10.65.0.0/16", nat=True),
     pool("six", "fd00:65::/64", nat=True),
+    pool("tunnel", "10.66.0.0/16", encapsulation=Encapsulation.VXLAN),
+    pool("tunnel6", "fd00:66::/64", encapsulation=Encapsulation.VXLAN),
+    pool("ipip", "10.67.0.0/16", encapsulation=Encapsulation.IPIP),
     node(NODE, "192.0.2.1/24", "2001:db8::1/64"),
     node("n2", "192.0.2.2/24", "2001:db8::2/64"),
     block("10.65.0.0/26", NODE),
@@ -37,6 +40,16 @@ ANOTHER: dict[str, Any] = {
     "nat_outgoing_address_ipv6": parse_address("2001:db8::1"),
     "device_route_source_address": parse_address("192.0.2.1"),
     "device_route_source_address_ipv6": parse_address("2001:db8::1"),
+    "vxlan_enabled": False,
+    "ipip_enabled": False,
+    "vxlan_mtu": 1400,
+    "vxlan_mtu_v6": 1400,
+    "ipip_mtu": 1400,
+    "ipv4_vxlan_tunnel_address": parse_address("10.66.0.1"),
+    "ipv6_vxlan_tunnel_address": parse_address("fd00:66::1"),
+    "ipip_tunnel_address": parse_address("10.67.0.1"),
+    "vxlan_tunnel_mac": bytes.fromhex("660000000001"),
+    "vxlan_tunnel_mac_v6": bytes.fromhex("660000000001"),
     "external_nodes_cidr_list": nets("192.0.2.0/24"),
     "failsafe_inbound_host_ports": (Failsafe(6, 2222),),
     "failsafe_outbound_host_ports": (Failsafe(17, 53, Net.parse("192.0.2.53/32")),),

@@ -87,7 +87,6 @@ def test_to_delete_what_nobody_takes_is_an_error_unless_told() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (HEAD.format("IPPool", "p", "{cidr: 10.0.0.0/16, ipipMode: Always}"), "encapsulation IPIP"),
         (
             HEAD.format("WorkloadEndpoint", "w", "{node: n, interfaceName: cali1, qosControls: {ingressBandwidth: 1}}"),
             "spec.qosControls",

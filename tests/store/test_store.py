@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from felixpy.calc.graph import Calculation, Changes
-from felixpy.model.net import Net
+from felixpy.model.net import Family, Net
 from felixpy.model.resources import Encapsulation, FelixConfiguration, IPPool, Kind, Resource, ResourceKey, Update
 from felixpy.store.store import PLACES, Store, block_nodes
 from tests.calc.samples import HOST_FACTS, SETTINGS, affinity, block, endpoint, node, pool
@@ -94,16 +94,16 @@ def test_a_pool_concerns_the_pools_and_the_blocks_in_it() -> None:
     store = store_of(
         pool("p", "10.65.0.0/16"), pool("q", "fd00:65::/64"), block("10.65.1.0/26", "n2"), block("10.66.1.0/26", "n2")
     )
-    assert put(store, pool("new", "10.65.0.0/20")) == {"new", "10-65-1-0-26"}
+    assert put(store, pool("new", "10.65.0.0/20")) == {"new", "10-65-1-0-26", "n2"}
     assert put(store, pool("p", "10.65.0.0/17")) == {"p", "new", "10-65-1-0-26"}
-    assert put(store, pool("new", "10.66.0.0/16")) == {"new", "10-65-1-0-26", "10-66-1-0-26"}
-    assert drop(store, pool("new", "10.66.0.0/16")) == {"new", "10-66-1-0-26"}
-    assert drop(store, pool("p", "10.65.0.0/17")) == {"p", "10-65-1-0-26"}
+    assert put(store, pool("new", "10.66.0.0/16")) == {"new", "10-65-1-0-26", "10-66-1-0-26", "n2"}
+    assert drop(store, pool("new", "10.66.0.0/16")) == {"new", "10-66-1-0-26", "n2"}
+    assert drop(store, pool("p", "10.65.0.0/17")) == {"p", "10-65-1-0-26", "n1", "n2"}  # the last one of its family
 
 
 PLAIN = pool("p", "10.65.0.0/16")
 OF_A_BALANCER = replace(PLAIN, allowed_uses=frozenset({"LoadBalancer"}))
-SELF, POOLS, BLOCKS = {"p"}, {"inside"}, {"10-65-1-0-26"}
+SELF, POOLS, BLOCKS, NODES = {"p"}, {"inside"}, {"10-65-1-0-26"}, {"n1", "n2"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ SELF, POOLS, BLOCKS = {"p"}, {"inside"}, {"10-65-1-0-26"}
         (PLAIN, PLAIN, SELF),
         (PLAIN, replace(PLAIN, disabled=True, block_size=28), SELF),
         (PLAIN, replace(PLAIN, nat_outgoing=True), SELF | POOLS),
-        (PLAIN, replace(PLAIN, encapsulation=Encapsulation.VXLAN), SELF | BLOCKS),
+        (PLAIN, replace(PLAIN, encapsulation=Encapsulation.VXLAN), SELF | NODES),
         (PLAIN, OF_A_BALANCER, SELF | POOLS | BLOCKS),
         (OF_A_BALANCER, replace(OF_A_BALANCER, encapsulation=Encapsulation.VXLAN), SELF),
         (OF_A_BALANCER, replace(OF_A_BALANCER, cidr=Net.parse("10.64.0.0/15")), SELF | POOLS),
@@ -188,22 +188,48 @@ def test_the_covering_pool_is_the_longest_then_the_first_by_name(order: int) -> 
 # --- nodes and blocks -------------------------------------------------------------------------------------------
 
 
-def test_a_node_concerns_the_blocks_that_lead_to_it() -> None:
+def test_a_node_concerns_no_block_that_leads_to_it() -> None:
+    """Blocks name a nexthop, and that is the node's."""
     store = store_of(
-        block("10.65.1.0/26", "n2"), block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n3")), affinity("10.65.3.0/26", "n2")
+        pool("p", "10.65.0.0/16"),
+        block("10.65.1.0/26", "n2"),
+        block("10.65.2.0/26", "n1", ("10.65.2.5/32", "n3")),
+        affinity("10.65.3.0/26", "n2"),
     )
-    assert put(store, node("n2", "192.0.2.2/24")) == {"n2", "10-65-1-0-26", "n2-10-65-3-0-26"}
-    assert put(store, node("n3", "192.0.2.3/24")) == {"n3", "10-65-2-0-26"}
-    assert drop(store, node("n2")) == {"n2", "10-65-1-0-26", "n2-10-65-3-0-26"}
-    drop(store, block("10.65.1.0/26", None))
-    assert put(store, node("n2", "192.0.2.2/24")) == {"n2", "n2-10-65-3-0-26"}
+    assert put(store, node("n2", "192.0.2.2/24")) == {"n2"}
+    assert put(store, node("n3", "192.0.2.3/24")) == {"n3"}
+    assert {key.name for key in store.blocks_of("n2")} == {"10-65-1-0-26", "n2-10-65-3-0-26"}
+    assert [one.key.name for one in store.pools_of("n2")] == ["p"]
+    assert drop(store, node("n2")) == {"n2"}
 
 
-def test_our_own_node_concerns_every_block() -> None:
-    """Its address tells the interface that leads to nodes in no subnet of ours."""
-    store = store_of(block("10.65.1.0/26", "n2"), block("10.65.2.0/26", None), endpoint("a", "10.65.1.1"))
-    assert put(store, node("n1", "192.0.2.1/24")) == {"n1", "10-65-1-0-26", "10-65-2-0-26"}
-    assert drop(store, node("n1")) == {"n1", "10-65-1-0-26", "10-65-2-0-26"}
+def test_our_own_node_concerns_every_node() -> None:
+    """Its address tells the interface that leads to another, and whether that is in our subnet."""
+    resources = pool("p", "10.65.0.0/16"), block("10.65.1.0/26", "n2"), block("10.65.2.0/26", None), node("n3")
+    store = store_of(*resources, endpoint("a", "10.65.1.1"))
+    assert put(store, node("n1", "192.0.2.1/24")) == {"n1", "n2", "n3"}
+    assert drop(store, node("n1")) == {"n1", "n2", "n3"}
+
+
+def test_nodes_that_share_a_mac_concern_each_other() -> None:
+    store = store_of(node("n2", mac="66:00:00:00:00:01"), node("n3", mac="66:00:00:00:00:02"))
+    assert put(store, node("n4", "192.0.2.4/24", mac="66:00:00:00:00:02")) == {"n3", "n4"}
+    assert store.mac_owner(Family.V4, bytes.fromhex("660000000002")) == "n3"
+    assert drop(store, node("n3")) == {"n3", "n4"}
+    assert store.mac_owner(Family.V4, bytes.fromhex("660000000002")) == "n4"
+
+
+def test_an_address_of_a_tunnel_concerns_the_blocks_around_it() -> None:
+    """It has a route of its own where no block leads to it."""
+    store = store_of(pool("p", "10.65.0.0/16"), node("n2", "192.0.2.2/24", vxlan=["10.65.1.63"]))
+    assert [one.key.name for one in store.pools_of("n2")] == ["p"]
+    assert not store.is_in_block_of("n2", Net.parse("10.65.1.63"))
+    assert put(store, block("10.65.1.0/26", "n2")) == {"10-65-1-0-26", "n2"}
+    assert store.is_in_block_of("n2", Net.parse("10.65.1.63"))
+    lent = block("10.65.1.0/26", "n2", ("10.65.1.63/32", "n3"))
+    assert put(store, lent) == {"10-65-1-0-26", "n2", "n3"}
+    assert not store.is_in_block_of("n2", Net.parse("10.65.1.63"))
+    assert put(store, endpoint("a", "10.65.1.63")) == {"a", "10-65-1-0-26", "n2"}
 
 
 @pytest.mark.parametrize("name", ["n1", "n2"])
@@ -218,7 +244,7 @@ def test_a_block_that_changes_hands_leaves_its_old_node() -> None:
     store = store_of(block("10.65.1.0/26", "n2", ("10.65.1.5/32", "n3")))
     assert put(store, block("10.65.1.0/26", "n4")) == {"10-65-1-0-26"}
     for name, expected in (("n2", set()), ("n3", set()), ("n4", {"10-65-1-0-26"})):
-        assert put(store, node(name)) == {name} | expected
+        assert {key.name for key in store.blocks_of(name)} == expected
 
 
 def test_the_nodes_of_a_block() -> None:
@@ -250,13 +276,14 @@ def test_length_and_keys_count_every_object_once() -> None:
     ]  # fmt: skip
     store = store_of(*everything, *everything)
     assert len(store) == len(everything)
-    assert store.all_keys() == {resource.key for resource in everything}
+    assert store.all_keys() == {resource.key for resource in everything} | {ResourceKey(Kind.NODE, "n2")}
     for resource in everything:
         drop(store, replace(resource))
     assert len(store) == 0
-    assert [
-        vars(index) for index in (store._by_address, store._by_interface, store._by_node, store._by_remote_address)
-    ] == 4 * [{"_at": {}}]
+    indexes = (store._by_address, store._by_interface, store._by_node, store._by_remote_address, store._by_mac)
+    assert [vars(index) for index in indexes] == 5 * [{"_at": {}}]
+    assert vars(store.ways) == {"_of": {}, "_pools": {}, "_nodes": {}}
+    assert not store._encapsulations
 
 
 def test_every_kind_has_a_place() -> None:

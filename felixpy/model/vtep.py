@@ -6,6 +6,7 @@ Interoperates with Calico's nodes, which derive the MACs in the same way.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from felixpy.model.net import Family
 
@@ -13,6 +14,7 @@ _LOCALLY_ADMINISTERED = 0x66
 _UNIVERSAL_BIT = 0x02
 
 
+@lru_cache(maxsize=32768)
 def vtep_mac(node_name: str, family: Family) -> bytes:
     """The MAC of a node's VXLAN device: ``66:`` and five bytes of the SHA-1 of its name, for IPv6 of ``<name>-v6``."""
     name = node_name if family is Family.V4 else f"{node_name}-v6"

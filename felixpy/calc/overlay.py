@@ -1,0 +1,277 @@
+"""Nodes and pools -> tunnel devices of this node, what they know of other nodes, and nexthops to these. Pure.
+
+    own node     device, its address                                   where a pool needs the tunnel
+    other node   FDB entry and neighbour of its tunnel's end           where a pool needs VXLAN, with blocks or without
+                 one nexthop for each pool that it has addresses of    native or through a tunnel, see ``underlay``
+                 a route to the address of its tunnel                  where no block of it has that address
+
+IPv4 goes by the address of the other's device, as with Calico; IPv6 by the link-local address of its MAC: the former
+lies in the other's own block, and the kernel checks IPv6 gateways against the routes that stand. Invariant: an IPv4
+address that is missing or wrong never takes a node's IPv6, nor the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from felixpy.calc.entries import (
+    MAIN_TABLE,
+    AddressKey,
+    DeviceKey,
+    FdbKey,
+    Ipip,
+    Key,
+    NeighbourKey,
+    Nexthop,
+    NexthopKey,
+    Route,
+    RouteKey,
+    RouteType,
+    SettingsKey,
+    SettingValues,
+    Value,
+    Vxlan,
+)
+from felixpy.calc.entry_settings import EntrySettings
+from felixpy.calc.host import Host, supported_families
+from felixpy.calc.mtu import DeviceMTU, Tunnel, device_mtu, pod_mtu
+from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way, subnet_warning, way_to
+from felixpy.config import ProgramClusterRoutes
+from felixpy.model.net import Family, Net, format_address
+from felixpy.model.resources import Encapsulation, IPPool, Node
+from felixpy.model.vtep import link_local
+from felixpy.store.store import Store
+
+_LOOSE = SettingValues(rp_filter=2)
+
+METRIC = {Family.V4: 0, Family.V6: 1024}
+"""One metric for all cluster routes. IPv6 stores 1024 for a route without one."""
+
+DEVICES = {
+    (Way.VXLAN, Family.V4): Tunnel.VXLAN,
+    (Way.VXLAN, Family.V6): Tunnel.VXLAN_V6,
+    (Way.IPIP, Family.V4): Tunnel.IPIP,
+}
+"""The device of a tunnel; IPIP carries IPv4 only."""
+
+_PROGRAMMED = {
+    None: {ProgramClusterRoutes.ENABLED, ProgramClusterRoutes.NO_ENCAPSULATION},
+    Way.IPIP: {ProgramClusterRoutes.ENABLED, ProgramClusterRoutes.IPIP},
+    Way.VXLAN: set(ProgramClusterRoutes),  # as in Felix: nobody else does it
+}
+
+
+def is_programmed(encapsulation: Encapsulation, settings: EntrySettings) -> bool:
+    """Whether routes to other nodes of such a pool are ours to make, and not a BGP speaker's."""
+    return settings.program_cluster_routes in _PROGRAMMED[TUNNELS.get(encapsulation)]
+
+
+def is_in_use(way: Way, family: Family, store: Store, settings: EntrySettings) -> bool:
+    """Whether this node needs a tunnel's device; the settings override the pools, in IPv4."""
+    enabled = _override(way, family, settings)
+    if enabled is not None:
+        return enabled
+    return any(TUNNELS.get(encapsulation) is way for encapsulation in store.encapsulations(family))
+
+
+def _override(way: Way, family: Family, settings: EntrySettings) -> bool | None:
+    if family is Family.V6:
+        return None
+    return {Way.VXLAN: settings.vxlan_enabled, Way.IPIP: settings.ipip_enabled}.get(way)
+
+
+def pool_problem(pool: IPPool, settings: EntrySettings) -> str:
+    """Why blocks of a pool on other nodes get no route, whatever the nodes are; empty if they may."""
+    way = TUNNELS.get(pool.encapsulation)
+    if way is None or _override(way, pool.cidr.family, settings) is not False:
+        return ""
+    name = "VXLANEnabled" if way is Way.VXLAN else "IpInIpEnabled"
+    return f"{name} is false: blocks of this pool on other nodes get no route"
+
+
+def nexthop_key(node_name: str, pool: IPPool) -> NexthopKey:
+    return NexthopKey(pool.cidr.family, node_name, pool.key.name)
+
+
+def nexthop_to(
+    node_name: str, pool: IPPool, store: Store, settings: EntrySettings, host: Host
+) -> tuple[Nexthop | None, str]:
+    """Where packets of a pool for another node go first, and what is wrong; no nexthop where there is no way."""
+    family = pool.cidr.family
+    node = store.nodes.get(node_name)
+    address = node.address(family) if node else None
+    if node is None or address is None:
+        return None, f"node {node_name} has no {family} address"
+    own_node = store.nodes.get(store.node_name)
+    own = own_node.address(family) if own_node else None
+    way = way_to(pool.encapsulation, own, address)
+    if way is Way.NATIVE:
+        parent = host.parent_interface(address.packed, own)
+        if parent is None:
+            return None, (
+                f"node {node_name} at {format_address(address.packed)} is in no subnet of this node: its blocks get no "
+                "route; give the pool vxlanMode CrossSubnet, unless routers know the blocks"
+            )
+        return Nexthop(parent, address.packed), ""
+    if not is_in_use(way, family, store, settings):
+        return None, ""  # the pool's problem
+    if own is None:
+        return None, f"this node has no {family} address of its own yet"
+    device = DEVICES.get((way, family))
+    if device is None:
+        return None, f"{way} does not carry {family}"
+    if way is Way.IPIP:
+        return Nexthop(device, address.packed), ""
+    return _vxlan_nexthop(node, family, device, store)
+
+
+def _vxlan_nexthop(node: Node, family: Family, device: Tunnel, store: Store) -> tuple[Nexthop | None, str]:
+    if problem := _mac_conflict(node, family, store):
+        return None, problem
+    tunnel_address = node.vxlan_address(family)
+    missing = "" if tunnel_address else f"node {node.key.name} has no {family} VXLAN tunnel address yet"
+    if family is Family.V6:
+        return Nexthop(device, link_local(node.vtep_mac(family))), missing
+    return (Nexthop(device, tunnel_address) if tunnel_address else None), missing
+
+
+def other_node_entries(
+    name: str, store: Store, settings: EntrySettings, host: Host
+) -> tuple[dict[Key, Value], list[str]]:
+    """What another node gives this one's kernel besides membership of sets; the node may be known from blocks alone."""
+    entries: dict[Key, Value] = {}
+    problems: list[str] = []
+    families = supported_families(settings, host)
+    node = store.nodes.get(name)
+    if node is not None:
+        for family in families:
+            entries |= _tunnel_end(node, family, store, settings)
+    for pool in store.pools_of(name):
+        if pool.cidr.family not in families or not is_programmed(pool.encapsulation, settings):
+            continue
+        nexthop, problem = nexthop_to(name, pool, store, settings, host)
+        if nexthop is not None:
+            entries[nexthop_key(name, pool)] = nexthop
+        if problem:
+            problems.append(problem)
+    if node is not None:
+        for address in _addresses_without_block(node, store, settings):
+            pool_of = store.covering_pool(address)
+            if pool_of is not None and (key := nexthop_key(name, pool_of)) in entries:
+                entries[route_key(address)] = Route(
+                    RouteType.UNICAST, None, protocol=settings.device_route_protocol, nexthop=key
+                )
+    return entries, problems
+
+
+def _tunnel_end(node: Node, family: Family, store: Store, settings: EntrySettings) -> Iterator[tuple[Key, Value]]:
+    """FDB entry and neighbour of another node's VXLAN device."""
+    address = node.address(family)
+    if address is None or not is_in_use(Way.VXLAN, family, store, settings) or _mac_conflict(node, family, store):
+        return
+    gateway = node.vxlan_address(family) if family is Family.V4 else link_local(node.vtep_mac(family))
+    if gateway is None:
+        return
+    device, mac = DEVICES[Way.VXLAN, family], node.vtep_mac(family)
+    yield FdbKey(device, mac, family), address.packed
+    yield NeighbourKey(device, gateway), mac
+
+
+def _mac_conflict(node: Node, family: Family, store: Store) -> str:
+    """Why a node's VXLAN device cannot be told from another's; of several the first by name keeps the MAC."""
+    owner = store.mac_owner(family, node.vtep_mac(family))
+    if owner in (None, node.key.name):
+        return ""
+    return f"nodes {owner} and {node.key.name} have the same VXLAN MAC"
+
+
+def _addresses_without_block(node: Node, store: Store, settings: EntrySettings) -> Iterator[Net]:
+    """Addresses of a node's tunnels in use that no block leads to: they get routes of their own."""
+    ends = (
+        (Way.VXLAN, Family.V4, node.vxlan_ipv4),
+        (Way.VXLAN, Family.V6, node.vxlan_ipv6),
+        (Way.IPIP, Family.V4, node.ipip_ipv4),
+    )
+    for way, family, packed in ends:
+        if packed is None or not is_in_use(way, family, store, settings):
+            continue
+        address = Net.host(packed)
+        if store.address_owner(address) is None and not store.is_in_block_of(node.key.name, address):
+            yield address
+
+
+def route_key(destination: Net) -> RouteKey:
+    return RouteKey(destination.family, destination, METRIC[destination.family], MAIN_TABLE)
+
+
+# --- this node -------------------------------------------------------------------------------------------------------
+
+
+def own_node_entries(store: Store, settings: EntrySettings, host: Host) -> tuple[dict[Key, Value], list[str]]:
+    """This node's tunnel devices with their addresses."""
+    entries: dict[Key, Value] = {}
+    problems: list[str] = []
+    own = store.nodes.get(store.node_name)
+    families = supported_families(settings, host)
+    for (way, family), tunnel in DEVICES.items():
+        if family not in families or not is_in_use(way, family, store, settings):
+            continue
+        address = own.address(family) if own else None
+        parent = host.interface_with(address.packed) if address else None
+        if own is None or address is None or parent is None:
+            why = f"no interface has {format_address(address.packed)}" if address else f"it has no {family} address yet"
+            problems.append(f"no {tunnel} on this node: {why}")
+            continue
+        mtu = device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel))
+        if mtu.problem:
+            problems.append(mtu.problem)
+        if way is Way.IPIP:
+            entries[DeviceKey(family, tunnel)] = Ipip(mtu.mtu)
+        else:
+            mac = settings.vxlan_mac(family) or own.vtep_mac(family)
+            link = parent.interface if mtu.fits else ""
+            entries[DeviceKey(family, tunnel)] = Vxlan(
+                settings.vxlan_vni, settings.vxlan_port, address.packed, link, mac, mtu.mtu
+            )
+        if family is Family.V4:  # while nodes change their ways one after another, packets come in by the other one
+            entries[SettingsKey(tunnel, family)] = _LOOSE
+        if tunnel_address := own_tunnel_address(tunnel, own, settings):
+            entries[AddressKey(tunnel_address, tunnel)] = None
+    for family in families:
+        if CROSS_SUBNET & store.encapsulations(family) and own is not None:
+            warning = subnet_warning(store.node_name, own.address(family))
+            problems += [warning] if warning else []
+    return entries, problems
+
+
+def own_tunnel_address(tunnel: Tunnel, own: Node | None, settings: EntrySettings) -> bytes | None:
+    """The address of this node's device: as set on the machine, else as its Node says."""
+    if configured := settings.tunnel_address(tunnel):
+        return configured
+    if own is None:
+        return None
+    return {
+        Tunnel.VXLAN: own.vxlan_ipv4,
+        Tunnel.VXLAN_V6: own.vxlan_ipv6,
+        Tunnel.IPIP: own.ipip_ipv4,
+    }.get(tunnel)
+
+
+def workload_mtu(store: Store, settings: EntrySettings, host: Host) -> DeviceMTU | None:
+    """What this node's workloads may use in both families; None while no interface of the node is known."""
+    own = store.nodes.get(store.node_name)
+    devices: list[int] = []
+    parents: list[int] = []
+    families = supported_families(settings, host)
+    for family in families:
+        address = own.address(family) if own else None
+        parent = host.interface_with(address.packed) if address else None
+        if parent is None:
+            continue
+        parents.append(parent.mtu)
+        used = [way for way in (Way.VXLAN, Way.IPIP) if (way, family) in DEVICES]
+        tunnels = [DEVICES[way, family] for way in used if is_in_use(way, family, store, settings)]
+        devices += [device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel)).mtu for tunnel in tunnels]
+    if not parents:
+        return None
+    return pod_mtu(min(parents), [*devices, *parents], ipv6=Family.V6 in families)

@@ -1,0 +1,242 @@
+"""Tunnel devices of this node, with Calico's names, so that a node that comes from Felix keeps device and traffic.
+
+What stands under a name that is wanted is changed in place where the kernel can, else made anew. Ours to remove are
+those that we signed (IFLA_IFALIAS). Nodes do not change at the same instant: one that needs a device no more keeps it
+for a while for what others still send through it, and one that has just made it lets others make theirs before it
+leads through it what had another way until then. ``tunl0`` is the kernel's and shared with others: it is set up,
+signed, and never removed. The calculation says what a device has; what of it the kernel does not take is refused and
+tried again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from felixpy.calc.entries import DeviceKey, Ipip, Vxlan
+from felixpy.calc.mtu import Tunnel
+from felixpy.dataplane.links import LinkEvents, Links
+from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
+from felixpy.model.net import Family
+from felixpy.netlink.message import Message, Request, attribute
+from felixpy.netlink.rtnetlink import IFLA_IFNAME, RTM_DELLINK, decode_link
+from felixpy.netlink.transport import NetlinkError, NetlinkSocket
+from felixpy.netlink.tunnels import (
+    KernelDevice,
+    decode_device,
+    device_delete_request,
+    device_query,
+    device_settings_request,
+    vxlan_change_request,
+    vxlan_create_request,
+)
+
+ALIAS = "felixpy"
+"""Signs a device as ours; it is what ``ip link`` shows people, too."""
+
+KEYS = {
+    Tunnel.VXLAN.value: DeviceKey(Family.V4, Tunnel.VXLAN),
+    Tunnel.VXLAN_V6.value: DeviceKey(Family.V6, Tunnel.VXLAN_V6),
+    Tunnel.IPIP.value: DeviceKey(Family.V4, Tunnel.IPIP),
+}
+"""Devices that may be ours, by name."""
+
+LINGER_SECONDS = 10.0
+"""For so long a device that nobody needs takes what other nodes still send."""
+
+SETTLING_SECONDS = 1.0
+"""For so long after a device was made the others may need to make theirs."""
+
+_NAMES = tuple(name.encode() for name in KEYS)
+_NO_IPIP = "this kernel has no IPIP (module ipip)"
+
+
+class DeviceTable:
+    """Keyed table of tunnel devices with its way to read and write."""
+
+    def __init__(self, links: Links, clock: Callable[[], float]) -> None:
+        self.links = links
+        self._clock = clock
+        self._lingers_until: dict[DeviceKey, float] = {}
+        self._settles_at: dict[str, float] = {}
+        self.table: KeyedTable[DeviceKey, Vxlan | Ipip, KernelDevice] = KeyedTable(
+            "devices",
+            self._resolve,
+            ours=lambda key, device: device.alias == ALIAS,
+            removable=lambda key, device: self._clock() >= self._lingers_until.get(key, 0.0),
+            interface_of=lambda key, device: device.parent if isinstance(device, Vxlan) else None,
+            describe=lambda device: f"a {device.kind or 'strange'} device",
+        )
+
+    def drop(self, key: DeviceKey) -> None:
+        """No longer need a device."""
+        if key in self.table.desired:
+            self._lingers_until[key] = self._clock() + LINGER_SECONDS
+        self.table.drop(key)
+
+    def lingers(self, name: str) -> bool:
+        """Whether a device that nobody needs stays for a while."""
+        key = KEYS.get(name)
+        return key is not None and key not in self.table.desired and self._clock() < self._lingers_until.get(key, 0.0)
+
+    def settles_in(self, name: str) -> float:
+        """Seconds until others have made their device, too, as far as can be expected."""
+        return max(self._settles_at.get(name, 0.0) - self._clock(), 0.0)
+
+    def next_removal(self) -> float | None:
+        """When the first device may go, on the clock; None if none waits for that."""
+        waits = [
+            self._lingers_until.get(key, 0.0)
+            for key in self.table.dirty
+            if key not in self.table.desired and key in self.table.committed and key not in self.table.refused
+        ]
+        return min(waits, default=None)
+
+    def _resolve(self, key: DeviceKey, device: Vxlan | Ipip) -> KernelDevice:
+        if isinstance(device, Ipip):
+            return KernelDevice("ipip", device.mtu, True, ALIAS)
+        link = self.links.by_name.get(device.parent) if device.parent else None
+        if device.parent and link is None:
+            raise Waiting(f"interface {device.parent} does not exist")
+        return KernelDevice(
+            "vxlan",
+            device.mtu,
+            True,
+            ALIAS,
+            device.vni,
+            device.port,
+            device.local,
+            link.ifindex if link else 0,
+            device.mac,
+        )
+
+    async def read(self, socket: NetlinkSocket) -> dict[DeviceKey, KernelDevice]:
+        """Devices under our names that are wanted or signed.
+
+        Raises:
+            NetlinkError: the kernel refused.
+        """
+        found = {}
+        for name, key in KEYS.items():
+            device = self._ask(socket, name) if name in self.links.by_name else None
+            if device is not None and (key in self.table.desired or device.alias == ALIAS):
+                found[key] = device
+        return found
+
+    def _ask(self, socket: NetlinkSocket, name: str) -> KernelDevice | None:
+        try:
+            return decode_device(socket.ask(device_query(name)))
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
+
+    def notify(self, message: Message) -> None:
+        """Take a link notification."""
+        if not any(name in message.payload for name in _NAMES):
+            return
+        key = KEYS.get(decode_link(message).name)
+        if key is None:
+            return
+        device = decode_device(message)
+        if message.type == RTM_DELLINK:
+            if key in self.table.committed:
+                self.table.observe(key, MISSING, self._clock())
+        elif key in self.table.desired or device.alias == ALIAS:
+            self.table.observe(key, device, self._clock())
+
+    def write(self, key: DeviceKey, wanted: KernelDevice, socket: NetlinkSocket) -> tuple[LinkEvents, str]:
+        """Make one device as it is wanted. Returns what that does to links, and why it could not be done."""
+        try:
+            present = self._ask(socket, key.name)
+            events, reason = self._write(key.name, present, wanted, socket)
+            stands = socket.ask(device_query(key.name))
+        except NetlinkError as error:
+            reason = _NO_IPIP if wanted.kind == "ipip" and error.errno == errno.ENODEV else str(error)
+            return LinkEvents(), reason
+        except OSError as error:
+            return LinkEvents(), str(error)
+        events = _both(events, self.links.notify([stands]))
+        device = decode_device(stands)
+        self.table.learn(key, device)
+        if not reason and device != wanted:
+            reason = f"the kernel made it otherwise: {_difference(wanted, device)}"
+        return events, reason
+
+    def _write(
+        self, name: str, present: KernelDevice | None, wanted: KernelDevice, socket: NetlinkSocket
+    ) -> tuple[LinkEvents, str]:
+        events = LinkEvents()
+        if wanted.kind == "ipip":
+            if present is None:
+                return events, _NO_IPIP
+            if present.kind != "ipip" or not present.plain:
+                return events, f"{name} is another program's: a device of kind {present.kind or 'unknown'} with ends"
+        elif present is not None and not can_become(present, wanted):
+            events = self._delete(name, socket)
+            present = None
+        if present is None:
+            if reason := _send(socket, vxlan_create_request(name, wanted)):
+                return events, reason
+            present = decode_device(socket.ask(device_query(name)))
+            self._settles_at[name] = self._clock() + SETTLING_SECONDS
+        index = self._index(name, socket)
+        moves = wanted.kind == "vxlan" and (present.local, present.link) != (wanted.local, wanted.link)
+        if moves and (reason := _send(socket, vxlan_change_request(index, wanted))):
+            return events, reason
+        settings = device_settings_request(
+            index,
+            mtu=wanted.mtu if present.mtu != wanted.mtu else 0,
+            mac=wanted.mac if present.mac != wanted.mac else b"",
+            alias=wanted.alias if present.alias != wanted.alias else "",
+            up=not present.up,
+        )
+        lost = {name} if present.mac != wanted.mac else set[str]()  # its neighbours go with the MAC
+        return _both(events, LinkEvents(changed=lost, lost=lost)), _send(socket, settings)
+
+    def _index(self, name: str, socket: NetlinkSocket) -> int:
+        return decode_link(socket.ask(device_query(name))).ifindex
+
+    def remove(self, key: DeviceKey, socket: NetlinkSocket) -> tuple[LinkEvents, str]:
+        """Remove a device of ours; ``tunl0`` only loses our signature."""
+        try:
+            if key.name == Tunnel.IPIP:
+                index = self._index(key.name, socket)
+                return LinkEvents(), _send(socket, device_settings_request(index, alias=" "))
+            return self._delete(key.name, socket), ""
+        except NetlinkError as error:
+            return LinkEvents(), "" if error.errno == errno.ENODEV else str(error)
+        except OSError as error:
+            return LinkEvents(), str(error)
+
+    def _delete(self, name: str, socket: NetlinkSocket) -> LinkEvents:
+        """
+        Raises:
+            NetlinkError: the kernel refused.
+        """
+        link = socket.ask(device_query(name))
+        index = decode_link(link).ifindex
+        for refusal in socket.transact([device_delete_request(index)]).values():
+            raise NetlinkError(refusal.errno, str(refusal))
+        gone = link.payload[:16] + attribute(IFLA_IFNAME, name.encode() + b"\0")
+        return self.links.notify([Message(RTM_DELLINK, 0, 0, gone)])
+
+
+def can_become(present: KernelDevice, wanted: KernelDevice) -> bool:
+    """Whether the kernel can change one into the other (measured on 6.18; reference of kernel behaviour)."""
+    fixed = (present.kind, present.vni, present.port, len(present.local), present.plain, bool(present.link))
+    return fixed == (wanted.kind, wanted.vni, wanted.port, len(wanted.local), wanted.plain, bool(wanted.link))
+
+
+def _send(socket: NetlinkSocket, request: Request) -> str:
+    refusals = socket.transact([request])
+    return str(next(iter(refusals.values()), ""))
+
+
+def _both(one: LinkEvents, other: LinkEvents) -> LinkEvents:
+    return LinkEvents(one.changed | other.changed, one.lost | other.lost)
+
+
+def _difference(wanted: KernelDevice, device: KernelDevice) -> str:
+    pairs = zip(KernelDevice._fields, wanted, device, strict=True)
+    return ", ".join(f"{name} {got} and not {want}" for name, want, got in pairs if want != got)
