@@ -57,10 +57,17 @@ class Case:
     def pods(self) -> Mapping[str, Mapping[str, Any]]:
         return dict(self.topology["pods"])
 
-    def address(self, name: str, family: Family) -> bytes:
+    def text(self, name: str, family: Family) -> str:
+        """An address of a pod or of another host."""
         place = self.topology["pods"].get(name) or self.topology["others"][name]
-        nets = [Net.parse(text) for text in place["addresses"]]
-        return next(net.packed for net in nets if net.family is family)
+        return next(str(text) for text in place["addresses"] if Net.parse(text).family is family)
+
+    def address(self, name: str, family: Family) -> bytes:
+        return Net.parse(self.text(name, family)).packed
+
+    def endpoint(self, pod: str) -> str:
+        """The name of a pod's endpoint, with what tells it from pods of that name elsewhere."""
+        return endpoint_name(pod, self.topology["pods"][pod]["node"])
 
     def cells(self) -> Iterator[Cell]:
         for matrix in self.matrices:
@@ -91,6 +98,10 @@ class Case:
             yield found
 
 
+def endpoint_name(pod: str, node: str) -> str:
+    return f"{node}-k8s-{pod.replace('/', '-')}-eth0"
+
+
 def interface(pod: str) -> str:
     return f"cali{pod.replace('/', '')}"
 
@@ -100,7 +111,7 @@ def _made(version: str, kind: str, name: str, spec: object = None, **metadata: A
 
 
 def _pod(name: str, pod: Mapping[str, Any]) -> dict[str, Any]:
-    namespace, short = name.split("/")
+    namespace, _ = name.split("/")
     account = pod.get("serviceAccount")
     usual = [f"kns.{namespace}", *([f"ksa.{namespace}.{account}"] if account else [])]
     spec = {
@@ -113,7 +124,7 @@ def _pod(name: str, pod: Mapping[str, Any]) -> dict[str, Any]:
         **({"serviceAccountName": account} if account else {}),
     }
     return _made(
-        "projectcalico.org/v3", "WorkloadEndpoint", f"{pod['node']}-k8s-{short}-eth0", spec, namespace=namespace,
+        "projectcalico.org/v3", "WorkloadEndpoint", endpoint_name(name, pod["node"]), spec, namespace=namespace,
         labels=pod["labels"],
     )  # fmt: skip
 
