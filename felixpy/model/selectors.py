@@ -34,8 +34,8 @@ class Term(NamedTuple):
     value: str | None
 
 
-Needs = frozenset[Term] | None
-"""A match has at least one of these terms; None: nothing is known. Empty: there is no match."""
+Needs = tuple[frozenset[Term], ...]
+"""A match has at least one term of each; of an empty one there is no match."""
 
 
 class Function(NamedTuple):
@@ -70,14 +70,14 @@ Expression = Function | Comparison | Negation | Junction
 class Selector:
     """A parsed selector. Two are equal if they were written alike, apart from spaces at the ends.
 
-    ``labels`` are those that it looks at, ``needs`` what every match has: an index can pass over whatever has none.
+    ``labels`` are those that it looks at, ``needs`` what every match has: an index can pass over whatever lacks one.
     """
 
     text: str
     has_global: bool = field(compare=False, default=False)
     expression: Expression = field(compare=False, repr=False, default=Function("all"))
     labels: frozenset[str] = field(compare=False, repr=False, default=frozenset())
-    needs: Needs = field(compare=False, repr=False, default=None)
+    needs: Needs = field(compare=False, repr=False, default=())
     _match: Match = field(compare=False, repr=False, default=lambda labels: True)
 
     def matches(self, labels: Labels) -> bool:
@@ -186,19 +186,20 @@ def _collect(expression: Expression, labels: set[str]) -> bool:
 def _needs(expression: Expression) -> Needs:
     if isinstance(expression, Comparison):
         if expression.word in ("==", "in"):
-            return frozenset(Term(expression.label, value) for value in expression.values)
-        return None if expression.word in ("!=", "notin") else frozenset((Term(expression.label, None),))
+            return (frozenset(Term(expression.label, value) for value in expression.values),)
+        return () if expression.word in ("!=", "notin") else (frozenset((Term(expression.label, None),)),)
     if not isinstance(expression, Junction):
-        return None
+        return ()
     needs = [_needs(term) for term in expression.terms]
-    if expression.word == "||":
-        known = [need for need in needs if need is not None]
-        return frozenset().union(*known) if len(known) == len(needs) else None
-    # Of several, values before mere presence, then the fewest.
-    return min((need for need in needs if need is not None), key=_breadth, default=None)
+    if expression.word == "&&":
+        return tuple(dict.fromkeys(need for several in needs for need in several))
+    if not all(needs):
+        return ()
+    return (frozenset().union(*(min(several, key=_breadth) for several in needs)),)
 
 
 def _breadth(need: frozenset[Term]) -> tuple[bool, int]:
+    """Values before mere presence, then the fewest."""
     return any(term.value is None for term in need), len(need)
 
 

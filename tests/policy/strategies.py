@@ -297,3 +297,10 @@ OBJECTS: st.SearchStrategy[Object] = st.one_of(
     *(_labelled("v1", "Namespace", name, "", "t") for name in NAMESPACES),
     _labelled("v1", "ServiceAccount", "s", "x", "l"),
 )
+
+START = st.tuples(
+    *(workloads(name, namespace) for name, namespace in (("w1", "x"), ("w2", "x"), ("w3", "y"))),
+    *(_labelled("v1", "Namespace", name, "", "t") for name in NAMESPACES),
+    st.one_of(calico_policies("GlobalNetworkPolicy", "g1"), kubernetes_policies("g1", "x"), cluster_policies("c1")),
+)
+"""What histories begin with, so that they are about something."""

@@ -259,8 +259,9 @@ class PolicyCalculation:
         self._output.changes |= {key: value for key, value in after.items() if key not in before}
 
     def take(self, key: ResourceKey) -> None:
-        """An object has changed in the store, or is gone."""
-        _TAKE[key.kind](self, key)
+        """An object has changed in the store, or is gone. Other kinds than ``KINDS`` change nothing."""
+        if (take := _TAKE.get(key.kind)) is not None:
+            take(self, key)
 
     def flush(self) -> PolicyChanges:
         """Calculate what has to be, and return the entries that changed."""

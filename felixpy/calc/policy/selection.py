@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from felixpy.model.resources import ResourceKey
-from felixpy.model.selectors import Selector
+from felixpy.model.selectors import Selector, Term
 from felixpy.store.peers import Identity
 
 K = TypeVar("K")
@@ -25,10 +25,12 @@ V = TypeVar("V")
 class Watched:
     """A selector in use, ``refs`` times, and the projections that it matches."""
 
-    __slots__ = ("projections", "refs", "selector")
+    __slots__ = ("need", "projections", "refs", "selector")
 
-    def __init__(self, selector: Selector) -> None:
+    def __init__(self, selector: Selector, need: frozenset[Term] | None) -> None:
+        """``need``: the one of the selector's needs under which it is found, None if it has none."""
         self.selector = selector
+        self.need = need
         self.refs = 0
         self.projections: set[Projection] = set()
 
@@ -233,17 +235,19 @@ class Selection:
         if watched is not None:
             watched.refs += 1
             return watched
-        watched = Watched(selector)
-        watched.refs = 1
         unknown = [label for label in selector.labels if not self._interest[label]]
         for label in selector.labels:
             self._interest[label] += 1
         for label in unknown:
             self._look_at(label)
-        self._watched[selector.text] = watched
-        for need in self._file(watched):
-            need.add(watched)
-        for projection in self._possible(selector):
+        need = min(selector.needs, key=self._breadth, default=None)
+        watched = self._watched[selector.text] = Watched(selector, need)
+        watched.refs = 1
+        if need is None:
+            self._without_needs.add(watched)
+        for term in need or ():
+            self._by_need.setdefault(term, set()).add(watched)
+        for projection in self._possible(need):
             if selector.matches(projection.labels):
                 projection.watched.add(watched)
                 watched.projections.add(projection)
@@ -261,12 +265,9 @@ class Selection:
             self._interest[label] -= 1
             if not self._interest[label]:
                 del self._interest[label]
-        needs = watched.selector.needs
-        if needs is None:
-            self._without_needs.discard(watched)
-        else:
-            for term in needs:
-                _discard(self._by_need, term, watched)
+        self._without_needs.discard(watched)
+        for term in watched.need or ():
+            _discard(self._by_need, term, watched)
         for projection in watched.projections:
             projection.watched.discard(watched)
         watched.projections.clear()
@@ -279,17 +280,20 @@ class Selection:
         for held in having:
             self._reproject(held)
 
-    def _file(self, watched: Watched) -> list[set[Watched]]:
-        needs = watched.selector.needs
-        if needs is None:
-            return [self._without_needs]
-        return [self._by_need.setdefault(term, set()) for term in needs]
+    def _breadth(self, need: frozenset[Term]) -> tuple[int, bool, bool, int]:
+        """How much has one of the terms; while little is there, labels that most endpoints have come last."""
+        return (
+            sum(len(self._by_term.get(term, ())) for term in need),
+            any(term.value is None for term in need),
+            any(term.label.startswith("projectcalico.org/") for term in need),
+            len(need),
+        )
 
-    def _possible(self, selector: Selector) -> Iterable[Projection]:
-        if selector.needs is None:
+    def _possible(self, need: frozenset[Term] | None) -> Iterable[Projection]:
+        if need is None:
             return list(self._projections.values())
         found: set[Projection] = set()
-        for term in selector.needs:
+        for term in need:
             found |= self._by_term.get(term, set())
         return found
 
