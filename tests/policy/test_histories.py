@@ -97,7 +97,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(start=START, more=STEPS, completes=st.integers(0, 10))
 def test_any_history_ends_as_from_scratch_and_as_the_oracle_says(
     start: tuple[Object, ...], more: list[tuple[Object, str, bool]], completes: int
