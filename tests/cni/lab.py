@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from felixpy.demo.agent import FELIXPY, environment
+from felixpy.demo.patience import Patience
 from felixpy.demo.resources import Object, block, ip_pool, write_manifests
 from tests.kernel import ip, ip_json, run
 
@@ -135,7 +136,7 @@ class Node:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            assert self.process.wait(PATIENCE_SECONDS) == 0, self.log.read_text()
+            assert self.process.wait() == 0, self.log.read_text()
             self.process = None
 
     def kill(self) -> None:
@@ -150,9 +151,9 @@ class Node:
         return [event for event in events if not name or event["event"] == name]
 
     def wait(self, condition: Any) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        patience = Patience(PATIENCE_SECONDS)
         while not condition():
-            assert time.monotonic() < deadline, self.log.read_text()
+            assert not patience.over(), self.log.read_text()
             assert self.process is None or self.process.poll() is None, self.log.read_text()
             time.sleep(0.02)
 
@@ -205,7 +206,7 @@ class Node:
     ) -> Answer:
         started = time.perf_counter()
         process = self.begin(command, container, conf, **variables)
-        output, _ = process.communicate(timeout=PATIENCE_SECONDS * 3)
+        output, _ = process.communicate()
         return Answer(process.returncode, json.loads(output) if output else None, time.perf_counter() - started)
 
     def add(self, container: Container, conf: Mapping[str, Any] | None = None, **variables: str) -> Any:

@@ -22,6 +22,7 @@ from felixpy.cni import journal, pair, transfer
 from felixpy.cni.attachments import LocalAttachments
 from felixpy.cni.journal import Journal, parse
 from felixpy.cni.server import CniServer, Node, NodeState, NotProgrammed
+from felixpy.demo.patience import limit
 from felixpy.ipam.assignment import NoAddress, Wanted
 from felixpy.ipam.local import LocalAddresses
 from felixpy.model.net import Family, Net
@@ -149,7 +150,7 @@ def _open_namespaces() -> int:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
+    async with limit(60):
         while not condition():  # noqa: ASYNC110  the kernel sets no event
             await asyncio.sleep(0.005)
 

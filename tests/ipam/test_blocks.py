@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from felixpy.demo.patience import limit
 from felixpy.ipam.assignment import NoAddress, Wanted
 from felixpy.ipam.block import Attribute, assign_address, block_spec, new_block, read_block
 from felixpy.ipam.blocks import CalicoBlocks, Surroundings, affinity_name
@@ -65,7 +66,7 @@ class Cluster:
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with limit(60):
             await scenario()
 
     asyncio.run(bounded())

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from felixpy.demo.patience import limit
 from felixpy.kubernetes import reflector as module
 from felixpy.kubernetes.access import Access, Identity
 from felixpy.kubernetes.client import Api, ApiError
@@ -71,7 +72,7 @@ async def following(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with limit(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110  whatever the tests wait for
             await asyncio.sleep(0.005)
 
@@ -364,7 +365,8 @@ def test_a_collection_that_is_not_there_ends_it_and_removes_nothing_by_itself() 
             await until(lambda: follower.lists == 1)
             server.script.append(missing)
             server.cut()
-            await asyncio.wait_for(task, PATIENCE_SECONDS)
+            async with limit(PATIENCE_SECONDS):
+                await task
             assert follower.told == [("a", "red")]
             reflector.forget()
             assert follower.told == [("a", "red"), ("a", None)]

@@ -101,7 +101,7 @@ def machine(node: Node) -> Machine:
     machine.run(f"test -x /opt/felixpy/bin/felixpy || {{ {INSTALL}; }}")
     machine.run("systemctl stop felixpy felixpy-wait docker", check=False)
     machine.run(f"rm -rf {UNITS}/felixpy.service.d {UNITS}/felixpy-wait.service.d {UNITS}/docker.service {SEEN}")
-    machine.run("cp /usr/src/felixpy/config/felixpy.toml /etc/felixpy/felixpy.toml")
+    machine.run("install -m 600 /usr/src/felixpy/config/felixpy.toml /etc/felixpy/felixpy.toml")
     machine.run("rm -rf /etc/felixpy/resources && mkdir /etc/felixpy/resources && systemctl daemon-reload")
     machine.write("/etc/felixpy/resources/node.yaml", MANIFESTS)
     machine.run("systemctl reset-failed")

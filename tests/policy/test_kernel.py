@@ -10,6 +10,7 @@ from felixpy.calc.entries import Key
 from felixpy.calc.graph import ABSENT, Changes
 from felixpy.calc.policy.classes import ClassKey, Direction, EndpointClasses, EndpointClassKey, PolicyRule, Use
 from felixpy.config import EndpointToHostAction, Rate, Settings
+from felixpy.demo.patience import Patience
 from felixpy.model.net import Family
 from tests.kernel import run
 from tests.policy.conftest import Node
@@ -142,12 +143,12 @@ def settle(node: Node) -> None:
     import asyncio
     import time
 
-    until = time.monotonic() + 60
+    patience = Patience(60)
     while True:
         asyncio.run(node.dataplane.apply(complete=True))
         if node.dataplane.is_settled:
             return
-        assert time.monotonic() < until, node.dataplane.plan()
+        assert not patience.over(), node.dataplane.plan()
         time.sleep(0.05)
 
 

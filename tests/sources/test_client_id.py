@@ -10,6 +10,7 @@ import aiomqtt
 import pytest
 from structlog.testing import capture_logs
 
+from felixpy.demo.patience import limit
 from felixpy.mqtt import connection
 from felixpy.sources import SyncState
 from felixpy.sources.mqtt import MqttSource
@@ -84,10 +85,10 @@ def test_a_will_that_fires_late_does_not_stand(broker: Broker) -> None:
                         heard.put_nowait(message.payload)
 
                 listening = asyncio.create_task(listen())
-                async with asyncio.timeout(10):
+                async with limit(60):
                     assert await heard.get() == b'{"state":"in-sync"}'
                 await listener.publish(f"{ROOT}/{topic}", WILL, qos=1, retain=True)
-                async with asyncio.timeout(10):
+                async with limit(60):
                     assert await heard.get() == WILL
                     assert await heard.get() == b'{"state":"in-sync"}'
                 listening.cancel()
@@ -103,7 +104,7 @@ def test_two_agents_of_one_node_say_so(broker: Broker) -> None:
             async with following(one) as first, following(two) as second:
                 await first.state(SyncState.IN_SYNC)
                 await second.state(SyncState.IN_SYNC)
-                async with asyncio.timeout(10):
+                async with limit(60):
                     number = 0
                     while not any("another agent publishes" in line["event"] for line in logs):
                         number += 1
