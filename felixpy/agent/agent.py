@@ -104,7 +104,7 @@ class Agent:
         self.failures: dict[Family, str] = {}
         self._telling = Telling(self.metrics, self.recent, self.outcome, status)
         self.limit = ObjectLimit(settings.max_objects)
-        self.adopted = 0
+        self.adopted = self.left_over = 0
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._taken: list[Update] = []
@@ -214,6 +214,7 @@ class Agent:
         await self.open()
         entries = {table.name: len(table.committed) for table in self.dataplane.tables()}
         self.adopted = sum(entries.values())
+        self.left_over = self.dataplane.left_over()
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
         self.files.forget_earlier_boot()
         resync = asyncio.create_task(self.comparisons.run_forever())
@@ -230,6 +231,12 @@ class Agent:
     def is_ready(self) -> tuple[bool, str]:
         """Whether the first complete apply succeeded in every supported family, for ``/readiness``."""
         return node_status.is_ready(self)
+
+    def doubt(self) -> str:
+        """Why a stream in sync is not believed, empty if it is: it has nothing, and the kernel has what an earlier run
+        made. An update ends it, or a start on a kernel that has nothing.
+        """
+        return "" if self.complete or not (self.stream.bare and self.left_over) else node_status.doubt(self)
 
     def status(self) -> dict[str, Any]:
         """The agent's state as it is published on ``status/<node>``."""
@@ -333,6 +340,7 @@ class Agent:
         self._taken += updates
         self._unjudged |= dirty
         completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
+        completes = completes and not self.doubt()
         if (completes or self.configuration.due) and time.monotonic() >= self.configuration.retry_at:
             self.complete = self.complete or completes
             self.configuration.settings_due |= completes

@@ -17,6 +17,7 @@ import structlog
 from felixpy.agent import collector
 from felixpy.agent.agent import Agent
 from felixpy.agent.containers import Containers
+from felixpy.agent.lock import agent_lock
 from felixpy.agent.status import details, health
 from felixpy.agent.supervisor import Supervisor
 from felixpy.cni.attachments import LocalAttachments
@@ -47,8 +48,13 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP reads settings and credentials again.
 
     Raises:
-        PlainError, OSError: the agent cannot start; anything else is a bug.
+        PlainError, OSError: the agent cannot start, or another one runs; anything else is a bug.
     """
+    with agent_lock():
+        return await _run(local, config, limit)
+
+
+async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     collector.take_over()
     settings = local.settings
     store = datastore(settings)

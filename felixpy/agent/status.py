@@ -42,11 +42,14 @@ class Subject(Protocol):
     recent: RecentFailures
     limit: ObjectLimit
     adopted: int
+    left_over: int
     started: float
     last_progress: float
 
     @property
     def settings(self) -> Settings: ...
+
+    def doubt(self) -> str: ...
 
     @property
     def backend(self) -> Backend: ...
@@ -63,7 +66,11 @@ def live(agent: Subject) -> tuple[bool, str]:
 def is_ready(agent: Subject) -> tuple[bool, str]:
     """Whether the first complete apply succeeded in every supported family, for ``/readiness``."""
     missing = [str(family) for family in agent.families() if not agent.ready.get(family)]
-    return (False, f"not ready: {', '.join(missing)}; {agent.stream.reason}") if missing else (True, "ready")
+    return (
+        (False, f"not ready: {', '.join(missing)}; {agent.doubt() or agent.stream.reason}")
+        if missing
+        else (True, "ready")
+    )
 
 
 def summary(agent: Subject) -> dict[str, Any]:
@@ -92,6 +99,8 @@ def _state(agent: Subject) -> tuple[str, str]:
     state, reason = stream.state.value, stream.reason
     if stream.state is SyncState.CONNECTING and not agent.complete:
         state = "starting"
+    elif doubt := agent.doubt():
+        return SyncState.DEGRADED.value, doubt
     elif stream.state is SyncState.IN_SYNC and not is_ready(agent)[0]:
         families = [f"{family} is not programmed: {why}" for family, why in agent.failures.items()]
         reason = "; ".join(families) or "the snapshot is complete; the kernel is being programmed"
@@ -101,6 +110,15 @@ def _state(agent: Subject) -> tuple[str, str]:
     if agent.adopted and not agent.complete:
         reason += f"; {agent.adopted} entries that the kernel had at the start stay until the stream is complete"
     return state, reason
+
+
+def doubt(agent: Subject) -> str:
+    """What to say of a stream that has nothing beside a kernel that has something."""
+    return (
+        f"the resource directory {agent.settings.resource_directory} has no objects, but the kernel has "
+        f"{agent.left_over} routes, neighbours and set members that an earlier run made: they stay; put the manifests "
+        "back, or, if nothing is meant to be there, stop the agent and run `felixpy cleanup`"
+    )
 
 
 def details(agent: Subject, unserved: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from structlog.contextvars import bind_contextvars
 from felixpy import __version__
 from felixpy.commands.common import (
     USAGE,
+    CommandError,
     SettingsFile,
     finish,
     local_settings,
@@ -177,11 +178,12 @@ async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None
 def cleanup(
     config: SettingsFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also while an agent runs, which puts it all back.")] = False,
 ) -> None:
     """Remove everything of felixpy from this node's kernel and its endpoint-status files, and nothing else.
 
-    Stop the agent first. Routes with our protocol number, our neighbours, the nft tables `felixpy`, iptables chains
-    `fpy-*`, IP sets `fpy4-*` and `fpy6-*` go; interface settings stay.
+    Stop the agent first: while one runs this refuses. Routes with our protocol number, our neighbours, the nft tables
+    `felixpy`, iptables chains `fpy-*`, IP sets `fpy4-*` and `fpy6-*` go; interface settings stay.
 
     Examples:
 
@@ -191,12 +193,18 @@ def cleanup(
     """
     with plain_errors():
         local = local_settings(config, of_node=True)
-    finish(_cleanup(local.settings, dry_run))
+    finish(_cleanup(local.settings, dry_run, force))
 
 
-async def _cleanup(settings: Settings, dry_run: bool) -> None:
+async def _cleanup(settings: Settings, dry_run: bool, force: bool) -> None:
+    from felixpy.agent.lock import living_agent
     from felixpy.commands import survey
 
+    if not (dry_run or force) and (agent := living_agent()) is not None:
+        raise CommandError(
+            f"an agent ({agent}) runs and would put all of it back; stop it first (systemctl stop felixpy), or add "
+            "--force"
+        )
     found = await survey.cleanup(settings, dry_run=dry_run)
     for entry in sorted(found):
         typer.echo(f"{'would remove' if dry_run else 'removed'} {entry}")

@@ -204,6 +204,13 @@ class Dataplane:
             tables += [one.chains, one.elements, one.sets]
         return tables
 
+    def left_over(self) -> int:
+        """How many entries of ours the kernel has that nobody wants: what an earlier run made of its objects."""
+        routes, ours = self.routes.table, self.settings.device_route_protocol
+        count = sum(route.protocol == ours and key not in routes.desired for key, route in routes.committed.items())
+        others: list[AnyTable] = [self.neighbours.table, *(one.elements for one in self.filters.values())]
+        return count + sum(len(table.committed.keys() - table.desired.keys()) for table in others)
+
     @property
     def is_settled(self) -> bool:
         """Whether every table holds what is wanted: nothing is to be written, waits or was refused."""

@@ -17,9 +17,14 @@ class SyncState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SyncStatus:
-    """State of the stream: ``got`` of ``want`` objects (0 of 0 if unknown), and why it is not in sync."""
+    """State of the stream: ``got`` of ``want`` objects (0 of 0 if unknown), and why it is not in sync.
+
+    ``bare``: the source holds nothing and never did, and nothing proves that this is meant: a folder that is not
+    mounted looks the same.
+    """
 
     state: SyncState
     reason: str = ""
     got: int = 0
     want: int = 0
+    bare: bool = False

@@ -65,6 +65,7 @@ class DirectorySource:
         self._path = path
         self._held: dict[ResourceKey, Content] = {}
         self._reported: set[str] = set()
+        self._was_filled = False
         self._status = SyncStatus(SyncState.CONNECTING)
 
     async def run(self, sink: Sink) -> None:
@@ -139,7 +140,8 @@ class DirectorySource:
         got = len(self._held)
         if not reading.unreadable:
             told = _summary(reading.nameless)
-            return SyncStatus(SyncState.IN_SYNC, told, got, got)
+            self._was_filled = self._was_filled or got > 0
+            return SyncStatus(SyncState.IN_SYNC, told, got, got, bare=not self._was_filled)
         reasons = "; ".join(reading.unreadable.values())
         return SyncStatus(SyncState.DEGRADED, f"objects of unreadable files are unknown: {reasons}", got, got)
 
