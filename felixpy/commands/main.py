@@ -23,6 +23,7 @@ from felixpy.commands.common import (
     observer,
     plain_errors,
 )
+from felixpy.commands.connectivity import connectivity
 from felixpy.commands.node import check, diag, explain, status
 from felixpy.commands.standard_streams import give_output_up, mend
 from felixpy.commands.stream import apply, delete, diff, get
@@ -212,7 +213,7 @@ async def _cleanup(settings: Settings, dry_run: bool, force: bool) -> None:
         typer.echo("nothing of felixpy is on this node")
 
 
-for _command in (check, explain, status, diag, apply, delete, get, diff, takeover):
+for _command in (check, explain, status, diag, apply, delete, get, diff, takeover, connectivity):
     app.command()(_command)
 
 

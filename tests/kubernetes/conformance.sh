@@ -1,7 +1,8 @@
 #!/bin/bash
 # Upstream's end-to-end tests on a cluster whose only network is felixpy, installed by config/kubernetes: two nodes in
 # namespaces of this machine. Builds what is missing, prints counts, takes everything down again.
-# usage: conformance.sh [SUITE]...      conformance, dual-stack, netpol, judge, or a focus of your own; none: the first three
+# usage: conformance.sh [SUITE]...      conformance, dual-stack, netpol, judge, connectivity (felixpy's own), or a focus of
+#                                       your own; none: the first three
 # FAMILIES=dual|ipv4|ipv6  PROXY=nftables|iptables (mode of kube-proxy)  BACKEND=nftables|legacy|nft (of felixpy; else it chooses)
 # PROCS=4 specs at a time  OUT=folder of reports and logs  KEEP=1 leaves the cluster  RUN=folder of one that is kept: only the suites
 set -u
@@ -61,7 +62,7 @@ install() {
 		patches:
 		- patch: '{apiVersion: v1, kind: ConfigMap, metadata: {name: felixpy, namespace: felixpy}, data: $settings}'
 		- target: {kind: DaemonSet}
-		  patch: '[{op: replace, path: /spec/template/spec/containers/0/securityContext, value: {privileged: true}}]'
+		  patch: '[{"op": "replace", "path": "/spec/template/spec/containers/0/securityContext", "value": {"privileged": true}}]'
 	Y
 	kubectl apply -k "$RUN/installed" >"$RUN/log/apply.log" 2>&1 || { sleep 2; kubectl apply -k "$RUN/installed" >>"$RUN/log/apply.log" 2>&1; } || { cat "$RUN/log/apply.log"; fail "the manifests cannot be applied"; }
 	kubectl wait --for=condition=Ready nodes --all --timeout=180s >/dev/null || { kubectl get pods -A -o wide; kubectl -n felixpy logs ds/felixpy --all-containers --tail=20; fail "the nodes do not become Ready"; }
@@ -76,6 +77,11 @@ down() {
 
 run() { # suite
 	local report log flags=() one start=$SECONDS
+	if [ "$1" = connectivity ]; then
+		nsenter --net="/run/netns/$P-cp" "$PYTHON" -m felixpy connectivity --kubeconfig "$RUN/kubeconfig" 2>&1 | tee "$OUT/connectivity.log"
+		[ "${PIPESTATUS[0]}" = 0 ] || status=1
+		return
+	fi
 	choose "$1"
 	report=$OUT/$(tr -c 'a-zA-Z0-9\n' '-' <<<"$1").xml log=$OUT/$(tr -c 'a-zA-Z0-9\n' '-' <<<"$1").log
 	for one in "${skip[@]}"; do flags+=("--skip=$one"); done

@@ -48,7 +48,7 @@ def test_the_chart_has_the_version_of_the_package_and_the_objects_of_the_base() 
 
 def rendered(*options: str) -> dict[tuple[str, str], Any]:
     assert HELM
-    command = (HELM, "template", "felixpy", str(CHART), "--namespace", "felixpy", *options)
+    command = (HELM, "template", "felixpy", str(CHART), "--kube-version", "1.36", "--namespace", "felixpy", *options)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return objects(done.stdout)
@@ -75,14 +75,14 @@ if HELM:
 
     def test_values_change_them() -> None:
         made = rendered(
-            "--set", "settings.FELIX_IPAMTYPE=Calico,settings.FELIX_HEALTHENABLED=null,image.tag=9,crds.install=false",
+            "--set", "settings.FELIX_IPAMTYPE=Calico,settings.FELIX_HEALTHENABLED=null,image.tag=9a,crds.install=false",
             "--set", "podMonitor.enabled=true,resources.requests.cpu=1", "--namespace", "other",
         )  # fmt: skip
         data = made["ConfigMap", "felixpy"]["data"]
         assert data["FELIX_IPAMTYPE"] == "Calico"
         assert "FELIX_HEALTHENABLED" not in data
         pod = made["DaemonSet", "felixpy"]["spec"]["template"]["spec"]
-        assert {one["image"] for one in (*pod["initContainers"], *pod["containers"])} == {"felixpy:9"}
+        assert {one["image"] for one in (*pod["initContainers"], *pod["containers"])} == {"felixpy:9a"}
         assert pod["containers"][0]["resources"] == {"requests": {"cpu": 1}}
         assert not any(kind == "CustomResourceDefinition" for kind, _ in made)
         assert ("PodMonitor", "felixpy") in made
@@ -90,7 +90,7 @@ if HELM:
         assert made["DaemonSet", "felixpy"]["metadata"]["namespace"] == "other"
 
     def test_a_wrong_value_is_refused() -> None:
-        command = (str(HELM), "template", "felixpy", str(CHART), "--set", "imagee.tag=1")
+        command = (str(HELM), "template", "felixpy", str(CHART), "--kube-version", "1.36", "--set", "imagee.tag=1")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode != 0
         assert "imagee" in done.stderr
