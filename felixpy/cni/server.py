@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -363,12 +363,13 @@ class CniServer:
     def _wanted(self, call: Call, wishes: PodWishes) -> Wanted:
         ipam = call.configuration.ipam
         requested = wishes.addresses or call.configuration.addresses
+        families = {*(wishes.families or ipam.families), *(address.family for address in requested)}
         attributes = {"node": self._node.name}
         if call.pod:
             attributes |= {"namespace": call.namespace, "pod": call.pod}
         return Wanted(
             handle=f"{call.configuration.network}.{call.container_id}.{call.container_interface}",
-            families=wishes.families or ipam.families,
+            families=tuple(sorted(families)),
             requested=requested,
             ranges=ipam.ranges,
             pools={**ipam.pools, **wishes.pools},
@@ -470,9 +471,7 @@ class CniServer:
         configuration = call.configuration
         valid = configuration.valid or frozenset()
         failed = []
-        for attachment in list(self.attachments):
-            if attachment.network != configuration.network or identity(attachment) in valid:
-                continue
+        for attachment in unnamed(self.attachments, configuration.network, valid):
             try:
                 await self._detach_alone(attachment)
             except CniError as error:
@@ -505,13 +504,9 @@ class CniServer:
             raise CniError(Code.CHECK_FAILED, "; ".join(found))
 
     def _status(self, call: Call) -> None:
-        state = self._programming.state()
-        if state.cannot:
-            raise CniError(Code.NOT_AVAILABLE, state.cannot)
-        if reason := self._addresses.exhausted(call.configuration.ipam.families):
-            raise CniError(Code.NOT_AVAILABLE, reason)
-        if state.limited:
-            raise CniError(Code.LIMITED, state.limited)
+        exhausted = self._addresses.exhausted(call.configuration.ipam.families)
+        if error := status_error(self._programming.state(), exhausted):
+            raise error
 
     # --- what is attached ------------------------------------------------------------------------------------
 
@@ -591,6 +586,18 @@ async def _over(task: asyncio.Task[None]) -> None:
     await asyncio.wait((task,))
     if not task.cancelled():
         task.exception()
+
+
+def status_error(state: NodeState, exhausted: str) -> CniError | None:
+    """What STATUS says of a node; ``exhausted``: why no address can be had, empty if one can."""
+    if cannot := state.cannot or exhausted:
+        return CniError(Code.NOT_AVAILABLE, cannot)
+    return CniError(Code.LIMITED, state.limited) if state.limited else None
+
+
+def unnamed(attachments: Iterable[Attachment], network: str, valid: Container[Identity]) -> list[Attachment]:
+    """What of a network is not among what the runtime says that lives."""
+    return [one for one in attachments if one.network == network and identity(one) not in valid]
 
 
 def pair_of(attachment: Attachment, mtu: int = 0) -> pair.Pair:

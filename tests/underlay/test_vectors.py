@@ -31,6 +31,8 @@ def test_product_says_what_the_case_expects(case: dict[str, Any]) -> None:
         ("start-08", ("expect", "ipv6"), "fd09::98/64"),
         ("start-10", ("expect", "cidr"), "172.16.0.0/16"),
         ("masq-02", ("expect", "v6"), ["fe80::/10"]),
+        ("cni-02", ("expect", "pools"), ["10.48.0.0/21"]),
+        ("ipam-04", ("expect", "error"), "none"),
     ],
 )
 def test_runner_names_what_differs(

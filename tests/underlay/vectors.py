@@ -24,6 +24,8 @@ FAMILIES = {
     "mtu": "tests.underlay.ask_mtu",
     "start": "tests.underlay.ask_start",
     "masq": "tests.underlay.ask_masq",
+    "cni": "tests.underlay.ask_cni",
+    "ipam": "tests.underlay.ask_ipam",
 }
 """Part of the id before the dash → the module whose ``ask(case)`` gives answers."""
 
