@@ -18,6 +18,7 @@ import msgspec
 
 from felixpy.cni.attachments import Attachment, LocalAttachments, PodKey
 from felixpy.config import Settings
+from felixpy.config.values import IPAMType
 from felixpy.kubernetes.client import FORBIDDEN, NOT_FOUND, Api, ApiError
 from felixpy.kubernetes.kinds import DISCOVERY_SECONDS, KINDS, Discovery, KindOfObject, Read, reader
 from felixpy.kubernetes.names import endpoint_key
@@ -43,6 +44,7 @@ class KubernetesSource:
         """The ranges that Kubernetes gave to this node."""
         self.on_pod_cidrs: Callable[[tuple[Net, ...]], None] = lambda cidrs: None
         self._settings = settings
+        self.ipam_type = settings.ipam_type
         self._node = settings.nodename
         self._api = api
         self._attachments = attachments
@@ -289,12 +291,14 @@ class _Peers(_Follower):
 class _Nodes(_Follower):
     def __init__(self, source: KubernetesSource, what: str) -> None:
         super().__init__(source, what)
+        self._pod_cidrs_count = source.ipam_type is not IPAMType.CALICO
+        """With Calico's IPAM, a node's pod CIDRs mean nothing: its addresses are those of blocks that it claims."""
         self._blocks: dict[str, set[ResourceKey]] = {}
 
     def changed(self, key: ObjectKey, content: NodeFacts | None) -> None:
         name, now = key[1], time.monotonic_ns()
         node = content.node if content else None
-        blocks = {block.key: block for block in pod_cidr_blocks(content)} if content else {}
+        blocks = {block.key: block for block in pod_cidr_blocks(content)} if content and self._pod_cidrs_count else {}
         error = content.error if content else ""
         self._source.deliver(Update(ResourceKey(Kind.NODE, name), node, error, now))
         for gone in self._blocks.pop(name, set()) - blocks.keys():
