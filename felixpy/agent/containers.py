@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -27,6 +28,7 @@ from felixpy.ipam.assignment import Addresses
 from felixpy.ipam.candidates import pools_for
 from felixpy.ipam.local import LocalAddresses
 from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.observe.metrics import Metrics
 from felixpy.plain_error import PlainError
 from felixpy.standing import Standing
 
@@ -70,13 +72,20 @@ class Containers:
             pods = ApiPods(source, api)
         self.server = CniServer(
             settings.cni_socket,
-            Node(settings.nodename, lambda: agent.settings.interface_prefix[0], lambda: settings.cni_mtu),
+            Node(
+                settings.nodename,
+                lambda: agent.settings.interface_prefix[0],
+                lambda: settings.cni_mtu,
+                partial(_count, agent.metrics),
+            ),
             attachments,
             Journal(settings.cni_state_directory / "attachments"),
             self._addresses(api),
             self._attaching,
             pods,
         )
+
+        agent.metrics.sampled.append(lambda: agent.metrics.attachments.set(len(attachments)))
 
     async def open(self) -> None:
         """Take what an earlier run attached.
@@ -153,3 +162,9 @@ class Containers:
             except (BlockError, Unavailable) as error:
                 standing.fails(UNCOLLECTED, str(error))
             await asyncio.sleep(COLLECT_SECONDS * random.uniform(0.8, 1.2))
+
+
+def _count(metrics: Metrics, command: str, seconds: float, code: int) -> None:
+    metrics.cni_calls.labels(command, code).inc()
+    if command == "ADD" and not code:
+        metrics.cni_add_seconds.observe(seconds)

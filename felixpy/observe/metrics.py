@@ -102,6 +102,7 @@ class Metrics:
         self._make_nftables(make)
         self._make_iptables(make)
         self._make_process(make)
+        self._make_cni(make)
 
     def _make_stream(self, make: _Maker) -> None:
         self.resync_state = make.gauge(
@@ -128,6 +129,13 @@ class Metrics:
         self.problems = make.gauge("felixpy_problems", "Objects with something wrong.", "kind")
         self.ignored = make.counter("felixpy_ignored", "Unknown kinds, topics and fields in the stream.", "what")
         self.left_out = make.gauge("felixpy_objects_left_out", "Objects beyond MaxObjects.")
+
+    def _make_cni(self, make: _Maker) -> None:
+        self.cni_calls = make.counter(
+            "felixpy_cni_calls", "Calls of the CNI plugin that were answered.", "command", "code"
+        )
+        self.cni_add_seconds = make.histogram("felixpy_cni_add_seconds", "From an ADD to its answer, if it succeeded.")
+        self.attachments = make.gauge("felixpy_attachments", "Interfaces of containers that are attached.")
 
     def _make_apply(self, make: _Maker) -> None:
         self.failures = make.counter("felix_int_dataplane_failures", "Applies that left something unwritten.")
