@@ -125,7 +125,10 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     for command, *arguments in calls(page):
         assert command in commands, f"felixpy {command}"
-        parameters = commands[command].params
+        called = commands[command]
+        if arguments and (sub_commands := getattr(called, "commands", None)):
+            called = sub_commands[arguments[0]]
+        parameters = called.params
         known = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
         options = {argument for argument in arguments if argument.startswith("-")}
         assert options <= {*known, "--help"}, f"felixpy {command} {arguments}"

@@ -14,6 +14,7 @@ import typer
 from structlog.contextvars import bind_contextvars
 
 from felixpy import __version__
+from felixpy.commands import ipam
 from felixpy.commands.common import (
     USAGE,
     CommandError,
@@ -215,6 +216,7 @@ async def _cleanup(settings: Settings, dry_run: bool, force: bool) -> None:
 
 for _command in (check, explain, status, diag, apply, delete, get, diff, takeover, connectivity):
     app.command()(_command)
+app.add_typer(ipam.app, name="ipam")
 
 
 # --- demo, version ---------------------------------------------------------------------------------------------------

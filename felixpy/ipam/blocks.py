@@ -476,6 +476,15 @@ class _Writer:
         raise Unavailable(f"the block {self._cidr} is written by others all the time")
 
 
+async def change_block(objects: Objects, cidr: Net, change: Change) -> Any:
+    """One change of one block, for whoever is no agent.
+
+    Raises:
+        BlockError, Unavailable
+    """
+    return await _Writer(objects, cidr).change(change)
+
+
 def _renumbered(before: Block, after: Block) -> Block:
     """Several changes in one write are one change: its sequence number is that of all that was given by it."""
     sequences = {
@@ -483,6 +492,11 @@ def _renumbered(before: Block, after: Block) -> Block:
         for ordinal, number in after.sequences.items()
     }
     return replace(after, sequences=sequences)
+
+
+def freeing(address: bytes) -> Change:
+    """Frees an address whoever has it."""
+    return lambda block: release(block, [Release(address)])
 
 
 def _releasing(addresses: Sequence[Net], handle: str) -> Change:

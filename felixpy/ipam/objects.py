@@ -16,6 +16,7 @@ from felixpy.kubernetes.kinds import CALICO_STORE, Discovery, KindOfObject
 
 BLOCKS = KindOfObject("ipamblocks", "IPAMBlock")
 AFFINITIES = KindOfObject("blockaffinities", "BlockAffinity")
+POOLS = KindOfObject("ippools", "IPPool")
 RESERVATIONS = KindOfObject("ipreservations", "IPReservation")
 CONFIGURATION = KindOfObject("ipamconfigurations", "IPAMConfiguration")
 CONFIGURATION_IN_STORE = KindOfObject("ipamconfigs", "IPAMConfig")
