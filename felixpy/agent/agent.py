@@ -350,6 +350,9 @@ class Agent:
                 self.complete = self.complete and not completes  # not before the stream's settings are known
                 raise
             self._standing.works(UNTAKEN)
+            if completes:
+                self.calculation.policy.adopt(self.dataplane.class_numbers())
+                self.dataplane.want(self.calculation.complete())
             if self.complete:
                 self.known.set()
 

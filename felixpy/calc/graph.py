@@ -8,16 +8,20 @@ No I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, cast
 
 from felixpy.calc.cluster_routes import block_entries
 from felixpy.calc.endpoints import endpoint_entries
 from felixpy.calc.entries import Key, NexthopKey, Value
 from felixpy.calc.entry_settings import EntrySettings
-from felixpy.calc.host import Host, host_entries
+from felixpy.calc.host import Host, host_entries, supported_families
 from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
 from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem
+from felixpy.calc.policy.graph import GONE, PolicyCalculation, PolicySettings
+from felixpy.calc.policy.graph import KINDS as POLICY_DEPENDS_ON
 from felixpy.config import ProgramClusterRoutes, Settings
+from felixpy.model.net import Family
+from felixpy.model.policy import PolicyAction
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.store.store import Store
 
@@ -84,13 +88,28 @@ ABSENT: Final = Absent()
 Changes = dict[Key, Value | Absent]
 
 
+def policy_settings(settings: Settings, families: tuple[Family, ...], host: Host) -> PolicySettings:
+    """What policy depends on."""
+    return PolicySettings(
+        families,
+        PolicyAction(settings.endpoint_without_profile_action),
+        settings.log_prefix,
+        tuple((address.interface, address.net.packed) for address in host.addresses),
+    )
+
+
 class Calculation:
-    """Contributions of all objects, and what is wrong with any of them (``problems``)."""
+    """Contributions of all objects, and what is wrong with any of them (``problems``).
+
+    What policy says is told once the snapshot is complete: before that, too little is known to ask, or not to ask.
+    """
 
     def __init__(self, store: Store, settings: Settings, host: Host) -> None:
         self.store = store
         self._use(settings)
         self.host = host
+        self.policy = PolicyCalculation(store, policy_settings(settings, supported_families(self.settings, host), host))
+        self._policy_problems: dict[ResourceKey, str] = {}
         self.problems: dict[ResourceKey, str] = {}
         self._entries: dict[ResourceKey, dict[Key, Value]] = {}
         self._owner: dict[Key, ResourceKey] = {}
@@ -110,17 +129,21 @@ class Calculation:
 
     def entries(self) -> Changes:
         """Every entry that counts, for a table that starts empty."""
-        return {key: self._entries[owner][key] for key, owner in self._owner.items()}
+        entries: Changes = {key: self._entries[owner][key] for key, owner in self._owner.items()}
+        if self.policy.is_complete:
+            entries |= dict(self.policy.entries().items())
+        return entries
 
     def reconfigure(self, settings: Settings, host: Host) -> Changes:
         """Take other settings or facts of the host: everything that depends on them is calculated again."""
         before = self.settings
         self._use(settings)
         known, self.host = self.host, host
+        self.policy.reconfigure(policy_settings(settings, supported_families(self.settings, host), host))
         if self.settings != before or (known.ipv6, known.rp_filter) != (host.ipv6, host.rp_filter):
             return self.calculate({HOST, *self._entries, *self.store.all_keys()})
         if host == known:
-            return {}
+            return self.calculate(())
         reserved = known.reserved.changed(host.reserved)
         blocks = self.store.blocks if reserved else ()
         return self.calculate({HOST, *self.store.node_keys(), *blocks, *self.store.claimants(reserved)})
@@ -128,6 +151,11 @@ class Calculation:
     def _use(self, settings: Settings) -> None:
         self.settings = EntrySettings.of(settings)
         self.store.encapsulation_decides = settings.program_cluster_routes is not ProgramClusterRoutes.ENABLED
+
+    def complete(self) -> Changes:
+        """Everything that there is has been taken: policy is told from now on."""
+        self.policy.complete()
+        return self.calculate(())
 
     def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
         """Calculate objects again and return every entry that changed."""
@@ -145,6 +173,10 @@ class Calculation:
             if self._ways(node) != ways:  # its blocks have a route where there is a way
                 others.update(self.store.blocks_of(node.name))
         self._calculate_into(others, changes)
+        if self.policy.is_complete:
+            for key, value in self.policy.flush().items():
+                changes[key] = ABSENT if value is GONE else cast("Value", value)
+            self._take_policy_problems()
         return changes
 
     def _ways(self, node: ResourceKey) -> set[Key]:
@@ -158,6 +190,22 @@ class Calculation:
             else:
                 self.problems.pop(thing, None)
             self._contribute(thing, entries, changes)
+            if thing.kind in POLICY_DEPENDS_ON:
+                self.policy.take(thing)
+
+    def _take_policy_problems(self) -> None:
+        """What is wrong with policies; other objects have words of their own."""
+        known, found = self._policy_problems, self.policy.problems
+        if known == found:
+            return
+        for thing in known.keys() - found.keys():
+            if self.problems.get(thing) == known[thing]:
+                del self.problems[thing]
+        for thing, words in found.items():
+            self.problems.setdefault(thing, words)
+            if self.problems[thing] == known.get(thing):
+                self.problems[thing] = words
+        self._policy_problems = dict(found)
 
     def _calculate(self, thing: ResourceKey) -> Calculated:
         if thing == HOST:

@@ -35,6 +35,7 @@ from felixpy.config.values import (
     DatastoreType,
     DenyAction,
     EndpointToHostAction,
+    EndpointWithoutProfileAction,
     Failsafe,
     IPAMType,
     IptablesBackend,
@@ -135,6 +136,15 @@ class Settings:
     )
     nftables_filter_allow_action: AllowAction = _setting(
         AllowAction.ACCEPT, "NftablesFilterAllowAction", choice(AllowAction), "How nftables rules let a packet pass."
+    )
+    endpoint_without_profile_action: EndpointWithoutProfileAction = _setting(
+        EndpointWithoutProfileAction.ALLOW, "EndpointWithoutProfileAction", choice(EndpointWithoutProfileAction),
+        "What happens to traffic of an endpoint that names no profile and that no policy selects. Felix denies it;"
+        " here nobody attaches profiles by itself.",
+        ours=True,
+    )  # fmt: skip
+    log_prefix: str = _setting(
+        "calico-packet", "LogPrefix", TEXT, "How lines of Log rules begin; `%t`, `%k`, `%p`, `%n` name the policy."
     )
     iptables_mark_mask: int = _setting(
         DEFAULT_MARK_MASK, "IptablesMarkMask", MARK_MASK, "Bits of packets' marks that iptables rules may use."

@@ -30,6 +30,11 @@ class EndpointToHostAction(StrEnum):
     REJECT = "Reject"
 
 
+class EndpointWithoutProfileAction(StrEnum):
+    ALLOW = "Allow"
+    DENY = "Deny"
+
+
 class DenyAction(StrEnum):
     DROP = "DROP"
     REJECT = "REJECT"

@@ -55,7 +55,6 @@ _NAMES = frozenset(
         "LiveMigrationRouteConvergenceTime",
         "LogDebugFilenameRegex",
         "LogFilePath",
-        "LogPrefix",
         "LogSeverityFile",
         "LogSeveritySys",
         "MTUIfacePattern",

@@ -37,7 +37,7 @@ from felixpy.calc.entries import (
 )
 from felixpy.calc.graph import ABSENT, Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
-from felixpy.calc.policy.classes import MemberKey
+from felixpy.calc.policy.classes import Direction, MemberKey
 from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Settings
 from felixpy.dataplane.devices import KEYS, DeviceTable
@@ -263,6 +263,13 @@ class Dataplane:
             table.drop(key)
         else:
             table.want(key, value)
+
+    def class_numbers(self) -> dict[tuple[Direction, str], int]:
+        """Numbers that the kernel has for classes, by direction and name."""
+        numbers: dict[tuple[Direction, str], int] = {}
+        for tables in self.filters.values():
+            numbers = tables.class_numbers() | numbers
+        return numbers
 
     def _want_member(self, tables: FilterTables, key: ElementKey, *, wanted: bool) -> None:
         if key in tables.elements.committed:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from felixpy.calc.entries import SetType, set_type
 from felixpy.calc.policy.carrier import MarkBits
+from felixpy.calc.policy.classes import Direction
 from felixpy.calc.rules import ChainKey, Chains, Goto, Jump, Rule, RuleKey
 from felixpy.dataplane.packet_filter import (
     FilterChange,
@@ -62,6 +63,11 @@ class FakePacketFilter:
     def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
         """Nothing is ever told: what others change shows at the next read."""
         return ()
+
+    def class_numbers(
+        self, chains: Mapping[RuleKey, RenderedChain], marks: MarkBits
+    ) -> dict[tuple[Direction, str], int]:
+        return {}
 
     def ports(self) -> tuple[int, ...]:
         return ()

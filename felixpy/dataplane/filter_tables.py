@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
 from felixpy.calc.entries import ElementKey, SetType, set_type
+from felixpy.calc.policy.carrier import MAPS
 from felixpy.calc.policy.classes import (
     ClassKey,
+    Direction,
     EndpointClass,
     EndpointClasses,
     EndpointClassKey,
@@ -126,6 +128,11 @@ class FilterTables:
                 self.sets.drop(SetKey(key.name))
         else:
             assert_never(key)
+
+    def class_numbers(self) -> dict[tuple[Direction, str], int]:
+        """Numbers that the kernel has for classes, by direction and name."""
+        settings = self.layout.settings
+        return self.filter.class_numbers(self.chains.committed, settings.marks) if settings else {}
 
     def take_layout(self) -> None:
         """Take the chains that follow from policy and settings, after all objects of a change were taken."""
@@ -271,6 +278,9 @@ class FilterTables:
     def additions(self, now: float, *, complete: bool) -> Delta[Member, int | None]:
         """Members to add, and those to remove with them from sets of prefixes, which refuse overlaps."""
         delta = self.elements.delta(now)
+        if not complete and _CLASSIFIES in self.chains.committed:
+            # The rules of an earlier run ask for classes, which nobody knows yet: what is there keeps its own.
+            delta.put = {key: mark for key, mark in delta.put.items() if not _is_of_interface(key)}
         if not delta.remove:
             return delta
         prefixes: dict[Member, int | None] = {
@@ -379,6 +389,13 @@ def write_together(
         tables.elements.record(delta, {}, now)
         report.written += len(delta.put) + len(delta.remove)
     return True
+
+
+_CLASSIFIES = ChainKey(Table.FILTER, MAPS[Direction.INGRESS])
+
+
+def _is_of_interface(key: Member) -> bool:
+    return isinstance(key, ElementKey) and key.set.type in (SetType.HOST_INTERFACE, SetType.INTERFACE)
 
 
 def _those(refused: Mapping[FilterKey, str], kind: Any) -> dict[Any, str]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.policy.carrier import MarkBits
-from felixpy.calc.policy.classes import MemberKey
+from felixpy.calc.policy.classes import Direction, MemberKey
 from felixpy.calc.rules import Chains, RuleKey
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message, Request
@@ -138,6 +138,11 @@ class PacketFilter(Protocol):
 
     def use_marks(self, marks: MarkBits) -> None:
         """Take what bits of the mark mean, for members that carry one."""
+
+    def class_numbers(
+        self, chains: Mapping[RuleKey, RenderedChain], marks: MarkBits
+    ) -> dict[tuple[Direction, str], int]:
+        """The number that each class has in the kernel, by direction and name, from chains as they were read."""
 
     def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
         """Judge a nf_tables notification that is not of our own making.

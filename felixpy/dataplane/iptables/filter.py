@@ -6,6 +6,7 @@ plan is committed. Must never write a table in which nothing of ours changes.
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -13,9 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from felixpy.calc.entries import SetName
-from felixpy.calc.policy.carrier import MarkBits
+from felixpy.calc.policy.carrier import MarkBits, sparse
+from felixpy.calc.policy.classes import Direction
+from felixpy.calc.policy.layout import class_of_chain
 from felixpy.calc.rules import ChainKey, Chains, RuleKey, Table
 from felixpy.config import ChainInsertMode
+from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.plan import TablePlan, foreign_chains, plan_removal, plan_write, present_chains
 from felixpy.dataplane.iptables.render import render_chains
 from felixpy.dataplane.iptables.save_text import SavedTable, parse_save
@@ -36,6 +40,7 @@ from felixpy.netlink.message import Message, Request
 from felixpy.netlink.transport import NetlinkSocket
 
 FRESH_SECONDS = 0.1
+_CLASS_RULE = re.compile(rf"-m mark --mark (0x[0-9a-f]+)/0x[0-9a-f]+ -g {CHAIN_PREFIX}(\S+)")
 
 
 class IptablesFilter(ABC):
@@ -75,6 +80,17 @@ class IptablesFilter(ABC):
     def use_marks(self, marks: MarkBits) -> None:
         """Take the bits in which the members of pairs carry their class."""
         self.sets.masks = {SetName.FROM_WORKLOAD: marks.egress.mask, SetName.TO_WORKLOAD: marks.ingress.mask}
+
+    def class_numbers(
+        self, chains: Mapping[RuleKey, RenderedChain], marks: MarkBits
+    ) -> dict[tuple[Direction, str], int]:
+        """From the rules that find a class by its mark."""
+        numbers = {}
+        for rules in chains.values():
+            for rule in rules:
+                if (told := _CLASS_RULE.fullmatch(rule)) and (found := class_of_chain(told[2])):
+                    numbers[found] = sparse(int(told[1], 16) >> marks.of(found[0]).shift)
+        return numbers
 
     async def read(self, part: Part = Part.ALL) -> FilterState:
         """Read what is ours; the members of sets only if asked for.

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from felixpy.calc.entries import STANDING_SETS, SetName, SetType, set_type
 from felixpy.calc.policy.carrier import CLASS_SETS, MAPS, MarkBits
+from felixpy.calc.policy.classes import Direction
+from felixpy.calc.policy.layout import class_of_chain
 from felixpy.calc.rules import ChainKey, Chains, ClassElement, RuleKey, Table
 from felixpy.dataplane.nftables import elements, render
 from felixpy.dataplane.packet_filter import (
@@ -131,6 +133,17 @@ class NftablesFilter:
 
     def use_marks(self, marks: MarkBits) -> None:
         """Members carry none here."""
+
+    def class_numbers(
+        self, chains: Mapping[RuleKey, RenderedChain], marks: MarkBits
+    ) -> dict[tuple[Direction, str], int]:
+        numbers = {}
+        for key, rendered in chains.items():
+            if isinstance(key, ClassElement) and rendered:
+                chain = _chain_key(rendered[0])
+                if chain is not None and (found := class_of_chain(chain.name)) is not None:
+                    numbers[found] = key.mark >> marks.of(found[0]).shift
+        return numbers
 
     async def read(self, part: Part = Part.ALL) -> FilterState:
         """Read the table, or its chains and rules alone, in slices; again if rules or sets were written meanwhile.
