@@ -201,7 +201,7 @@ class Dataplane:
         """All tables, for counting and looking."""
         tables = list(self._tables.values())
         for one in self.filters.values():
-            tables += [one.chains, one.elements, one.sets]
+            tables += one.all
         return tables
 
     def left_over(self) -> int:
@@ -445,7 +445,7 @@ class Dataplane:
 
     async def _apply_removals(self, report: ApplyReport) -> None:
         now = self.clock()
-        due = [tables for tables in self.filters.values() if tables.elements.dirty]
+        due = [tables for tables in self.filters.values() if tables.elements.dirty or tables.sets.dirty]
         for tables in due:
             report.looked_at |= tables.elements.dirty
         if len(due) > 1 and all(tables.only_members for tables in due):
@@ -488,7 +488,7 @@ class Dataplane:
 
     def next_wake(self) -> float | None:
         """When something is due without any event: a retry, the end of a grace period. On the clock."""
-        times = [table.next_retry() for tables in self.filters.values() for table in (tables.chains, tables.elements)]
+        times = [table.next_retry() for tables in self.filters.values() for table in tables.all]
         if not (self._closed and self._is_set_aside):
             times += [table.next_retry() for table in self._tables.values()]
             times += [self.routes.next_removal(), self.devices.next_removal()]

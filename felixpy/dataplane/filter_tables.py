@@ -79,6 +79,11 @@ class FilterTables:
         """Whether the kernel was read since the start, or since a write whose answer was lost."""
         self._answers_lost = 0
 
+    @property
+    def all(self) -> tuple[KeyedTable[Any, Any, Any], ...]:
+        """All tables of the family's packet filter."""
+        return self.chains, self.elements, self.sets
+
     def _resolve_element(self, key: Member, mark: int | None) -> int | None:
         if not isinstance(key, ElementKey) or key.set.type is not SetType.HOST_INTERFACE:
             return mark

@@ -1,0 +1,124 @@
+"""Packets with an id, by hand: what is sent, and what of it a reader recognises. Pure.
+
+TCP SYN     the id is the sequence number
+UDP         the id is the payload
+SCTP INIT   the id is the initiate tag, and the initial TSN; CRC32c is right, or connection tracking calls it invalid
+ICMP echo   the id is the payload
+"""
+
+from __future__ import annotations
+
+import struct
+
+from felixpy.model.net import Family, family_of
+
+TCP, UDP, SCTP, UDPLITE = 6, 17, 132, 136
+ICMP = {Family.V4: 1, Family.V6: 58}
+ECHO = {Family.V4: 8, Family.V6: 128}
+PROTOCOLS = {"tcp": TCP, "udp": UDP, "sctp": SCTP, "udplite": UDPLITE}
+ETHERTYPE = {Family.V4: 0x0800, Family.V6: 0x86DD}
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        value = byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+_CRC32C = _crc_table()
+
+
+def crc32c(data: bytes) -> int:
+    """The checksum of SCTP (RFC 9260 appendix A).
+
+    >>> hex(crc32c(b"123456789"))
+    '0xe3069283'
+    """
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = _CRC32C[(value ^ byte) & 0xFF] ^ value >> 8
+    return value ^ 0xFFFFFFFF
+
+
+def checksum(data: bytes) -> int:
+    """The checksum of IP (RFC 1071)."""
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def transport(source: bytes, destination: bytes, protocol: int, ports: tuple[int, int], number: int) -> bytes:
+    """What follows the header of IP; ``ports``: of source and destination, nothing in ICMP."""
+    family = family_of(source)
+    tag = struct.pack(">I", number)
+    if protocol == TCP:
+        data = struct.pack(">HHIIBBHHH", *ports, number, 0, 5 << 4, 2, 1024, 0, 0)
+        return _with_checksum(source, destination, protocol, data, 16)
+    if protocol in (UDP, UDPLITE):
+        data = struct.pack(">HHHH", *ports, 12, 0) + tag  # in UDP-Lite the length is that of what is summed
+        return _with_checksum(source, destination, protocol, data, 6)
+    if protocol == SCTP:
+        init = struct.pack(">BBHIIHHI", 1, 0, 20, number, 0x10000, 1, 1, number)
+        head = struct.pack(">HHI", *ports, 0)
+        return head + struct.pack("<I", crc32c(head + bytes(4) + init)) + init
+    if protocol == ICMP[family]:
+        data = struct.pack(">BBHHH", ECHO[family], 0, 0, 7, 1) + tag
+        if family is Family.V6:
+            return _with_checksum(source, destination, protocol, data, 2)
+        return data[:2] + struct.pack(">H", checksum(data)) + data[4:]
+    return struct.pack(">HH", *ports) + tag
+
+
+def packet(source: bytes, destination: bytes, protocol: int, ports: tuple[int, int], number: int) -> bytes:
+    """A whole packet of IP."""
+    data = transport(source, destination, protocol, ports, number)
+    if family_of(source) is Family.V6:
+        return struct.pack(">IHBB", 6 << 28, len(data), protocol, 64) + source + destination + data
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(data), number & 0xFFFF, 0x4000, 64, protocol, 0)
+    whole = head + source + destination
+    return whole[:10] + struct.pack(">H", checksum(whole)) + whole[12:] + data
+
+
+def number_of(data: bytes) -> int | None:
+    """The id of a packet of IP that was made here; None of any other."""
+    if len(data) < 28:
+        return None
+    if data[0] >> 4 == 4:
+        return _number(data[9], data[(data[0] & 15) * 4 :], Family.V4)
+    return _number(data[6], data[40:], Family.V6)
+
+
+def _number(protocol: int, data: bytes, family: Family) -> int | None:
+    at = None
+    if protocol == TCP and len(data) >= 20 and data[13] == 2:
+        at = 4
+    elif protocol in (UDP, UDPLITE) and len(data) >= 12:
+        at = 8
+    elif protocol == SCTP and len(data) >= 32 and data[12] == 1:
+        at = 16
+    elif protocol == ICMP[family] and len(data) >= 12 and data[0] == ECHO[family]:
+        at = 8
+    elif protocol not in (TCP, UDP, UDPLITE, SCTP, ICMP[family]) and len(data) >= 8:
+        at = 4
+    return None if at is None else int(struct.unpack_from(">I", data, at)[0])
+
+
+def number_in(protocol: int, data: bytes, family: Family) -> int | None:
+    """The id of what a raw socket of IPv6 reads, which begins behind the header of IP."""
+    return _number(protocol, data, family)
+
+
+def _with_checksum(source: bytes, destination: bytes, protocol: int, data: bytes, at: int) -> bytes:
+    if family_of(source) is Family.V6:
+        pseudo = source + destination + struct.pack(">IxxxB", len(data), protocol)
+    else:
+        pseudo = source + destination + struct.pack(">xBH", protocol, len(data))
+    found = checksum(pseudo + data) or 0xFFFF
+    return data[:at] + struct.pack(">H", found) + data[at + 2 :]
