@@ -32,6 +32,13 @@ def enter_private_namespaces() -> None:
     _loopback_up()
 
 
+def private_run() -> None:
+    """A /run of this process's own, for one that is in a network already."""
+    _unshare(CLONE_NEWNS)
+    _mount("none", "/", "none", MS_REC | MS_PRIVATE)
+    _mount("tmpfs", "/run", "tmpfs")
+
+
 def enter_new_network() -> None:
     """An empty network for the calling thread; the old one is gone once nothing in it is open."""
     _unshare(CLONE_NEWNET)

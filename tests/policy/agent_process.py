@@ -24,6 +24,7 @@ from felixpy.model.net import FAMILIES
 from felixpy.model.parse import parse_resource
 from felixpy.model.resources import Absent, Kind, ResourceKey, Update
 from felixpy.sources import SyncState, SyncStatus
+from tests.netns import private_run
 
 PATIENCE_S = 120.0
 BACKENDS = {
@@ -122,6 +123,7 @@ class Node:
 
 
 async def main() -> None:
+    private_run()  # the lock of iptables is the node's own
     reader = asyncio.StreamReader(limit=1 << 26)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     answers = sys.stdout

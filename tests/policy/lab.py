@@ -154,7 +154,7 @@ class Lab:
         if wanted == self._dnat:
             return
         for node in self.nodes:
-            lines = ["add table inet other", "delete table inet other", "table inet other { chain pre {",
+            lines = ["add table inet other", "delete table inet other", "table inet other {", "chain pre {",
                      "type nat hook prerouting priority dstnat; policy accept;"]  # fmt: skip
             for rule in rules:
                 if rule["node"] != node:
@@ -167,7 +167,7 @@ class Lab:
                         f"{word} daddr {text} {rule['protocol']} dport {rule['port']} dnat {word} to"
                         f" {goal}:{rule['toPort']}"
                     )
-            command("ip", "netns", "exec", node, "nft", "-f", "-", stdin="\n".join([*lines, "} }"]))
+            command("ip", "netns", "exec", node, "nft", "-f", "-", stdin="\n".join([*lines, "}", "}", ""]))
         self._dnat = wanted
 
     # --- probes --------------------------------------------------------------------------------------------------

@@ -112,7 +112,12 @@ class IpSets:
             fits = header and self._is_like(name, header)
             if header and fits:
                 changes = self._source_changes
-                members = self._join_halves(name, await self._members(name, header.name, marks))
+                try:
+                    members = self._join_halves(name, await self._members(name, header.name, marks))
+                except NetlinkError as error:
+                    if error.errno != ENOENT or name in STANDING_SETS:
+                        raise
+                    continue  # it went while the others were read
                 if name is _SOURCES:
                     members = await self._without_implied(members, changes)
                 async for some in in_slices(members, 64):

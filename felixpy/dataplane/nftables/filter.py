@@ -275,7 +275,12 @@ class NftablesFilter:
         contents = {}
         for name in used & seen.anonymous.keys():
             request = nft.get_elements(self.family, TABLE, name)
-            found = [one for some in await self.socket.decode_sliced(request, nft.decode_elements) for one in some]
+            try:
+                found = [one for some in await self.socket.decode_sliced(request, nft.decode_elements) for one in some]
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                continue  # its rule went
             contents[name] = nft.decode_port_ranges(found, seen.anonymous[name])
         for key, rules in seen.chains.items():
             seen.chains[key] = [nft.named_ports(rule, contents) for rule in rules if isinstance(rule, nft.NftRule)]
@@ -300,7 +305,11 @@ class NftablesFilter:
                 seen.elements.update(*sets)
         except elements.NotOursError:
             seen.tainted.add(name)
-            seen.elements = {key for key in seen.elements if key.set is not name}
+            seen.elements = {key for key in seen.elements if key.set != name}
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT or name in EVERY_SET:
+                raise
+            seen.policy_sets.discard(SetKey(str(name)))  # it went while the others were read
 
     def _in_table(self, command: int) -> Request:
         return nft.dump(command, self.family, attribute(1, nft.name(TABLE)))
