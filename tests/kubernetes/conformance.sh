@@ -1,8 +1,8 @@
 #!/bin/bash
 # Upstream's end-to-end tests on a cluster whose only network is felixpy, installed by config/kubernetes: two nodes in
 # namespaces of this machine. Builds what is missing, prints counts, takes everything down again.
-# usage: conformance.sh [SUITE]...      conformance, dual-stack, netpol, judge, connectivity (felixpy's own), or a focus of
-#                                       your own; none: the first three
+# usage: conformance.sh [SUITE]...      conformance, dual-stack, netpol, matrix (ours: policy over each family), connectivity
+#                                       (felixpy's own), or a focus of your own; none: the first four
 # FAMILIES=dual|ipv4|ipv6  PROXY=nftables|iptables (mode of kube-proxy)  BACKEND=nftables|legacy|nft (of felixpy; else it chooses)
 # PROCS=4 specs at a time  OUT=folder of reports and logs  KEEP=1 leaves the cluster  RUN=folder of one that is kept: only the suites
 set -u
@@ -11,7 +11,7 @@ export CACHE=${CACHE:-$HOME/.cache/felixpy-kubernetes}
 export BIN=$CACHE/bin IMAGES=$CACHE/images FAMILIES=${FAMILIES:-dual} PYTHON=${PYTHON:-$root/.venv/bin/python}
 export PATH=$PATH:/usr/sbin:/sbin
 PROXY=${PROXY:-nftables} PROCS=${PROCS:-4} OUT=${OUT:-$root/build/conformance}
-suites=("$@"); [ $# -gt 0 ] || suites=(conformance dual-stack netpol)
+suites=("$@"); [ $# -gt 0 ] || suites=(conformance dual-stack netpol matrix)
 
 say() { echo "conformance: $*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -88,7 +88,7 @@ run() { # suite
 	nsenter --net="/run/netns/$P-cp" "$BIN/ginkgo" --procs="$PROCS" --no-color --timeout="${TIMEOUT:-60m}" --focus="$focus" "${flags[@]}" \
 		--output-dir="$OUT" --junit-report="$(basename "$report")" "$BIN/e2e.test" -- \
 		-kubeconfig "$RUN/kubeconfig" -kubectl-path "$BIN/kubectl" -provider skeleton -num-nodes 2 >"$log" 2>&1
-	"$PYTHON" "$here/counts.py" "$1" "$report" $((SECONDS - start)) || status=1
+	"$PYTHON" "$here/counts.py" "$1" "$report" $((SECONDS - start)) "$here/expected/$1.txt" || status=1
 }
 
 mkdir -p "$OUT"
@@ -96,5 +96,7 @@ prepare
 if [ -n "${RUN:-}" ]; then export RUN; else up; fi
 . "$here/cluster/env.sh"
 status=0
-for suite in "${suites[@]}"; do run "$suite"; done
+for suite in "${suites[@]}"; do
+	if [ "$suite" = matrix ]; then "$PYTHON" "$here/matrix.py" "$RUN" || status=1; else run "$suite"; fi
+done
 exit $status

@@ -48,7 +48,7 @@ felixpy() {
 	"$here/image.py" "${FELIXPY_IMAGE:-$out/felixpy.tar}" "docker.io/library/felixpy:$version" --entrypoint felixpy --cmd run \
 		--env PATH=/opt/felixpy/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin --env PYTHONUNBUFFERED=1 --env PYTHONDONTWRITEBYTECODE=1 \
 		"$prefix=/opt/felixpy" "$root/config/kubernetes/host-settings=/usr/local/bin/felixpy-host-settings" "$root/config/kubernetes/install-cni=/usr/local/bin/felixpy-install-cni" "${stub[@]}" \
-		/usr/bin/python3.11=/usr/bin/python3.11 "/usr/bin/python3->python3.11" /usr/lib/python3.11=/usr/lib/python3.11 \
+		/usr/bin/python3.11=/usr/bin/python3.11 "/usr/bin/python3->python3.11" "/sbin/ldconfig->/usr/sbin/ldconfig" /usr/lib/python3.11=/usr/lib/python3.11 \
 		"${files[@]}" /usr/lib/x86_64-linux-gnu/xtables=/usr/lib/x86_64-linux-gnu/xtables /etc/ld.so.cache=/etc/ld.so.cache /etc/protocols=/etc/protocols \
 		"$bin/passwd=/etc/passwd" "$bin/nsswitch.conf=/etc/nsswitch.conf" /bin/busybox=/bin/busybox $(links "sh ip") "/bin/cp->busybox" "/bin/mv->busybox" "/bin/chmod->busybox" \
 		"/bin/sh->/usr/bin/dash" --tool dash --tool /usr/sbin/xtables-legacy-multi --tool /usr/sbin/xtables-nft-multi --tool /usr/sbin/nft --tool /usr/sbin/ipset \
