@@ -1,6 +1,8 @@
 """What became of a suite, out of its report: one line of counts, and the names of what failed or did not run.
 
-usage: counts.py SUITE REPORT.xml SECONDS [EXPECTED.txt]      ends with 1 if a spec failed, none ran, or an expected one did not
+usage: counts.py SUITE REPORT.xml SECONDS [EXPECTED.txt]
+
+Ends with 1 if a spec failed, none ran, or an expected one did not.
 
 EXPECTED.txt has the names of the specs that are known to pass, one a line: a suite of which a part is not run any more,
 because a focus, a skip or upstream has changed, is no success.
