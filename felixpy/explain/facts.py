@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from felixpy.calc.entries import ElementKey, SetName
+from felixpy.dataplane.iptables import layout
 from felixpy.dataplane.iptables.legacy import legacy_in_use
 from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, table_names
 from felixpy.dataplane.iptables.tools import Tools, find_tool, tool_name
+from felixpy.dataplane.nftables import elements
+from felixpy.dataplane.nftables.filter import TABLE
 from felixpy.explain import nft, xtables
 from felixpy.explain.packet import Packet, Ruleset
 from felixpy.explain.walk import Node, Route
 from felixpy.model.net import Family, format_address
 from felixpy.netlink import ipset, rtnetlink
+from felixpy.netlink import nftables as nfnetlink
 from felixpy.netlink.lookup import look_up, open_lookup
 from felixpy.netlink.message import Message
 from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
@@ -70,6 +75,8 @@ class Kernel:
     names: dict[int, str]
     socket: NetlinkSocket
     missing: list[str]
+    workloads: Mapping[bytes, str]
+    """The interface of each address that felixpy's sets know, whether it exists or not."""
 
     @property
     def node(self) -> Node:
@@ -77,6 +84,15 @@ class Kernel:
 
     def index(self, interface: str) -> int:
         return next((index for index, name in self.names.items() if name == interface), 0)
+
+    def lost(self, packet: Packet) -> list[str]:
+        """Addresses of a packet that are workloads' of this node, on interfaces that do not exist."""
+        found = ((address, self.workloads.get(address, "")) for address in (packet.source, packet.destination))
+        return [
+            f"{format_address(address)} is the address of a workload on {interface}, an interface that does not exist"
+            for address, interface in found
+            if interface and not self.index(interface)
+        ]
 
     def route(self, packet: Packet) -> Route:
         """The kernel's route for a packet: input for one with an input interface, else output."""
@@ -142,7 +158,7 @@ async def read_kernel(family: Family) -> AsyncIterator[Kernel]:
     rulesets = await _read_rules(family, sets, local, missing)
     socket = open_lookup()
     try:
-        yield Kernel(family, rulesets, local, names, socket, missing)
+        yield Kernel(family, rulesets, local, names, socket, missing, _workloads(family, sets))
     finally:
         socket.close()
 
@@ -197,6 +213,18 @@ def _read_sets(family: Family, missing: list[str]) -> Sets:
     finally:
         socket.close()
     return sets
+
+
+def _workloads(family: Family, sets: Sets) -> dict[bytes, str]:
+    """Addresses and interfaces of our pair set, of whichever back-end has one."""
+    name = SetName.FROM_WORKLOAD
+    found = {one.net.packed: one.interface for one in sets.members.get(layout.set_name(family, name), ())}
+    with contextlib.closing(NetlinkSocket(NETLINK_NETFILTER)) as socket, contextlib.suppress(NetlinkError):
+        for message in socket.dump_all(nfnetlink.get_elements(family, TABLE, name)):
+            for key in elements.decode(name, family, nfnetlink.decode_elements(message)):
+                if isinstance(key, ElementKey):
+                    found[key.net.packed] = key.interface
+    return found
 
 
 def variants_in_use(family: Family) -> dict[str, bool]:

@@ -77,13 +77,17 @@ async def answer(packet: Packet, interface: str | None) -> tuple[Verdict, str, l
             raise ExplainError(f"there is no interface {interface}; `ip link` lists them")
         if interface is None and packet.source not in kernel.local:
             interface = kernel.interface_of(packet.source)
+            if not interface and (lost := kernel.lost(packet)):
+                raise ExplainError(f"{lost[0]}; name where its packets come in with --in")
             if not interface:
                 raise ExplainError(
                     f"no route leads to {format_address(packet.source)}, so where it comes from is not known;"
                     " name the interface with --in"
                 )
         packet.iif = interface or ""
-        return explain(kernel.node, packet), packet.iif, kernel.missing
+        verdict = explain(kernel.node, packet)
+        verdict.doubts += kernel.lost(packet)
+        return verdict, packet.iif, kernel.missing
 
 
 def exit_code(verdict: Verdict) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.bench import NFTABLES, POOLS, dump
+from tests.agent.bench import GOOD, NFT, NFTABLES, POOLS, dump
 from tests.cli.command import agent, felixpy
 from tests.kernel import ip, run
 
@@ -61,6 +61,18 @@ def test_explain_beside_an_agent(node: None, tmp_path: Path) -> None:
         done = felixpy("explain", "192.0.2.1", "192.0.2.7", "--json")
         assert (done.code, done.json["outcome"], done.json["out"]) == (0, "passes", "eth0")
         assert dump() == before
+
+
+@pytest.mark.parametrize("environ", [NFTABLES, NFT], ids=["nftables", "nft"])
+def test_explain_says_that_an_interface_does_not_exist(node: None, tmp_path: Path, environ: dict[str, str]) -> None:
+    env = {**resources(tmp_path), **environ}
+    (tmp_path / "good.json").write_text(json.dumps([GOOD]))
+    with agent(env, tmp_path / "log"):
+        ip("link del cali1")
+        for packet in (("10.48.0.1", "198.51.100.1"), ("192.0.2.1", "10.48.0.1"), ("fd00:48::1", "2001:db8::7")):
+            done = felixpy("explain", *packet, "tcp", "443")
+            assert done.code == 3, done
+            assert "is the address of a workload on cali1, an interface that does not exist" in done.out
 
 
 def test_explain_is_honest_about_what_it_cannot_judge(node: None) -> None:
