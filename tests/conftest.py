@@ -22,6 +22,7 @@ import signal
 from collections import Counter
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_timeout
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
@@ -45,6 +46,11 @@ class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> CombinationScheduling:
     return CombinationScheduling(config, log)
+
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("felixpy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("felixpy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -27,6 +27,7 @@ from tests.kernel import ip_json, run
 NODE = "n1"
 ROOT = "felixpy/v1"
 PATIENCE_S = 30.0
+QUIET_S = 0.15
 NFTABLES = {"FELIX_NFTABLESMODE": "Enabled"}
 LEGACY = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "Legacy"}
 NFT = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "NFT"}
@@ -139,7 +140,18 @@ class Running:
 
     async def quiet(self) -> None:
         """Until the agent has done what there is to do, and for a moment longer."""
-        await asyncio.sleep(0.15)
+        patience, calm, passes = Patience(PATIENCE_S), Patience(QUIET_S), self.agent.last_progress
+        while not calm.over():
+            await asyncio.sleep(0.01)
+            if self._is_busy() or self.agent.last_progress != passes:
+                calm, passes = Patience(QUIET_S), self.agent.last_progress
+            assert not patience.over(), f"never quiet; said: {self.log[-12:]}"
+
+    def _is_busy(self) -> bool:
+        """What waits for an interface, or is refused, may be so for good."""
+        agent = self.agent
+        reads = agent.comparisons.is_asked or agent.links._readers
+        return bool(agent._pending or reads or any(table._readers for table in agent.dataplane.tables()))
 
     async def endpoint_is(self, name: str, state: str, reason: str = "") -> dict[str, Any]:
         """Wait for an endpoint's status topic; returns its payload."""

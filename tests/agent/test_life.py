@@ -114,7 +114,7 @@ def test_sigterm_ends_with_code_0_and_leaves_the_kernel(
 
 async def agent_is_offline(stream: Stream, reason: str) -> None:
     async with limit(60):
-        while stream.status[NODE] != {"state": "offline", "reason": reason}:  # noqa: ASYNC110
+        while stream.status.get(NODE) != {"state": "offline", "reason": reason}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

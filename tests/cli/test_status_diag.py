@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -236,7 +237,7 @@ def test_an_archive_that_cannot_be_written_is_one_sentence_and_leaves_nothing(no
     env = {"FELIX_RESOURCEDIRECTORY": str(tmp_path), **NFTABLES}
     programs, asked = tmp_path / "programs", tmp_path / "asked"
     programs.mkdir()
-    (programs / "ip").write_text(f"#!/bin/sh\necho >>{asked}\n")
+    (programs / "ip").write_text(f'#!/bin/sh\necho >>{asked}\nexec {shutil.which("ip")} "$@"\n')
     (programs / "ip").chmod(0o755)
     env["PATH"] = f"{programs}:{os.environ['PATH']}"
     said = sentence(felixpy("diag", "-o", str(tmp_path / "no" / "d.tar.gz"), env=env))

@@ -196,6 +196,7 @@ def test_the_stream_switches_ports_and_a_taken_one_is_only_told() -> None:
         state, refused = State(), dict[str, str]()
         task = asyncio.create_task(serve_latest(ON, changes, state.is_live, state.is_ready, bytes, dict, refused))
         await opened(HEALTH)
+        await opened(METRICS)
         with capture_logs() as logs:
             changes.put_nowait(replace(ON, health_port=OTHER))
             await until(lambda: refused)
