@@ -13,11 +13,13 @@ there are: those are set members.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from felixpy.calc.entries import SetName
+from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.carrier import MarkBits, iptables_marks, nftables_marks
 from felixpy.config import (
     DEFAULT_MARK_MASK,
@@ -222,6 +224,19 @@ class Marked(NamedTuple):
     mask: int
 
 
+class Vni(NamedTuple):
+    """A packet of UDP that would be VXLAN of this network. iptables needs the match ``bpf`` for it."""
+
+    number: int
+
+
+class LocalSource(NamedTuple):
+    """Source address is the node's own (or not): any of them, or one of the output interface."""
+
+    of_output: bool
+    negated: bool = False
+
+
 class Limit(NamedTuple):
     """True for so many packets per ``seconds`` (1, 60, 3600 or 86400), and ``burst`` at first."""
 
@@ -249,6 +264,8 @@ Match = (
     | SourcePortIn
     | DestinationPortIn
     | Marked
+    | Vni
+    | LocalSource
     | Limit
 )
 
@@ -364,10 +381,24 @@ class RuleSettings:
     failsafe_in: tuple[Failsafe, ...] = ()
     failsafe_out: tuple[Failsafe, ...] = ()
     log_limit: Limit | None = None
+    vxlan_port: int = VXLAN_PORT
+    vxlan_vni: int = 4096
+    tunnels: frozenset[Tunnel] = frozenset()
 
     @classmethod
-    def of(cls, settings: Settings, family: Family, *, nftables: bool, sees_errors: bool = True) -> RuleSettings:
-        """``sees_errors``: whether the kernel can look into ICMP errors (``ErrorByPairIn``)."""
+    def of(
+        cls,
+        settings: Settings,
+        family: Family,
+        *,
+        nftables: bool,
+        sees_errors: bool = True,
+        tunnels: Iterable[Tunnel] = (),
+    ) -> RuleSettings:
+        """``sees_errors``: whether the kernel can look into packets (``ErrorByPairIn``, ``Vni``).
+
+        ``tunnels``: those that this node has a device of; of the others' packets nothing is said.
+        """
         v4 = family is Family.V4
         return cls(
             family=family,
@@ -389,6 +420,9 @@ class RuleSettings:
             failsafe_in=tuple(one for one in settings.failsafe_inbound_host_ports if one.is_of(family)),
             failsafe_out=tuple(one for one in settings.failsafe_outbound_host_ports if one.is_of(family)),
             log_limit=_log_limit(settings),
+            vxlan_port=settings.vxlan_port,
+            vxlan_vni=settings.vxlan_vni,
+            tunnels=frozenset(one for one in tunnels if one.outer is family),
         )
 
 
@@ -478,9 +512,45 @@ def _no_tunnels(settings: RuleSettings) -> list[Rule]:
     """What a tunnel's end would unpack, on the node itself or behind it: its inner source was checked by nobody."""
     rules = []
     if not settings.allow_vxlan:
-        rules.append(Rule((Protocol(UDP, VXLAN_PORT),), Verdict(settings.deny), "VXLAN encapsulated by a workload"))
+        rules.append(
+            Rule((Protocol(UDP, settings.vxlan_port),), Verdict(settings.deny), "VXLAN encapsulated by a workload")
+        )
     if not settings.allow_ipip:
         rules.append(Rule((Protocol(IPIP),), Verdict(settings.deny), "IPIP encapsulated by a workload"))
+    return rules
+
+
+def arriving_tunnels(settings: RuleSettings) -> list[Rule]:
+    """Of what our tunnels' ends would unpack, only nodes' packets count: an inner source is checked by nobody else.
+
+    VXLAN of other networks on the same port is left alone.
+    """
+    rules: list[Rule] = []
+    if settings.tunnels & {Tunnel.VXLAN, Tunnel.VXLAN_V6} and settings.sees_errors:
+        vxlan = Protocol(UDP, settings.vxlan_port), Vni(settings.vxlan_vni)
+        rules += [
+            Rule((*vxlan, SourceIn(SetName.HOSTS)), Verdict.ACCEPT, "VXLAN of a node"),
+            Rule(vxlan, Verdict.DROP, "VXLAN of nobody in the cluster"),
+        ]
+    if Tunnel.IPIP in settings.tunnels:
+        rules += [
+            Rule((Protocol(IPIP), SourceIn(SetName.HOSTS)), Verdict.ACCEPT, "IPIP of a node"),
+            Rule((Protocol(IPIP),), Verdict.DROP, "IPIP of nobody in the cluster"),
+        ]
+    return rules
+
+
+def _into_tunnels(settings: RuleSettings) -> list[Rule]:
+    """What the node itself sends into a tunnel gets an address that the way back leads through it.
+
+    Its UDP never gets a source port at which answers would be taken for VXLAN.
+    """
+    rules: list[Rule] = []
+    for tunnel in sorted(settings.tunnels):
+        foreign = OutInterface(tunnel), LocalSource(of_output=True, negated=True), LocalSource(of_output=False)
+        udp = Masquerade(PortRange(min(settings.vxlan_port + 1, 65535), 65535))
+        rules.append(Rule((*foreign, Protocol(UDP)), udp, "this node into a tunnel"))
+        rules.append(Rule(foreign, Masquerade(), "this node into a tunnel"))
     return rules
 
 
@@ -500,7 +570,10 @@ def reaching_host(settings: RuleSettings) -> list[Rule]:
 def _workload_to_host(settings: RuleSettings) -> Chains:
     action = Verdict(settings.endpoint_to_host.value.upper())
     return {
-        ChainKey(Table.FILTER, "INPUT"): from_workload(settings, WORKLOAD_TO_HOST),
+        ChainKey(Table.FILTER, "INPUT"): (
+            *from_workload(settings, WORKLOAD_TO_HOST),
+            *arriving_tunnels(settings),
+        ),
         WORKLOAD_TO_HOST: (
             *reaching_host(settings),
             Rule((), action, "Configured DefaultEndpointToHostAction"),
@@ -539,7 +612,7 @@ def _nat_outgoing(settings: RuleSettings) -> Chains:
     rules.append(Rule(tuple(leaving), _translate(settings, None), "natOutgoing"))
     return {
         ChainKey(Table.NAT, "POSTROUTING"): (Rule((), Jump(NAT_OUTGOING.name)),),
-        NAT_OUTGOING: tuple(rules),
+        NAT_OUTGOING: (*_into_tunnels(settings), *rules),
     }
 
 

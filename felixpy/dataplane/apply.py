@@ -37,6 +37,7 @@ from felixpy.calc.entries import (
 )
 from felixpy.calc.graph import ABSENT, Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
+from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.classes import Direction, MemberKey
 from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Settings
@@ -117,6 +118,7 @@ class Dataplane:
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
         }
+        self._nftables, self._tunnels = True, frozenset[Tunnel]()
         self._is_set_aside = False
         self._links_changed: set[str] = set()
         self._closed: set[Family] = set()
@@ -259,6 +261,9 @@ class Dataplane:
             self._want_nexthop(key, value)
         elif type(key) is DeviceKey and value is ABSENT:
             self.devices.drop(key)
+        elif type(key) is DeviceKey:
+            table.want(key, value)
+            self._tunnels_changed()
         elif value is ABSENT:
             table.drop(key)
         else:
@@ -299,10 +304,24 @@ class Dataplane:
         return self._tables.get(type(key))
 
     def want_rules(self, *, nftables: bool) -> None:
-        """Take the rules that the settings mean."""
+        """Take the rules that the settings and the tunnels of this node mean."""
+        self._nftables, self._tunnels = nftables, self._present_tunnels()
         for family, tables in self.filters.items():
             sees_errors = nftables or knows_match("bpf", family)
-            tables.want_rules(RuleSettings.of(self.settings, family, nftables=nftables, sees_errors=sees_errors))
+            tables.want_rules(
+                RuleSettings.of(
+                    self.settings, family, nftables=nftables, sees_errors=sees_errors, tunnels=self._tunnels
+                )
+            )
+
+    def _present_tunnels(self) -> frozenset[Tunnel]:
+        """Tunnels that have a device, or will: as long as one stands it could unpack something."""
+        return frozenset(Tunnel(key.name) for key in {**self.devices.table.desired, **self.devices.table.committed})
+
+    def _tunnels_changed(self) -> None:
+        """The first pool that needs a tunnel, and the last one, change rules."""
+        if self.filters and self._present_tunnels() != self._tunnels:
+            self.want_rules(nftables=self._nftables)
 
     def link_events(self, events: LinkEvents) -> None:
         """Look again at everything that hangs on interfaces that changed."""
@@ -558,6 +577,7 @@ class Dataplane:
                 refused[key] = reason
         report.written += len(delta.remove) - len(refused)
         table.record(delta, refused, now)
+        self._tunnels_changed()
 
     async def _apply_routing(self, report: ApplyReport, *, removals: bool, complete: bool) -> None:
         """Addresses, FDB, neighbours, nexthops and routes of both families in common batches; after removals everything

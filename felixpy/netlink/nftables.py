@@ -325,6 +325,16 @@ def payload(base: int, offset: int, length: int, register: int = REG_1) -> Expre
     return Expression("payload", ((1, be32(register)), (2, be32(base)), (3, be32(offset)), (4, be32(length))))
 
 
+RTN_LOCAL = 2  # linux/rtnetlink.h
+_FIB_RESULT_ADDRTYPE, _FIB_SOURCE, _FIB_OUTPUT = 3, 1, 16  # NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_SADDR, NFTA_FIB_F_OIF
+
+
+def source_type(*, of_output: bool) -> Expression:
+    """What the source address is for the node (RTN_LOCAL: its own), or for the output interface alone."""
+    flags = _FIB_SOURCE | (_FIB_OUTPUT if of_output else 0)
+    return Expression("fib", ((1, be32(REG_1)), (2, be32(_FIB_RESULT_ADDRTYPE)), (3, be32(flags))))
+
+
 def meta(key: int, register: int = REG_1) -> Expression:
     return Expression("meta", ((1, be32(register)), (2, be32(key))))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from felixpy.calc.entries import STANDING_SETS, ElementKey, SetType
+from felixpy.calc.mtu import Tunnel
 from felixpy.calc.rules import ChainKey, RuleSettings, Verdict, desired_chains
 from felixpy.config import DenyAction, EndpointToHostAction, PortRange, Settings
 from felixpy.dataplane.nftables.filter import NftablesFilter
@@ -41,6 +42,7 @@ def rule_settings(family: Family) -> st.SearchStrategy[RuleSettings]:
         nat_address=st.sampled_from([None, NAT_ADDRESS[family]]),
         nat_interface=st.sampled_from(["", "eth0", "eth+"]),
         sees_errors=st.booleans(),
+        tunnels=st.sampled_from([frozenset(), frozenset(one for one in Tunnel if one.outer is family)]),
     )
 
 

@@ -56,6 +56,7 @@ from felixpy.calc.rules import (
     SetMark,
     Table,
     Verdict,
+    arriving_tunnels,
     conntrack,
     desired_chains,
     from_workload,
@@ -303,7 +304,7 @@ def _input_hook(settings: RuleSettings) -> Chains:
         return {}
     hook = ChainKey(Table.FILTER, "INPUT")
     clear = (Rule((InInterface(prefix, True),), SetMark(0, settings.marks.accepted)) for prefix in settings.prefixes)
-    return {hook: (*from_workload(settings, WORKLOAD_TO_HOST), *clear)}
+    return {hook: (*from_workload(settings, WORKLOAD_TO_HOST), *clear, *arriving_tunnels(settings))}
 
 
 def _bit_chains(settings: RuleSettings) -> Chains:

@@ -30,6 +30,7 @@ from felixpy.calc.rules import (
     InInterfaceIn,
     Jump,
     Limit,
+    LocalSource,
     Log,
     MapMark,
     Marked,
@@ -49,6 +50,7 @@ from felixpy.calc.rules import (
     SourcePairIn,
     SourcePortIn,
     Verdict,
+    Vni,
 )
 from felixpy.config import PortRange
 from felixpy.dataplane.iptables.layout import chain_name, set_name
@@ -216,7 +218,7 @@ def _base_options(family: Family, match: Match) -> list[tuple[str, tuple[str, bo
             return []
         case ErrorByPairIn():
             return []
-        case CtState() | PortIn() | Marked() | Limit():
+        case CtState() | PortIn() | Marked() | Limit() | Vni() | LocalSource():
             return []
         case InInterfaceIn() | OutInterfaceIn():
             raise ValueError("iptables has no sets of interfaces alone")
@@ -273,12 +275,26 @@ def _extension(family: Family, match: Match) -> list[str]:
             return _multiport("--sports" if source else "--dports", ranges, negated)
         case Marked(value, mask):
             return ["-m", "mark", "--mark", f"{value:#x}/{mask:#x}"]
+        case Vni(number):
+            program = _vni(family, number)
+            return ["-m", "bpf", "--bytecode", ",".join((str(len(program)), *program))]
+        case LocalSource(of_output, negated):
+            limit = ["--limit-iface-out"] if of_output else []
+            return ["-m", "addrtype", *(["!"] if negated else []), "--src-type", "LOCAL", *limit]
         case Limit():
             return _limit(match)
         case InInterface() | OutInterface() | Source() | Destination() | InInterfaceIn() | OutInterfaceIn():
             return []
         case _:
             assert_never(match)
+
+
+def _vni(family: Family, number: int) -> tuple[str, ...]:
+    """cBPF: the 24 bits behind the UDP header and four bytes of VXLAN's. IPv6 with extension headers counts as ours."""
+    ours = ("116 0 0 8", f"21 0 1 {number}", "6 0 0 65535", "6 0 0 0")
+    if family is Family.V4:
+        return "177 0 0 0", "64 0 0 12", *ours
+    return "48 0 0 6", "21 0 3 17", "32 0 0 52", *ours
 
 
 def _multiport(option: str, ranges: tuple[PortRange, ...], negated: bool) -> list[str]:

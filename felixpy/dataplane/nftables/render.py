@@ -26,6 +26,7 @@ from felixpy.calc.rules import (
     InInterfaceIn,
     Jump,
     Limit,
+    LocalSource,
     Log,
     MapMark,
     Marked,
@@ -46,6 +47,7 @@ from felixpy.calc.rules import (
     SourcePortIn,
     Table,
     Verdict,
+    Vni,
 )
 from felixpy.config import PortRange
 from felixpy.model.net import Family, Net
@@ -180,6 +182,11 @@ def _match(match: Match, family: Family) -> list[Expression]:
             return [_transport(0 if source else 2, 2), *_in_ranges(ranges, negated=negated)]
         case Marked(value, mask):
             return [nft.meta(nft.NFT_META_MARK), nft.mask(nft.mark(mask)), nft.compare(nft.mark(value))]
+        case Vni(number):
+            return [_transport(12, 3), nft.compare(number.to_bytes(3, "big"))]
+        case LocalSource(of_output, negated):
+            operation = nft.NFT_CMP_NEQ if negated else nft.NFT_CMP_EQ
+            return [nft.source_type(of_output=of_output), nft.compare(struct.pack("=I", nft.RTN_LOCAL), operation)]
         case Limit(packets, seconds, burst):
             return [nft.limit(packets, seconds, burst)]
         case _:
