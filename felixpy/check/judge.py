@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from felixpy.calc.host import Host
+from felixpy.calc.underlay import CROSS_SUBNET
 from felixpy.check.facts import Facts
 from felixpy.check.finding import Finding, Level
 from felixpy.config import ProgramClusterRoutes, Settings
@@ -12,7 +13,7 @@ from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.detect import decide, felix_in_use
 from felixpy.explain.packet import owner
 from felixpy.model.net import FAMILIES, Family, Net, format_address
-from felixpy.model.resources import Encapsulation
+from felixpy.model.resources import Encapsulation, IPPool
 from felixpy.sources import SyncState
 
 UNIQUE_LOCAL = Net.parse("fc00::/7")
@@ -360,11 +361,25 @@ def _pools(facts: Facts, families: tuple[Family, ...]) -> Iterator[Finding]:
             yield Finding(
                 "pool.nat6", WARN, f"{pool.key.name} {pool.cidr} has natOutgoing false", why, "natOutgoing: true"
             )
-        if pool.encapsulation is not Encapsulation.NONE:
-            fix = "ipipMode: Never and vxlanMode: Never"
-            why = "tunnels are not supported: its blocks on other nodes get no route"
-            yield Finding("pool.encapsulation", FAIL, f"{pool.key.name} asks for {pool.encapsulation}", why, fix)
+        if pool.encapsulation in CROSS_SUBNET:
+            yield from _cross_subnet(facts, pool)
     yield from _overlaps(facts)
+
+
+def _cross_subnet(facts: Facts, pool: IPPool) -> Iterator[Finding]:
+    """CrossSubnet goes by the prefix length that a node publishes: with a host prefix nothing is ever native."""
+    assert facts.stream is not None
+    alone = [
+        f"{name} publishes {net}"
+        for name, node in sorted(facts.stream.nodes.items())
+        if (net := node.address(pool.cidr.family)) is not None and net.is_host
+    ]
+    why = "CrossSubnet is native where the other node lies in the subnet that this node publishes"
+    if alone:
+        fix = "publish the prefix length of the subnet"
+        yield Finding("pool.subnet", WARN, f"{pool.key.name}: {'; '.join(alone[:3])}", why, fix)
+    else:
+        yield Finding("pool.subnet", OK, f"{pool.key.name}: every node publishes its subnet", why)
 
 
 def _overlaps(facts: Facts) -> Iterator[Finding]:

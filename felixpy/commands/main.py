@@ -133,6 +133,7 @@ class What(StrEnum):
     RULES = "rules"
     SETTINGS = "settings"
     NEIGHBOURS = "neighbours"
+    UNDERLAY = "underlay"
 
 
 @app.command()
@@ -164,7 +165,7 @@ async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None
         elif what is What.POOLS:
             lines = survey.pools(agent)
         else:
-            lines = survey.compare(agent, (what.value,))
+            lines = survey.compare(agent, survey.UNDERLAY if what is What.UNDERLAY else (what.value,))
     if as_json:
         typer.echo(json.dumps([line._asdict() for line in lines]))
         return

@@ -73,6 +73,10 @@ class Line(NamedTuple):
     note: str = ""
 
 
+UNDERLAY = ("devices", "addresses", "fdb", "nexthops")
+"""Tables of how packets get to other nodes."""
+
+
 def compare(agent: Agent, tables: tuple[str, ...]) -> list[Line]:
     """Entries of the tables whose names end with one of ``tables``, wanted and present, in order."""
     lines = []

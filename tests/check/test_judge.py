@@ -142,7 +142,14 @@ def forward_drop(table: str, chain: str) -> Callable[[Facts], None]:
         (stream(pools=[pool("10.48.0.0/16")]), "pool.v6", "fail"),
         (stream(pools=[pool("10.48.0.0/16"), pool("fd00::/64", "q", disabled=True)]), "pool.v6", "fail"),
         (stream(pools=[pool("10.48.0.0/16"), pool("fd00:48::/64", "q", nat_outgoing=False)]), "pool.nat6", "warn"),
-        (stream(pools=[pool("10.48.0.0/16", encapsulation=Encapsulation.IPIP)]), "pool.encapsulation", "fail"),
+        (
+            stream(
+                pools=[pool("10.48.0.0/16", encapsulation=Encapsulation.VXLAN_CROSS_SUBNET)],
+                nodes={"n2": Node(ResourceKey(Kind.NODE, "n2"), Net.parse_interface("172.31.0.2/32"))},
+            ),
+            "pool.subnet",
+            "warn",
+        ),
         (stream(pools=[pool("10.48.0.0/16"), pool("10.48.1.0/24", "q")]), "pool.overlap", "fail"),
         (stream(pools=[pool("172.31.0.0/16")]), "pool.overlap", "warn"),
         (stream(pools=[pool("169.254.0.0/17")]), "pool.overlap", "fail"),

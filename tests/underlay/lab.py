@@ -187,24 +187,36 @@ class Lab:
 
     def start(self, *specs: Spec, settings: Mapping[str, str] | None = None) -> None:
         for spec in specs or self.specs:
-            home = self.folder / spec.name
-            home.mkdir(exist_ok=True)
-            kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("FELIX_")}
-            environment = {
-                **kept,
-                "PYTHONPATH": str(PROJECT),
-                "NODENAME": spec.name,
-                "FELIX_RESOURCEDIRECTORY": str(self.resources),
-                "FELIX_CONTROLSOCKET": str(home / "control"),
-                "FELIX_ENDPOINTSTATUSPATHPREFIX": "none",
-                "FELIX_NFTABLESMODE": "Enabled",
-                **(settings or {}),
-            }
-            log = (home / "log").open("ab")
+            environment = self._environment(spec, settings)
+            log = (self.folder / spec.name / "log").open("ab")
             self.agents[spec.name] = subprocess.Popen(
                 ["ip", "netns", "exec", spec.name, sys.executable, "-m", "felixpy", "run"],
                 env=environment, stdout=log, stderr=log, cwd=self.folder,
             )  # fmt: skip
+
+    def _environment(self, spec: Spec, settings: Mapping[str, str] | None = None) -> dict[str, str]:
+        home = self.folder / spec.name
+        home.mkdir(exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("FELIX_")}
+        return {
+            **kept,
+            "PYTHONPATH": str(PROJECT),
+            "NODENAME": spec.name,
+            "COLUMNS": "300",
+            "FELIX_RESOURCEDIRECTORY": str(self.resources),
+            "FELIX_CONTROLSOCKET": str(home / "control"),
+            "FELIX_ENDPOINTSTATUSPATHPREFIX": "none",
+            "FELIX_NFTABLESMODE": "Enabled",
+            **(settings or {}),
+        }
+
+    def felixpy(self, spec: Spec, *arguments: str) -> str:
+        """Run a command on a node; what it prints."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", spec.name, sys.executable, "-m", "felixpy", *arguments],
+            env=self._environment(spec), cwd=self.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout + done.stderr
 
     def log(self, spec: Spec) -> str:
         return (self.folder / spec.name / "log").read_text(errors="replace")

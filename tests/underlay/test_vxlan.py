@@ -287,3 +287,31 @@ def test_a_node_bound_to_its_own_address_reaches_workloads_with_that_of_its_tunn
     becomes(lambda: tries("n1", "ping", "-c", "1", "-W", "1", "-I", "10.9.0.1", N2.workload4), "bound")
     assert counted("w2") >= 1
     assert tries("n1", "ping", "-c", "1", "-W", "1", N2.workload4)
+
+
+def test_cleanup_takes_everything_of_ours_and_a_device_of_others_stays(lab: Lab) -> None:
+    lab.put_cluster("Always", "CrossSubnet")
+    lab.start(N1, N2)
+    becomes(lambda: lab.reaches(N1, N2, 4), "IPv4")
+    lab.ip("n1", "link add other type vxlan id 9 dstport 4790 local 10.9.0.1 dev eth0")
+    lab.stop(N1)
+    said = lab.felixpy(N1, "cleanup")
+    assert "vxlan.calico" in said
+    names = {one["ifname"] for one in shown(N1, "link") if one}
+    assert names == {"lo", "eth0", "cali1", "other"}
+    assert run("ip", "-n", "n1", "nexthop") == ""
+    assert not [one for one in shown(N1, "-4", "route") if one.get("protocol") == "222"]
+
+
+def test_show_and_plan_know_the_tunnels(lab: Lab) -> None:
+    lab.put_cluster("Always", "Always")
+    lab.start(N1, N2)
+    becomes(lambda: lab.reaches(N1, N2, 4), "IPv4")
+    assert "nothing" in lab.felixpy(N1, "plan").lower()
+    said = lab.felixpy(N1, "show", "underlay")
+    for part in (
+        "vxlan id 4096 local 10.9.0.1 dev eth0",
+        "to node n2 for four ",
+        "via 10.48.2.63 dev vxlan.calico onlink",
+    ):
+        assert part in said
