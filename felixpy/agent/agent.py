@@ -295,6 +295,12 @@ class Agent:
             except OSError as error:
                 log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
                 self.comparisons.ask()
+        if doubts.sources:
+            try:
+                await self.dataplane.read_sources()
+            except OSError as error:
+                log.error("routes cannot be read after their source address changed", reason=str(error))
+                self.comparisons.ask()
         for family, (part, changed_by) in doubts.filters.items():
             if reason := await self.dataplane.read_filter(family, changed_by, part):
                 self._standing.fails(f"packet filter of {family} cannot be read", reason, family=str(family))

@@ -36,8 +36,12 @@ def block_entries(
         elif covered := host.reserved.covered_by(block.cidr):
             problems.append(_covers(block.cidr, covered))
         else:
-            blackhole = Route(RouteType.BLACKHOLE, None, protocol=settings.device_route_protocol)
-            entries[route_key(block.cidr)] = blackhole
+            entries[route_key(block.cidr)] = Route(
+                RouteType.BLACKHOLE,
+                None,
+                source=settings.route_source(block.cidr.family),
+                protocol=settings.device_route_protocol,
+            )
     elif block.host:
         problems.append(_route_to(block.host, block.cidr, pool, store, settings, host, entries))
     if isinstance(block, IPAMBlock):
@@ -77,6 +81,7 @@ def _route_to(
     entries[route_key(destination)] = Route(
         RouteType.UNICAST,
         None,
+        source=settings.route_source(destination.family),
         protocol=settings.device_route_protocol,
         nexthop=nexthop_key(node_name, pool),
     )

@@ -70,11 +70,10 @@ def _address_entries(
 ) -> dict[Key, Value]:
     interface = endpoint.interface
     if family is Family.V4:
-        metric, source = settings.ipv4_normal_route_priority, settings.device_route_source_address
-        scope = SCOPE_LINK
+        metric, scope = settings.ipv4_normal_route_priority, SCOPE_LINK
     else:
-        metric, source = settings.ipv6_normal_route_priority, settings.device_route_source_address_ipv6
-        scope = SCOPE_UNIVERSE  # IPv6 has no scopes: the kernel stores 0
+        metric, scope = settings.ipv6_normal_route_priority, SCOPE_UNIVERSE  # IPv6 has no scopes: the kernel stores 0
+    source = settings.route_source(family)
     route = Route(RouteType.UNICAST, interface, None, False, source, scope, settings.device_route_protocol)
     entries: dict[Key, Value] = {
         RouteKey(family, address, metric): route,

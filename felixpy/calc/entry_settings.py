@@ -41,6 +41,10 @@ class EntrySettings:
     vxlan_tunnel_mac: bytes | None
     vxlan_tunnel_mac_v6: bytes | None
 
+    def route_source(self, family: Family) -> bytes | None:
+        """The ``src`` of our routes."""
+        return self.device_route_source_address if family is Family.V4 else self.device_route_source_address_ipv6
+
     def mtu_of(self, tunnel: Tunnel) -> int:
         """The MTU that is set for a tunnel's device, 0 if none is."""
         mtus = {Tunnel.VXLAN: self.vxlan_mtu, Tunnel.VXLAN_V6: self.vxlan_mtu_v6, Tunnel.IPIP: self.ipip_mtu}

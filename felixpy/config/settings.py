@@ -203,10 +203,13 @@ class Settings:
         "Felix's 3 is shared with others. Set another one on the node, not in the stream: `cleanup` must know it.",
     )  # fmt: skip
     device_route_source_address: bytes | None = _setting(
-        None, "DeviceRouteSourceAddress", address(Family.V4), "`src` of IPv4 routes to workloads."
+        None,
+        "DeviceRouteSourceAddress",
+        address(Family.V4),
+        "`src` of our IPv4 routes: to workloads, to other nodes' blocks, and blackholes.",
     )
     device_route_source_address_ipv6: bytes | None = _setting(
-        None, "DeviceRouteSourceAddressIPv6", address(Family.V6), "`src` of IPv6 routes to workloads."
+        None, "DeviceRouteSourceAddressIPv6", address(Family.V6), "The same for IPv6."
     )
     ipv4_normal_route_priority: int = _setting(
         0, "IPv4NormalRoutePriority", integer(0, _PRIORITY_MOST), "Metric of IPv4 routes to workloads. Felix: 1024; "

@@ -342,6 +342,16 @@ class Dataplane:
             self.routes.table.interface_changed(key, lost=lost)
         self.nexthops.table.interface_changed(interface, lost=lost)
 
+    async def read_sources(self) -> None:
+        """Read all routes after their source address came or went, and try again what was refused for want of it.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        await self._read_table(self.routes.table, self.routes.read)
+        table = self.routes.table
+        table.mark([key for key in table.refused if key in table.desired and table.desired[key].source])
+
     def take_links(self) -> dict[str, bool]:
         """Interfaces of which there was news since the last call, and whether each is there and up now."""
         names, self._links_changed = self._links_changed, set()

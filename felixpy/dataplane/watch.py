@@ -31,16 +31,20 @@ OVERFLOW_PAUSE_SECONDS = 0.2
 class Doubts:
     """What has to be read again: host addresses, one interface's routes, one family's packet filter, or everything.
 
+    ``sources``: the source address of our routes came or went. With it the kernel takes the IPv4 routes, and of IPv6
+    routes their ``src`` (``fib_sync_down_addr``, ``fib6_remove_prefsrc``), and tells nothing of either.
+
     With a packet filter stands what of it, and who changed it last, as far as the kernel tells.
     """
 
     host: bool = False
+    sources: bool = False
     interfaces: set[str] = field(default_factory=set)
     filters: dict[Family, tuple[Part, str]] = field(default_factory=dict)
     everything: bool = False
 
     def __bool__(self) -> bool:
-        return self.host or self.everything or bool(self.interfaces or self.filters)
+        return self.host or self.sources or self.everything or bool(self.interfaces or self.filters)
 
 
 class Watch:
@@ -188,11 +192,14 @@ class Watch:
 
     def _address(self, message: Message) -> None:
         """Take a RTM_NEWADDR or RTM_DELADDR: with an address of the node its routes may have come or gone."""
-        name = self._dataplane.links.name_of(rtnetlink.address_interface(message))
-        if name is None or name.startswith(self._dataplane.local_prefixes):
+        dataplane, address = self._dataplane, rtnetlink.decode_address(message)
+        settings = dataplane.settings
+        sources = settings.device_route_source_address, settings.device_route_source_address_ipv6
+        self._doubts.sources |= address is not None and address.net.packed in sources
+        name = dataplane.links.name_of(rtnetlink.address_interface(message))
+        if name is None or name.startswith(dataplane.local_prefixes):
             return
-        self._dataplane.addresses.notify(message)
-        address = rtnetlink.decode_address(message)
+        dataplane.addresses.notify(message)
         if address is None or is_usable(address):  # each interface gets a link-local one, also that of any container
             self._doubts.host = True
             self._doubt_routes(name)
