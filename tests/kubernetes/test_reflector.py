@@ -18,7 +18,7 @@ from felixpy.kubernetes.client import Api, ApiError
 from felixpy.kubernetes.reflector import Collection, ObjectKey, Reflector
 from tests.kubernetes.api_server import PATH, FakeServer, thing
 
-A, B, C = ("default", "a"), ("default", "b"), ("default", "c")
+A, B, C, D = (("default", name) for name in "abcd")
 PATIENCE_SECONDS = 60
 
 
@@ -264,17 +264,26 @@ def test_lines_that_come_byte_by_byte_or_many_at_once_or_cut_off() -> None:
             await stream.prepare(request)
             for byte in msgspec.json.encode({"type": "ADDED", "object": server.objects[A]}) + b"\n":
                 await stream.write(bytes([byte]))
-            rest = b"".join(
-                msgspec.json.encode({"type": "ADDED", "object": server.objects[key]}) + b"\n" for key in (B, C)
+            b, c, d = (
+                msgspec.json.encode({"type": "ADDED", "object": server.objects[key]}) + b"\n" for key in (B, C, D)
             )
-            await stream.write(rest[:-20])  # the last event is cut off: it never was
+            await stream.write(b + c[:50])
+            await until(lambda: B in follower.known)
+            await stream.write(c[50:] + d[:-20])  # the last event is cut off: it never was
             return stream
 
-        server.put(*(thing(name, "red" * 200) for name in "abc"))
-        server.script.append(slow)
+        seen: list[set[ObjectKey]] = []
+
+        async def well(request: web.Request) -> web.StreamResponse:
+            seen.append(set(follower.known))
+            return await server.watch(request)
+
+        server.put(*(thing(name, "red" * 200) for name in "abcd"))
+        server.script.extend([slow, well])
         async with server.running(), following(server, follower):
             await until(lambda: follower.lists == 1)
-            assert [name for name, _ in follower.told] == ["a", "b", "c"]
+            assert seen == [{A, B, C}]
+            assert [name for name, _ in follower.told] == ["a", "b", "c", "d"]
             assert "before it was complete" in str(follower.failures[0])
 
     asyncio.run(run())
