@@ -26,6 +26,7 @@ from felixpy.agent.outcome import Outcome, StatusPublisher
 from felixpy.agent.telling import Telling
 from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host
+from felixpy.calc.overlay import workload_mtu
 from felixpy.config import LiveSettings, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
@@ -37,6 +38,7 @@ from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.endpoint_folders import Folders
 from felixpy.observe.metrics import Metrics
+from felixpy.observe.mtu_file import MTUFile
 from felixpy.observe.samples import RecentFailures
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.ending import end
@@ -91,6 +93,7 @@ class Agent:
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.recent = RecentFailures()
         self._standing = Standing(self.recent.note, self.recent.over)
+        self.mtu_file, self.mtu = MTUFile(settings.mtu_file), 0
         self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings))
         self.outcome = Outcome(self.calculation, self.dataplane, live, self.metrics, status, self.recent, self.files)
         self.configuration = Configuration(
@@ -412,6 +415,16 @@ class Agent:
         if not self.failures:
             await self.configuration.remove_leftovers()
 
+    def _tell_mtu(self) -> None:
+        found = workload_mtu(self.store, self.calculation.settings, self.calculation.host)
+        mtu = found.mtu if found else 0
+        self.mtu_file.set(mtu)
+        if mtu != self.mtu:
+            self.mtu = mtu
+            self.metrics.workload_mtu.set(mtu)
+            self._telling.is_due = True
+
     def _publish(self) -> None:
         self.files.flush()
+        self._tell_mtu()
         self._telling.publish(self.settings.reporting_interval_secs, self.status)

@@ -45,6 +45,7 @@ class Subject(Protocol):
     left_over: int
     started: float
     last_progress: float
+    mtu: int
 
     @property
     def settings(self) -> Settings: ...
@@ -85,6 +86,7 @@ def summary(agent: Subject) -> dict[str, Any]:
         "want": agent.stream.want,
         "families": {str(one.version): {"ready": agent.ready.get(one, False)} for one in agent.families()},
         "backend": agent.backend.value,
+        "mtu": agent.mtu,
         "endpoints": len(agent.outcome.reported),
         "problems": problems[:MAX_PROBLEMS],
         "problem_count": len(problems),

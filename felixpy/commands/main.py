@@ -137,6 +137,27 @@ class What(StrEnum):
 
 
 @app.command()
+def node(
+    config: SettingsFile = None,
+    yaml: Annotated[bool, typer.Option("--yaml", help="Print the Node to publish.")] = False,
+) -> None:
+    """Say which addresses this node should tell others, by Calico's variables IP, IP6, IP_AUTODETECTION_METHOD.
+
+    Examples:
+
+        felixpy node
+
+        felixpy node --yaml | felixpy apply -f -
+    """
+    from felixpy.commands.own_node import own_node_lines
+
+    with plain_errors():
+        local = local_settings(config, named=True)
+        for line in own_node_lines(local.settings.nodename, as_yaml=yaml):
+            typer.echo(line)
+
+
+@app.command()
 def show(
     what: Annotated[What, typer.Argument(help="What to show.")] = What.ENDPOINTS,
     config: SettingsFile = None,

@@ -303,6 +303,10 @@ class Settings:
         30.0, "ReportingIntervalSecs", duration(), "How often the agent's status is published. 0: at changes only.",
         "ReportingInterval",
     )  # fmt: skip
+    mtu_file: Path | None = _local(
+        Path("/var/lib/calico/mtu"), "MTUFile", OPTIONAL_PATH,
+        "Where the MTU of workloads is written for CNI plugins, if its folder is there. `none`: nowhere.",
+    )  # fmt: skip
     control_socket: Path | None = _local(
         Path("/run/felixpy/felixpy.sock"), "ControlSocket", OPTIONAL_PATH,
         "Where `felixpy status` asks the running agent; for root only. `none`, or empty in the file: nowhere.",

@@ -206,6 +206,7 @@ class Lab:
             "FELIX_RESOURCEDIRECTORY": str(self.resources),
             "FELIX_CONTROLSOCKET": str(home / "control"),
             "FELIX_ENDPOINTSTATUSPATHPREFIX": "none",
+            "FELIX_MTUFILE": "none",
             "FELIX_NFTABLESMODE": "Enabled",
             **(settings or {}),
         }

@@ -167,10 +167,15 @@ def test_half_known_peers_carry_the_other_family(lab: Lab) -> None:
 
 def test_parent_mtu_is_followed(lab: Lab) -> None:
     lab.put_cluster("Always", "Always")
-    lab.start(N1, N2)
+    told = lab.folder / "calico" / "mtu"
+    told.parent.mkdir()
+    lab.start(N1, settings={"FELIX_MTUFILE": str(told)})
+    lab.start(N2)
     becomes(lambda: device(N1, 4).get("mtu") == 1450, "first MTU")
+    becomes(lambda: told.exists() and told.read_text() == "1430", "told")
     lab.ip("n1", "link set eth0 mtu 1400")
     becomes(lambda: (device(N1, 4).get("mtu"), device(N1, 6).get("mtu")) == (1350, 1330), "smaller")
+    becomes(lambda: told.read_text() == "1330", "told")
     lab.ip("n1", "link set eth0 mtu 1340")
     becomes(lambda: device(N1, 6).get("mtu") == 1280, "clamped")
     becomes(lambda: "is too small for IPv6 in VXLAN over IPv6 (needs 1350)" in lab.log(N1), "told")

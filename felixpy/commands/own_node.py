@@ -1,0 +1,37 @@
+"""``felixpy node``: what this machine should tell other nodes of itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import yaml
+
+from felixpy.model.net import FAMILIES
+from felixpy.node.detection import DetectionError
+from felixpy.node.document import own_node
+from felixpy.node.interfaces import read_surroundings
+from felixpy.plain_error import PlainError
+
+
+def own_node_lines(name: str, *, as_yaml: bool) -> Iterator[str]:
+    """Lines to print.
+
+    Raises:
+        PlainError: no address, or a variable that cannot be used.
+    """
+    try:
+        found = own_node(name, os.environ, read_surroundings())
+    except DetectionError as error:
+        raise PlainError(str(error)) from None
+    if as_yaml:
+        yield yaml.safe_dump(found.document(name), sort_keys=False).rstrip()
+        return
+    yield f"node        {name}"
+    for family in FAMILIES:
+        if family in found.problems:
+            yield f"{family!s:<11} none: {found.problems[family]}"
+            continue
+        one = found.addresses[family]
+        yield f"{family!s:<11} {one.net or 'none'} ({one.how}){f'; {one.warning}' if one.warning else ''}"
+    yield f"router id   {found.router_id or 'none: set CALICO_ROUTER_ID=hash'}"
