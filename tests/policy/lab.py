@@ -202,6 +202,17 @@ class Lab:
         wrong = {cell for cell, _ in self._ask(case, cells, PATIENT_S)}
         return {cell: cell.passes is not (cell in wrong) for cell in cells}
 
+    def put(self, pod: str, data: bytes, family: Family) -> None:
+        """Put a packet on the wire of a pod."""
+        port = self._ports[pod]
+        port.socket.send(port.peer + port.own + struct.pack(">H", packets.ETHERTYPE[family]) + data)
+
+    def arrived(self, quiet: float) -> set[tuple[int, str]]:
+        """What has arrived since the last call, by id and place."""
+        found: set[tuple[int, str]] = set()
+        self._read(found, quiet)
+        return found
+
     def _goals(self, case: Case, cell: Cell) -> list[str]:
         """Where a packet may come to: what it is sent to, or what that is translated into."""
         goals = [cell.destination]
@@ -223,8 +234,7 @@ class Lab:
         if cell.source in self._outside:
             node = self.pods[cell.destination]["node"] if cell.destination in self.pods else cell.destination
             place = f"{OUTSIDE} {node if node in self.nodes else self.nodes[0]}"
-        port = self._ports[place]
-        port.socket.send(port.peer + port.own + struct.pack(">H", packets.ETHERTYPE[probe.family]) + data)
+        self.put(place, data, probe.family)
 
     def _read(self, arrived: set[tuple[int, str]], quiet: float) -> None:
         while True:

@@ -1,0 +1,66 @@
+"""``python -m tests.policy.flood_process BACKEND``: changes of policy under a flood; prints the counts as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from typing import Any
+
+from tests.policy.cases import Case, load
+from tests.policy.flood import flood
+from tests.policy.lab import Lab
+from tests.policy.vectors import objects_of
+
+CHANGES = 24
+BATCHES = 120
+
+
+def network_policy(name: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": "x"},
+        "spec": {"order": 10, **spec},
+    }
+
+
+def keeping(ports: list[int]) -> dict[str, Any]:
+    """What decides all the time: tcp/80 to x/b passes, whatever else the policy says; tcp/81 does not."""
+    allowed = [{"action": "Allow", "protocol": "TCP", "destination": {"ports": ports}}]
+    return network_policy("keep", selector="app == 'db'", ingress=allowed)
+
+
+def flapping(number: int) -> dict[str, Any]:
+    """A policy of the same workload that says nothing of either port: its coming and going moves it between classes."""
+    rules = [
+        {"action": "Deny", "protocol": "TCP", "destination": {"ports": [1000 + number, 7]}},
+        {"action": "Allow", "protocol": "UDP", "source": {"selector": f"pod == 'a' || n == '{number % 7}'"}},
+    ]
+    return network_policy("flap", selector="app == 'db'", types=["Ingress", "Egress"], ingress=rules,
+                          egress=[{"action": "Allow"}])  # fmt: skip
+
+
+def main(backend: str) -> None:
+    base = next(case for case in load() if case.name.startswith("001"))
+    case = Case(base.name, base.topology, (keeping([80]),), base.matrices)
+    with tempfile.TemporaryFile("w+") as log, Lab(case, log) as lab:
+        lab.tell({"do": "start", "backend": backend})
+        lab.tell({"do": "apply", "put": list(objects_of(case).values())})
+
+        def change(number: int) -> None:
+            kind = number % 6
+            if kind in (0, 3):
+                lab.tell({"do": "apply", "put": [flapping(number)]})
+            elif kind in (1, 4):
+                lab.tell({"do": "apply", "put": [keeping([80, 2000 + number]), flapping(number)]})
+            else:
+                lab.tell({"do": "apply", "drop": [["NetworkPolicy", "flap", "x"]]})
+
+        counts = flood(lab, case, change, changes=CHANGES, batches=BATCHES)
+    print(json.dumps({"allowed": len(counts.allowed), "denied": len(counts.denied), "lost": counts.lost,
+                      "leaked": counts.leaked, "arrived": len(counts.arrived)}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
