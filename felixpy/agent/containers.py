@@ -18,6 +18,7 @@ import structlog
 
 from felixpy.agent.agent import Agent
 from felixpy.agent.attaching import Attaching
+from felixpy.calc.overlay import workload_mtu
 from felixpy.cni.attachments import LocalAttachments
 from felixpy.cni.conflist import BadNetworkConfiguration, ConflistWriter, default_conflist, given_conflist
 from felixpy.cni.journal import Journal
@@ -75,7 +76,7 @@ class Containers:
             Node(
                 settings.nodename,
                 lambda: agent.settings.interface_prefix[0],
-                lambda: settings.cni_mtu,
+                self._mtu,
                 partial(_count, agent.metrics),
             ),
             attachments,
@@ -125,6 +126,12 @@ class Containers:
         )
         self._blocks = CalicoBlocks(KubernetesObjects(api), around)
         return self._blocks
+
+    def _mtu(self) -> int:
+        """What the network between nodes carries in one piece, unless somebody said a number; 0: nobody knows."""
+        calculation = self._agent.calculation
+        found = workload_mtu(self._agent.store, calculation.settings, calculation.host)
+        return self._settings.cni_mtu or (found.mtu if found else 0)
 
     def _ranges(self, family: Family) -> list[Net]:
         """What this node may give addresses of, in the order of the prefixes; each once."""

@@ -6,8 +6,8 @@
 
 Everything goes by netlink; what has no message (``disable_ipv6``, ``accept_ra``) by the workload's /proc/sys.
 Both gateways are permanent neighbours, so the first packet waits for nobody. Invariant: a pair is made as a whole or
-not at all, and only a link with our mark (its alias names container and interface) is ever removed. Blocking: it runs
-in a thread, of which the workload's part never comes back to the agent's network.
+not at all, and only a link with our mark is ever removed: its alias names container and interface, and until it has one
+its group says so. Blocking: it runs in a thread, of which the workload's part never comes back to the agent's network.
 """
 
 from __future__ import annotations
@@ -124,9 +124,17 @@ def make(pair: Pair, namespace: int) -> None:
 
 
 def _make_link(host: NetlinkSocket, pair: Pair, namespace: int) -> None:
-    """By itself, before anything else is said of the name: a link that has it already is not ours to change."""
+    """By itself, before anything else is said of the name: a link that has it already is not ours to change, unless
+    an agent that was killed did not get to its mark.
+    """
     ends = End(pair.interface, HOST_MAC), End(pair.container_interface, pair.mac)
-    refusal = host.transact([veth_request(*ends, namespace, mtu=pair.mtu)]).get(0)
+    request = veth_request(*ends, namespace, mtu=pair.mtu)
+    refusal = host.transact([request]).get(0)
+    if refusal is not None and refusal.errno == errno.EEXIST:
+        left = find(host, pair.interface)
+        if left is not None and left.is_unfinished:
+            _delete(host, left.ifindex)
+            refusal = host.transact([request]).get(0)
     if refusal is not None and refusal.errno == errno.EEXIST:
         where = f"{pair.interface} on the node" if find(host, pair.interface) else f"{pair.container_interface} in it"
         raise CniError(Code.KERNEL_REFUSED, f"container {pair.container_id}: there is an interface {where} already")
@@ -247,13 +255,17 @@ def find(netlink: NetlinkSocket, interface: str) -> NamedLink | None:
 
 
 def marked() -> dict[str, NamedLink]:
-    """All links of the node that carry a mark of ours, by mark. Asked at the start only: it grows with the node.
+    """All links of the node that carry a mark of ours, by mark; those that are unfinished are removed. Asked at the
+    start only: it grows with the node.
 
     Raises:
         OSError: the kernel refused.
     """
     with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as host:
-        links = map(decode_named_link, host.dump_all(link_dump_request()))
+        links = list(map(decode_named_link, host.dump_all(link_dump_request())))
+        for link in links:
+            if link.is_unfinished:
+                _delete(host, link.ifindex)
         return {link.alias: link for link in links if link.alias.startswith(MARK)}
 
 

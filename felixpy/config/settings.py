@@ -327,7 +327,7 @@ class Settings:
         None, "CNINetworkConfigFile", OPTIONAL_PATH, "What to write there, a list of plugins or one; unset: ours and "
         "`portmap`, for the families of which this node has addresses.",
     )  # fmt: skip
-    cni_mtu: int = _local(0, "CNIMTU", integer(0, 65535), "MTU of containers' interfaces. 0: that of the kernel.")
+    cni_mtu: int = _local(0, "CNIMTU", integer(0, 65535), "MTU of containers' interfaces. 0: what tunnels carry.")
     ipam_type: IPAMType = _local(
         IPAMType.POD_CIDR, "IPAMType", choice(IPAMType), "Where containers' addresses come from. `PodCIDR`: blocks of "
         "this node, by its pod CIDRs or because an operator assigned them. `Pools`: whole pools, for a node alone. "

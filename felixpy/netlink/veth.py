@@ -36,7 +36,7 @@ from felixpy.netlink.rtnetlink import (
     RTM_SETLINK,
 )
 
-IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = 4, 18, 20, 28
+IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_NET_NS_FD = 4, 18, 20, 27, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
@@ -55,6 +55,10 @@ class End(NamedTuple):
     mac: bytes
 
 
+UNFINISHED_GROUP = 0x66707930
+"""Group (``ip link show group``) of a link that has no alias yet: a new link takes it in the message that makes it."""
+
+
 class NamedLink(NamedTuple):
     """A link with what marks it as ours."""
 
@@ -64,15 +68,22 @@ class NamedLink(NamedTuple):
     up: bool
     mac: bytes
     mtu: int
+    group: int = 0
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether whoever made it did not get to its mark."""
+        return self.group == UNFINISHED_GROUP and not self.alias
 
 
 def veth_request(host: End, container: End, namespace: int, *, mtu: int = 0) -> Request:
     """Make a pair, both ends down: ``host`` in the socket's namespace, ``container`` in that of a descriptor.
 
     The other end is made where it belongs; to move it later would cost the kernel grace periods. ``mtu`` 0 leaves
-    both to the kernel. A name that is in use is refused (EEXIST).
+    both to the kernel. A name that is in use is refused (EEXIST). The node's end is in ``UNFINISHED_GROUP``.
     """
     own, peer = _end(host, mtu), [*_end(container, mtu), attribute(IFLA_NET_NS_FD, _U32.pack(namespace))]
+    own.append(attribute(IFLA_GROUP, _U32.pack(UNFINISHED_GROUP)))
     data = nested(IFLA_INFO_DATA, nested(VETH_INFO_PEER, _LINK.pack(0, 0, 0, 0, 0, 0), *peer))
     own.append(nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"veth"), data))
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _LINK.pack(0, 0, 0, 0, 0, 0) + b"".join(own))
@@ -88,8 +99,11 @@ def _text(kind: int, text: str) -> bytes:
 
 
 def link_mark_request(name: str, alias: str) -> Request:
-    """Set what marks a link. A new link does not take it: the kernel reads it of RTM_SETLINK only."""
-    return Request(RTM_SETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _text(IFLA_IFALIAS, alias))
+    """Set what marks a link, which is finished by it. A new link does not take an alias: the kernel reads it of
+    RTM_SETLINK only.
+    """
+    parts = [_text(IFLA_IFNAME, name), attribute(IFLA_GROUP, _U32.pack(0)), _text(IFLA_IFALIAS, alias)]
+    return Request(RTM_SETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + b"".join(parts))
 
 
 def link_no_own_address_request(name: str) -> Request:
@@ -117,7 +131,8 @@ def decode_named_link(message: Message) -> NamedLink:
     found = dict(attributes(message.payload, _LINK.size))
     name, alias = (found.get(kind, b"").rstrip(b"\0").decode(errors="replace") for kind in (IFLA_IFNAME, IFLA_IFALIAS))
     mtu: int = _U32.unpack(found[IFLA_MTU])[0] if IFLA_MTU in found else 0
-    return NamedLink(index, name, alias, bool(flags & IFF_UP), found.get(IFLA_ADDRESS, b""), mtu)
+    group: int = _U32.unpack(found[IFLA_GROUP])[0] if IFLA_GROUP in found else 0
+    return NamedLink(index, name, alias, bool(flags & IFF_UP), found.get(IFLA_ADDRESS, b""), mtu, group)
 
 
 def address_request(index: int, net: Net) -> Request:

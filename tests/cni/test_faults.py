@@ -27,7 +27,8 @@ from felixpy.ipam.assignment import NoAddress, Wanted
 from felixpy.ipam.local import LocalAddresses
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import ResourceKey, Update, WorkloadEndpoint
-from felixpy.netlink.transport import NetlinkSocket
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
+from felixpy.netlink.veth import End, veth_request
 from tests.kernel import ip, ip_json, run
 
 RANGES = {Family.V4: [Net.parse("10.48.7.0/29")], Family.V6: [Net.parse("fd00:48::740/125")]}
@@ -333,12 +334,37 @@ def test_what_a_killed_agent_left_is_cleared_at_the_next_start(container: None, 
         await until(lambda: len([one for one in ip_json("link") if one["ifname"].startswith("cali")]) == 1)
         ip("link add cali0unfinished type veth peer name p0", "link set cali0unfinished alias felixpy:c3/eth0")
         ip("link add cali0foreign type veth peer name p1", "link set cali0foreign alias somebody")
+        _make_half_a_pair("cali0half")
         async with serving(tmp_path) as again:
+            assert "cali0half" not in {link["ifname"] for link in ip_json("link")}
             await until(lambda: "cali0unfinished" not in {link["ifname"] for link in ip_json("link")})
             assert [one.container_id for one in again.attachments] == ["c1"]
             assert len(again.addresses) == 2
             assert (await again.call("DEL"))[0] == 0
             assert "cali0foreign" in {link["ifname"] for link in ip_json("link")}
+
+    asyncio.run(scenario())
+
+
+def _make_half_a_pair(name: str) -> None:
+    """As an agent leaves it that is killed between two messages."""
+    with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as netlink:
+        namespace = os.open("/run/netns/pod", os.O_RDONLY)
+        ends = End(name, b"\xee" * 6), End("half", b"\x02\0\0\0\0\1")
+        assert netlink.transact([veth_request(*ends, namespace)]) == {}
+        os.close(namespace)
+
+
+def test_half_a_pair_under_the_name_that_is_needed(container: None, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as bench:
+            assert (await bench.call("ADD"))[0] == 0
+            (name,) = (link["ifname"] for link in ip_json("link") if link["ifname"].startswith("cali"))
+            assert (await bench.call("DEL"))[0] == 0
+            _make_half_a_pair(name)
+            assert (await bench.call("ADD"))[0] == 0
+            assert (await bench.call("DEL"))[0] == 0
+            assert bench.left() == NOTHING
 
     asyncio.run(scenario())
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from felixpy.demo.resources import ip_pool, v3
 from tests.agent.bench import LEGACY, NFT, NFTABLES
-from tests.cni.lab import BLOCKS, NOTHING, POOLS, Container, Node
+from tests.cni.lab import BLOCKS, NODE, NOTHING, POOLS, Container, Node
 from tests.kernel import ip, ip_json
 
 BACKENDS = {"nftables": NFTABLES, "legacy": LEGACY, "nft": NFT}
@@ -83,6 +84,29 @@ def test_what_a_container_gets(node: Node) -> None:
         (peer,) = ip_json("link", "show", host["name"])
         assert (peer["address"], peer["mtu"]) == ("ee:ee:ee:ee:ee:ee", 1400)
         assert node.call("CHECK", container, node.conf("1.1.0", prevResult=result)).code == 0
+
+
+def test_the_mtu_is_what_the_pools_tunnels_carry(node: Node) -> None:
+    """The uplink's without one, VXLAN's 50 bytes less with it, and what the configuration says before both."""
+    own = v3("Node", NODE, {"bgp": {"ipv4Address": "192.0.2.1/24"}})
+    plain = ip_pool("four", "10.48.0.0/16")
+    for number, (pool, fields, mtu) in enumerate(
+        (
+            (plain, {}, 1500),
+            ({**plain, "spec": {**plain["spec"], "vxlanMode": "Always"}}, {}, 1450),
+            (plain, {"mtu": 1300}, 1300),
+        )
+    ):
+        node.resources(own, pool, *BLOCKS)
+        container = node.container(f"c{number}")
+        conf = node.conf(ipam={"type": "felixpy-ipam"}, **fields)
+
+        def has_it(container: Container = container, conf: Any = conf, mtu: int = mtu) -> bool:
+            result = node.add(container, conf)
+            node.delete(container)
+            return bool(result["interfaces"][1].get("mtu") == mtu)
+
+        node.wait(has_it)
 
 
 @pytest.mark.parametrize(
