@@ -16,6 +16,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def node(network: None, plugin: Path, tmp_path: Path) -> Iterator[Node]:
-    with running(tmp_path, plugin) as found:
+def node(network: None, plugin: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Node]:
+    """Its agent runs; a test may give it an environment (``indirect``)."""
+    with running(tmp_path, plugin, getattr(request, "param", {})) as found:
         yield found

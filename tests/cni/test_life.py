@@ -24,13 +24,9 @@ def interface(result: Any) -> str:
     return str(result["interfaces"][0]["name"])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_packets_flow_as_soon_as_add_has_answered(node: Node, backend: str) -> None:
+@pytest.mark.parametrize("node", BACKENDS.values(), ids=BACKENDS.keys(), indirect=True)
+def test_packets_flow_as_soon_as_add_has_answered(node: Node) -> None:
     """Between containers, to the node and back, in both families and with each back-end: no repetition, no pause."""
-    if backend != "nftables":
-        node.stop()
-        node.environ = BACKENDS[backend]
-        node.start()
     one = node.container("one")
     first = addresses(node.add(one))
     for number in range(3):
@@ -109,22 +105,23 @@ def test_the_mtu_is_what_the_pools_tunnels_carry(node: Node) -> None:
         node.wait(has_it)
 
 
-@pytest.mark.parametrize(
-    ("ipam", "families"),
-    [
+def test_one_family_or_both(node: Node) -> None:
+    cases: list[tuple[dict[str, Any], list[int]]] = [
         ({"assign_ipv4": "true"}, [4]),
         ({"assign_ipv4": False, "assign_ipv6": True}, [6]),
         ({"assign_ipv6": "true"}, [4, 6]),
-    ],
-)
-def test_one_family_or_both(node: Node, ipam: dict[str, Any], families: list[int]) -> None:
-    one, two = node.container("one"), node.container("two")
-    conf = node.conf(ipam={"type": "calico-ipam", **ipam})
-    node.add(one, conf)
-    found = addresses(node.add(two, conf))
-    assert [ipaddress.ip_address(address).version for address in found] == families
-    for address in found:
-        one.ping(address)
+    ]
+    for ipam, families in cases:
+        one, two = node.container("one"), node.container("two")
+        conf = node.conf(ipam={"type": "calico-ipam", **ipam})
+        node.add(one, conf)
+        found = addresses(node.add(two, conf))
+        assert [ipaddress.ip_address(address).version for address in found] == families
+        for address in found:
+            one.ping(address)
+        for container in (one, two):
+            node.delete(container)
+            node.remove(container)
 
 
 def test_the_agent_is_away(node: Node) -> None:
@@ -333,30 +330,31 @@ def test_the_node_is_not_known_yet(node: Node) -> None:
     assert str(node.folder / "missing") in answer.result["msg"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "variables", "code", "reason"),
-    [
-        ({"cniVersion": "0.2.0"}, {}, 1, "cniVersion '0.2.0'"),
-        ({"ipam": {"type": "dhcp"}}, {}, 7, "'dhcp'"),
-        ({"ipam": {"type": "calico-ipam", "assign_ipv4": "maybe"}}, {}, 7, "assign_ipv4: 'maybe'"),
-        ({"ipam": {"type": "calico-ipam", "ipv4_pools": ["pool-b"]}}, {}, 100, "pool-b"),
-        ({"mtu": "1500"}, {}, 7, "mtu '1500'"),
-        ({}, {"CNI_ARGS": "FOO=bar"}, 4, "'FOO'"),
-        ({}, {"CNI_ARGS": "nonsense"}, 4, "'nonsense'"),
-        ({}, {"CNI_CONTAINERID": ""}, 4, "CNI_CONTAINERID is missing"),
-        ({}, {"CNI_IFNAME": "a/b"}, 4, "CNI_IFNAME 'a/b'"),
-        ({}, {"CNI_NETNS": "/nowhere"}, 4, "/nowhere"),
-        ({}, {"CNI_NETNS": "/etc/passwd"}, 4, "not a network namespace"),
-        ({}, {"CNI_NETNS": "/proc/self/ns/net"}, 4, "the node's own"),
-    ],
-)
-def test_what_is_refused(node: Node, fields: dict[str, Any], variables: dict[str, str], code: int, reason: str) -> None:
+REFUSED: list[tuple[dict[str, Any], dict[str, str], int, str]] = [
+    ({"cniVersion": "0.2.0"}, {}, 1, "cniVersion '0.2.0'"),
+    ({"ipam": {"type": "dhcp"}}, {}, 7, "'dhcp'"),
+    ({"ipam": {"type": "calico-ipam", "assign_ipv4": "maybe"}}, {}, 7, "assign_ipv4: 'maybe'"),
+    ({"ipam": {"type": "calico-ipam", "ipv4_pools": ["pool-b"]}}, {}, 100, "pool-b"),
+    ({"mtu": "1500"}, {}, 7, "mtu '1500'"),
+    ({}, {"CNI_ARGS": "FOO=bar"}, 4, "'FOO'"),
+    ({}, {"CNI_ARGS": "nonsense"}, 4, "'nonsense'"),
+    ({}, {"CNI_CONTAINERID": ""}, 4, "CNI_CONTAINERID is missing"),
+    ({}, {"CNI_IFNAME": "a/b"}, 4, "CNI_IFNAME 'a/b'"),
+    ({}, {"CNI_NETNS": "/nowhere"}, 4, "/nowhere"),
+    ({}, {"CNI_NETNS": "/etc/passwd"}, 4, "not a network namespace"),
+    ({}, {"CNI_NETNS": "/proc/self/ns/net"}, 4, "the node's own"),
+]
+
+
+def test_what_is_refused(node: Node) -> None:
+    """With the code of the specification and one sentence that names it, and nothing is left."""
     container = node.container("one")
-    answer = node.call("ADD", container, node.conf(**fields), **variables)
-    assert answer.code == 1
-    assert answer.result["code"] == code, answer
-    assert reason in answer.result["msg"]
-    assert node.leaks() == NOTHING
+    for fields, variables, code, reason in REFUSED:
+        answer = node.call("ADD", container, node.conf(**fields), **variables)
+        assert (answer.code, answer.result["code"]) == (1, code), answer
+        assert reason in answer.result["msg"]
+        assert node.leaks() == NOTHING
+    node.add(container)
 
 
 def test_any_order_of_arguments(node: Node) -> None:
