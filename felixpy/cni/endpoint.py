@@ -7,10 +7,11 @@ import re
 
 from felixpy.cni.attachments import Attachment
 from felixpy.model.names import MAX_NAME
+from felixpy.model.policy import NAMESPACE_LABEL, ORCHESTRATOR_LABEL
 from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
 
-NAMESPACE = "default"
-"""Calico's namespace of what has none."""
+NAMESPACE, ORCHESTRATOR = "default", "cni"
+"""Calico's namespace of what has none, and its word for containers that are no pods."""
 
 _PLAIN = re.compile(r"[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")
 _HASH_CHARACTERS = 11
@@ -28,10 +29,10 @@ def container_key(node: str, container_id: str, container_interface: str) -> Res
 
     An id that no object can be named by, or that is too long, is replaced by its digest.
     """
-    name = _join(node, "cni", container_id, container_interface)
+    name = _join(node, ORCHESTRATOR, container_id, container_interface)
     if not (_PLAIN.fullmatch(container_id) and _PLAIN.fullmatch(container_interface)) or len(name) > MAX_NAME:
         text = f"{container_id}/{container_interface}"
-        name = _join(node, "cni", hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), "eth")
+        name = _join(node, ORCHESTRATOR, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), "eth")
     return ResourceKey(Kind.WORKLOAD_ENDPOINT, name, NAMESPACE)
 
 
@@ -40,7 +41,10 @@ def _join(*parts: str) -> str:
 
 
 def endpoint_of(key: ResourceKey, node: str, attachment: Attachment) -> WorkloadEndpoint:
-    """The endpoint of an attachment of which nothing else is known."""
+    """The endpoint of an attachment of which nothing else is known: it names no profile, and policies can select it by
+    its namespace and orchestrator.
+    """
+    labels = {NAMESPACE_LABEL: NAMESPACE, ORCHESTRATOR_LABEL: ORCHESTRATOR}
     return WorkloadEndpoint(
-        key, node, attachment.interface, attachment.addresses, attachment.mac, created=attachment.created
+        key, node, attachment.interface, attachment.addresses, attachment.mac, created=attachment.created, labels=labels
     )
