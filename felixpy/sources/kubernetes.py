@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -25,11 +24,11 @@ from felixpy.kubernetes.names import endpoint_key
 from felixpy.kubernetes.nodes import NodeFacts, decode_node, pod_cidr_blocks
 from felixpy.kubernetes.pods import PodFacts, decode_pod
 from felixpy.kubernetes.reflector import Collection, ObjectKey, Reflector
-from felixpy.model.net import Net
-from felixpy.model.resources import Kind, ResourceKey, Update, WorkloadEndpoint
+from felixpy.model.resources import IPAMBlock, Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, SyncStatus
 from felixpy.sources.ending import end
 
+BLOCK_KINDS = frozenset({"ipamblocks", "blockaffinities"})
 PODS, NODES = "/api/v1/pods", "/api/v1/nodes"
 LEAVE_SECONDS = 1.0
 ASK_AGAIN_SECONDS = 1.0
@@ -40,11 +39,7 @@ class KubernetesSource:
     """Source of one node's resources. Without ``attachments``, another CNI plugin than ours attaches the pods."""
 
     def __init__(self, settings: Settings, api: Api, attachments: LocalAttachments | None = None) -> None:
-        self.pod_cidrs: tuple[Net, ...] = ()
-        """The ranges that Kubernetes gave to this node."""
-        self.on_pod_cidrs: Callable[[tuple[Net, ...]], None] = lambda cidrs: None
         self._settings = settings
-        self.ipam_type = settings.ipam_type
         self._node = settings.nodename
         self._api = api
         self._attachments = attachments
@@ -61,13 +56,15 @@ class KubernetesSource:
             Collection(PODS, partial(decode_pod, prefix=prefix), f"spec.nodeName={self._node}"),
             _OwnPods(self, "own pods"),
         )
-        self._nodes = Reflector(api, Collection(NODES, decode_node), _Nodes(self, "nodes"))
+        self._node_follower = _Nodes(self, "nodes")
+        self._nodes = Reflector(api, Collection(NODES, decode_node), self._node_follower)
         self._peers = Reflector(
             api,
             Collection(PODS, partial(decode_pod, prefix=prefix), f"spec.nodeName!={self._node}"),
             _Peers(self, "other nodes' pods"),
         )
         self._kinds = [(entry, _Objects(self, str(entry))) for entry in KINDS if not entry.lazily]
+        self._blocks = [follower for entry, follower in self._kinds if entry.plural in BLOCK_KINDS]
         self._collections = len(self._unlisted)
         self._services_named = asyncio.Event()
 
@@ -201,21 +198,31 @@ class KubernetesSource:
                     return  # the watch will bring it, if it is to come
             await asyncio.sleep(random.uniform(0.5, 1.0) * ASK_AGAIN_SECONDS)
 
-    # --- nodes -------------------------------------------------------------------------------------------------
+    # --- blocks ------------------------------------------------------------------------------------------------
 
-    def own_node(self, facts: NodeFacts) -> None:
-        if facts.name == self._node and facts.pod_cidrs != self.pod_cidrs:
-            self.pod_cidrs = facts.pod_cidrs
-            self.on_pod_cidrs(facts.pod_cidrs)
+    def ranges_changed(self) -> None:
+        """Decide anew whether a node's pod CIDRs are its blocks.
+
+        They mean nothing with Calico's IPAM, whose nodes claim blocks: not where the settings say so, not where there
+        are such blocks, and not before it is known that there are none.
+        """
+        listed = not any(follower.is_awaited for follower in self._blocks)
+        claimed = any(follower.count for follower in self._blocks)
+        wanted = self._settings.ipam_type is not IPAMType.CALICO and listed and not claimed
+        self._node_follower.pod_cidrs_count(wanted)
 
     # --- state of the stream -----------------------------------------------------------------------------------
 
     def expect(self, what: str) -> None:
         self._unlisted.add(what)
 
+    def is_awaited(self, what: str) -> bool:
+        return what in self._unlisted
+
     def listed(self, what: str) -> None:
         self._unlisted.discard(what)
         self._failing.pop(what, None)
+        self.ranges_changed()
         self._tell()
 
     def recovered(self, what: str) -> None:
@@ -255,6 +262,11 @@ class _Follower:
         if awaited:
             source.expect(what)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it is not known yet as a whole."""
+        return self._source.is_awaited(self._what)
+
     def listed(self) -> None:
         self._source.listed(self._what)
 
@@ -289,26 +301,38 @@ class _Peers(_Follower):
 
 
 class _Nodes(_Follower):
+    """Nodes, and what of their pod CIDRs counts as blocks."""
+
     def __init__(self, source: KubernetesSource, what: str) -> None:
         super().__init__(source, what)
-        self._pod_cidrs_count = source.ipam_type is not IPAMType.CALICO
-        """With Calico's IPAM, a node's pod CIDRs mean nothing: its addresses are those of blocks that it claims."""
-        self._blocks: dict[str, set[ResourceKey]] = {}
+        self._ranges: dict[str, dict[ResourceKey, IPAMBlock]] = {}
+        self._count = False
 
     def changed(self, key: ObjectKey, content: NodeFacts | None) -> None:
-        name, now = key[1], time.monotonic_ns()
-        node = content.node if content else None
-        blocks = {block.key: block for block in pod_cidr_blocks(content)} if content and self._pod_cidrs_count else {}
-        error = content.error if content else ""
-        self._source.deliver(Update(ResourceKey(Kind.NODE, name), node, error, now))
-        for gone in self._blocks.pop(name, set()) - blocks.keys():
+        name = key[1]
+        node, error = (content.node, content.error) if content else (None, "")
+        self._source.deliver(Update(ResourceKey(Kind.NODE, name), node, error, time.monotonic_ns()))
+        before = self._ranges.pop(name, {})
+        after = {block.key: block for block in pod_cidr_blocks(content)} if content else {}
+        if after:
+            self._ranges[name] = after
+        if self._count:
+            self._tell(before, after)
+
+    def pod_cidrs_count(self, count: bool) -> None:
+        """Whether pod CIDRs are where addresses come from. Told of all nodes when the answer becomes another one."""
+        if count != self._count:
+            self._count = count
+            every = {key: block for blocks in self._ranges.values() for key, block in blocks.items()}
+            self._tell({} if count else every, every if count else {})
+
+    def _tell(self, before: dict[ResourceKey, IPAMBlock], after: dict[ResourceKey, IPAMBlock]) -> None:
+        now = time.monotonic_ns()
+        for gone in before.keys() - after.keys():
             self._source.deliver(Update(gone, None, received_ns=now))
-        if blocks:
-            self._blocks[name] = set(blocks)
-        for block in blocks.values():
-            self._source.deliver(Update(block.key, block, received_ns=now))
-        if content is not None:
-            self._source.own_node(content)
+        for block in after.values():
+            if before.get(block.key) != block:
+                self._source.deliver(Update(block.key, block, received_ns=now))
 
 
 class _Objects(_Follower):
@@ -323,12 +347,19 @@ class _Objects(_Follower):
         if content is not None and content.names_services:
             self._source.services_named()
         ours = content.key if content else None
+        was_any = bool(self._keys)
         before = self._keys.pop(key, None)
         if before is not None and before != ours:
             self._source.deliver(Update(before, None, received_ns=now))
         if content is not None and ours is not None:
             self._keys[key] = ours
             self._source.deliver(Update(ours, content.resource, content.error, now))
+        if bool(self._keys) != was_any:
+            self._source.ranges_changed()
+
+    @property
+    def count(self) -> int:
+        return len(self._keys)
 
 
 def attached_endpoint(pod: PodFacts, attachment: Attachment | None) -> WorkloadEndpoint | None:

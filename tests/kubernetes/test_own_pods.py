@@ -9,11 +9,13 @@ import msgspec
 
 from felixpy.cni.attachments import Attachment, LocalAttachments
 from felixpy.config import Settings
+from felixpy.config.values import IPAMType
 from felixpy.kubernetes.access import Access, Identity
 from felixpy.kubernetes.client import Api, ApiError
+from felixpy.kubernetes.kinds import Read
 from felixpy.kubernetes.names import endpoint_key
 from felixpy.model.net import Net
-from felixpy.model.resources import WorkloadEndpoint
+from felixpy.model.resources import IPAMBlock, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.sources.kubernetes import PODS, KubernetesSource
 from felixpy.sources.once import Collected
 from tests.kubernetes.test_conversion import POD, merged
@@ -177,3 +179,45 @@ def test_the_watch_asks_for_the_own_pods_alone() -> None:
     assert world.source._own_pods.collection.path == PODS
     assert world.source._own_pods.collection.field_selector == "spec.nodeName=n1"
     assert world.source._peers.collection.field_selector == "spec.nodeName!=n1"
+
+
+# --- pod CIDRs -------------------------------------------------------------------------------------------------------
+
+RANGE = ResourceKey(Kind.IPAM_BLOCK, "10-48-0-0-24")
+
+
+def with_node(settings: Settings) -> World:
+    world = World()
+    world.source = KubernetesSource(settings, world.api, world.attachments)
+    world.source._sink = world.sink
+    node = {"metadata": {"name": "n1", "resourceVersion": "1"}, "spec": {"podCIDRs": ["10.48.0.0/24"]}}
+    world.source._nodes.tell(("", "n1"), msgspec.Raw(msgspec.json.encode(node)))
+    return world
+
+
+def held(world: World, key: ResourceKey) -> bool:
+    return key in world.sink.updates and world.sink.updates[key].resource is not None
+
+
+def test_pod_cidrs_are_blocks_once_it_is_known_that_there_are_no_others() -> None:
+    world = with_node(Settings(nodename="n1"))
+    followers = dict(zip(("ipamblocks", "blockaffinities"), world.source._blocks, strict=True))
+    followers["ipamblocks"].listed()
+    assert not held(world, RANGE)
+    followers["blockaffinities"].listed()
+    assert held(world, RANGE)
+    claimed = Read(ResourceKey(Kind.IPAM_BLOCK, "b"), IPAMBlock(RANGE, Net.parse("10.9.0.0/26"), "n1"))
+    followers["ipamblocks"].changed(("", "b"), claimed)
+    assert not held(world, RANGE)  # Calico's IPAM is at work
+    followers["ipamblocks"].changed(("", "b"), None)
+    assert held(world, RANGE)
+    world.source._nodes.forget()
+    assert not held(world, RANGE)
+
+
+def test_with_calicos_ipam_pod_cidrs_mean_nothing() -> None:
+    world = with_node(Settings(nodename="n1", ipam_type=IPAMType.CALICO))
+    for follower in world.source._blocks:
+        follower.listed()
+    assert not held(world, RANGE)
+    assert held(world, ResourceKey(Kind.NODE, "n1"))
