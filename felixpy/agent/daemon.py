@@ -86,6 +86,8 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     if mqtt is not None:
         mqtt.on_connected = agent.connected_to
         agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
+    if api is not None:
+        api.on_connected = agent.connected_to
     agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
     unserved: dict[str, str] = {}
     answers = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -16,6 +16,7 @@ import msgspec
 
 from felixpy.kubernetes.access import Access, AccessError
 from felixpy.model.invalid import UNREADABLE
+from felixpy.model.net import peer_address
 from felixpy.plain_error import PlainError
 
 REQUEST_SECONDS = 30.0
@@ -56,6 +57,8 @@ class Api:
     def __init__(self, access: Access) -> None:
         self.access = access
         self._session: aiohttp.ClientSession | None = None
+        self.on_connected: Callable[[bytes], None] = lambda peer: None
+        """Is told the server's address before anything that a stream delivers."""
 
     async def __aenter__(self) -> Api:
         return self
@@ -125,6 +128,8 @@ class Api:
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=idle_seconds)
         async with self._answer("GET", path, params, None, {}, timeout) as response:
             _follow_closely(response)
+            if peer := _peer(response):
+                self.on_connected(peer)
             yield self._pieces(response)
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -178,6 +183,13 @@ def _refusal(status: int, body: bytes, method: str, path: str, access: Access) -
     except UNREADABLE:
         told = Status(message=body[:200].decode(errors="replace"))
     return ApiError(status, f"{method} {path}: {status} {told.message or told.reason}".strip(), told.reason)
+
+
+def _peer(response: aiohttp.ClientResponse) -> bytes | None:
+    connection = response.connection
+    transport = connection.transport if connection else None
+    name = transport.get_extra_info("peername") if transport else None
+    return peer_address(name)
 
 
 def _follow_closely(response: aiohttp.ClientResponse) -> None:

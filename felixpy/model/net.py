@@ -33,6 +33,7 @@ class Family(IntEnum):
 
 
 FAMILIES = (Family.V4, Family.V6)
+_MAPPED = bytes(10) + b"\xff\xff"
 _FAMILY_BY_BYTES = {4: Family.V4, 16: Family.V6}
 
 
@@ -58,6 +59,19 @@ def parse_address(text: str) -> bytes:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except (OSError, ValueError):
         raise ValueError(f"{quote(text)} is not an IPv4 or IPv6 address") from None
+
+
+def peer_address(name: object) -> bytes | None:
+    """Packed address of what ``getpeername`` tells of an IP socket, None of any other; IPv4 also where the socket is
+    one of IPv6 (RFC 4291 §2.5.5.2).
+    """
+    if not isinstance(name, tuple) or not name or not isinstance(name[0], str):
+        return None
+    try:
+        packed = parse_address(name[0].partition("%")[0])
+    except ValueError:
+        return None
+    return packed[12:] if packed.startswith(_MAPPED) else packed
 
 
 def quote(value: object) -> str:

@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from felixpy.config import Settings
-from felixpy.model.net import parse_address, quote
+from felixpy.model.net import peer_address, quote
 from felixpy.mqtt.reading import Message, read_bursts
 
 RECEIVE_MAXIMUM = 65535
@@ -40,7 +40,6 @@ _ANSWER_SECONDS = 10.0
 _LONGEST_ANSWER_SECONDS = 86400.0
 
 # paho prints failures that reach people as a StreamError anyway.
-_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96 (RFC 4291 §2.5.5.2): an IPv4 address for a socket of IPv6
 _QUIET = logging.getLogger("felixpy.sources.paho")
 _QUIET.setLevel(logging.CRITICAL)
 
@@ -228,10 +227,9 @@ class Connection:
         """The broker's address, if it is one that routes lead to."""
         stream = self.client._client.socket()
         try:
-            peer = parse_address(stream.getpeername()[0].partition("%")[0])  # type: ignore[union-attr]
-        except (AttributeError, OSError, ValueError, TypeError, IndexError):
-            return None  # the connection is over already, or goes by something else
-        return peer[12:] if peer.startswith(_MAPPED) else peer
+            return peer_address(stream.getpeername())  # type: ignore[union-attr]
+        except (AttributeError, OSError):
+            return None  # the connection is over already
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, properties: Properties | None = None

@@ -384,6 +384,24 @@ def test_a_collection_that_is_not_there_ends_it_and_removes_nothing_by_itself() 
     asyncio.run(run())
 
 
+def test_the_servers_address_is_told_before_what_it_delivers() -> None:
+    async def run() -> None:
+        server, follower, told = FakeServer(), Follower(), list[tuple[bytes, int]]()
+        server.put(thing("a", "red"))
+        async with server.running():
+            api = Api(Access(Identity(server.url)))
+            api.on_connected = lambda peer: told.append((peer, len(follower.told)))
+            task = asyncio.create_task(Reflector(api, Collection(PATH, color), follower).run())
+            await until(lambda: follower.lists == 1)
+            await until(lambda: bool(told))
+            assert told[0] == (bytes((127, 0, 0, 1)), 0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await api.close()
+
+    asyncio.run(run())
+
+
 def test_an_older_etcd_after_a_restore_is_the_truth() -> None:
     async def run() -> None:
         server, follower = FakeServer(), Follower()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from felixpy.model.names import cidr_name
-from felixpy.model.net import Family, Net, format_address, parse_address, quote
+from felixpy.model.net import Family, Net, format_address, parse_address, peer_address, quote
 
 addresses = st.one_of(st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16))
 nets = addresses.flatmap(
@@ -96,3 +96,20 @@ def test_a_quoted_value_is_short_and_printable(value: object) -> None:
     assert len(text) <= 80
     assert text.replace("…", "").isascii()
     assert text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (("192.0.2.7", 1883), "192.0.2.7"),
+        (("2001:db8::7", 1883, 0, 0), "2001:db8::7"),
+        (("::ffff:192.0.2.7", 1883, 0, 0), "192.0.2.7"),
+        (("fe80::1%eth0", 1883, 0, 2), "fe80::1"),
+        ("/run/broker.sock", ""),
+        (None, ""),
+        (("broker", 1883), ""),
+    ],
+)
+def test_the_other_end_of_a_connection(name: object, expected: str) -> None:
+    packed = peer_address(name)
+    assert (format_address(packed) if packed else "") == expected

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from felixpy.config import Settings
 from felixpy.demo.patience import limit, stretched
 from felixpy.model.documents import load_text
+from felixpy.model.net import format_address
 from felixpy.model.resources import BlockAffinity, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.mqtt.batch import prepare
 from felixpy.mqtt.connection import explain
@@ -66,6 +67,21 @@ def test_hand_published_objects_are_in_sync_after_quiet_time(broker: Broker) -> 
             assert set(sink.held) == {ResourceKey(Kind.IP_POOL, "a"), wep_key("w")}
             await put(broker, {"wep/n1/default/w": b""})
             await sink.until(lambda: wep_key("w") not in sink.held)
+
+    asyncio.run(scenario())
+
+
+def test_the_brokers_address_is_told_before_what_it_delivers(broker: Broker) -> None:
+    async def scenario() -> None:
+        await put(broker, {"ippool/a": pool("a")})
+        source, told = source_for(broker), list[tuple[str, int]]()
+        async with following(source) as sink:
+            source.on_connected = lambda peer: told.append((format_address(peer), len(sink.updates)))
+            await sink.state(SyncState.IN_SYNC)
+            assert told == [("127.0.0.1", 0)]
+            await sink.lost(broker.stop)
+            await asyncio.to_thread(broker.start)
+            await sink.until(lambda: [peer for peer, _ in told] == ["127.0.0.1"] * 2)
 
     asyncio.run(scenario())
 
