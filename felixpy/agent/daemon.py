@@ -66,7 +66,7 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
-        configure_logging(newer.log_severity_screen, limit)
+        configure_logging(newer.log_severity_screen, limit, in_thread=True)
         changes.put_nowait(newer)
 
     agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)

@@ -18,6 +18,7 @@ from felixpy.calc.entries import (
 )
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
+from felixpy.calc.policy.sets import without_covered
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import WorkloadEndpoint
 from felixpy.store.store import Store
@@ -40,7 +41,7 @@ def endpoint_entries(
         return {}, f"interface {endpoint.interface} does not start with an InterfacePrefix ({prefixes})"
     owner = store.interface_owner(endpoint.interface)
     if owner != endpoint.key:
-        return {}, f"interface {endpoint.interface} is already used by {owner}"
+        return {}, f"interface {endpoint.interface} is {_taken(endpoint.interface, store, owner)}"
     entries: dict[Key, Value] = {}
     problems = []
     families = supported_families(settings, host)
@@ -51,7 +52,7 @@ def endpoint_entries(
             continue
         owner = store.address_owner(address)
         if owner != endpoint.key:
-            problems.append(f"address {address} is already used by {owner}")
+            problems.append(f"address {address} is {_taken(address, store, owner)}")
             continue
         if kept_from := host.reserved.kept_from(address.packed, endpoint.interface):
             problems.append(f"address {address} is {kept_from}: no workload gets it; give this one another address")
@@ -63,6 +64,11 @@ def endpoint_entries(
     if not endpoint.addresses:
         problems.append("no address in spec.ipNetworks: not ready")
     return entries, "; ".join(problems)
+
+
+def _taken(place: Net | str, store: Store, owner: object) -> str:
+    crowded = store.is_crowded(place)
+    return "claimed by many endpoints, and another one has it" if crowded else f"already used by {owner}"
 
 
 def _address_entries(
@@ -115,9 +121,5 @@ def _allowed_source_entries(
 ) -> dict[Key, Value]:
     if not settings.workload_source_spoofing_any:
         return {}
-    prefixes = [prefix for prefix in endpoint.allowed_source_prefixes if prefix.family in families]
-    return {
-        ElementKey(SetName.ALLOWED_SOURCES, prefix, endpoint.interface): None
-        for prefix in prefixes
-        if not any(other != prefix and other.covers(prefix) for other in prefixes)
-    }
+    prefixes = without_covered(prefix for prefix in endpoint.allowed_source_prefixes if prefix.family in families)
+    return {ElementKey(SetName.ALLOWED_SOURCES, prefix, endpoint.interface): None for prefix in prefixes}

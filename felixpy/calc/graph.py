@@ -8,6 +8,7 @@ No I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from heapq import heapify, heappop, heappush
 from typing import Final, cast
 
 from felixpy.calc.cluster_routes import block_entries
@@ -113,7 +114,7 @@ class Calculation:
         self.problems: dict[ResourceKey, str] = {}
         self._entries: dict[ResourceKey, dict[Key, Value]] = {}
         self._owner: dict[Key, ResourceKey] = {}
-        self._rivals: dict[Key, set[ResourceKey]] = {}
+        self._rivals: dict[Key, _Rivals] = {}
 
     def keys_of(self, thing: ResourceKey) -> Iterable[Key]:
         """Table keys that an object contributes to."""
@@ -237,7 +238,7 @@ class Calculation:
             self._owner[key] = thing
             changes[key] = value
             thing = owner
-        self._rivals.setdefault(key, set()).add(thing)
+        self._rivals.setdefault(key, _Rivals()).add(thing)
 
     def _withdraw(self, thing: ResourceKey, key: Key, changes: Changes) -> None:
         rivals = self._rivals.get(key)
@@ -245,7 +246,7 @@ class Calculation:
             assert rivals is not None
             rivals.discard(thing)
         elif rivals:
-            heir = min(rivals, key=_rank)
+            heir = rivals.first()
             rivals.discard(heir)
             self._owner[key] = heir
             changes[key] = self._entries[heir][key]
@@ -254,6 +255,34 @@ class Calculation:
             changes[key] = ABSENT
         if rivals is not None and not rivals:
             del self._rivals[key]
+
+
+class _Rivals:
+    """Who would have a key if its owner did not, in the order of their ranks."""
+
+    def __init__(self) -> None:
+        self._waiting: set[ResourceKey] = set()
+        self._heap: list[tuple[tuple[int, ResourceKey], ResourceKey]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, thing: ResourceKey) -> None:
+        if thing not in self._waiting:
+            self._waiting.add(thing)
+            heappush(self._heap, (_rank(thing), thing))
+
+    def discard(self, thing: ResourceKey) -> None:
+        """What leaves stays in the heap until it comes up, or until the heap is mostly such."""
+        self._waiting.discard(thing)
+        if len(self._heap) > 2 * len(self._waiting) + 8:
+            self._heap = [(_rank(one), one) for one in self._waiting]
+            heapify(self._heap)
+
+    def first(self) -> ResourceKey:
+        while self._heap[0][1] not in self._waiting:
+            heappop(self._heap)
+        return self._heap[0][1]
 
 
 def _rank(thing: ResourceKey) -> tuple[int, ResourceKey]:

@@ -6,11 +6,10 @@ for the exclusion but may be masqueraded itself (reference/felix.md §1.6).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from felixpy.calc.entries import ElementKey, Key, SetName, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
+from felixpy.calc.policy.sets import without_covered
 from felixpy.model.net import Net
 from felixpy.model.resources import IPPool, Node
 from felixpy.store.store import Store
@@ -21,10 +20,9 @@ def pool_entries(pool: IPPool, store: Store, settings: EntrySettings, host: Host
     if pool.cidr.family not in supported_families(settings, host):
         return {}
     entries: dict[Key, Value] = {}
-    pools = store.pools.values()
-    if not pool.load_balancer_only and not _covered(pool, (p for p in pools if not p.load_balancer_only)):
+    if not pool.load_balancer_only and not store.pool_cidrs.cover(pool.cidr):
         entries[ElementKey(SetName.POOLS, pool.cidr)] = None
-    if pool.nat_outgoing and not _covered(pool, (p for p in pools if p.nat_outgoing)):
+    if pool.nat_outgoing and not store.masqueraded_cidrs.cover(pool.cidr):
         entries[ElementKey(SetName.MASQ_POOLS, pool.cidr)] = None
     return entries
 
@@ -37,7 +35,7 @@ def node_entries(node: Node, settings: EntrySettings, host: Host) -> dict[Key, V
         if address is None:
             continue
         net = Net.host(address.packed)
-        if not any(cidr.covers(net) for cidr in settings.external_nodes_cidr_list):
+        if not any(True for _ in settings.external_nodes.covering(net)):
             entries[ElementKey(SetName.HOSTS, net)] = None
     return entries
 
@@ -45,13 +43,5 @@ def node_entries(node: Node, settings: EntrySettings, host: Host) -> dict[Key, V
 def external_node_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:
     """ExternalNodesCIDRList as members of the hosts set."""
     families = supported_families(settings, host)
-    cidrs = set(settings.external_nodes_cidr_list)
-    return {
-        ElementKey(SetName.HOSTS, cidr): None
-        for cidr in cidrs
-        if cidr.family in families and not any(other != cidr and other.covers(cidr) for other in cidrs)
-    }
-
-
-def _covered(pool: IPPool, others: Iterable[IPPool]) -> bool:
-    return any(other.cidr != pool.cidr and other.cidr.covers(pool.cidr) for other in others)
+    outermost = without_covered(settings.external_nodes_cidr_list)
+    return {ElementKey(SetName.HOSTS, cidr): None for cidr in outermost if cidr.family in families}

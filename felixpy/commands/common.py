@@ -69,7 +69,7 @@ def local_settings(
     """
     sources, settings, problems = local_sources(path, of_node=of_node or named)
     settings = replace(settings, nodename=settings.nodename or _host_name(named))
-    configure_logging(settings.log_severity_screen if log else "ERROR", log)
+    configure_logging(settings.log_severity_screen if log else "ERROR", log, in_thread=log is not None)
     for problem in problems if log else ():
         structlog.get_logger("felixpy").warning("setting ignored", reason=str(problem))
     return Local(settings, sources)

@@ -7,13 +7,19 @@ error is gone, lines are counted and lost.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
+from itertools import islice
 
 import structlog
 
 from felixpy.observe.log_limit import LogLimit
+from felixpy.observe.log_writer import LogWriter
+
+MAX_TEXT, MAX_ITEMS = 2000, 50
+"""Characters of one value, and members of one list, in a line of the log."""
 
 SEVERITIES = {
     "TRACE": logging.DEBUG,
@@ -32,11 +38,15 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  #
 class _StandardError:
     """Writes lines; one that is not taken is counted. No line is worth the agent."""
 
-    def __init__(self, limit: LogLimit | None) -> None:
+    def __init__(self, limit: LogLimit | None, writer: LogWriter | None) -> None:
         self._file = sys.stderr
         self._limit = limit
+        self._writer = writer
 
     def msg(self, text: str) -> None:
+        if self._writer is not None:
+            self._writer.put(text)
+            return
         try:
             print(text, file=self._file, flush=True)
         except (OSError, ValueError):  # ValueError: it was closed
@@ -46,11 +56,15 @@ class _StandardError:
     debug = info = warning = error = exception = critical = msg
 
 
-def configure_logging(severity: str, limit: LogLimit | None = None) -> None:
-    """Send events of at least this severity (LogSeverityScreen) to standard error; ``NONE`` or empty: none."""
+def configure_logging(severity: str, limit: LogLimit | None = None, *, in_thread: bool = False) -> None:
+    """Send events of at least this severity (LogSeverityScreen) to standard error; ``NONE`` or empty: none.
+
+    ``in_thread``: lines are written by a thread, so that a reader that stands still does not stop the caller.
+    """
     least = SEVERITIES.get(severity.upper())
     if limit is not None:
         limit.is_on = least is None or least > logging.DEBUG
+    writer = _writer(limit) if limit is not None and in_thread else None
     terminal = sys.stderr.isatty()
     journal = [] if terminal or not _is_journal() else [_prioritise]
     renderer: structlog.typing.Processor = (
@@ -61,6 +75,7 @@ def configure_logging(severity: str, limit: LogLimit | None = None) -> None:
             *([_drop] if least is None else []),
             *([limit] if limit is not None else []),
             structlog.contextvars.merge_contextvars,
+            cut_values,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -68,9 +83,37 @@ def configure_logging(severity: str, limit: LogLimit | None = None) -> None:
             *journal,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if least is None else least),
-        logger_factory=lambda *_: _StandardError(limit),
+        logger_factory=lambda *_: _StandardError(limit, writer),
         cache_logger_on_first_use=False,
     )
+
+
+_writers: dict[int, LogWriter] = {}
+"""By file descriptor: another level does not start another thread."""
+
+
+def _writer(limit: LogLimit) -> LogWriter | None:
+    def lost(count: int) -> None:
+        limit.errors += count
+
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError):
+        return None
+    if descriptor not in _writers:
+        _writers[descriptor] = LogWriter(descriptor, lost)
+        atexit.register(_writers[descriptor].flush)
+    return _writers[descriptor]
+
+
+def cut_values(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Cut what is long: a list of ten thousand addresses is one value of a setting."""
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            event[key] = f"{value[:MAX_TEXT]}… ({len(value)} characters)"
+        elif isinstance(value, list | tuple | set | frozenset) and len(value) > MAX_ITEMS:
+            event[key] = [*islice(value, MAX_ITEMS), f"… and {len(value) - MAX_ITEMS} more"]
+    return event
 
 
 def _drop(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

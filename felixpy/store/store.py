@@ -6,6 +6,7 @@ number of endpoints. No I/O, no event loop.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -25,8 +26,10 @@ from felixpy.model.resources import (
     Update,
     WorkloadEndpoint,
 )
+from felixpy.store.claims import Claims, Youngest
 from felixpy.store.index import Index
 from felixpy.store.peers import Identities, Peer
+from felixpy.store.prefixes import Prefixes
 from felixpy.store.ways import Ways
 
 
@@ -45,8 +48,14 @@ class Store:
         self.blocks: dict[ResourceKey, IPAMBlock | BlockAffinity] = {}
         self.configurations: dict[ResourceKey, FelixConfiguration] = {}
         self.policy: dict[Kind, dict[ResourceKey, PolicyResource]] = {kind: {} for kind in POLICY_KINDS}
-        self._by_address: Index[Net, ResourceKey] = Index()
-        self._by_interface: Index[str, ResourceKey] = Index()
+        self.pool_cidrs, self.masqueraded_cidrs = Prefixes(), Prefixes()
+        """CIDRs of pools that count as pools, and of those with natOutgoing."""
+        self._by_address: Claims[Net] = Claims(self._rank)
+        self._by_interface: Claims[str] = Claims(lambda key: (Youngest(self.endpoints[key].created), key))
+        self._pools_at: Index[Net, ResourceKey] = Index()
+        self._routing_pools: dict[Net, list[ResourceKey]] = {}
+        self._blocks_at: Index[Net, ResourceKey] = Index()
+        self._block_cidrs, self._tunnel_addresses = Prefixes(), Prefixes()
         self._by_node: Index[str, ResourceKey] = Index()
         self._by_remote_address: Index[Net, ResourceKey] = Index()
         self._up: set[str] = set()
@@ -82,9 +91,11 @@ class Store:
         if up == (interface in self._up):
             return set()
         (self._up.add if up else self._up.discard)(interface)
-        behind = (self.endpoints[key] for key in self._by_interface.at(interface))
-        claims = (self._by_address.at(address) for endpoint in behind for address in endpoint.addresses)
-        return {key for keys in claims if len(keys) > 1 for key in keys}
+        dirty: set[ResourceKey] = set()
+        for key in self._by_interface.at(interface):
+            for address in self.endpoints[key].addresses:
+                dirty.update(self._by_address.ranked_anew(address, key))
+        return dirty
 
     def all_keys(self) -> set[ResourceKey]:
         """Keys of every object that is calculated."""
@@ -103,7 +114,11 @@ class Store:
         """The local endpoint that has this address: of several one whose interface is there and up, then the youngest,
         then the first by name.
         """
-        return self._owner(self._by_address.at(address))
+        return self._by_address.owner(address)
+
+    def is_crowded(self, place: Net | str) -> bool:
+        """Whether so many endpoints claim an address or interface that what is told of one must not name another."""
+        return (self._by_address if isinstance(place, Net) else self._by_interface).is_crowded(place)  # type: ignore[arg-type]
 
     def claimants(self, addresses: Iterable[Net]) -> set[ResourceKey]:
         """The local endpoints that claim any of some addresses."""
@@ -111,17 +126,13 @@ class Store:
 
     def interface_owner(self, interface: str) -> ResourceKey | None:
         """The local endpoint behind this interface, by the same rule."""
-        return self._owner(self._by_interface.at(interface))
+        return self._by_interface.owner(interface)
 
     def covering_pool(self, cidr: Net) -> IPPool | None:
         """The longest pool that contains a block; LoadBalancer-only pools do not count."""
-        best: IPPool | None = None
-        for pool in self.pools.values():
-            if pool.load_balancer_only or not pool.cidr.covers(cidr):
-                continue
-            if best is None or (pool.cidr.length, best.key.name) > (best.cidr.length, pool.key.name):
-                best = pool
-        return best
+        for wider in self.pool_cidrs.covering(cidr):
+            return self.pools[self._routing_pools[wider][0]]
+        return None
 
     def pools_of(self, node: str) -> list[IPPool]:
         """The pools that a node has blocks, borrowed addresses or tunnel addresses of, by name."""
@@ -149,31 +160,22 @@ class Store:
         names = {self.node_name, *self.nodes, *self.ways.nodes()}
         return {ResourceKey(Kind.NODE, name) for name in names}
 
-    def _owner(self, keys: Iterable[ResourceKey]) -> ResourceKey | None:
-        best: ResourceKey | None = None
-        for key in keys:
-            if best is None or self._precedes(key, best):
-                best = key
-        return best
-
-    def _precedes(self, one: ResourceKey, other: ResourceKey) -> bool:
-        this, rival = self.endpoints[one], self.endpoints[other]
-        is_up = this.interface in self._up
-        if is_up != (rival.interface in self._up):
-            return is_up
-        return this.created > rival.created if this.created != rival.created else one < other
+    def _rank(self, key: ResourceKey) -> tuple[bool, Youngest, ResourceKey]:
+        endpoint = self.endpoints[key]
+        return endpoint.interface not in self._up, Youngest(endpoint.created), key
 
     def _endpoint(self, key: ResourceKey, new: WorkloadEndpoint | None) -> set[ResourceKey]:
         dirty = {key}
         had: tuple[Net, ...] = ()
         has: tuple[Net, ...] = ()
         self.remote.pop(key, None)
-        old = self.endpoints.pop(key, None)
+        old = self.endpoints.get(key)
         if old is not None:
             had = old.addresses
             for address in had:
                 dirty.update(self._by_address.discard(address, key))
             dirty.update(self._by_interface.discard(old.interface, key))
+            del self.endpoints[key]
         if new is not None and not self.local(new):
             self.remote[key] = self._peer(new)
         elif new is not None:
@@ -184,7 +186,8 @@ class Store:
             dirty.update(self._by_interface.add(new.interface, key))
         if had != has:
             for address in {*had, *has}:
-                dirty.update(self._by_remote_address.at(address))
+                if len(self._by_address.at(address)) <= 1:  # whether anybody has it may be new
+                    dirty.update(self._by_remote_address.at(address))
         return dirty
 
     def peer(self, key: ResourceKey) -> Peer | None:
@@ -200,12 +203,18 @@ class Store:
 
     def _pool(self, key: ResourceKey, new: IPPool | None) -> set[ResourceKey]:
         old = self.pools.pop(key, None)
+        changed = {pool.cidr for pool in (old, new) if pool is not None}
+        routed = {cidr: self._routing_at(cidr) for cidr in changed}
+        counted = {cidr for cidr in changed if self._count_pool(old, new, cidr)}
+        if old is not None:
+            self._pools_at.discard(old.cidr, key)
         if new is not None:
             self.pools[key] = new
-        changed = [pool.cidr for pool in (old, new) if pool is not None]
+            self._pools_at.add(new.cidr, key)
         dirty = {key}
-        if _membership(old) != _membership(new):
-            dirty |= {k for k, pool in self.pools.items() if any(cidr.covers(pool.cidr) for cidr in changed)}
+        for cidr in counted:
+            for narrower in {*self.pool_cidrs.within(cidr), *self.masqueraded_cidrs.within(cidr)} - {cidr}:
+                dirty.update(self._pools_at.at(narrower))
         if _routing(old) == _routing(new):
             return dirty
         before = {family: self.encapsulations(family) for family in FAMILIES}
@@ -215,17 +224,51 @@ class Store:
         self._encapsulations = +self._encapsulations
         if before != {family: self.encapsulations(family) for family in FAMILIES}:
             dirty |= self.node_keys()
-        if _covering(old) != _covering(new):
-            within = {k for k, block in self.blocks.items() if any(cidr.covers(block.cidr) for cidr in changed)}
-            dirty |= within
-            for block_key in within:
-                dirty |= self._lead(block_key, self.blocks[block_key])
-            for node in self.nodes.values():
-                if any(cidr.covers(address) for cidr in changed for address in node.tunnel_addresses):
-                    dirty |= self._lead(node.key, node)
-        elif self.encapsulation_decides:
-            dirty |= {k for k, block in self.blocks.items() if any(cidr.covers(block.cidr) for cidr in changed)}
+        for cidr in changed:
+            if routed[cidr] != self._routing_at(cidr):
+                dirty |= self._routed_anew(cidr)
+            elif self.encapsulation_decides and _covering(old) == _covering(new):
+                dirty |= self._blocks_in(cidr)
         return dirty | self.ways.keys_through(key)
+
+    def _blocks_in(self, cidr: Net) -> set[ResourceKey]:
+        return {key for inside in self._block_cidrs.within(cidr) for key in self._blocks_at.at(inside)}
+
+    def _routed_anew(self, cidr: Net) -> set[ResourceKey]:
+        """Another pool decides of what is in a CIDR; returns what to calculate again."""
+        blocks = self._blocks_in(cidr)
+        dirty = set(blocks)
+        for key in blocks:
+            dirty |= self._lead(key, self.blocks[key])
+        for address in self._tunnel_addresses.within(cidr):
+            for key in self._by_remote_address.at(address):
+                if key.kind is Kind.NODE:
+                    dirty |= self._lead(key, self.nodes[key.name])
+        return dirty
+
+    def _count_pool(self, old: IPPool | None, new: IPPool | None, cidr: Net) -> bool:
+        """Count an old and a new pool at a CIDR; whether narrower pools are now covered, or not any more."""
+        before = cidr in self.pool_cidrs, cidr in self.masqueraded_cidrs
+        if old is not None and old.cidr == cidr:
+            if not old.load_balancer_only:
+                self.pool_cidrs.discard(cidr)
+                self._routing_pools[cidr].remove(old.key)
+            if old.nat_outgoing:
+                self.masqueraded_cidrs.discard(cidr)
+        if new is not None and new.cidr == cidr:
+            if not new.load_balancer_only:
+                self.pool_cidrs.add(cidr)
+                insort(self._routing_pools.setdefault(cidr, []), new.key)
+            if new.nat_outgoing:
+                self.masqueraded_cidrs.add(cidr)
+        if not self._routing_pools.get(cidr, True):
+            del self._routing_pools[cidr]
+        return before != (cidr in self.pool_cidrs, cidr in self.masqueraded_cidrs)
+
+    def _routing_at(self, cidr: Net) -> ResourceKey | None:
+        """The pool of a CIDR that blocks in it are routed by."""
+        keys = self._routing_pools.get(cidr)
+        return keys[0] if keys else None
 
     def _node(self, key: ResourceKey, new: Node | None) -> set[ResourceKey]:
         old = self.nodes.pop(key.name, None)
@@ -242,12 +285,21 @@ class Store:
         for node, change_address in ((old, self._by_remote_address.discard), (new, self._by_remote_address.add)):
             for address in node.tunnel_addresses if node else ():
                 change_address(Net.host(address), key)
+        for node, count in ((old, self._tunnel_addresses.discard), (new, self._tunnel_addresses.add)):
+            for address in node.tunnel_addresses if node else ():
+                count(Net.host(address))
         dirty |= self._lead(key, new)
         # Our own address decides between two interfaces that lead to another node, and whether that is in our subnet.
         return dirty | self.node_keys() if key.name == self.node_name else dirty
 
     def _block(self, key: ResourceKey, new: IPAMBlock | BlockAffinity | None) -> set[ResourceKey]:
         old = self.blocks.pop(key, None)
+        if old is not None:
+            self._blocks_at.discard(old.cidr, key)
+            self._block_cidrs.discard(old.cidr)
+        if new is not None:
+            self._blocks_at.add(new.cidr, key)
+            self._block_cidrs.add(new.cidr)
         for name in block_nodes(old):
             self._by_node.discard(name, key)
         for address in self._remote_addresses(old):
@@ -302,11 +354,6 @@ class Store:
             yield block.cidr
         if isinstance(block, IPAMBlock):
             yield from (borrowed.address for borrowed in block.borrowed if borrowed.node != self.node_name)
-
-
-def _membership(pool: IPPool | None) -> object:
-    """What narrower pools depend on: whether this one covers them in a set (``calc/nat.py``)."""
-    return pool and (pool.cidr, pool.load_balancer_only, pool.nat_outgoing)
 
 
 def _covering(pool: IPPool | None) -> object:

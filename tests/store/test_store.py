@@ -115,7 +115,7 @@ SELF, POOLS, BLOCKS, NODES = {"p"}, {"inside"}, {"10-65-1-0-26"}, {"n1", "n2"}
         (PLAIN, replace(PLAIN, encapsulation=Encapsulation.VXLAN), SELF | NODES),
         (PLAIN, OF_A_BALANCER, SELF | POOLS | BLOCKS),
         (OF_A_BALANCER, replace(OF_A_BALANCER, encapsulation=Encapsulation.VXLAN), SELF),
-        (OF_A_BALANCER, replace(OF_A_BALANCER, cidr=Net.parse("10.64.0.0/15")), SELF | POOLS),
+        (OF_A_BALANCER, replace(OF_A_BALANCER, cidr=Net.parse("10.64.0.0/15")), SELF),
     ],
 )
 def test_a_pool_that_changes_concerns_what_depends_on_the_change(old: IPPool, new: IPPool, concerned: set[str]) -> None:
@@ -280,8 +280,13 @@ def test_length_and_keys_count_every_object_once() -> None:
     for resource in everything:
         drop(store, replace(resource))
     assert len(store) == 0
-    indexes = (store._by_address, store._by_interface, store._by_node, store._by_remote_address, store._by_mac)
-    assert [vars(index) for index in indexes] == 5 * [{"_at": {}}]
+    assert not store._by_address._index._at and not store._by_interface._index._at
+    assert not store._by_address._crowds and not store._by_interface._crowds
+    for index in (store._by_node, store._by_remote_address, store._by_mac, store._pools_at, store._blocks_at):
+        assert vars(index) == {"_at": {}}
+    assert not store._routing_pools
+    for prefixes in (store.pool_cidrs, store.masqueraded_cidrs, store._block_cidrs, store._tunnel_addresses):
+        assert not prefixes._count and not any(prefixes._sorted.values()) and not any(prefixes._lengths.values())
     assert vars(store.ways) == {"_of": {}, "_pools": {}, "_nodes": {}}
     assert not store._encapsulations
 
