@@ -156,7 +156,7 @@ def test_a_bad_value_is_a_problem_and_leaves_the_default(variable: str, text: st
     assert "\n" not in sentence
 
 
-@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 11, 12, 16, 18, 42, 80, 84, 99, 186, 189, 192, 196])
+@pytest.mark.parametrize("protocol", [1, 2, 4, 11, 12, 16, 18, 42, 84, 99, 186, 189, 192, 196])
 def test_the_protocol_of_other_routing_programs_is_refused(protocol: int) -> None:
     settings, (problem,) = environment(FELIX_DEVICEROUTEPROTOCOL=str(protocol))
     assert settings.device_route_protocol == 222
@@ -380,3 +380,11 @@ def test_sources_renewed_while_running_change_what_can_change_and_name_the_rest(
     assert live.renew([later]) == ("MQTTHost",)
     assert live.take((), {}) == replace(settings, log_severity_screen="DEBUG")
     assert live.renew([start]) == ()
+
+
+@pytest.mark.parametrize("number", ["3", "80", " 80 "])
+def test_the_route_protocol_of_felix_is_taken_as_ours_and_said_once(number: str) -> None:
+    settings, problems = resolve([SettingsSource("the environment", {"DeviceRouteProtocol": number})])
+    assert settings.device_route_protocol == Settings().device_route_protocol == 222
+    (problem,) = problems
+    assert not problem.fatal and "felixpy keeps its own number" in str(problem)

@@ -62,6 +62,7 @@ class Facts:
     ipv6: bool = True
     capabilities: frozenset[str] = frozenset()
     lock_writable: bool = True
+    lock_fault: str = ""
     addresses: tuple[HostAddress, ...] | None = None
     links: dict[str, bool] = field(default_factory=dict)  # name → up
     mtus: dict[str, int] = field(default_factory=dict)
@@ -85,7 +86,7 @@ async def read_facts(settings: Settings, source: Source, seconds: float) -> Fact
     facts.ipv6 = (PROC_SYS_NET / "ipv6").exists()
     facts.sysctls_writable = os.access(PROC_SYS_NET / "ipv4/ip_forward", os.W_OK)
     facts.capabilities = _capabilities()
-    facts.lock_writable = _lock_writable()
+    facts.lock_writable, facts.lock_fault = _lock_writable(), _lock_fault()
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/all/disable_ipv6", "ipv4/conf/all/rp_filter",
                  "netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max"):  # fmt: skip
         _read_sysctl(facts, path)
@@ -112,7 +113,16 @@ async def _try(facts: Facts, what: str, read: Callable[[], Awaitable[None]]) -> 
 
 def _lock_writable() -> bool:
     """Into a container the lock alone is mounted; elsewhere the first who needs it makes it."""
+    if XTABLES_LOCK.is_dir() or (XTABLES_LOCK.is_symlink() and not XTABLES_LOCK.exists()):
+        return False
     return os.access(XTABLES_LOCK if XTABLES_LOCK.exists() else XTABLES_LOCK.parent, os.W_OK)
+
+
+def _lock_fault() -> str:
+    """What is wrong with a lock that is no file; empty if nothing is."""
+    if XTABLES_LOCK.is_dir():
+        return "is a directory"
+    return "is a symbolic link that leads nowhere" if XTABLES_LOCK.is_symlink() and not XTABLES_LOCK.exists() else ""
 
 
 def _read_sysctl(facts: Facts, path: str) -> None:

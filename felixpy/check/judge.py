@@ -61,7 +61,10 @@ def _rights(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> I
     else:
         yield Finding("caps", OK, "CAP_NET_ADMIN, CAP_NET_RAW", why)
     why = "the iptables tools and felixpy take turns by the lock /run/xtables.lock"
-    if facts.lock_writable:
+    if facts.lock_fault:
+        fix = "remove it, and mount it with type FileOrCreate, or mount /run"
+        yield Finding("caps.lock", FAIL, f"/run/xtables.lock {facts.lock_fault}", why, fix)
+    elif facts.lock_writable:
         yield Finding("caps.lock", OK, "/run/xtables.lock can be written", why)
     else:
         fix = "mount the host's /run/xtables.lock, or use nftables"

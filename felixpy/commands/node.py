@@ -26,6 +26,7 @@ from felixpy.commands.common import (
     plain_errors,
 )
 from felixpy.config.local import Local
+from felixpy.model.net import printable
 from felixpy.observe.control import ControlError, ask, not_an_agent
 
 WATCH_SECONDS = 1.0
@@ -151,9 +152,18 @@ async def _ask_status(path: Path | None) -> _Said:
     """
     said = await ask(path, "status")
     try:
-        return _Said(said, _status_text(said), 2 if said["degraded"] else 0)
+        return _Said(said, _status_text(_printable(said)), 2 if said["degraded"] else 0)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise not_an_agent(path) from None
+
+
+def _printable(said: Any) -> Any:
+    """Words come from outside, too: what would turn or break a line of the terminal is escaped."""
+    if isinstance(said, str):
+        return printable(said)
+    if isinstance(said, list):
+        return [_printable(one) for one in said]
+    return {name: _printable(one) for name, one in said.items()} if isinstance(said, dict) else said
 
 
 def _status_text(said: Mapping[str, Any]) -> Group:

@@ -107,6 +107,9 @@ def _read(source: SettingsSource, name: str, raw: object, refuses: Refuses) -> t
     if declaration.local_only and not source.local:
         reason = "can be set in the environment or the settings file only; it is ignored here"
         return SettingProblem(ProblemKind.LOCAL_ONLY, declaration.name, source.name, reason=reason, local=False)
+    if declaration.attribute == "device_route_protocol" and str(raw).strip() in _FELIX_PROTOCOLS:
+        reason = f"{raw} is Felix's, whose routes are not ours to remove: felixpy keeps its own number"
+        return SettingProblem(ProblemKind.NO_EFFECT, declaration.name, source.name, reason=reason, local=source.local)
     try:
         value = _parse(declaration, raw)
         if not source.local and (reason := refuses(declaration.attribute, value)):
@@ -119,6 +122,10 @@ def _read(source: SettingsSource, name: str, raw: object, refuses: Refuses) -> t
         expected = declaration.parser.expected
         kind = ProblemKind.BAD_VALUE
         return SettingProblem(kind, declaration.name, source.name, shown, reason, expected, source.local)
+
+
+_FELIX_PROTOCOLS = frozenset({"3", "80"})
+"""Felix's default and Calico's own: what the environment of a calico-node has."""
 
 
 def _unusable(source: SettingsSource, name: str) -> SettingProblem:

@@ -82,7 +82,9 @@ def load(paths: Iterable[Path]) -> list[AnyDocument]:
 def load_directory(path: Path, ignored: Ignored = ignore) -> Iterator[AnyDocument]:
     """Every manifest of a directory by name, hidden files and subdirectories left out."""
     try:
-        files = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES and not entry.name.startswith("."))
+        files = sorted(
+            entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")
+        )
     except OSError as error:
         yield BadDocument(str(path), 0, None, "", f"the directory cannot be read: {error.strerror}", unread=True)
         return

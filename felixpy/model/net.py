@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from enum import IntEnum
 from typing import NamedTuple
+from unicodedata import category
 
 
 class Family(IntEnum):
@@ -80,6 +81,18 @@ def quote(value: object) -> str:
         return "a very long number"
     text = ascii(value[:81]) if isinstance(value, str) else ascii(value)
     return text if len(text) <= 80 else f"{text[:76]}…"
+
+
+def printable(text: str) -> str:
+    """Text from outside for a terminal: what turns the direction of writing, breaks lines or is not seen is escaped."""
+    return "".join(_escaped(one) if category(one) in _UNSEEN else one for one in text)
+
+
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+
+
+def _escaped(character: str) -> str:
+    return ascii(character)[1:-1]
 
 
 def _parse_prefix(text: str) -> tuple[bytes, int]:

@@ -153,13 +153,20 @@ def write_whole(path: Path, text: bytes) -> None:
     """
     temporary = path.with_name(f".felixpy-{os.getpid()}")
     try:
-        temporary.write_bytes(text)
-        temporary.chmod(0o644)
+        _write_new(temporary, text)
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _write_new(path: Path, text: bytes) -> None:
+    """Make a file that was not there. Whoever may write in the folder must not lead us elsewhere by a symbolic link."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
 
 
 def describe(folder: Path) -> str:

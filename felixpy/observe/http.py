@@ -75,10 +75,21 @@ async def _listen(routes: list[web.RouteDef], setting: str, host: str, port: int
         await runner.cleanup()
         number = getattr(error, "errno", None) or 0
         reason = os.strerror(number) if number > 0 else str(error)
-        raise ListenError(
-            f"cannot listen on {host or '*'} port {port}: {reason}; set {setting}Port or {setting}Host to what is free"
-        ) from None
+        raise ListenError(f"cannot listen on {host or '*'} port {port}: {reason}; {_advice(setting, number)}") from None
     return runner
+
+
+def _advice(setting: str, number: int) -> str:
+    if number == errno.EADDRINUSE:
+        return f"set {setting}Port or {setting}Host to what is free"
+    return f"set {setting}Host to an address of this machine"
+
+
+def _names(host: str) -> tuple[str | None, ...]:
+    """``localhost`` is loopback without asking anybody (RFC 6761 section 6.3): not every hosts file has it."""
+    if host.lower().removesuffix(".") == "localhost":
+        return "127.0.0.1", "::1"
+    return (host or None,)
 
 
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -93,9 +104,12 @@ async def _bound(host: str, port: int) -> list[socket.socket]:
         OSError: an address is taken, or none of them is one of this machine.
         UnicodeError: the name is none.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    loop = asyncio.get_running_loop()
+    found = [
+        address
+        for name in _names(host)
+        for address in await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    ]
     bound: list[socket.socket] = []
     absent: OSError | None = None
     try:

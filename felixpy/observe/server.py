@@ -1,7 +1,7 @@
 """HTTP: ``/liveness`` and ``/readiness`` for the kubelet, ``/metrics`` for Prometheus. Off unless switched on.
 
-The stream may switch them on and off: a port that is taken then is an error in the log and in the status, and is tried
-again; the other one is served. At the start it is the end.
+A port that is taken, at the start or when the stream switches one on, is an error in the log and in the status, and is
+tried again; the other one is served. No workload waits for it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,8 @@ async def serve_latest(
     details: Details = dict,
     refused: dict[str, str] | None = None,
 ) -> None:
-    """Serve for ever what the latest settings switch on; ``refused`` holds what cannot be served now, and why.
-
-    Raises:
-        ListenError: an address of the first settings cannot be had.
-    """
-    refused, standing, is_first = {} if refused is None else refused, Standing(), True
+    """Serve for ever what the latest settings switch on; ``refused`` holds what cannot be served now, and why."""
+    refused, standing = {} if refused is None else refused, Standing()
     while True:
         due = _parts(settings)
         for what in refused.keys() - due.keys():
@@ -46,15 +42,12 @@ async def serve_latest(
                     try:
                         await stack.enter_async_context(_serving(part, live, ready, metrics, details))
                     except ListenError as error:
-                        if is_first:
-                            raise
                         refused[what] = str(error)
                         standing.fails(what, str(error))
                     else:
                         del due[what]
                         refused.pop(what, None)
                         standing.works(what)
-                is_first = False
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(RETRY_SECONDS if due else None):
                         settings = await _change(settings, changes)

@@ -184,7 +184,7 @@ def _signature(path: Path) -> Signature | OSError:
     Both times: chmod and chown change the second one only, and make a file readable.
     """
     try:
-        files = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
+        files = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
     except OSError as error:
         return error
     found = []

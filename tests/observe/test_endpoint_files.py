@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 from felixpy.model.net import Net
 from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
 from felixpy.observe.endpoint_files import FILES_PER_FLUSH, RETRY_SECONDS, EndpointFiles, content, file_name
-from felixpy.observe.endpoint_folders import FOLDER, MARK, Folders, describe, empty
+from felixpy.observe.endpoint_folders import FOLDER, MARK, Folders, describe, empty, write_whole
 from tests.kernel import Clock, run
 
 
@@ -363,3 +364,12 @@ def test_a_folder_of_an_earlier_boot_that_only_the_stream_names_is_marked_anew(t
     files.flush()
     assert names(folder) == []
     assert (folder / MARK).read_text() == mark
+
+
+def test_a_symbolic_link_in_the_folder_leads_nobody_elsewhere(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious")
+    (tmp_path / f".felixpy-{os.getpid()}").symlink_to(elsewhere)
+    write_whole(tmp_path / "file", b"content")
+    assert elsewhere.read_text() == "precious"
+    assert (tmp_path / "file").read_bytes() == b"content" and not (tmp_path / "file").is_symlink()

@@ -255,3 +255,43 @@ async def until(condition: Callable[[], object]) -> None:
 async def end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def test_a_port_that_is_taken_at_the_start_ends_nothing() -> None:
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            settings = replace(Settings(), health_enabled=True, health_port=taken.getsockname()[1])
+            refused: dict[str, str] = {}
+            serving = serve_latest(
+                settings, asyncio.Queue(), lambda: (True, ""), lambda: (True, ""), bytes, dict, refused
+            )
+            task = asyncio.create_task(serving)
+            async with asyncio.timeout(20):
+                while not refused and not task.done():  # noqa: ASYNC110 - no event
+                    await asyncio.sleep(0.01)
+            assert not task.done() and "Address already in use" in refused["health is not served"]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_localhost_is_loopback_without_asking_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    original = socket.getaddrinfo
+
+    def note(host: object, *rest: object, **named: object) -> object:
+        asked.append(host)
+        return original(host, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", note)
+
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        settings = replace(Settings(), health_enabled=True, health_host="localhost", health_port=port)
+        async with serve(settings, lambda: (True, ""), lambda: (True, ""), bytes):
+            pass
+
+    asyncio.run(scenario())
+    assert asked and set(asked) <= {"127.0.0.1", "::1"}

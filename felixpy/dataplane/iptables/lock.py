@@ -35,14 +35,24 @@ def xtables_lock(seconds: float) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise FilterError(
-            f"the iptables lock {path} cannot be opened ({error.strerror}); make its folder writable (mount the host's)"
-        ) from None
+        raise FilterError(f"the iptables lock {path} cannot be opened ({error.strerror}); {advice(path)}") from None
     try:
         _acquire(descriptor, path, seconds)
         yield
     finally:
         os.close(descriptor)
+
+
+def advice(path: str) -> str:
+    """What to do about a lock that cannot be opened."""
+    if os.path.isdir(path):  # noqa: PTH112
+        return (
+            "it is a directory, which container runtimes make of a mounted file that is not there: remove it, and"
+            " mount it with type FileOrCreate, or mount /run"
+        )
+    if os.path.islink(path):  # noqa: PTH114
+        return "it is a symbolic link that leads nowhere: remove it"
+    return "make its folder writable (mount the host's)"
 
 
 def _acquire(descriptor: int, path: str, seconds: float) -> None:
