@@ -2,9 +2,10 @@
 
     node ready ──► <CNIConfigFile> written as a whole ──► the runtime calls the plugin, the kubelet says Ready
 
-Invariant: the file is never half; it stays through a restart of the agent, because the plugin waits for it; it goes
-when the node has not been ready for ``GONE_SECONDS``. A file of that name with another content is replaced: the name is
-ours.
+Invariant: the file is never half; it stays through a restart of the agent, because the plugin waits for it, and while
+a source is away that this run has not heard of yet: a node must not become NotReady by that. It goes when a node that
+was ready has not been so for ``GONE_SECONDS``, or if it is of an earlier boot of the machine. A file of that name with
+another content is replaced: the name is ours.
 """
 
 from __future__ import annotations
@@ -128,13 +129,20 @@ class ConflistWriter:
                 self._write(self._content())
             else:
                 self._unready_since = now if self._unready_since is None else self._unready_since
-                if now - self._unready_since >= GONE_SECONDS:
+                is_gone = self._was_ready and now - self._unready_since >= GONE_SECONDS
+                if is_gone or self._is_of_earlier_boot():
                     self._path.unlink(missing_ok=True)
             self._standing.works(CANNOT)
         except OSError as error:
             self._standing.fails(CANNOT, f"{self._path}: {error.strerror or error}")
         except BadNetworkConfiguration as error:
             self._standing.fails(CANNOT, str(error))
+
+    def _is_of_earlier_boot(self) -> bool:
+        try:
+            return self._path.stat().st_mtime < _boot_time()
+        except FileNotFoundError:
+            return False
 
     def _write(self, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -146,3 +154,8 @@ class ConflistWriter:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
         new.replace(self._path)
+
+
+def _boot_time() -> float:
+    """When the machine was started, by its clock."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -513,7 +513,7 @@ class CniServer:
     def _remember(self, attachment: Attachment) -> None:
         self._by_interface[attachment.interface] = attachment
         self.attachments.put(attachment)
-        if not attachment.pod:
+        if self._tells_of(attachment):
             key = self._key_of(attachment)
             endpoint = endpoint_of(key, self._node.name, attachment)
             self._programming.update(Update(key, endpoint, received_ns=time.monotonic_ns()))
@@ -523,8 +523,12 @@ class CniServer:
             return
         if self._by_interface.get(attachment.interface) is attachment:
             del self._by_interface[attachment.interface]
-        if not attachment.pod:
+        if self._tells_of(attachment):
             self._programming.update(Update(self._key_of(attachment), None, received_ns=time.monotonic_ns()))
+
+    def _tells_of(self, attachment: Attachment) -> bool:
+        """Whether the endpoint comes from here: of what is no pod, and of pods if no API is followed any more."""
+        return self._pods is None or not attachment.pod
 
     def _is_pod(self, call: Call) -> bool:
         """Whether the API tells of this interface: it knows one per pod."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,19 @@ def test_it_comes_with_readiness_and_goes_a_while_after_it(tmp_path: Path) -> No
     writer.look(10.0 + GONE_SECONDS)
     assert not path.exists()
     assert [file.name for file in path.parent.iterdir()] == []
+
+
+def test_before_the_node_was_ready_only_a_file_of_an_earlier_boot_goes(tmp_path: Path) -> None:
+    """A restart while the API is away must not make the node NotReady."""
+    path = tmp_path / "10-felixpy.conflist"
+    path.write_bytes(b"of the agent before")
+    writer = ConflistWriter(path, lambda: NodeState(cannot="the API is away"), lambda: b"content")
+    for now in (0.0, 100.0):
+        writer.look(now)
+        assert path.exists()
+    os.utime(path, (1.0, 1.0))
+    writer.look(200.0)
+    assert not path.exists()
 
 
 def test_a_bad_template_leaves_what_stands(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,23 @@ def _make_half_a_pair(name: str) -> None:
         ends = End(name, b"\xee" * 6), End("half", b"\x02\0\0\0\0\1")
         assert netlink.transact([veth_request(*ends, namespace)]) == {}
         os.close(namespace)
+
+
+def test_a_pod_of_a_cluster_that_is_followed_no_more_keeps_its_network(container: None, tmp_path: Path) -> None:
+    """An agent that starts with another source tells of the pods that the journal has by itself."""
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as bench:
+            assert (await bench.call("ADD"))[0] == 0
+            (attachment,) = bench.attachments
+            await bench.journal.add(replace(attachment, namespace="default", pod="web-0"))
+        async with serving(tmp_path) as again:
+            (key,) = again.played.endpoints
+            assert (key.name, key.namespace) == ("n1-k8s-web--0-eth0", "default")
+            assert (await again.call("DEL"))[0] == 0
+            assert again.left() == NOTHING
+
+    asyncio.run(scenario())
 
 
 def test_half_a_pair_under_the_name_that_is_needed(container: None, tmp_path: Path) -> None:
