@@ -45,7 +45,7 @@ NFTABLES = {
     "chain flushed": "nft flush chain ip6 felixpy raw-from-workload",
     "rule body changed": (
         "nft replace rule ip felixpy raw-from-workload handle "
-        "$(nft -a list chain ip felixpy raw-from-workload | sed -n 's/.*drop.*handle //p')"
+        "$(nft -a list chain ip felixpy raw-from-workload | sed -n 's/.*spoofed source.*handle //p')"
         " accept comment '\"spoofed source or unknown workload interface\"'"
     ),
     "table deleted": "nft delete table ip felixpy",
