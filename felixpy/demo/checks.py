@@ -19,7 +19,7 @@ from felixpy.model.net import Family
 ANSWER, NO_ANSWER = "an answer", "no answer"
 ANSWER_S, SILENCE_S = 3.0, 0.4
 """How long an answer may take (a workload that asked in vain for its gateway asks again only every second), and how
-long none must come; both as long as it takes on a machine that does nothing else."""
+long none must come."""
 
 FOREIGN = {Family.V4: "203.0.113.9", Family.V6: "2001:db8:bad::9"}
 """Source addresses that nobody in the lab has."""
@@ -55,7 +55,7 @@ class Check:
     look: Callable[[float], Awaitable[str]]
 
     async def run(self, timeout: float | None = None) -> Result:  # noqa: ASYNC109 - handed to the probe
-        seen = await self.look(timeout or stretched(SILENCE_S if self.expected == NO_ANSWER else ANSWER_S))
+        seen = await self.look(timeout or (SILENCE_S if self.expected == NO_ANSWER else stretched(ANSWER_S)))
         return Result(str(self.family), self.protocol, self.source, self.destination, self.expected, seen)
 
 

@@ -32,6 +32,11 @@ SETTLE_S = 30.0
 SHORT = 0.25
 
 
+def short() -> float:
+    """For one look of many: beside others long enough for an answer, and never long where none comes."""
+    return min(stretched(SHORT), 2.0)
+
+
 class Combination(NamedTuple):
     """What every behaviour test runs for."""
 
@@ -168,18 +173,18 @@ class World:
 
     async def tcp_source(self, source: Host, address: str, timeout: float | None = None) -> str | None:  # noqa: ASYNC109
         """The source address that the other side sees of a TCP connection; None without an answer."""
-        seen = await source.tcp(address, timeout=timeout or stretched(SHORT))
+        seen = await source.tcp(address, timeout=timeout or short())
         return seen.address if seen else None
 
     async def sources_outside(self, source: Host, address: str) -> set[str]:
         """The source addresses under which packets to ``address`` arrive at the outside host, answered or not."""
         async with self.lab.ext.capture() as packets:
-            await source.udp(address, timeout=stretched(SHORT))
+            await source.udp(address, timeout=short())
         return {packet.source for packet in packets if packet.destination == address}
 
     async def reaches(self, source: Host, address: str, timeout: float | None = None) -> tuple[bool, bool, bool]:  # noqa: ASYNC109
         """Whether ping, TCP and UDP pass."""
-        timeout = timeout or stretched(SHORT)
+        timeout = timeout or short()
         results = await asyncio.gather(
             source.ping(address, timeout=timeout),
             source.tcp(address, timeout=timeout),
