@@ -10,14 +10,16 @@ from dataclasses import dataclass
 
 import msgspec
 
+from felixpy.model.invalid import ignore
 from felixpy.model.names import cidr_name
-from felixpy.model.net import Family, Net
+from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.model.node import convert_node
+from felixpy.model.objects import Metadata, NodeBGP
+from felixpy.model.objects import NodeSpec as CalicoNodeSpec
 from felixpy.model.resources import IPAMBlock, Kind, Node, ResourceKey
 
-ADDRESS_ANNOTATION = {
-    Family.V4: "projectcalico.org/IPv4Address",
-    Family.V6: "projectcalico.org/IPv6Address",
-}
+_CALICO = "projectcalico.org/"
+ADDRESS_ANNOTATION = {Family.V4: f"{_CALICO}IPv4Address", Family.V6: f"{_CALICO}IPv6Address"}
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP")
 
 
@@ -93,17 +95,22 @@ def decode_own_node(body: bytes) -> KubernetesNode:
 
 
 def node_facts(node: KubernetesNode) -> NodeFacts:
-    name = node.metadata.name
-    return NodeFacts(
-        name,
-        Node(
-            ResourceKey(Kind.NODE, name),
-            ipv4=_address(node, Family.V4),
-            ipv6=_address(node, Family.V6),
-            labels=dict(node.metadata.labels or {}),
+    name, annotations = node.metadata.name, node.metadata.annotations or {}
+    ipv4, ipv6 = (_address(node, family) for family in FAMILIES)
+    spec = CalicoNodeSpec(
+        bgp=NodeBGP(
+            ipv4_address=str(ipv4) if ipv4 else None,
+            ipv6_address=str(ipv6) if ipv6 else None,
+            ipv4_ipip_tunnel_addr=annotations.get(f"{_CALICO}IPv4IPIPTunnelAddr"),
         ),
-        tuple(pod_cidrs(node)),
+        ipv4_vxlan_tunnel_addr=annotations.get(f"{_CALICO}IPv4VXLANTunnelAddr"),
+        ipv6_vxlan_tunnel_addr=annotations.get(f"{_CALICO}IPv6VXLANTunnelAddr"),
+        vxlan_tunnel_mac_addr=annotations.get(f"{_CALICO}VXLANTunnelMACAddr"),
+        vxlan_tunnel_mac_addr_v6=annotations.get(f"{_CALICO}VXLANTunnelMACAddrV6"),
     )
+    key, labels = ResourceKey(Kind.NODE, name), dict(node.metadata.labels or {})
+    converted = convert_node(key, Metadata(labels=labels), spec, ignore)
+    return NodeFacts(name, converted, tuple(pod_cidrs(node)))
 
 
 def pod_cidrs(node: KubernetesNode) -> list[Net]:

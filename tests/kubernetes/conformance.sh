@@ -4,6 +4,7 @@
 # usage: conformance.sh [SUITE]...      conformance, dual-stack, netpol, matrix (ours: policy over each family), connectivity
 #                                       (felixpy's own), or a focus of your own; none: the first four
 # FAMILIES=dual|ipv4|ipv6  PROXY=nftables|iptables (mode of kube-proxy)  BACKEND=nftables|legacy|nft (of felixpy; else it chooses)
+# ENCAPSULATION=vxlan|ipip (of the pools; else none)
 # PROCS=4 specs at a time  OUT=folder of reports and logs  KEEP=1 leaves the cluster  RUN=folder of one that is kept: only the suites
 set -u
 here=$(cd "$(dirname "$0")" && pwd); root=$(cd "$here/../.." && pwd)
@@ -48,11 +49,15 @@ up() {
 }
 
 install() {
-	local settings='{}' start=$SECONDS
+	local settings start=$SECONDS
 	case ${BACKEND:-} in
-	nftables) settings='{FELIX_NFTABLESMODE: Enabled}' ;;
-	legacy) settings='{FELIX_NFTABLESMODE: Disabled, FELIX_IPTABLESBACKEND: Legacy}' ;;
-	nft) settings='{FELIX_NFTABLESMODE: Disabled, FELIX_IPTABLESBACKEND: NFT}' ;;
+	nftables) settings='FELIX_NFTABLESMODE: Enabled' ;;
+	legacy) settings='FELIX_NFTABLESMODE: Disabled, FELIX_IPTABLESBACKEND: Legacy' ;;
+	nft) settings='FELIX_NFTABLESMODE: Disabled, FELIX_IPTABLESBACKEND: NFT' ;;
+	esac
+	case ${ENCAPSULATION:-} in
+	vxlan) settings="${settings:+$settings, }CALICO_IPV4POOL_VXLAN: Always, CALICO_IPV6POOL_VXLAN: Always" ;;
+	ipip) settings="${settings:+$settings, }CALICO_IPV4POOL_IPIP: Always" ;;
 	esac
 	cp -r "$root/config/kubernetes" "$RUN/shipped"; mkdir "$RUN/installed"
 	# Privileged, unlike on a machine: only in a machine's own network do new interfaces begin with the values of
@@ -60,7 +65,7 @@ install() {
 	cat >"$RUN/installed/kustomization.yaml" <<-Y
 		resources: [../shipped]
 		patches:
-		- patch: '{apiVersion: v1, kind: ConfigMap, metadata: {name: felixpy, namespace: felixpy}, data: $settings}'
+		- patch: '{apiVersion: v1, kind: ConfigMap, metadata: {name: felixpy, namespace: felixpy}, data: {${settings:-}}}'
 		- target: {kind: DaemonSet}
 		  patch: '[{"op": "replace", "path": "/spec/template/spec/containers/0/securityContext", "value": {"privileged": true}}]'
 	Y

@@ -197,6 +197,19 @@ def test_addresses_of_a_node(what: str, change: JSON, ipv4: str | None, ipv6: st
     assert told == [ipv4, ipv6], what
 
 
+def test_tunnels_of_a_node_as_calico_annotates_them() -> None:
+    found = node(
+        calico(
+            IPv4VXLANTunnelAddr="10.48.0.1", IPv6VXLANTunnelAddr="fd48::1", IPv4IPIPTunnelAddr="10.48.0.2",
+            VXLANTunnelMACAddr="66:00:00:00:00:01", VXLANTunnelMACAddrV6="none",
+        )
+    ).node  # fmt: skip
+    assert found is not None
+    assert (found.vxlan_ipv4, found.vxlan_ipv6) == (Net.parse("10.48.0.1").packed, Net.parse("fd48::1").packed)
+    assert (found.ipip_ipv4, found.vxlan_mac) == (Net.parse("10.48.0.2").packed, bytes.fromhex("660000000001"))
+    assert found.vxlan_mac_ipv6 is None
+
+
 def test_pod_cidrs_are_blocks_of_the_node() -> None:
     found = pod_cidr_blocks(node({}))
     assert [(block.key, str(block.cidr), block.host) for block in found] == [
