@@ -119,3 +119,8 @@ def test_numbers_are_numbers_still() -> None:
     text = POOL.replace("{cidr: 10.0.0.0/16}", "{cidr: 10.0.0.0/16, blockSize: 0x1a}")
     (document,) = load_text(text.encode(), "x.yaml")
     assert isinstance(document, Document) and document.object["spec"]["blockSize"] == 26
+
+
+def test_manifests_in_capitals_are_read(tmp_path: Path) -> None:
+    (tmp_path / "A.YAML").write_text(POOL)
+    assert read(tmp_path).content
