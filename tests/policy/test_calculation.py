@@ -267,6 +267,23 @@ def test_two_endpoints_of_one_interface_have_the_class_of_the_one_that_has_it() 
     assert not [key for key in node.told if isinstance(key, EndpointClassKey)]
 
 
+def test_interfaces_that_are_no_workloads_have_no_class() -> None:
+    node = Node("n1", OPEN).put(pod("a", "10.0.0.1"), pod("b", "10.0.0.2", interface="eth0"))
+    node.policy.reconfigure(PolicySettings(FAMILIES, interface_prefixes=("cali",)))
+    node.flush()
+    assert {key.interface for key in node.told if isinstance(key, EndpointClassKey)} == {"calia"}
+
+
+def test_what_there_is_can_be_shown() -> None:
+    rule = {"action": "Allow", "source": {"selector": "app == 'db'"}}
+    web = policy("p", "app == 'web'", ingress=[rule], tier="kube-admin")
+    node = Node("n1").put(web, pod("a", "10.0.0.1", app="web"), pod("b", "10.0.0.2", app="db", node="n2"))
+    assert node.policy.asking(policy("p").key) == 1
+    assert sorted(node.policy.classes()) == [("egress", 1, "deny", 1), ("ingress", 1, "kube-admin [p], deny", 1)]
+    ((name, described, count, users),) = node.policy.sets()
+    assert (name[:2], described, count, users) == ("s-", "app == 'db'", 1, "p")
+
+
 # --- rules and sets ----------------------------------------------------------------------------------------------
 
 

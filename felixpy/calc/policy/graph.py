@@ -56,7 +56,7 @@ from felixpy.model.policy import (
     ServiceName,
     Tier,
 )
-from felixpy.model.resources import POLICY_KINDS, Kind, ResourceKey
+from felixpy.model.resources import POLICY_KINDS, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.model.selectors import ALL, Selector
 from felixpy.store.index import Index
 from felixpy.store.peers import Peer
@@ -82,6 +82,8 @@ class PolicySettings:
     without_profile: PolicyAction = PolicyAction.ALLOW
     log_prefix: str = "calico-packet"
     host_addresses: tuple[tuple[str, bytes], ...] = ()
+    interface_prefixes: tuple[str, ...] = ("",)
+    """How interfaces of workloads begin: others get no class."""
 
 
 class Output:
@@ -156,10 +158,11 @@ class _Class:
 class PolicyCalculation:
     """The state of policy on one node."""
 
-    def __init__(self, store: Store, settings: PolicySettings) -> None:
+    def __init__(self, store: Store, settings: PolicySettings, problems: dict[ResourceKey, str] | None = None) -> None:
+        """``problems``: where to say what is wrong with an object of a kind that nothing else is calculated of."""
         self.store = store
         self.settings = settings
-        self.problems: dict[ResourceKey, str] = {}
+        self.problems = {} if problems is None else problems
         self.is_complete = False
         self._output = Output(settings.families)
         labels = ProfileLabels()
@@ -232,6 +235,33 @@ class PolicyCalculation:
             if any((found := self._class_of[way].get(held)) and not found.asked.tiers for way in Direction):
                 yield from held.things
 
+    @property
+    def tiers(self) -> Mapping[str, Tier]:
+        """Tiers that have an object."""
+        return self._tiers
+
+    def asking(self, policy: ResourceKey) -> int:
+        """How many local endpoints, workloads' and hosts', a policy selects."""
+        state = self._policies.get(policy)
+        if state is None:
+            return 0
+        watched = [found for found in (state.workloads, state.hosts) if found is not None]
+        return sum(len(held.things) for each in watched for held in each.held())
+
+    def classes(self) -> Iterator[tuple[str, int, str, int]]:
+        """Direction, number, what is asked, and how many endpoints are in the class."""
+        for way, classes in self._classes.items():
+            for each in classes.values():
+                yield way.value, each.number, _class_words(each.asked), sum(len(held.things) for held in each.held)
+
+    def sets(self) -> Iterator[tuple[str, str, int, str]]:
+        """Name, what it stands for, how many members, and the policies whose rules name it."""
+        for each in self._sets.values():
+            members = Counter(key.set for key in each.content.members())
+            users = ", ".join(sorted({_owner_name(chain.owner) for chain in each.users}))
+            for name, words in each.content.described():
+                yield name, words, members[name], users
+
     def counts(self) -> dict[str, int]:
         """Policies and selectors that are in use on this node."""
         policies = {chain.owner for chain in self._chains if not isinstance(chain.owner, str)}
@@ -250,6 +280,8 @@ class PolicyCalculation:
             self._dirty_chains.update(self._chains)
         if settings.host_addresses != before.host_addresses:
             self._dirty_hosts = True
+        if settings.interface_prefixes != before.interface_prefixes:
+            self._dirty_endpoints.update(self.store.endpoints)
 
     def _change_families(self, families: tuple[Family, ...]) -> None:
         before = self.entries()
@@ -736,7 +768,7 @@ class PolicyCalculation:
     def _show_endpoint(self, key: ResourceKey) -> None:
         """The classes of an endpoint's interface, if it is the one that has it."""
         endpoint = self.store.endpoints.get(key)
-        if endpoint is not None and self.store.interface_owner(endpoint.interface) != key:
+        if endpoint is not None and not self._has_interface(endpoint):
             endpoint = None
         shown = self._interface_of.get(key)
         if shown is not None and (endpoint is None or endpoint.interface != shown):
@@ -761,6 +793,11 @@ class PolicyCalculation:
                 self._output.put(place, EndpointClasses(ingress, egress))
             else:
                 self._output.drop(place)
+
+    def _has_interface(self, endpoint: WorkloadEndpoint) -> bool:
+        interface = endpoint.interface
+        is_workloads = interface.startswith(self.settings.interface_prefixes)
+        return is_workloads and self.store.interface_owner(interface) == endpoint.key
 
     # --- host endpoints ------------------------------------------------------------------------------------------
 
@@ -909,10 +946,14 @@ def _class_name(way: Direction, asks: Asked) -> str:
 
 
 def _class_comment(asks: Asked) -> str:
+    return comment_text(_class_words(asks))
+
+
+def _class_words(asks: Asked) -> str:
     names = {chain.name: _owner_name(chain.owner) for chain in asks.chains}
     parts = [f"{tier.name} [{' '.join(names[chain] for chain in tier.chains)}]" for tier in asks.tiers]
     parts += [f"profile {names[chain]}" for chain in asks.profiles]
-    return comment_text(", ".join([*parts, asks.end.value.lower()]))
+    return ", ".join([*parts, asks.end.value.lower()])
 
 
 def _owner_name(owner: ResourceKey | str) -> str:

@@ -127,6 +127,12 @@ class SelectorSet:
         for prefixes in self._prefixes.values():
             yield from prefixes.members()
 
+    def described(self) -> Iterator[tuple[str, str]]:
+        """Its sets, and what they stand for."""
+        yield self.hosts, self.text
+        if any(self._prefixes.values()):
+            yield self.nets, f"prefixes of {self.text}"
+
     def add(self, peer: Peer) -> bool:
         """Whether the set of prefixes appears."""
         appears = False
@@ -170,6 +176,7 @@ class CountedSet:
 
     def __init__(self, shape: PolicySetType, name: str, comment: str, output: Output) -> None:
         self.name = name
+        self._words = comment
         self._value = PolicySet(shape, comment_text(comment))
         self._output = output
         self._count: dict[MemberKey, int] = {}
@@ -184,6 +191,10 @@ class CountedSet:
         self._count.clear()
         for family in FAMILIES:
             self._output.set(PolicySetKey(family, self.name), None)
+
+    def described(self) -> Iterator[tuple[str, str]]:
+        """The set, and what it stands for."""
+        yield self.name, self._words
 
     def members(self) -> Iterator[MemberKey]:
         return iter(self._count)
