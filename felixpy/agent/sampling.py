@@ -16,6 +16,7 @@ from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.filter_tables import FilterTables
 from felixpy.dataplane.nftables.filter import EVERY_SET
 from felixpy.model.net import Family
+from felixpy.model.resources import POLICY_KINDS, HostEndpoint, Policy, Profile, Tier
 from felixpy.observe.metrics import Metrics
 
 IPSET_VERSIONS = {Family.V4: "inet", Family.V6: "inet6"}
@@ -27,11 +28,27 @@ def sample(agent: Subject) -> None:
     metrics = agent.metrics
     metrics.local_endpoints.set(len(agent.outcome.reported))
     metrics.hosts.set(len(agent.store.nodes))
+    _sample_policy(agent)
     metrics.stream_got.set(agent.stream.got)
     metrics.stream_want.set(agent.stream.want)
     _sample_tables(agent)
     _sample_routing(agent)
     _sample_filters(agent)
+
+
+def _sample_policy(agent: Subject) -> None:
+    metrics, policy, known = agent.metrics, agent.calculation.policy, agent.store.policy
+    counts = policy.counts()
+    metrics.local_policies.set(counts["policies"])
+    metrics.local_selectors.set(counts["selectors"])
+    metrics.open_endpoints.set(sum(1 for _ in policy.open_endpoints()))
+    for metric, holds in (
+        (metrics.policies, Policy),
+        (metrics.profiles, Profile),
+        (metrics.tiers, Tier),
+        (metrics.host_endpoints, HostEndpoint),
+    ):
+        metric.set(sum(len(known[kind]) for kind, held in POLICY_KINDS.items() if held is holds))
 
 
 def _sample_tables(agent: Subject) -> None:

@@ -12,10 +12,12 @@ from typing import Any, Protocol
 
 from felixpy import __version__
 from felixpy.agent.outcome import Outcome
+from felixpy.calc.graph import Calculation
 from felixpy.config import Settings
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.model.net import Family
+from felixpy.model.resources import POLICY_KINDS, Policy
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
 from felixpy.sources import SyncState, SyncStatus
@@ -32,6 +34,7 @@ class Subject(Protocol):
     """The agent, as far as it is looked at."""
 
     store: Store
+    calculation: Calculation
     stream: SyncStatus
     dataplane: Dataplane
     outcome: Outcome
@@ -158,6 +161,10 @@ def details(agent: Subject, unserved: Mapping[str, str] = MappingProxyType({})) 
             "nodes": len(agent.store.nodes),
             "blocks": len(agent.store.blocks),
             "left_out": len(agent.limit.left_out),
+            "remote_endpoints": len(agent.store.remote),
+            "policies": sum(len(agent.store.policy[kind]) for kind, holds in POLICY_KINDS.items() if holds is Policy),
+            "active_policies": agent.calculation.policy.counts()["policies"],
+            "open_endpoints": sum(1 for _ in agent.calculation.policy.open_endpoints()),
         },
         "tables": tables,
         "latency_ms": {

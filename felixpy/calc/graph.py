@@ -96,22 +96,23 @@ def policy_settings(settings: Settings, families: tuple[Family, ...], host: Host
         PolicyAction(settings.endpoint_without_profile_action),
         settings.log_prefix,
         tuple((address.interface, address.net.packed) for address in host.addresses),
+        settings.interface_prefix,
     )
 
 
 class Calculation:
     """Contributions of all objects, and what is wrong with any of them (``problems``).
 
-    What policy says is told once the snapshot is complete: before that, too little is known to ask, or not to ask.
+    Until the snapshot is complete, policy opens nothing for an endpoint of which it has anything to ask.
     """
 
     def __init__(self, store: Store, settings: Settings, host: Host) -> None:
         self.store = store
         self._use(settings)
         self.host = host
-        self.policy = PolicyCalculation(store, policy_settings(settings, supported_families(self.settings, host), host))
-        self._policy_problems: dict[ResourceKey, str] = {}
         self.problems: dict[ResourceKey, str] = {}
+        families = supported_families(self.settings, host)
+        self.policy = PolicyCalculation(store, policy_settings(settings, families, host), self.problems)
         self._entries: dict[ResourceKey, dict[Key, Value]] = {}
         self._owner: dict[Key, ResourceKey] = {}
         self._rivals: dict[Key, _Rivals] = {}
@@ -131,9 +132,7 @@ class Calculation:
     def entries(self) -> Changes:
         """Every entry that counts, for a table that starts empty."""
         entries: Changes = {key: self._entries[owner][key] for key, owner in self._owner.items()}
-        if self.policy.is_complete:
-            entries |= dict(self.policy.entries().items())
-        return entries
+        return entries | self.policy.entries()
 
     def reconfigure(self, settings: Settings, host: Host) -> Changes:
         """Take other settings or facts of the host: everything that depends on them is calculated again."""
@@ -174,10 +173,8 @@ class Calculation:
             if self._ways(node) != ways:  # its blocks have a route where there is a way
                 others.update(self.store.blocks_of(node.name))
         self._calculate_into(others, changes)
-        if self.policy.is_complete:
-            for key, value in self.policy.flush().items():
-                changes[key] = ABSENT if value is GONE else cast("Value", value)
-            self._take_policy_problems()
+        for key, value in self.policy.flush().items():
+            changes[key] = ABSENT if value is GONE else cast("Value", value)
         return changes
 
     def _ways(self, node: ResourceKey) -> set[Key]:
@@ -185,28 +182,15 @@ class Calculation:
 
     def _calculate_into(self, things: Iterable[ResourceKey], changes: Changes) -> None:
         for thing in things:
-            entries, problem = self._calculate(thing)
-            if problem:
-                self.problems[thing] = problem
-            else:
-                self.problems.pop(thing, None)
-            self._contribute(thing, entries, changes)
+            if thing.kind in CALCULATIONS or thing == HOST:
+                entries, problem = self._calculate(thing)
+                if problem:
+                    self.problems[thing] = problem
+                else:
+                    self.problems.pop(thing, None)
+                self._contribute(thing, entries, changes)
             if thing.kind in POLICY_DEPENDS_ON:
                 self.policy.take(thing)
-
-    def _take_policy_problems(self) -> None:
-        """What is wrong with policies; other objects have words of their own."""
-        known, found = self._policy_problems, self.policy.problems
-        if known == found:
-            return
-        for thing in known.keys() - found.keys():
-            if self.problems.get(thing) == known[thing]:
-                del self.problems[thing]
-        for thing, words in found.items():
-            self.problems.setdefault(thing, words)
-            if self.problems[thing] == known.get(thing):
-                self.problems[thing] = words
-        self._policy_problems = dict(found)
 
     def _calculate(self, thing: ResourceKey) -> Calculated:
         if thing == HOST:

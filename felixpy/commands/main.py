@@ -128,6 +128,9 @@ class What(StrEnum):
 
     ENDPOINTS = "endpoints"
     POOLS = "pools"
+    POLICIES = "policies"
+    CLASSES = "classes"
+    SELECTORS = "selectors"
     ROUTES = "routes"
     SETS = "sets"
     RULES = "rules"
@@ -178,15 +181,18 @@ def show(
 
 
 async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None:  # noqa: ASYNC109
-    from felixpy.commands import survey
+    from felixpy.commands import policy_lines, survey
 
+    objects = {
+        What.ENDPOINTS: survey.endpoints,
+        What.POOLS: survey.pools,
+        What.POLICIES: policy_lines.policies,
+        What.CLASSES: policy_lines.classes,
+        What.SELECTORS: policy_lines.selectors,
+    }
     async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
-        if what is What.ENDPOINTS:
-            lines = survey.endpoints(agent)
-        elif what is What.POOLS:
-            lines = survey.pools(agent)
-        else:
-            lines = survey.compare(agent, survey.UNDERLAY if what is What.UNDERLAY else (what.value,))
+        tables = survey.UNDERLAY if what is What.UNDERLAY else (what.value,)
+        lines = objects[what](agent) if what in objects else survey.compare(agent, tables)
     if as_json:
         typer.echo(json.dumps([line._asdict() for line in lines]))
         return

@@ -185,9 +185,14 @@ def _status_lines(said: Mapping[str, Any]) -> list[str]:
     for version, family in said["families"].items():
         word = "ready" if family["ready"] else "not ready"
         lines.append(f"IPv{version}        {word}" + (f": {family['reason']}" if family["reason"] else ""))
-    names = {"left_out": "left out, beyond MaxObjects"}
+    names = {
+        "left_out": "left out, beyond MaxObjects",
+        "remote_endpoints": "endpoints of other nodes",
+        "active_policies": "policies in use here",
+        "open_endpoints": "endpoints open: without profile and policy",
+    }
     found = said["objects"].items()
-    objects = ", ".join(f"{number} {names.get(name, name)}" for name, number in found if number or name != "left_out")
+    objects = ", ".join(f"{number} {names.get(name, name)}" for name, number in found if number or name not in names)
     lines.append(f"objects     {objects}; {said['endpoints']} endpoints of this node")
     lines.append(f"adopted     {said['adopted']} entries that the kernel had at the start")
     for name, found in said["latency_ms"].items():

@@ -118,6 +118,15 @@ class Metrics:
     def _make_objects(self, make: _Maker) -> None:
         self.local_endpoints = make.gauge("felix_active_local_endpoints", "Endpoints of this node.")
         self.hosts = make.gauge("felix_cluster_num_hosts", "Nodes known.")
+        self.local_policies = make.gauge("felix_active_local_policies", "Policies that local endpoints are asked.")
+        self.local_selectors = make.gauge("felix_active_local_selectors", "Selectors that their rules name.")
+        self.policies = make.gauge("felix_cluster_num_policies", "Policies known, staged ones too.")
+        self.profiles = make.gauge("felix_cluster_num_profiles", "Profiles known, those of namespaces too.")
+        self.tiers = make.gauge("felix_cluster_num_tiers", "Tiers known.")
+        self.host_endpoints = make.gauge("felix_cluster_num_host_endpoints", "Host endpoints known.")
+        self.open_endpoints = make.gauge(
+            "felixpy_open_endpoints", "Endpoints of this node without profile and, in a direction, without policy."
+        )
         self.programmed_seconds = make.histogram(
             "felixpy_endpoint_programmed_seconds",
             "From the arrival of an endpoint's update to the kernel's acknowledgement.",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import get_args
 
 from felixpy.calc.entries import ElementKey, Key, Route, RouteKey, SetName, SettingsKey, SettingValues
 from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host, HostAddress
+from felixpy.calc.policy.classes import PolicyKey
 from felixpy.config import Settings
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import (
@@ -109,10 +111,18 @@ def calculated(*resources: Resource, settings: Settings = SETTINGS, host: Host =
     return calculation
 
 
+POLICY_KEYS = get_args(PolicyKey)
+
+
 def said(calculation: Calculation) -> dict[str, str]:
-    """Every entry as text: what the key says and the value in words; a line for each setting of an interface."""
+    """Every entry as text: what the key says and the value in words; a line for each setting of an interface.
+
+    Not what policy says: ``tests/policy`` is about that.
+    """
     found: dict[str, str] = {}
     for key, value in calculation.entries().items():
+        if isinstance(key, POLICY_KEYS):
+            continue
         if isinstance(key, SettingsKey) and isinstance(value, SettingValues):
             found |= {sysctl_name(key, name): str(number) for name, number in value.items()}
         else:

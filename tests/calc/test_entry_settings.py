@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from felixpy.calc.entry_settings import EntrySettings
-from felixpy.calc.graph import HOST, Calculation
+from felixpy.calc.graph import HOST, Calculation, policy_settings
+from felixpy.calc.host import supported_families
 from felixpy.config import Failsafe, Rate, Settings
 from felixpy.config.settings import DECLARATIONS
 from felixpy.config.values import PortRange
 from felixpy.model.net import Net, parse_address
-from felixpy.model.resources import Encapsulation, Update
+from felixpy.model.policy import Policy, PolicyAction, Rule
+from felixpy.model.resources import Encapsulation, Kind, ResourceKey, Update
+from felixpy.model.selectors import ALL
 from felixpy.store.store import Store
 from tests.calc.samples import HOST_FACTS, NODE, SETTINGS, affinity, block, endpoint, nets, node, pool
 
@@ -32,6 +35,7 @@ WORLD = [
     block("10.65.0.0/26", NODE),
     block("10.65.0.64/26", "n2"),
     affinity("fd00:65::40/122", "n2"),
+    Policy(ResourceKey(Kind.GLOBAL_NETWORK_POLICY, "log"), "default", None, ALL, (Rule(PolicyAction.LOG),), None),
 ]
 ANOTHER: dict[str, Any] = {
     "interface_prefix": ("veth",),
@@ -71,10 +75,17 @@ def other(attribute: str) -> Any:
     return value + type(value)(1)
 
 
+def seen(settings: Settings) -> object:
+    """What the calculation sees of the settings."""
+    entry = EntrySettings.of(settings)
+    return entry, policy_settings(settings, supported_families(entry, HOST_FACTS), HOST_FACTS)
+
+
 def calculation(settings: Settings) -> Calculation:
     found = Calculation(Store(NODE), settings, HOST_FACTS)
     for resource in WORLD:
         found.store.apply(Update(resource.key, resource))
+    found.policy.complete()
     found.calculate({HOST, *found.store.all_keys()})
     return found
 
@@ -82,7 +93,7 @@ def calculation(settings: Settings) -> Calculation:
 @pytest.mark.parametrize("attribute", DECLARATIONS)
 def test_entries_differ_exactly_where_their_settings_do(attribute: str) -> None:
     changed = replace(SETTINGS, **{attribute: other(attribute)})
-    differ = EntrySettings.of(changed) != EntrySettings.of(SETTINGS)
+    differ = seen(changed) != seen(SETTINGS)
     running, started = calculation(SETTINGS), calculation(changed)
     assert (running.entries() != started.entries()) == differ
     assert (running.reconfigure(changed, HOST_FACTS) != {}) == differ
