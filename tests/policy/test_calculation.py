@@ -143,6 +143,7 @@ def test_what_an_endpoint_without_profile_is_asked(resources: list[Resource], ex
         (["gone", "q"], [profile("q", [ALLOW])], "Deny"),
         (["q"], [profile("q", [ALLOW]), policy("a")], "default:a:Deny > Deny"),
         (["q"], [profile("q", [ALLOW]), policy("a", tier="kube-admin")], "kube-admin:a:Pass > Allow"),
+        (["q"], [profile("q", [ALLOW]), policy("a", tier="gone")], "gone:a:Deny > Deny"),
         (["kns.x"], [made("Namespace", "x", version="v1")], "Allow"),
         (["ksa.x.s"], [made("ServiceAccount", "s", version="v1", namespace="x")], "Deny"),
         (["kns.x"], [made("Namespace", "x", version="v1"), profile("kns.x", [DENY])], "Deny"),
