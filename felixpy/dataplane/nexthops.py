@@ -3,8 +3,8 @@
 Ours are those with our protocol number (``nhm_protocol``). An object has a number and no name, so the number is made
 from what it is for; where two meet, the next free one is taken. An agent that starts finds its numbers again: it takes
 the one of which the object leads where it wants it. A kernel without nexthop objects (before 5.3) gets the same ways as
-plain routes. The kernel drops the objects of an interface that goes down or loses its carrier, with all their routes,
-and says nothing: link events tell.
+plain routes, and so does a host whose networkd takes objects away (``networkd``). The kernel drops the objects of an
+interface that goes down or loses its carrier, with all their routes, and says nothing: link events tell.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 from felixpy.calc.entries import Nexthop, NexthopKey
 from felixpy.dataplane.links import Links
+from felixpy.dataplane.networkd import takes_nexthops
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
@@ -35,7 +36,7 @@ class NexthopTable:
         self.links = links
         self.ownership = ownership
         self.has_objects = True
-        """Whether this kernel knows nexthop objects."""
+        """Whether this kernel knows nexthop objects, and nobody takes ours away."""
         self._clock = clock
         self._numbers: dict[NexthopKey, int] = {}
         self._keys: dict[int, NexthopKey] = {}
@@ -98,9 +99,12 @@ class NexthopTable:
                 raise
             self.has_objects = False
             return dict(self.table.committed)
-        self.has_objects = True
         ours = self.ownership.device_route_protocol
         self._foreign = {one.id for one in found if one.protocol != ours}
+        # A node that has some of ours keeps them: the plain routes would leave them behind.
+        self.has_objects = any(one.protocol == ours for one in found) or not takes_nexthops()
+        if not self.has_objects:
+            return dict(self.table.committed)
         return {self._key_of(one): one for one in found if one.protocol == ours}
 
     def settle(self) -> None:
