@@ -54,6 +54,8 @@ DEVICES = {
 }
 """The device of a tunnel; IPIP carries IPv4 only."""
 
+_BY_WAY = {way: frozenset(one for one, tunnel in TUNNELS.items() if tunnel is way) for way in Way}
+
 _PROGRAMMED = {
     None: {ProgramClusterRoutes.ENABLED, ProgramClusterRoutes.NO_ENCAPSULATION},
     Way.IPIP: {ProgramClusterRoutes.ENABLED, ProgramClusterRoutes.IPIP},
@@ -71,7 +73,7 @@ def is_in_use(way: Way, family: Family, store: Store, settings: EntrySettings) -
     enabled = _override(way, family, settings)
     if enabled is not None:
         return enabled
-    return any(TUNNELS.get(encapsulation) is way for encapsulation in store.encapsulations(family))
+    return not _BY_WAY[way].isdisjoint(store.encapsulations(family))
 
 
 def _override(way: Way, family: Family, settings: EntrySettings) -> bool | None:

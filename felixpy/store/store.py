@@ -61,6 +61,7 @@ class Store:
         self._up: set[str] = set()
         self._by_mac: Index[tuple[Family, bytes], str] = Index()
         self._encapsulations: Counter[tuple[Family, Encapsulation]] = Counter()
+        self._encapsulated: dict[Family, frozenset[Encapsulation]] = dict.fromkeys(FAMILIES, frozenset())
         self.ways = Ways()
         self.encapsulation_decides = False
         """Whether it depends on a pool's encapsulation if its blocks are routed at all (``ProgramClusterRoutes``)."""
@@ -146,9 +147,9 @@ class Store:
         """Whether a block says that an address is on a node."""
         return any(_is_on(self.blocks[key], node, address) for key in self._by_node.at(node))
 
-    def encapsulations(self, family: Family) -> set[Encapsulation]:
+    def encapsulations(self, family: Family) -> frozenset[Encapsulation]:
         """How pools of a family are encapsulated; LoadBalancer-only ones do not count."""
-        return {encapsulation for of, encapsulation in self._encapsulations if of is family}
+        return self._encapsulated[family]
 
     def mac_owner(self, family: Family, mac: bytes) -> str | None:
         """The node that has a VXLAN MAC: this one, else of several the first by name."""
@@ -217,12 +218,15 @@ class Store:
                 dirty.update(self._pools_at.at(narrower))
         if _routing(old) == _routing(new):
             return dirty
-        before = {family: self.encapsulations(family) for family in FAMILIES}
+        before = self._encapsulated
         for pool, count in ((old, -1), (new, 1)):
             if pool is not None and not pool.load_balancer_only:
                 self._encapsulations[pool.cidr.family, pool.encapsulation] += count
         self._encapsulations = +self._encapsulations
-        if before != {family: self.encapsulations(family) for family in FAMILIES}:
+        self._encapsulated = {
+            family: frozenset(one for of, one in self._encapsulations if of is family) for family in FAMILIES
+        }
+        if before != self._encapsulated:
             dirty |= self.node_keys()
         for cidr in changed:
             if routed[cidr] != self._routing_at(cidr):
