@@ -27,6 +27,7 @@ from felixpy.netlink.tunnels import (
     device_delete_request,
     device_query,
     device_settings_request,
+    device_unsign_request,
     vxlan_change_request,
     vxlan_create_request,
 )
@@ -202,7 +203,7 @@ class DeviceTable:
         try:
             if key.name == Tunnel.IPIP:
                 index = self._index(key.name, socket)
-                return LinkEvents(), _send(socket, device_settings_request(index, alias=" "))
+                return LinkEvents(), _send(socket, device_unsign_request(index))
             return self._delete(key.name, socket), ""
         except NetlinkError as error:
             return LinkEvents(), "" if error.errno == errno.ENODEV else str(error)

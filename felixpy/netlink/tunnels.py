@@ -146,6 +146,11 @@ def device_settings_request(
     return Request(RTM_NEWLINK, 0, b"".join(parts))
 
 
+def device_unsign_request(index: int) -> Request:
+    """Take a device's alias away."""
+    return Request(RTM_NEWLINK, 0, _LINK.pack(0, 0, 0, index, 0, 0) + attribute(IFLA_IFALIAS, b""))
+
+
 def device_delete_request(index: int) -> Request:
     return Request(RTM_DELLINK, 0, _LINK.pack(0, 0, 0, index, 0, 0))
 
