@@ -73,7 +73,6 @@ class Workload(NamedTuple):
             "interfaceName": self.interface,
             "mac": self.mac,
             "ipNetworks": [f"{self.address(family)}/{family.bits}" for family in families],
-            "profiles": ["kns.default"],
         }
         return v3("WorkloadEndpoint", self.name, spec, namespace="default")
 

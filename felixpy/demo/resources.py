@@ -63,7 +63,6 @@ def workload_endpoint(pod: PodSpec, families: Iterable[Family], **extra: Any) ->
         "endpoint": "eth0",
         "interfaceName": pod.interface,
         "ipNetworks": [f"{pod.addresses[family]}/{family.bits}" for family in families],
-        "profiles": ["kns.default"],
         **extra,
     }
     return v3("WorkloadEndpoint", pod.endpoint, spec, namespace="default")
