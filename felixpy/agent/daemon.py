@@ -24,9 +24,10 @@ from felixpy.cni.attachments import LocalAttachments
 from felixpy.config import DatastoreType, Settings
 from felixpy.config.local import Local, local_sources
 from felixpy.config.table import shown
+from felixpy.observe.connections import raise_descriptor_limit
 from felixpy.observe.control import serve_control_forever
 from felixpy.observe.lag import measure_lag
-from felixpy.observe.log import configure_logging
+from felixpy.observe.log import configure_logging, take_libraries
 from felixpy.observe.log_limit import LogLimit, tell_forever
 from felixpy.observe.metrics import count_log, count_stream
 from felixpy.observe.server import serve_latest
@@ -56,6 +57,8 @@ async def run_daemon(local: Local, config: Path | None, limit: LogLimit) -> int:
 
 async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     collector.take_over()
+    take_libraries()
+    raise_descriptor_limit()
     settings = local.settings
     store = datastore(settings)
     mqtt = MqttSource(settings, settings.nodename) if store is DatastoreType.MQTT else None

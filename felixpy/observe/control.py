@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from felixpy.observe.connections import Listener
 from felixpy.plain_error import PlainError
 
 log = structlog.get_logger("felixpy")
@@ -42,9 +43,8 @@ async def serve_control(path: Path | None, answers: Answers) -> AsyncIterator[No
     try:
         listener = _listen(path) if path else None
         if listener is not None:
-            server = await asyncio.start_unix_server(
-                lambda reader, writer: _converse(reader, writer, answers), sock=listener, limit=MAX_REQUEST_BYTES
-            )
+            server = Listener(listener, lambda: _protocol(answers), f"control socket {path}")
+            server.start()
     except OSError as error:
         log.warning("no control socket: `felixpy status` cannot ask this agent", path=str(path), reason=str(error))
     try:
@@ -101,6 +101,11 @@ def _answers(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _protocol(answers: Answers) -> asyncio.StreamReaderProtocol:
+    reader = asyncio.StreamReader(limit=MAX_REQUEST_BYTES)
+    return asyncio.StreamReaderProtocol(reader, lambda reader, writer: _converse(reader, writer, answers))
 
 
 async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: Answers) -> None:

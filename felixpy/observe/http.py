@@ -7,12 +7,13 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from aiohttp import web
 
 from felixpy.config import Settings
+from felixpy.observe.connections import Listener
 from felixpy.observe.probes import Details, ListenError, Probe
 
 
@@ -25,19 +26,18 @@ async def serve(
     Raises:
         ListenError: an address cannot be had.
     """
-    runners = []
+    stack = AsyncExitStack()
     try:
         if settings.health_enabled:
             routes = [web.get("/liveness", _probe(live, details)), web.get("/readiness", _probe(ready, details))]
-            runners.append(await _listen(routes, "Health", settings.health_host, settings.health_port))
+            await _listen(stack, routes, "Health", settings.health_host, settings.health_port)
         if settings.prometheus_metrics_enabled:
             routes = [web.get("/metrics", _text(metrics))]
             host, port = settings.prometheus_metrics_host, settings.prometheus_metrics_port
-            runners.append(await _listen(routes, "PrometheusMetrics", host, port))
+            await _listen(stack, routes, "PrometheusMetrics", host, port)
         yield
     finally:
-        for runner in runners:
-            await runner.cleanup()
+        await stack.aclose()
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -63,20 +63,33 @@ def _text(text: Callable[[], bytes]) -> Handler:
     return answer
 
 
-async def _listen(routes: list[web.RouteDef], setting: str, host: str, port: int) -> web.AppRunner:
-    app = web.Application()
+async def _listen(stack: AsyncExitStack, routes: list[web.RouteDef], setting: str, host: str, port: int) -> None:
+    listeners: list[Listener] = []
+
+    @web.middleware
+    async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+        for listener in listeners:
+            listener.heard(request.transport)
+        return await handler(request)
+
+    app = web.Application(middlewares=[note])
     app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None)
+    stack.push_async_callback(runner.cleanup)
     await runner.setup()
+    if runner.server is None:
+        raise RuntimeError("aiohttp made no server")
     try:
-        for listener in await _bound(host, port):
-            await web.SockSite(runner, listener).start()
+        for bound in await _bound(host, port):
+            listener = Listener(bound, runner.server, f"{bound.getsockname()[0]} port {port}")
+            stack.callback(listener.close)
+            listeners.append(listener)
+        for listener in listeners:
+            listener.start()
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that the resolver cannot even ask for
-        await runner.cleanup()
         number = getattr(error, "errno", None) or 0
         reason = os.strerror(number) if number > 0 else str(error)
         raise ListenError(f"cannot listen on {host or '*'} port {port}: {reason}; {_advice(setting, number)}") from None
-    return runner
 
 
 def _advice(setting: str, number: int) -> str:

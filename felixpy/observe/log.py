@@ -11,6 +11,7 @@ import atexit
 import logging
 import os
 import sys
+import traceback
 from itertools import islice
 
 import structlog
@@ -18,8 +19,8 @@ import structlog
 from felixpy.observe.log_limit import LogLimit
 from felixpy.observe.log_writer import LogWriter
 
-MAX_TEXT, MAX_ITEMS = 2000, 50
-"""Characters of one value, and members of one list, in a line of the log."""
+MAX_TEXT, MAX_ITEMS, MAX_EVENT = 2000, 50, 100
+"""Characters of one value, members of one list, and characters of what a library says, in a line of the log."""
 
 SEVERITIES = {
     "TRACE": logging.DEBUG,
@@ -86,6 +87,30 @@ def configure_logging(severity: str, limit: LogLimit | None = None, *, in_thread
         logger_factory=lambda *_: _StandardError(limit, writer),
         cache_logger_on_first_use=False,
     )
+
+
+class _Library(logging.Handler):
+    """What asyncio and other libraries say, as lines of our own: one event per kind, cut, and limited like all.
+
+    Without it the interpreter prints them, with tracebacks and without a limit.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name, level = f"{record.name}: {str(record.msg)[:MAX_EVENT]}", logging.getLevelName(record.levelno).lower()
+        facts = {"reason": record.getMessage()} if record.args else {}
+        if record.exc_info and record.exc_info[1] is not None:
+            facts["trace"] = "".join(traceback.format_exception(*record.exc_info))[-MAX_TEXT:]
+        getattr(structlog.get_logger("felixpy"), level if level in PRIORITIES else "warning")(name, **facts)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """A line that cannot be made is no reason to print a traceback."""
+
+
+def take_libraries() -> None:
+    """Let warnings and errors of libraries go the way of our own events."""
+    root = logging.getLogger()
+    if not any(isinstance(one, _Library) for one in root.handlers):
+        root.addHandler(_Library(logging.WARNING))
 
 
 _writers: dict[int, LogWriter] = {}

@@ -61,11 +61,13 @@ def at(broker: Broker, **more: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def agent(env: Mapping[str, str], log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """``felixpy run``, ready when the block begins, ended by SIGTERM with code 0."""
+def agent(
+    env: Mapping[str, str], log: Path, *options: str, before: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``felixpy run``, ready when the block begins, ended by SIGTERM with code 0; ``before`` is put before it."""
     variables = environment({"NODENAME": "n1", "FELIX_HEALTHENABLED": "true", **env})
     with log.open("wb") as output:
-        process = subprocess.Popen((*FELIXPY, "run", *options), env=variables, stdout=output, stderr=output)
+        process = subprocess.Popen((*before, *FELIXPY, "run", *options), env=variables, stdout=output, stderr=output)
     try:
         patience = Patience(30)
         while not answers(f"{HEALTH}/readiness"):
