@@ -96,7 +96,7 @@ def start_broker(node: Node, line: str) -> str:
     """The README's line, with a process id to end it by, and its state in a folder of the test."""
     assert line.startswith("mosquitto -c config/mosquitto.conf -d")
     text = (ROOT / "config/mosquitto.conf").read_text()
-    text = re.sub(r"^persistence_location .*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^persistence_file .*$", "", text, flags=re.MULTILINE)
     (node.folder / "mosquitto.conf").write_text(
         f"{text}\npid_file {node.folder}/broker\npersistence_location {node.folder}/\nuser root\n"
     )
