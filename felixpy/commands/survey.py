@@ -14,6 +14,7 @@ from felixpy.config import Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
+from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.report import Operation
@@ -189,6 +190,7 @@ async def _left(backend: Backend, family: Family, settings: Settings, *, rules_o
     packet_filter = make_filter(backend, family, settings)
     try:
         state = await packet_filter.read()
+        misfits = packet_filter.sets.misfits() if isinstance(packet_filter, IptablesFilter) else []
     except FilterError:
         return []  # its tools are not installed, so it holds nothing that felixpy could have made here
     finally:
@@ -198,4 +200,6 @@ async def _left(backend: Backend, family: Family, settings: Settings, *, rules_o
         return lines
     if (state.elements or state.containers) and backend is not Backend.LEGACY:  # both variants have the same sets
         lines.append(f"{backend} {family}: sets with {len(state.elements)} members")
+    if backend is not Backend.LEGACY:
+        lines += [f"{backend} {family}: the set {name} of another type" for name in misfits]
     return lines + [f"{backend} {family}: {name}" for name in state.foreign]

@@ -8,6 +8,7 @@ from felixpy.config import Settings
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.legacy import LegacyFilter
 from felixpy.dataplane.iptables.nft_variant import NftVariantFilter
+from felixpy.dataplane.iptables.sets import SetsInUseError
 from felixpy.dataplane.nftables.filter import NftablesFilter
 from felixpy.dataplane.packet_filter import FilterError, PacketFilter
 from felixpy.model.net import FAMILIES, Family
@@ -40,6 +41,8 @@ async def remove_leftovers(kept: Backend | None, families: Iterable[Family], set
             keeps_sets = kept in (Backend.LEGACY, Backend.NFT_VARIANT) and family in kept_families
             try:
                 await _remove(make_filter(backend, family, settings, patient=kept is None), rules_only=keeps_sets)
+            except SetsInUseError as error:  # the sets are of both variants
+                problems.setdefault((family, str(error)), f"{family}: {error}")
             except (OSError, FilterError) as error:
                 problems.setdefault((family, str(error)), f"{backend} {family}: {error}")
     return list(problems.values())

@@ -255,3 +255,18 @@ def test_an_address_that_is_taken_is_named(node: None, tmp_path: Path) -> None:
     said = sentence(done)
     assert "cannot listen on localhost port 9099: " in said
     assert "HealthPort" in said
+
+
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+def test_a_set_that_rules_of_others_use_is_told_with_where_they_are_and_what_helps(node: None, variant: str) -> None:
+    tool, name = f"iptables-{variant}", "fpy4-from-workload"
+    run("ipset", "create", name, "hash:ip")
+    run(tool, "-N", "USER")
+    run(tool, "-A", "USER", "-m", "set", "--match-set", name, "src", "-j", "ACCEPT")
+    assert sentence(felixpy("cleanup")).endswith(
+        f": IPv4: the IP sets {name} are in use by rules of another program; remove what names them first, "
+        f"in chain USER of table filter ({tool}-save)\n"
+    )
+    run(tool, "-F", "USER")
+    assert felixpy("cleanup") == (0, f"removed iptables-nft IPv4: the set {name} of another type\n", "")
+    assert felixpy("cleanup") == (0, "nothing of felixpy is on this node\n", "")

@@ -22,8 +22,8 @@ from felixpy.config import ChainInsertMode
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.plan import TablePlan, foreign_chains, plan_removal, plan_write, present_chains
 from felixpy.dataplane.iptables.render import render_chains
-from felixpy.dataplane.iptables.save_text import SavedTable, parse_save
-from felixpy.dataplane.iptables.sets import IpSets
+from felixpy.dataplane.iptables.save_text import SavedTable, parse_save, set_users
+from felixpy.dataplane.iptables.sets import IpSets, SetsInUseError
 from felixpy.dataplane.iptables.tools import Tools, tool_name
 from felixpy.dataplane.packet_filter import (
     FilterChange,
@@ -40,6 +40,8 @@ from felixpy.netlink.message import Message, Request
 from felixpy.netlink.transport import NetlinkSocket
 
 FRESH_SECONDS = 0.1
+MAX_NAMED = 5
+"""Chains of others that one sentence names."""
 _CLASS_RULE = re.compile(rf"-m mark --mark (0x[0-9a-f]+)/0x[0-9a-f]+ -g {CHAIN_PREFIX}(\S+)")
 
 
@@ -151,7 +153,10 @@ class IptablesFilter(ABC):
         Raises:
             NetlinkError, FilterError
         """
-        await self.sets.create()
+        try:
+            await self.sets.create()
+        except SetsInUseError as error:
+            raise await self._with_users(error) from None
 
     async def write(self, change: FilterChange) -> Mapping[FilterKey, str]:
         """Write one change: sets and members in, chains, other marks of members, members out, sets out.
@@ -226,7 +231,38 @@ class IptablesFilter(ABC):
                     await other.remove_rules()
                 finally:
                     other.close()
-        await self.sets.destroy_all()
+        try:
+            await self.sets.destroy_all()
+        except SetsInUseError as error:
+            raise await self._with_users(error) from None
+
+    async def _with_users(self, error: SetsInUseError) -> SetsInUseError:
+        """The same with what helps: whose rules use the sets, and where they stand, in either variant."""
+        ours, others = False, []
+        for variant in IptablesFilter.__subclasses__():
+            one = self if isinstance(self, variant) else variant(self.family, tools=self.tools)
+            try:
+                text = await one.save()
+            except (OSError, FilterError):  # it cannot be asked: then nobody is named
+                continue
+            finally:
+                if one is not self:
+                    one.close()
+            for table, chain in set_users(text, error.names):
+                if chain.startswith(CHAIN_PREFIX):
+                    ours = True
+                else:
+                    name = tool_name(self.family, variant.variant, "save")
+                    others.append(f"chain {chain} of table {table} ({name})")
+        if others:
+            more = ", …" if len(others) > MAX_NAMED else ""
+            advice = f"remove what names them first, in {', '.join(others[:MAX_NAMED])}{more}"
+        elif ours:
+            advice = "they are of another version of felixpy: stop the agent and run 'felixpy cleanup'"
+        else:
+            name = tool_name(self.family, "nft", "save")
+            advice = f"find the rules that name them, as with {name} or 'ipset list -t', and remove those first"
+        return SetsInUseError(error.names, f"{error}; {advice}")
 
     def close(self) -> None:
         """Close the socket; the kernel stays as it is."""
@@ -263,8 +299,16 @@ class IptablesFilter(ABC):
         return saved if time.monotonic() - at < FRESH_SECONDS else await self._save()
 
     async def _save(self) -> dict[str, SavedTable]:
+        return parse_save(await self.save())
+
+    async def save(self) -> str:
+        """What the ``-save`` tool of this variant prints, nothing where the kernel has no table of it.
+
+        Raises:
+            FilterError: the tool is missing, or failed.
+        """
         if not self._in_use():
-            return {}
+            return ""
         name = tool_name(self.family, self.variant, "save")
         self._saves += 1
         try:
@@ -274,7 +318,7 @@ class IptablesFilter(ABC):
         except FilterError:
             self._save_errors += 1
             raise
-        return parse_save(finished.output)
+        return finished.output
 
     def _count_lines(self, done: Iterable[TablePlan]) -> None:
         self._lines.update({plan.table: plan.lines for plan in done})

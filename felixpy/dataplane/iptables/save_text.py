@@ -13,7 +13,7 @@ Invariant: a rule of somebody else is counted, never kept. Must never decide wha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, MASQUERADE_CHAIN, Place, jump_text
@@ -67,6 +67,19 @@ def parse_save(text: str) -> dict[str, SavedTable]:
         elif line.startswith("#") and (told := _HIDDEN.match(line)):
             tables.setdefault(told[1], SavedTable()).hidden = True
     return tables
+
+
+def set_users(text: str, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Table and chain of the rules that ask, or change, one of some IP sets; each pair once, in their order."""
+    asks = re.compile(rf"--(?:match|add|del|map)-set (?:{'|'.join(map(re.escape, names))})(?: |$)")
+    found: dict[tuple[str, str], None] = {}
+    table = ""
+    for line in save_lines(text):
+        if line.startswith("*"):
+            table = line[1:].strip()
+        elif line.startswith("-A ") and asks.search(_QUOTED.sub('""', line)):
+            found[table, line.split(" ", 2)[1]] = None
+    return list(found)
 
 
 def save_lines(text: str) -> Iterator[str]:

@@ -41,6 +41,14 @@ class NoIpSetsError(FilterError):
     """The kernel has no IP sets, so there are none of ours."""
 
 
+class SetsInUseError(FilterError):
+    """Rules use sets that should go. Of both variants, whichever met it; what to do next depends on whose they are."""
+
+    def __init__(self, names: Sequence[str], words: str) -> None:
+        super().__init__(words)
+        self.names = tuple(names)
+
+
 class IpSets:
     """All sets of one family. ``socket`` counts what was sent; ``total`` is everybody's sets at the last look."""
 
@@ -92,6 +100,15 @@ class IpSets:
             if name is not None and name not in STANDING_SETS and self._is_like(name, header):
                 found.add(SetKey(str(name)))
         return found
+
+    def misfits(self) -> list[str]:
+        """Names of standing sets that are there with a type that they do not have in this version.
+
+        Raises:
+            FilterError, NetlinkError: as of ``headers``.
+        """
+        headers, wanted = self.headers(), {set_name(self._family, name): name for name in STANDING_SETS}
+        return sorted(name for name in wanted.keys() & headers.keys() if not self._is_like(wanted[name], headers[name]))
 
     def foreign(self, headers: dict[str, SetHeader]) -> list[str]:
         """Names with our prefix that are no set of the layout."""
@@ -162,7 +179,7 @@ class IpSets:
 
         Raises:
             NetlinkError: the kernel refused.
-            FilterError: a set of another type bears our name and rules use it.
+            SetsInUseError: a set of another type bears our name and rules use it.
         """
         headers = self.headers()
         for name in STANDING_SETS:
@@ -239,7 +256,7 @@ class IpSets:
 
         Raises:
             NetlinkError: the kernel refused.
-            FilterError: rules still use a set.
+            SetsInUseError: rules still use a set.
         """
         try:
             names = list(self.headers())
@@ -256,7 +273,7 @@ class IpSets:
                 self._sources = AllowedSources()
                 return
             await asyncio.sleep(_RELEASE_WAIT_SECONDS)
-        raise FilterError(f"the IP sets {', '.join(names)} are in use by rules of another program; remove those first")
+        raise SetsInUseError(names, f"the IP sets {', '.join(names)} are in use by rules of another program")
 
     async def _members(self, name: SetName, kernel_name: str, marks: dict[ElementKey, int] | None = None) -> list[Key]:
         """Members of a set; ``marks`` takes what they carry, 0 where it is not of the bits that it should be of."""
@@ -383,9 +400,10 @@ class IpSets:
             return
         refusals = self.socket.transact([ipset.swap(temporary, old.name), ipset.destroy(temporary)])
         if 0 in refusals:
-            raise FilterError(
+            raise SetsInUseError(
+                [old.name],
                 f"the IP set {old.name} has the type {old.type}, and rules use it, so it cannot be replaced"
-                f" ({ipset.words(refusals[0])}); remove those rules or run 'felixpy cleanup'"
+                f" ({ipset.words(refusals[0])})",
             )
 
     def _do(self, *requests: Request) -> None:

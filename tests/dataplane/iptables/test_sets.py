@@ -103,14 +103,37 @@ def test_a_small_set_in_use_grows_and_keeps_its_members(make_filter: MakeFilter,
     asyncio.run(run())
 
 
-def test_a_used_set_of_another_type_is_an_error_that_names_it(
+@pytest.mark.parametrize("users", ["legacy", "nft"])
+def test_a_used_set_of_another_type_is_an_error_that_names_who_uses_it(
+    packet_filter: IptablesFilter, family: Family, tool: str, users: str
+) -> None:
+    name, other = set_name(family, SetName.FROM_WORKLOAD), f"{tool.partition('-')[0]}-{users}"
+    output("ipset", "create", name, "hash:ip", "family", "inet" if family is Family.V4 else "inet6")
+    rule = ("OUTPUT", "-m", "set", "--match-set", name, "dst", "-j", "ACCEPT")
+    output(other, "-A", *rule)
+    output(other, "-A", "FORWARD", "-m", "comment", "--comment", f"no --match-set {name} of its own", "-j", "ACCEPT")
+    named = rf"; remove what names them first, in chain OUTPUT of table filter \({other}-save\)$"
+    with pytest.raises(FilterError, match=f"{name} has the type hash:ip.*{named}"):
+        asyncio.run(packet_filter.create_containers())
+    with pytest.raises(FilterError, match=f"{name} are in use by rules of another program{named}"):
+        asyncio.run(packet_filter.remove_all())
+    assert packet_filter.sets.misfits() == [name]
+    output(other, "-D", *rule)
+    asyncio.run(packet_filter.create_containers())
+    assert packet_filter.sets.misfits() == []
+
+
+def test_where_only_our_own_rules_use_an_old_set_cleanup_is_the_advice_and_helps(
     packet_filter: IptablesFilter, family: Family, tool: str
 ) -> None:
     name = set_name(family, SetName.FROM_WORKLOAD)
     output("ipset", "create", name, "hash:ip", "family", "inet" if family is Family.V4 else "inet6")
-    output(tool, "-A", "OUTPUT", "-m", "set", "--match-set", name, "dst", "-j", "ACCEPT")
-    with pytest.raises(FilterError, match=f"{name} has the type hash:ip"):
+    output(tool, "-N", "fpy-old")
+    output(tool, "-A", "fpy-old", "-m", "set", "--match-set", name, "dst", "-j", "ACCEPT")
+    with pytest.raises(FilterError, match="stop the agent and run 'felixpy cleanup'"):
         asyncio.run(packet_filter.create_containers())
+    asyncio.run(packet_filter.remove_all())
+    assert name not in output("ipset", "list", "-n")
 
 
 @pytest.mark.parametrize("variant", ["nft"], indirect=True)
