@@ -32,6 +32,7 @@ from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkE
 PROC_SYS_NET = Path("/proc/sys/net")
 LOCAL_TABLE = 255
 ROUTE_KINDS = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast"}
+JUDGED_SETS = (ipset.HASH_NET, ipset.HASH_NET_IFACE, ipset.HASH_IP_PORT)
 _REFUSALS = {
     errno.ENETUNREACH: "no route to {destination}",
     errno.EHOSTUNREACH: "{destination} is unreachable, or forwarding is off",
@@ -44,25 +45,41 @@ _REFUSALS = {
 
 @dataclass(slots=True)
 class Sets:
-    """IP sets by name: members of prefixes, and of prefixes with interfaces; others cannot be judged."""
+    """IP sets by name: members of prefixes, of prefixes with interfaces, of addresses with ports; others cannot be
+    judged."""
 
     members: dict[str, list[ipset.Member]] = field(default_factory=dict)
 
     def holds(self, name: str, packet: Packet, directions: str) -> bool | None:
         """Whether a set holds the packet; None for a set of a type that is not known here."""
-        members = self.members.get(name)
-        if members is None:
+        if name not in self.members:
             return None
+        best = self._best(name, packet, directions)
+        return best is not None and not best.interface.startswith("nomatch")
+
+    def mark(self, name: str, packet: Packet, directions: str) -> tuple[int, int] | None:
+        """Mark and mask of the member that holds the packet, zeros if none does; None for a set that is not known."""
+        if name not in self.members:
+            return None
+        best = self._best(name, packet, directions)
+        return (0, 0) if best is None or best.interface.startswith("nomatch") else (best.mark, best.mask)
+
+    def _best(self, name: str, packet: Packet, directions: str) -> ipset.Member | None:
+        """The most exact member that holds the packet, which may be an exception."""
         first, _, second = directions.partition(",")
         address = packet.source if first == "src" else packet.destination
         interface = packet.iif if second == "src" else packet.oif
+        port = packet.source_port if second == "src" else packet.port
         best: ipset.Member | None = None
-        for member in members:
+        for member in self.members[name]:
             named = member.interface.removeprefix("nomatch").strip()
-            found = member.net.covers(address) and (not second or named == interface)
+            if member.protocol:
+                found = (member.net.packed, member.protocol, member.port) == (address, packet.protocol, port)
+            else:
+                found = member.net.covers(address) and (not second or named == interface)
             if found and (best is None or member.net.length > best.net.length):
                 best = member
-        return best is not None and not best.interface.startswith("nomatch")
+        return best
 
 
 @dataclass(slots=True)
@@ -204,7 +221,7 @@ def _read_sets(family: Family, missing: list[str]) -> Sets:
     try:
         for message in socket.dump_all(ipset.list_headers()):
             header = ipset.decode_header(message)
-            if header and header.family == family and header.type in (ipset.HASH_NET, ipset.HASH_NET_IFACE):
+            if header and header.family == family and header.type in JUDGED_SETS:
                 members = socket.dump_all(ipset.list_members(header.name))
                 sets.members[header.name] = [one for each in members for one in ipset.decode_members(each)]
     except NetlinkError as error:
@@ -275,4 +292,20 @@ async def _read_nft(
     prefix = "ip" if family is Family.V4 else "ip6"
     for name in nft.other_families(finished.output):
         missing.append(f"the nftables table {name} works at a hook that is not followed")
-    return nft.parse(finished.output, family, is_local, {(prefix, name) for name in by_iptables})
+    skipped = {(prefix, name) for name in by_iptables}
+    return nft.parse(finished.output, family, is_local, skipped, _read_interfaces(finished.output))
+
+
+def _read_interfaces(text: str) -> dict[nft.SetPlace, list[str]]:
+    """Members of sets of interfaces that nft could not print, from the kernel; without those that cannot be read."""
+    found: dict[nft.SetPlace, list[str]] = {}
+    with contextlib.closing(NetlinkSocket(NETLINK_NETFILTER)) as socket:
+        for place in nft.nameless(text):
+            family, table, name = place
+            if family not in nft.FAMILIES:
+                continue  # such a rule stays in doubt
+            with contextlib.suppress(NetlinkError):
+                datagrams = socket.dump_all(nfnetlink.get_elements(nft.FAMILIES[family], table, name))
+                members = [one for each in datagrams for one in nfnetlink.decode_elements(each)]
+                found[place] = [one.key.rstrip(b"\0").decode(errors="replace") for one in members]
+    return found

@@ -7,7 +7,7 @@ Format: libnftables-json(5).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from felixpy.explain.packet import (
@@ -64,8 +64,21 @@ class _Unjudged:
 ABSENT, UNJUDGED = _Absent(), _Unjudged()
 
 
-def parse(text: str, family: Family, is_local: IsLocal, skipped: Collection[tuple[str, str]] = ()) -> list[Ruleset]:
-    """Tables that packets of a family go through, without ``skipped`` ones, given as (family, name)."""
+SetPlace = tuple[str, str, str]
+"""Family, table and name of a set."""
+
+
+def parse(
+    text: str,
+    family: Family,
+    is_local: IsLocal,
+    skipped: Collection[tuple[str, str]] = (),
+    interfaces: Mapping[SetPlace, Sequence[str]] | None = None,
+) -> list[Ruleset]:
+    """Tables that packets of a family go through, without ``skipped`` ones, given as (family, name).
+
+    ``interfaces`` are members of the sets that ``nameless`` told of.
+    """
     objects = json.loads(text or "{}").get("nftables", [])
     wanted = {"inet", "ip" if family is Family.V4 else "ip6"}
     tables: dict[tuple[str, str], Ruleset] = {}
@@ -78,13 +91,24 @@ def parse(text: str, family: Family, is_local: IsLocal, skipped: Collection[tupl
             if kind == "table":
                 tables[key] = Ruleset(f"nftables table {key[0]} {key[1]}")
             elif kind in ("set", "map"):
-                sets.setdefault(key, {})[body["name"]] = body.get("elem", [])
+                members = (interfaces or {}).get((*key, body["name"]), body.get("elem", []))
+                sets.setdefault(key, {})[body["name"]] = members
             elif kind == "chain":
                 tables[key].chains[body["name"]] = _chain(body)
             elif kind == "rule":
                 made = rule(body, sets.setdefault(key, {}), is_local)
                 tables[key].chains[body["chain"]].rules.append(made)
     return list(tables.values())
+
+
+def nameless(text: str) -> list[SetPlace]:
+    """Sets of interfaces whose members nft prints as empty names (nft 1.0 does): they have to be read otherwise."""
+    found = (one["set"] for one in json.loads(text or "{}").get("nftables", []) if "set" in one)
+    return [
+        (body["family"], body["table"], body["name"])
+        for body in found
+        if body.get("type") == "ifname" and "" in body.get("elem", ())
+    ]
 
 
 def other_families(text: str) -> list[str]:
@@ -107,7 +131,7 @@ def rule(body: Json, sets: Mapping[str, Json], is_local: IsLocal) -> Rule:
     """One rule; ``sets`` are the elements of the table's sets and maps by name."""
     reader = _Reader(sets, is_local)
     steps = tuple(step for expression in body.get("expr", []) for step in reader.steps(expression))
-    return Rule(steps, rule_text(body))
+    return Rule(steps, rule_text(body), body.get("comment", ""))
 
 
 class _Reader:
@@ -305,8 +329,8 @@ def _plain(value: Any, right: Json) -> bool | None:
             first, last = right["range"]
             return first <= value <= last if isinstance(value, int) and isinstance(first, int) else None
         if isinstance(value, str):
-            if not isinstance(right, str):
-                return None
+            if not isinstance(right, str) or not right:
+                return None  # an empty name is one that nft could not print
             return value.startswith(right[:-1]) if right.endswith("*") else value == right
         if isinstance(right, str):
             right = PROTOCOLS.get(right, right)
@@ -337,11 +361,25 @@ def _payload(packet: Packet, payload: Json) -> Any:
         ports = {"sport": packet.source_port, "dport": packet.port}
         value = ports.get(name)
         return UNJUDGED if value is None else value
+    if payload.get("base") == "th":
+        return _raw_transport(packet, payload.get("offset"), payload.get("len"))
     if protocol in ("icmp", "icmpv6"):
         if packet.protocol != PROTOCOLS[protocol]:
             return ABSENT
         return packet.icmp_type if name == "type" else 0 if name == "code" else UNJUDGED
     return UNJUDGED
+
+
+def _raw_transport(packet: Packet, offset: Any, length: Any) -> Any:
+    """Bits of the transport header without a name: those of an ICMP type with its code, and of ports."""
+    if packet.icmp_type is not None:
+        known: dict[tuple[Any, Any], int | None] = {(0, 8): packet.icmp_type, (8, 8): 0, (0, 16): packet.icmp_type << 8}
+    elif packet.protocol in PORTS:
+        known = {(0, 16): packet.source_port, (16, 16): packet.port}
+    else:
+        return UNJUDGED
+    value = known.get((offset, length))
+    return UNJUDGED if value is None else value
 
 
 def _meta(packet: Packet, key: str) -> Any:

@@ -68,10 +68,11 @@ Step = Callable[[Packet], Answer]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Steps in order; ``text`` is for people."""
+    """Steps in order; ``text`` is for people, and so is the ``comment`` that the rule bears."""
 
     steps: tuple[Step, ...]
     text: str
+    comment: str = ""
 
 
 @dataclass(slots=True)

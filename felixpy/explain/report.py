@@ -105,6 +105,8 @@ def as_text(packet: Packet, verdict: Verdict, iif: str, missing: list[str]) -> I
             f"{stage.hook:<12} {stage.where}: {stage.rule or 'policy' if stage.hook != 'routing' else ''}".rstrip(": ")
             + f" → {stage.did}{whose}"
         )
+    for decided in verdict.decisions:
+        yield f"policy       {decided} → {decided.did}"
     yield f"verdict      {tell(verdict)}"
     for doubt in verdict.doubts:
         yield f"not certain  {doubt}"
@@ -129,6 +131,7 @@ def as_json(packet: Packet, verdict: Verdict, iif: str, missing: list[str]) -> d
         "seen_source": format_address(seen.source),
         "seen_destination": format_address(seen.destination),
         "stages": [stage._asdict() for stage in verdict.stages],
+        "policies": [decided._asdict() for decided in verdict.decisions],
         "doubts": verdict.doubts,
         "not_judged": [*missing, *ALWAYS_UNJUDGED],
     }

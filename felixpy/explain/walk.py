@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
+from felixpy.explain.decision import Decision, decision
 from felixpy.explain.packet import Action, Chain, Packet, Ruleset, owner
 from felixpy.model.net import format_address
 
@@ -61,7 +62,10 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Verdict:
-    """The outcome with what led to it. ``doubts`` are rules that could change it, with what they would do."""
+    """The outcome with what led to it. ``doubts`` are rules that could change it, with what they would do.
+
+    ``decisions`` are those of policy on the way; the last one is that of a packet that is dropped by policy.
+    """
 
     outcome: Outcome
     packet: Packet
@@ -69,6 +73,7 @@ class Verdict:
     route: Route = field(default_factory=Route)
     stages: list[Stage] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
     @property
     def certain(self) -> bool:
@@ -134,6 +139,7 @@ class _Walk:
         self.assumed = assumed
         self.doubts: dict[Place, str] = {}
         self.stages: list[Stage] = []
+        self.decisions: list[Decision] = []
 
     def run(self, packet: Packet) -> Verdict:
         ours = not packet.iif
@@ -169,7 +175,7 @@ class _Walk:
         return self._hook("prerouting", packet) or self._hook("input", packet)
 
     def _end(self, stopped: tuple[Outcome, str], packet: Packet, route: Route) -> Verdict:
-        return Verdict(stopped[0], packet, stopped[1], route, self.stages)
+        return Verdict(stopped[0], packet, stopped[1], route, self.stages, decisions=self.decisions)
 
     def _route(self, packet: Packet) -> Route:
         route = self.node.route(packet)
@@ -185,6 +191,7 @@ class _Walk:
             kind = "dnat" if hook in ("prerouting", "output") else "snat"
             if base.is_nat and (not packet.tracked or kind in packet.translated):
                 continue
+            asked = len(self.decisions)
             action, place, text = self._chain(ruleset, base, packet, 0)
             chain, whose = place.chain if place else base.name, ""
             if place:
@@ -194,7 +201,8 @@ class _Walk:
             if place or action.kind != "accept":
                 self.stages.append(Stage(hook, where, self._words(action), text, whose))
             if action.kind in ("drop", "reject"):
-                return Outcome.DROPPED, by
+                is_policy = len(self.decisions) > asked and self.decisions[-1].did == "denies"
+                return Outcome.DROPPED, f"{self.decisions[-1]}: {by}" if is_policy else by
             if action.kind == "unknown":
                 return Outcome.UNKNOWN, by
             if action.kind != "accept" and self._translate(action, packet, kind) is None:
@@ -232,6 +240,8 @@ class _Walk:
             action = self._rule(rule.steps, rule.text, place, packet)
             if action is None:
                 continue
+            if decided := decision(ruleset.name, chain, rule, action.kind):
+                self.decisions.append(decided)
             if action.kind in ("jump", "goto"):
                 target = ruleset.chains.get(action.target)
                 if target is None:

@@ -42,6 +42,9 @@ class Sets(Protocol):
     def holds(self, name: str, packet: Packet, directions: str) -> bool | None:
         """Whether a set holds the packet's ``src`` or ``dst`` parts; None: cannot be told."""
 
+    def mark(self, name: str, packet: Packet, directions: str) -> tuple[int, int] | None:
+        """Mark and mask of the member that holds the packet, zeros if none does; None: cannot be told."""
+
 
 IsLocal = Callable[[bytes], bool]
 
@@ -60,8 +63,13 @@ def parse(text: str, program: str, sets: Sets, is_local: IsLocal) -> list[Rulese
         elif line.startswith("-A ") and tables:
             words = shlex.split(line)
             chain = tables[-1].chains.setdefault(words[1], Chain(words[1]))
-            chain.rules.append(Rule(_Reader(words[2:], sets, is_local, table).steps(), " ".join(line.split()[2:])))
+            steps = _Reader(words[2:], sets, is_local, table).steps()
+            chain.rules.append(Rule(steps, " ".join(line.split()[2:]), _comment(words)))
     return tables
+
+
+def _comment(words: list[str]) -> str:
+    return words[words.index("--comment") + 1] if "--comment" in words[:-1] else ""
 
 
 def _chain(table: str, name: str, policy: str) -> Chain:
@@ -132,9 +140,12 @@ class _Reader:
             "--sport": lambda value: _ports(value, lambda packet: packet.source_port),
             "--dports": lambda value: _ports(value, lambda packet: packet.port),
             "--sports": lambda value: _ports(value, lambda packet: packet.source_port),
+            "--ctdir": lambda value: lambda packet: value == "ORIGINAL",  # of the first packet
             "--ctstate": _state,
             "--state": _state,
             "--mark": lambda value: self._mark(value),
+            "--src-range": lambda value: _range(value, lambda packet: packet.source),
+            "--dst-range": lambda value: _range(value, lambda packet: packet.destination),
             "--icmp-type": _icmp_type,
             "--icmpv6-type": _icmp_type,
             "--dst-type": lambda value: self._type(value, lambda packet: packet.destination),
@@ -189,9 +200,28 @@ class _Reader:
         if name in ("SNAT", "DNAT"):
             action = _nat(name.lower(), options.get("--to-source", options.get("--to-destination", "")))
             return lambda packet: action
+        if name == "SET" and "--map-set" in options:
+            return self._map_set(options)
         if name.isupper() and name in ("NFQUEUE", "QUEUE", "TPROXY", "SET", "NETMAP", "TEE", "SYNPROXY", "HMARK"):
-            return lambda packet: True if name in ("SET", "TEE") and "--map-set" not in options else UNKNOWN
+            return lambda packet: True if name in ("SET", "TEE") else UNKNOWN
         return lambda packet: Action("jump", name)
+
+    def _map_set(self, options: Mapping[str, str]) -> Step:
+        """``--map-set name src,src --map-mark``: the mark of the member that holds the packet, in the member's bits."""
+        words = self._words[self._at :]
+        name, directions = [*words[words.index("--map-set") + 1 :], "", ""][:2]
+        if "--map-mark" not in options or {"--map-prio", "--map-queue"} & options.keys():
+            return lambda packet: UNKNOWN
+
+        def step(packet: Packet) -> Answer:
+            found = self._sets.mark(name, packet, directions)
+            if found is None:
+                return UNKNOWN
+            value, mask = found
+            packet.mark = (packet.mark & ~mask & 0xFFFFFFFF) ^ value
+            return True
+
+        return step
 
 
 def _negate(step: Step) -> Step:
@@ -208,6 +238,14 @@ def _net(value: str, of: Callable[[Packet], bytes]) -> Step:
     except ValueError:
         return lambda packet: None
     return lambda packet: net.covers(of(packet))
+
+
+def _range(value: str, of: Callable[[Packet], bytes]) -> Step:
+    try:
+        first, last = map(parse_address, value.split("-"))
+    except ValueError:
+        return lambda packet: None
+    return lambda packet: first <= of(packet) <= last
 
 
 def _interface(value: str, of: Callable[[Packet], str]) -> Step:
@@ -249,12 +287,12 @@ def _state(value: str) -> Step:
 
 
 def _icmp_type(value: str) -> Step:
-    kind = value.partition("/")[0]
+    kind, _, code = value.partition("/")
     if kind == "any":
         return lambda packet: packet.icmp_type is not None
     if not kind.isdigit():
         return lambda packet: None
-    return lambda packet: packet.icmp_type == int(kind)
+    return lambda packet: packet.icmp_type == int(kind) and code in ("", "0")
 
 
 def _masked(value: str) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from felixpy.netlink.ipset import Member
 LOCAL = frozenset({parse_address("172.31.0.1")})
 SETS = Sets({
     "pools": [Member(Net.parse("10.48.0.0/21")), Member(Net.parse("10.48.1.0/24"), "nomatch ")],
-    "pairs": [Member(Net.parse("10.48.0.1/32"), "cali1")],
+    "pairs": [Member(Net.parse("10.48.0.1/32"), "cali1", mark=0x80000, mask=0xC0000)],
+    "ports": [Member(Net.parse("198.51.100.1/32"), "", TCP, 80)],
 })  # fmt: skip
 
 
@@ -47,6 +48,9 @@ def ipt(*rules: str, table: str = "filter", chains: str = "FORWARD ACCEPT") -> l
         "-s 10.48.0.0/24", "! -s 10.49.0.0/24", "-d 198.51.100.1/32", "-i cali+", "-i cali1", "-o eth+", "! -i eth0",
         "-p tcp -m tcp --dport 80", "-p tcp -m tcp --dport 70:90", "-p tcp -m multiport --dports 22,80",
         "-p tcp -m multiport ! --dports 22,81", "-m conntrack --ctstate NEW", "-m conntrack ! --ctstate INVALID",
+        "-m set --match-set ports dst,dst", "-m set ! --match-set ports src,src", "-m conntrack --ctdir ORIGINAL",
+        "-m iprange --src-range 10.48.0.0-10.48.0.1", "-m iprange ! --dst-range 198.51.100.2-198.51.100.9",
+        "-m set --match-set pools src -m set ! --match-set pools dst",
         "-m set --match-set pools src", "-m set ! --match-set pools dst", "-m set --match-set pairs src,src",
         "-m addrtype ! --dst-type LOCAL", "-m mark --mark 0x0/0x4000", "-m comment --comment \"a ! b\"",
     ],
@@ -61,7 +65,8 @@ def test_iptables_matches(match: str) -> None:
     [
         "! -s 10.48.0.0/24", "-i eth+", "-p udp", "-p tcp -m tcp --dport 81", "-m state --state RELATED",
         "-m set --match-set pairs dst,dst", "-m addrtype --dst-type LOCAL", "-m mark --mark 0x1",
-        "-p icmp -m icmp --icmp-type 8",
+        "-p icmp -m icmp --icmp-type 8", "-m set --match-set ports src,dst", "-m set --match-set ports dst,src",
+        "-m iprange --dst-range 10.48.0.0-10.48.0.1", "-m conntrack --ctdir REPLY",
     ],
 )  # fmt: skip
 def test_iptables_mismatches(match: str) -> None:
@@ -99,6 +104,18 @@ def test_jump_return_goto_and_policy() -> None:
 def test_marks_are_kept_from_hook_to_hook() -> None:
     marked = ipt("PREROUTING -j MARK --set-xmark 0x4000/0x4000", table="mangle", chains="PREROUTING ACCEPT")
     assert walked(marked + ipt("FORWARD -m mark --mark 0x4000/0x4000 -j DROP")).outcome is Outcome.DROPPED
+
+
+def test_the_member_of_a_set_gives_its_bits_of_the_mark() -> None:
+    given = "-j SET --map-set {} src,src --map-mark"
+    all_bits = "PREROUTING -j MARK --set-xmark 0x1f0000/0x1f0000"
+    for name, mark in (("pairs", "0x1b0000"), ("ports", "0x1f0000")):  # who is in no set keeps his mark
+        marked = ipt(all_bits, f"PREROUTING {given.format(name)}", table="mangle", chains="PREROUTING ACCEPT")
+        verdict = walked(marked + ipt(f"FORWARD -m mark --mark {mark}/0x1f0000 -j DROP"))
+        assert (verdict.outcome, verdict.doubts) == (Outcome.DROPPED, []), name
+    for unknown in (given.format("other"), "-j SET --map-set pairs src,src --map-prio"):
+        verdict = walked(ipt(f"FORWARD {unknown}", "FORWARD -m mark --mark 0x80000/0xc0000 -j DROP"))
+        assert not verdict.certain, unknown
 
 
 def test_an_accept_ends_its_own_table_only() -> None:
@@ -192,6 +209,30 @@ def test_nft_expressions(expression: dict[str, Any], found: bool | None) -> None
     assert (verdict.outcome is Outcome.DROPPED, verdict.certain) == (found is True, found is not None)
 
 
+def test_names_that_nft_cannot_print_are_read_otherwise_or_in_doubt() -> None:
+    interfaces = {"set": {"family": "inet", "table": "t", "name": "i", "type": "ifname", "elem": ["", ""]}}
+    objects = json.loads(nft_text([match(IIFNAME, "@i"), DROP]))["nftables"]
+    text = json.dumps({"nftables": [objects[0], interfaces, *objects[1:]]})
+    assert nft.nameless(text) == [("inet", "t", "i")]
+    assert not walked(nft.parse(text, Family.V4, LOCAL.__contains__)).certain
+    for names, outcome in ((["cali1", "cali2"], Outcome.DROPPED), (["cali2"], Outcome.PASSES), ([], Outcome.PASSES)):
+        read = {("inet", "t", "i"): names}
+        verdict = walked(nft.parse(text, Family.V4, LOCAL.__contains__, interfaces=read))
+        assert (verdict.outcome, verdict.doubts) == (outcome, []), names
+
+
+@pytest.mark.parametrize(
+    ("protocol", "offset", "length", "value"),
+    [(ICMP, 0, 16, 0x800), (ICMP, 0, 8, 8), (UDP, 16, 16, 80), (TCP, 0, 16, 40000)],
+)
+def test_bits_of_the_transport_header(protocol: int, offset: int, length: int, value: int) -> None:
+    bits = {"payload": {"base": "th", "offset": offset, "len": length}}
+    for operation, outcome in (("==", Outcome.DROPPED), ("!=", Outcome.PASSES)):
+        text = nft_text([match(bits, value, operation), DROP])
+        verdict = walked(nft.parse(text, Family.V4, LOCAL.__contains__), packet(protocol))
+        assert (verdict.outcome, verdict.doubts) == (outcome, [])
+
+
 def test_nft_verdict_maps_marks_and_policy() -> None:
     states = {"set": [[1, {"drop": None}], [8, {"accept": None}]]}
     accepted = nft_text([{"vmap": {"key": STATE, "data": states}}], policy="drop")
@@ -218,6 +259,12 @@ def test_protocols_have_their_own_fields() -> None:
     assert walked(ipt("FORWARD -p udp -m udp --dport 80 -j DROP"), packet(UDP)).outcome is Outcome.DROPPED
     text = nft_text([match(payload("icmp", "type"), 8), DROP])
     assert walked(nft.parse(text, Family.V4, LOCAL.__contains__), echo).outcome is Outcome.DROPPED
+
+
+def test_an_echo_request_has_code_0() -> None:
+    for code, outcome in (("", Outcome.DROPPED), ("/0", Outcome.DROPPED), ("/1", Outcome.PASSES)):
+        rules = ipt(f"FORWARD -p icmp -m icmp --icmp-type 8{code} -j DROP")
+        assert walked(rules, packet(ICMP, None)).outcome is outcome, code
 
 
 def test_a_comment_with_line_breaks_is_one_rule() -> None:

@@ -630,7 +630,7 @@ class PolicyCalculation:
         key = policy.key
         path = f"{key.namespace}/{key.name}" if key.namespace else key.name
         words = {"t": policy.tier, "k": key.kind, "p": path, "n": key.name}
-        return rules_in(policy, direction) or (), comment_text(f"{key}"), self._prefix(words)
+        return rules_in(policy, direction) or (), comment_text(f"tier {policy.tier}: {key}"), self._prefix(words)
 
     def _prefix(self, words: Mapping[str, str]) -> str:
         text = self.settings.log_prefix
