@@ -97,6 +97,7 @@ def policy_settings(settings: Settings, families: tuple[Family, ...], host: Host
         settings.log_prefix,
         tuple((address.interface, address.net.packed) for address in host.addresses),
         settings.interface_prefix,
+        knows_peers=not settings.mqtt_enabled,
     )
 
 

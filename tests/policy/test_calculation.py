@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -461,3 +462,26 @@ def test_problems_of_policies_are_told_and_forgotten() -> None:
     assert words.endswith("the rule is left out")
     node.put(policy("a", ingress=[ALLOW]))
     assert node.policy.problems == {}
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ({"ingress": [{"action": "Deny", "source": {"selector": "app == 'bad'"}}, ALLOW]}, "spec.ingress[0]"),
+        ({"ingress": [{"action": "Allow", "source": {"notSelector": "app == 'bad'"}}]}, "spec.ingress[0]"),
+        ({"egress": [ALLOW, {"action": "Pass", "destination": {"selector": "app == 'x'"}}]}, "spec.egress[1]"),
+        ({"ingress": [{"action": "Allow", "source": {"selector": "app == 'good'"}}]}, ""),
+        ({"ingress": [{"action": "Deny", "source": {"notSelector": "app == 'good'"}}]}, ""),
+        ({"ingress": [{"action": "Deny", "source": {"nets": ["192.0.2.0/24"]}}]}, ""),
+        ({"ingress": [{"action": "Deny", "destination": {"selector": "app == 'x'"}}]}, ""),
+    ],
+)
+def test_where_other_nodes_endpoints_are_not_known_what_that_makes_wider_is_told(
+    rules: dict[str, Any], told: str
+) -> None:
+    kinds = {"ingress": "Ingress", "egress": "Egress"}
+    made_of = policy("p", types=[kinds[name] for name in rules], **rules)
+    blind = Node("n1", replace(OPEN, knows_peers=False)).put(made_of)
+    (words,) = blind.policy.problems.values() or ("",)
+    assert words.startswith(told) and bool(words) == bool(told)
+    assert Node("n1", OPEN).put(made_of).policy.problems == {}

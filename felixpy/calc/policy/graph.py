@@ -41,6 +41,7 @@ from felixpy.calc.policy.order import Asked, ChainId, asked, asked_profiles, ask
 from felixpy.calc.policy.rules_of import is_unconditional, rules_of
 from felixpy.calc.policy.selection import Held, ProfileLabels, Selection, Watched
 from felixpy.calc.policy.sets import NetsSet, PortSet, SelectorSet, ServiceSet
+from felixpy.calc.policy.unknown_peers import told_wider
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.policy import (
     NAMESPACE_PROFILE,
@@ -84,6 +85,8 @@ class PolicySettings:
     host_addresses: tuple[tuple[str, bytes], ...] = ()
     interface_prefixes: tuple[str, ...] = ("",)
     """How interfaces of workloads begin: others get no class."""
+    knows_peers: bool = True
+    """Whether the source tells of the endpoints of other nodes."""
 
 
 class Output:
@@ -351,7 +354,8 @@ class PolicyCalculation:
     def _take_policy(self, key: ResourceKey) -> None:
         found = self.store.policy[key.kind].get(key)
         assert found is None or isinstance(found, Policy)
-        self._tell(key, found.problems if found else ())
+        wider = told_wider(found) if found and not self.settings.knows_peers else ()
+        self._tell(key, (*found.problems, *wider) if found else ())
         new = None if found is None or found.staged else found
         old = self._policies.get(key)
         if old is not None and new is not None and _shape(old.policy) == _shape(new):
