@@ -93,8 +93,9 @@ class Agent:
         self.watch = Watch(self.dataplane, self._wake_up, self._fail)
         self.recent = RecentFailures()
         self._standing = Standing(self.recent.note, self.recent.over)
-        self.mtu_file, self.mtu = MTUFile(settings.mtu_file), 0
-        self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings))
+        written = Standing(self.recent.note, self.recent.over, level="warning")
+        self.mtu_file, self.mtu = MTUFile(settings.mtu_file, written), 0
+        self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings), standing=written)
         self.outcome = Outcome(self.calculation, self.dataplane, live, self.metrics, status, self.recent, self.files)
         self.configuration = Configuration(
             live, self.calculation, self.dataplane, self.watch, self.outcome, self._standing,

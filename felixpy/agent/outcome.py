@@ -64,6 +64,7 @@ class Outcome:
         self._metrics = metrics
         self._status = status
         self._files = files
+        files.told = lambda key: self.judge((key,))
         self._invalid: dict[ResourceKey, str] = {}
         self._arrivals: dict[ResourceKey, Update] = {}
         self._followers: dict[ResourceKey, Follower] = {}
@@ -96,7 +97,7 @@ class Outcome:
             state, reason = self.state_of(thing)
             if thing == HOST or state == "pending":
                 continue
-            self.problems.set(thing, reason)
+            self.problems.set(thing, reason or (self._files.reason_of(thing) if state == "up" else ""))
             if thing in self._followers:
                 self._followers[thing](state, reason)
             if thing.kind is Kind.WORKLOAD_ENDPOINT:

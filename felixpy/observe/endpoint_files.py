@@ -33,6 +33,7 @@ from felixpy.observe.endpoint_folders import (
     is_same,
     write_whole,
 )
+from felixpy.standing import Standing
 
 RETRY_SECONDS = 10.0
 FILES_PER_FLUSH = 50
@@ -41,6 +42,7 @@ OF_ONE_FILE = {errno.ENAMETOOLONG, errno.EISDIR, errno.EBUSY, errno.EINVAL}
 """Of its name or of what stands in its place. Any other failure (a full disk, no rights) is the folder's, and to try
 each of ten thousand files would be in vain.
 """
+UNWRITTEN = "endpoint-status files cannot be written; will be tried again"
 _SEPARATOR = re.compile(r"(?<!-)-(?!-)")
 
 
@@ -74,7 +76,11 @@ class EndpointFiles:
     """The files of this node's endpoints; ``prefix`` None: off. ``set`` notes, ``flush`` writes."""
 
     def __init__(
-        self, prefix: Path | None, clock: Callable[[], float] = time.monotonic, folders: Folders | None = None
+        self,
+        prefix: Path | None,
+        clock: Callable[[], float] = time.monotonic,
+        folders: Folders | None = None,
+        standing: Standing | None = None,
     ) -> None:
         self._folders = folders or Folders()
         self._folder = prefix / FOLDER if prefix else None
@@ -85,10 +91,13 @@ class EndpointFiles:
         self._aside: dict[str, str] = {}
         """Files that cannot be written while others can, and why; tried again at ``_aside_until``."""
         self._aside_until = 0.0
+        self.told: Callable[[ResourceKey], None] = lambda key: None
+        """Is told of an endpoint whose ``reason_of`` changed."""
+        self._keys: dict[str, ResourceKey] = {}
+        self._standing = standing or Standing(level="warning")
         self._started, self._listed, self._claimed = False, self._folder is None, False
         self._left: list[Path] = []
         self._doomed: list[Path] = []
-        self._failure = ""
         self._retry_at = 0.0
         self._log = structlog.get_logger("felixpy")
 
@@ -98,13 +107,23 @@ class EndpointFiles:
         old = self._names.pop(key, "")
         if old and old != name:
             self._wanted.pop(old, None)
+            self._keys.pop(old, None)
             self._mark(old)
         if name and endpoint:
-            self._names[key] = name
+            self._names[key], self._keys[name] = name, key
             text = content(endpoint)
             if self._wanted.get(name) != text:
                 self._wanted[name] = text
                 self._mark(name)
+
+    def reason_of(self, key: ResourceKey) -> str:
+        """Why an endpoint has no file though others have theirs; empty if it has, or needs none."""
+        reason = self._aside.get(self._names.get(key, ""), "")
+        return f"its endpoint-status file cannot be written: {reason}" if reason else ""
+
+    def _tell(self, name: str) -> None:
+        if name in self._keys:
+            self.told(self._keys[name])
 
     def _mark(self, name: str) -> None:
         if self._folder is not None:
@@ -134,7 +153,9 @@ class EndpointFiles:
         if self._folder is not None and self._started:
             self._left.append(self._folder)
         self._doomed = []
-        self._aside = {}
+        aside, self._aside = self._aside, {}
+        for name in aside:
+            self._tell(name)
         self._folder, self._dirty = folder, set(self._wanted) if folder else set()
         self._listed, self._claimed, self._retry_at = folder is None, False, 0.0
 
@@ -155,9 +176,7 @@ class EndpointFiles:
         except OSError as error:
             self._fail(error)
             return
-        if self._failure:
-            self._log.info("endpoint-status files are written again", was=self._failure)
-            self._failure = ""
+        self._standing.works(UNWRITTEN)
 
     @property
     def _is_due(self) -> bool:
@@ -205,13 +224,17 @@ class EndpointFiles:
                 continue
             if self._aside and (was := self._aside.pop(name, "")):
                 self._log.info("an endpoint-status file is right again", was=was)
+                self._tell(name)
 
     def _set_aside(self, path: Path, error: OSError) -> None:
         if not self._aside:
             self._aside_until = self._clock() + RETRY_SECONDS
         reason = f"{path}: {error.strerror or error}"
+        if error.errno == errno.ENAMETOOLONG:
+            reason += "; give the workload or its endpoint a shorter name, for a CNI plugin may wait for that file"
         if self._aside.get(path.name) != reason:
             self._aside[path.name] = reason
+            self._tell(path.name)
             self._log.warning("an endpoint-status file cannot be written; will be tried again", reason=reason)
 
     def next_retry(self) -> float:
@@ -231,8 +254,5 @@ class EndpointFiles:
             write_whole(path, text)
 
     def _fail(self, error: OSError) -> None:
-        reason = f"{self._folder}: {error.strerror or error}"
         self._retry_at = self._clock() + RETRY_SECONDS
-        if reason != self._failure:
-            self._failure = reason
-            self._log.warning("endpoint-status files cannot be written; will be tried again", reason=reason)
+        self._standing.fails(UNWRITTEN, f"{self._folder}: {error.strerror or error}")

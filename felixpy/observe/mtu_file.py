@@ -15,10 +15,10 @@ WHAT = "the file with the MTU of workloads cannot be written"
 class MTUFile:
     """Follows one number."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, standing: Standing | None = None) -> None:
         self._path = path
         self._written = 0
-        self._standing = Standing(level="warning")
+        self._standing = standing or Standing(level="warning")
 
     def set(self, mtu: int) -> None:
         """Say the MTU; 0 is one that is not known yet."""

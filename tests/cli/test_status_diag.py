@@ -79,6 +79,20 @@ def test_status_says_that_a_page_cannot_be_served(node: None, tmp_path: Path) ->
         assert answers(f"{HEALTH}/liveness")
 
 
+def test_status_tells_of_an_endpoint_whose_file_has_a_name_that_is_too_long(node: None, tmp_path: Path) -> None:
+    folder, name = tmp_path / "r", f"n1-k8s-{'a' * 240}-eth0"
+    env = resources(folder, endpoint(name, 1))
+    with agent(env, tmp_path / "log"):
+        patience = Patience(30)
+        while not (said := felixpy("status", "--json", env=env).json)["problems"]:
+            assert not patience.over(), said
+        assert "its endpoint-status file cannot be written" in said["problems"][0]
+        assert "File name too long; give the workload or its endpoint a shorter name" in said["problems"][0]
+        resources(folder, GOOD)
+        while (said := felixpy("status", "--json", env=env).json)["problems"]:
+            assert not patience.over(), said
+
+
 def test_text_and_json_of_status_say_the_same(node: None, tmp_path: Path) -> None:
     bad = [{**GOOD, "metadata": {"name": f"bad{n}", "namespace": "default"}, "spec": {"node": "n1"}} for n in range(25)]
     env = resources(tmp_path / "r", GOOD, *bad)

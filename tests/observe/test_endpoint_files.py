@@ -161,6 +161,8 @@ IN_THE_WAY = {
 def test_a_file_that_cannot_be_written_delays_no_other(tmp_path: Path, way: str) -> None:
     clock = Clock()
     files = EndpointFiles(tmp_path, clock)
+    told: list[tuple[ResourceKey, bool]] = []
+    files.told = lambda key: told.append((key, bool(files.reason_of(key))))
     bad = endpoint("a" * 250 if "long" in way else "bad")
     IN_THE_WAY[way](tmp_path / FOLDER, file_name(bad))
     files.start()
@@ -186,7 +188,10 @@ def test_a_file_that_cannot_be_written_delays_no_other(tmp_path: Path, way: str)
             clock.now += RETRY_SECONDS * 0.7
         assert [line["log_level"] for line in logs] == ["warning"]
         assert file_name(bad) in logs[0]["reason"]
+        assert told == [(bad.key, True)]
+        assert ("give the workload or its endpoint a shorter name" in files.reason_of(bad.key)) == ("long" in way)
         files.set(bad.key, None)
+        assert files.reason_of(bad.key) == ""
         files.flush()
     assert [line["log_level"] for line in logs] == ["warning", "info"]
     assert files.next_retry() == float("inf")
@@ -195,6 +200,8 @@ def test_a_file_that_cannot_be_written_delays_no_other(tmp_path: Path, way: str)
 def test_a_file_that_could_not_be_written_comes_when_it_can(tmp_path: Path) -> None:
     clock = Clock()
     files = EndpointFiles(tmp_path, clock)
+    told: list[str] = []
+    files.told = lambda key: told.append(files.reason_of(key))
     (tmp_path / FOLDER / file_name(endpoint())).mkdir(parents=True)
     files.set(endpoint().key, endpoint())
     files.start()
@@ -206,6 +213,7 @@ def test_a_file_that_could_not_be_written_comes_when_it_can(tmp_path: Path) -> N
         clock.now = files.next_retry()
         files.flush()
     assert names(tmp_path / FOLDER) == [file_name(endpoint())]
+    assert [bool(reason) for reason in told] == [True, False]
     assert [line["log_level"] for line in logs] == ["warning", "info"]
     assert files.next_retry() == float("inf")
 
