@@ -258,7 +258,8 @@ def delete_set(family: Family, table: str, set_name: str) -> Request:
 
 def _set_userdata(shape: KernelSet, fields: Sequence[int], comment: str) -> bytes:
     """What libnftables wants to know of a set to print it, and the comment, as ``nft`` would write it."""
-    order = BYTEORDER_HOST_ENDIAN if shape.key_type == TYPE_MARK else 0 if fields else BYTEORDER_BIG_ENDIAN
+    in_host_order = shape.key_type in (TYPE_MARK, TYPE_IFNAME)
+    order = BYTEORDER_HOST_ENDIAN if in_host_order else 0 if fields else BYTEORDER_BIG_ENDIAN
     text = name(comment) if comment else b""
     about = bytes((UDATA_SET_COMMENT, len(text))) + text if comment else b""
     return struct.pack("=BBI", UDATA_SET_KEYBYTEORDER, 4, order) + about

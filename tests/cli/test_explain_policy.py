@@ -64,7 +64,53 @@ spec:
   ingress: [{action: Deny, protocol: UDP}, {action: Allow, protocol: TCP}]
   egress: [{action: Allow}]
 """
+HOST = """
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: uplink, labels: {host: n1}}
+spec: {node: n1, interfaceName: eth0}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: node}
+spec:
+  selector: has(host)
+  types: [Ingress, Egress]
+  ingress: [{action: Allow, protocol: TCP, destination: {ports: [80]}}]
+  egress: [{action: Deny, protocol: UDP, destination: {notPorts: [5000]}}, {action: Allow}]
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: early}
+spec:
+  selector: has(host)
+  applyOnForward: true
+  preDNAT: true
+  types: [Ingress]
+  ingress: [{action: Deny, protocol: TCP, destination: {ports: [81]}}]
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: untracked}
+spec:
+  selector: has(host)
+  applyOnForward: true
+  doNotTrack: true
+  types: [Ingress]
+  ingress: [{action: Deny, protocol: TCP, destination: {ports: [82]}}, {action: Allow, protocol: TCP}]
+"""
+NODE, OTHER = "192.0.2.1", "192.0.2.7"
+OF_NODE = [
+    ((OTHER, NODE, "udp", "9"), 2, ("ingress", "end of tier default", "denies")),
+    ((OTHER, NODE, "tcp", "81"), 0, ("ingress", "tier default: GlobalNetworkPolicy untracked", "allows")),
+    ((OTHER, NODE, "tcp", "82"), 2, ("ingress", "tier default: GlobalNetworkPolicy untracked", "denies")),
+    ((OTHER, NODE, "udp", "68"), 0, ("ingress", "failsafe ports", "allows")),
+    ((NODE, OTHER, "tcp", "9"), 0, ("egress", "tier default: GlobalNetworkPolicy node", "allows")),
+    ((NODE, OTHER, "udp", "9"), 2, ("egress", "tier default: GlobalNetworkPolicy node", "denies")),
+    ((NODE, OTHER, "udp", "53"), 0, ("egress", "failsafe ports", "allows")),
+]
 PODS = {"web": 1, "db": 2, "bad": 3}
+BACK_ENDS = pytest.mark.parametrize("back_end", [NFTABLES, LEGACY, NFT], ids=["nftables", "legacy", "nft"])
 SEND = """
 import socket, sys
 protocol, address, port = sys.argv[1:]
@@ -147,7 +193,7 @@ def send(one: Question) -> None:
         run(*inside, sys.executable, "-c", SEND, one.protocol, address, one.port)
 
 
-@pytest.mark.parametrize("back_end", [NFTABLES, LEGACY, NFT], ids=["nftables", "legacy", "nft"])
+@BACK_ENDS
 def test_explain_names_what_decides_and_packets_agree(pods: None, tmp_path: Path, back_end: dict[str, str]) -> None:
     folder = tmp_path / "resources"
     folder.mkdir()
@@ -177,3 +223,28 @@ def test_explain_names_what_decides_and_packets_agree(pods: None, tmp_path: Path
         assert f"verdict      dropped by {GUARD} (ingress): " in text.out
         six = felixpy("explain", "fd00:48::3", "fd00:48::1", "tcp", "22", "--json")
         assert (six.code, six.json["policies"][-1]["who"]) == (2, GUARD)
+
+
+@BACK_ENDS
+def test_explain_names_the_policy_of_the_node_itself(node: None, tmp_path: Path, back_end: dict[str, str]) -> None:
+    folder = tmp_path / "resources"
+    folder.mkdir()
+    (folder / "all.yaml").write_text(HOST)
+    with agent({**back_end, "FELIX_RESOURCEDIRECTORY": str(folder)}, tmp_path / "log"):
+        for question, code, last in OF_NODE:
+            done = felixpy("explain", *question, "--json")
+            assert done.json["doubts"] == [], question
+            found = [(each["direction"], each["who"], each["did"]) for each in done.json["policies"]]
+            assert (done.code, found[-1]) == (code, last), question
+
+
+def test_nft_prints_the_names_of_interfaces_with_a_class(node: None, tmp_path: Path) -> None:
+    folder = tmp_path / "resources"
+    folder.mkdir()
+    web = endpoint("web", 1)
+    web["metadata"]["labels"] = {"app": "web"}
+    (folder / "all.json").write_text(json.dumps([web]))
+    (folder / "policies.yaml").write_text(POLICIES)
+    with agent({**NFTABLES, "FELIX_RESOURCEDIRECTORY": str(folder)}, tmp_path / "log"):
+        listed = json.loads(run("nft", "-j", "list", "set", "ip", "felixpy", "to-policed"))["nftables"]
+        assert [one["set"]["elem"] for one in listed if "set" in one] == [["cali1"]]
