@@ -34,6 +34,7 @@ class FakePacketFilter:
     """``PacketFilter`` over dictionaries. ``refuses`` gives words for a key that is to fail besides."""
 
     marks_pairs = False
+    is_silent = False
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -68,6 +69,10 @@ class FakePacketFilter:
         self, chains: Mapping[RuleKey, RenderedChain], marks: MarkBits
     ) -> dict[tuple[Direction, str], int]:
         return {}
+
+    def looks_changed(self) -> bool:
+        """No: what changes is told."""
+        return False
 
     def ports(self) -> tuple[int, ...]:
         return ()

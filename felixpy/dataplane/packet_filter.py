@@ -121,6 +121,8 @@ class PacketFilter(Protocol):
     family: Family
     marks_pairs: bool
     """Whether members of pairs carry the mark of their class (iptables), or interfaces are in sets of its bits."""
+    is_silent: bool
+    """Whether the kernel tells nothing of rules that others change, so that ``looks_changed`` has to be asked."""
 
     @property
     def socket(self) -> NetlinkSocket:
@@ -150,6 +152,9 @@ class PacketFilter(Protocol):
         Returns:
             Members that came (True) or went (False), or the part of ours that changed and must be read again.
         """
+
+    def looks_changed(self) -> bool:
+        """Whether rules seem to be others than when they were read last. Microseconds, and True once until ``read``."""
 
     def ports(self) -> tuple[int, ...]:
         """Netlink ports of our own writes, whose notifications are of no interest."""

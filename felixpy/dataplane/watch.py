@@ -1,7 +1,8 @@
 """Kernel notifications -> keys to look at again, so that drift is repaired when the kernel says so.
 
 What the kernel tells of single entries marks those; what it tells of rules and sets as a whole, and what it cannot tell
-(a full buffer), is read again. Never writes to the kernel.
+(a full buffer), is read again. Legacy iptables tells nothing: the sizes of its tables are looked at.
+Never writes to the kernel.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from felixpy.netlink import nexthop, rtnetlink
 from felixpy.netlink.inventory import is_usable
 from felixpy.netlink.message import Message
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
+
+LOOK_SECONDS = 0.4
+"""Between two looks at packet filters of which the kernel tells nothing."""
 
 OVERFLOW_PAUSE_SECONDS = 0.2
 """After an overflow reading begins a little later: what overflowed the buffer is probably still going on."""
@@ -48,7 +52,10 @@ class Doubts:
 
 
 class Watch:
-    """Two notification sockets on the event loop; ``changed`` is called after each batch, ``take`` empties doubts."""
+    """Two notification sockets on the event loop, and a clock for filters of which nothing is told.
+
+    ``changed`` is called after each batch, ``take`` empties doubts.
+    """
 
     def __init__(self, dataplane: Dataplane, changed: Callable[[], None], failed: Callable[[Exception], None]) -> None:
         self._dataplane = dataplane
@@ -58,6 +65,7 @@ class Watch:
         self._monitors: dict[Monitor, int] = {}
         self._kernel: Monitor | None = None
         self._filters: Monitor | None = None
+        self._next_look: asyncio.TimerHandle | None = None
         self.overflows = 0
 
     def open(self) -> None:
@@ -80,8 +88,30 @@ class Watch:
         self._add(self._filters, self._nftables)
         if old is not None:
             self._remove(old)
+        self._look_later()
+
+    def _look_later(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        if any(tables.filter.is_silent for tables in self._dataplane.filters.values()):
+            self._next_look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Doubt the rules of families whose packet filter looks changed."""
+        try:
+            for family, tables in self._dataplane.filters.items():
+                if tables.filter.is_silent and tables.filter.looks_changed():
+                    self._doubts.filters.setdefault(family, (Part.RULES, ""))
+                    self._changed()
+        except Exception as error:  # noqa: BLE001 - a bug must end the agent, and the event loop would only log it
+            self._failed(error)
+            return
+        self._look_later()
 
     def close(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
         for monitor in (self._kernel, self._filters):
             if monitor is not None:
                 self._remove(monitor)

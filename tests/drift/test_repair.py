@@ -10,7 +10,9 @@ import pytest
 
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
+from felixpy.dataplane.iptables.legacy import legacy_tables_of
 from felixpy.demo.patience import Patience
+from felixpy.model.net import FAMILIES, Family
 from tests.drift.world import build_links, running, sh
 from tests.netns import enter_new_network, enter_private_namespaces
 
@@ -58,6 +60,13 @@ IPTABLES_NFT = {
     "everything flushed": "nft flush ruleset",
     # The kernel tells of the rules, but not that the sets went with them. It lets go of sets a little after the rules.
     "sets destroyed too": "nft flush ruleset; until ipset destroy 2>/dev/null; do sleep 0.05; done",
+}
+IPTABLES_LEGACY = {
+    "jump deleted": "iptables-legacy -D FORWARD -m comment --comment felixpy -j fpy-FORWARD",
+    "chain flushed": "ip6tables-legacy -t raw -F fpy-from-workload",
+    "rule body of another size": "iptables-legacy -t nat -R fpy-nat-outgoing 1 -j RETURN",
+    "rule added": "ip6tables-legacy -I fpy-FORWARD -j ACCEPT",
+    "table flushed": "iptables-legacy -F",
 }
 UNTOLD = {
     "nft": {
@@ -148,6 +157,43 @@ def test_a_table_that_was_switched_off_is_switched_on_when_the_kernel_tells() ->
 
 def test_rules_of_iptables_nft_are_mended_when_the_kernel_tells() -> None:
     print(asyncio.run(told("nft", IPTABLES_NFT)))
+
+
+def test_rules_of_iptables_legacy_are_mended_by_the_sizes_of_the_tables() -> None:
+    """Nobody tells, and no full comparison finds it."""
+    print(asyncio.run(told("legacy", IPTABLES_LEGACY)))
+
+
+async def looked_at() -> None:
+    names = ("Route", "Interface", "Iptables", "Ipsets")
+    async with running("legacy", **{f"{name}RefreshInterval": "0" for name in names}) as world:
+        filters = [tables.filter for tables in world.agent.dataplane.filters.values()]
+        tables = sum(len(legacy_tables_of(family)) for family in FAMILIES)
+
+        def asks() -> int:
+            return sum(one.sizes.asks for one in filters)  # type: ignore[attr-defined]
+
+        def reads() -> int:
+            return sum(one.counts().reads for one in filters)
+
+        while True:  # what was written is read once more; then it is quiet
+            seen, so_far = asks(), reads()
+            await world.until(lambda seen=seen: asks() >= seen + 5 * tables)
+            if reads() == so_far:
+                break
+        seen, chains = asks(), world.agent.dataplane.filters[Family.V6].chains
+        drifted = chains.drifted
+        sh("ip6tables-legacy -t raw -F fpy-from-workload")
+        await world.until(lambda: chains.drifted > drifted)
+        await world.quiet()
+        assert chains.drifted == drifted + 1, "one chain"
+        assert reads() > so_far
+        assert not world.agent.comparisons.is_asked
+        print(asks() - seen, "sizes asked until it was mended")
+
+
+def test_a_quiet_node_of_iptables_legacy_asks_sizes_and_reads_nothing() -> None:
+    asyncio.run(looked_at())
 
 
 WHILE_IT_STARTS = {

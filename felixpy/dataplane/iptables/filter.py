@@ -50,6 +50,7 @@ class IptablesFilter(ABC):
 
     variant: ClassVar[str]
     marks_pairs = True
+    is_silent = False
 
     def __init__(
         self,
@@ -146,6 +147,10 @@ class IptablesFilter(ABC):
     def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
         """Nothing: the kernel tells nothing of legacy tables and IP sets; the NFT variant knows better."""
         return ()
+
+    def looks_changed(self) -> bool:
+        """No: the kernel tells of rules; the Legacy variant knows better."""
+        return False
 
     async def create_containers(self) -> None:
         """Make the sets.

@@ -114,6 +114,7 @@ class NftablesFilter:
     """``PacketFilter`` over nfnetlink."""
 
     marks_pairs = False
+    is_silent = False
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -203,6 +204,10 @@ class NftablesFilter:
                 raise NetlinkError(refusal.errno, f"cannot delete nft table {TABLE}: {refusal}")
         self._seen = _Seen()
         self._generation += 1
+
+    def looks_changed(self) -> bool:
+        """No: what changes is told."""
+        return False
 
     def ports(self) -> tuple[int, ...]:
         return (self.socket.port,)
