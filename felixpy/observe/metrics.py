@@ -7,7 +7,8 @@ path of an update.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,8 +19,10 @@ from prometheus_client import (
     Summary,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, SummaryMetricFamily
+from prometheus_client.core import CounterMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
+
+C = TypeVar("C", bound=Collector)
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -56,17 +59,38 @@ class Durations(Collector):
         return [SummaryMetricFamily(self.name, self._meaning, count_value=self.times, sum_value=self.seconds)]
 
 
+class FelixNames(Collector):
+    """Felix's counters a second time under the names that Felix gives them, without ``_total``.
+
+    Their type is not told: the text format has no counter of such a name.
+    """
+
+    def __init__(self) -> None:
+        self.counters: list[Collector] = []
+
+    def collect(self) -> Iterator[Metric]:
+        for counter in self.counters:
+            for family in counter.collect():
+                same = Metric(family.name, family.documentation, "unknown")
+                for sample in family.samples:
+                    if sample.name == f"{family.name}_total":
+                        same.add_sample(family.name, sample.labels, sample.value)
+                yield same
+
+
 class _Maker:
     """Makes metrics in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._felix = FelixNames()
+        registry.register(self._felix)
 
     def gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
         return Gauge(name, meaning, labels, registry=self._registry)
 
     def counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(name, meaning, labels, registry=self._registry)
+        return self._named_as_felix(name, Counter(name, meaning, labels, registry=self._registry))
 
     def histogram(self, name: str, meaning: str) -> Histogram:
         return Histogram(name, meaning, registry=self._registry, buckets=SECONDS)
@@ -77,7 +101,12 @@ class _Maker:
     def totals(self, name: str, meaning: str, *labels: str) -> Totals:
         made = Totals(name, meaning, *labels)
         self._registry.register(made)
-        return made
+        return self._named_as_felix(name, made)
+
+    def _named_as_felix(self, name: str, counter: C) -> C:
+        if name.startswith("felix_"):
+            self._felix.counters.append(counter)
+        return counter
 
     def durations(self, name: str, meaning: str) -> Durations:
         made = Durations(name, meaning)

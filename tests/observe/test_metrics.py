@@ -43,6 +43,48 @@ def test_every_metric_of_ours_says_whose_it_is_and_what_it_means() -> None:
     assert all(family.documentation.endswith(".") for family in families)
 
 
+FELIX_COUNTERS = {
+    "resyncs_started",
+    "calc_graph_updates_processed",
+    "int_dataplane_failures",
+    "ipset_calls",
+    "ipset_errors",
+    "ipset_lines_executed",
+    "iptables_save_calls",
+    "iptables_save_errors",
+    "iptables_restore_calls",
+    "iptables_restore_errors",
+    "iptables_lines_executed",
+    "nft_calls",
+    "nft_errors",
+    "nft_list_calls",
+    "nft_list_errors",
+    "logs_dropped",
+    "log_errors",
+}
+"""Those of Felix that we have, as Felix names them on the wire, without ``felix_``."""
+
+
+def test_counters_of_felix_are_there_by_felix_own_names_too() -> None:
+    metrics = Metrics("n1")
+    metrics.failures.inc(3)
+    metrics.updates.labels("IPPool").inc(2)
+    metrics.nft_calls.take(5, source="4")
+    metrics.iptables_lines.take(7, "4", "filter")
+    found = samples(metrics)
+    assert found["felix_int_dataplane_failures{}"] == 3
+    assert found["felix_calc_graph_updates_processed{type=IPPool}"] == 2
+    assert found["felix_nft_calls{}"] == 5
+    assert found["felix_iptables_lines_executed{ip_version=4,table=filter}"] == 7
+    twins = {name: value for name, value in found.items() if name.startswith("felix_") and "_total{" in name}
+    del twins["felix_ipsets_total{}"]  # a gauge, of this name with Felix, too
+    assert {name.replace("_total{", "{"): value for name, value in twins.items()}.items() <= found.items()
+    names = {line.split()[2] for line in metrics.text().decode().splitlines() if line.startswith("# TYPE felix_")}
+    assert {f"felix_{name}" for name in FELIX_COUNTERS} <= names
+    assert all(f"felix_{name}_total" in names for name in FELIX_COUNTERS)
+    assert not any(name.startswith("felixpy_kernel_writes{") for name in found), "ours have one name"
+
+
 def test_two_agents_in_one_process_do_not_mix() -> None:
     one, two = Metrics("n1"), Metrics("n2")
     one.writes.inc(5)
