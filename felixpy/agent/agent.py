@@ -404,15 +404,18 @@ class Agent:
 
     async def _settled(self) -> None:
         """A complete apply is over: say so once, and remove what other back-ends and families left."""
+        begins = False
         for family in self.families():
             if not self.ready.get(family) and family not in self.failures:
-                self.ready[family] = True
+                self.ready[family] = begins = True
                 self._telling.ready(family, self.backend.value, time.monotonic() - self.started)
                 self._untidied = UPDATES_PER_TIDY  # so at the end of this apply, once for both families
         if not self.outcome.measures:
             self.comparisons.ask()  # until then, settings without notifications are as the start's reading found them
         self.outcome.measures = True
         self.files.start()
+        if begins:
+            self._publish()  # what others left takes seconds to look for
         if not self.failures:
             await self.configuration.remove_leftovers()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from felixpy.agent import configuration
 from felixpy.agent.agent import BURST_UPDATES, Agent
 from felixpy.config import Settings
 from felixpy.demo.agent import FELIXPY, environment
@@ -138,6 +139,30 @@ def test_status_from_start_to_stop(broker: Broker) -> None:
             await agent_is_offline(watcher, "stopped")
             states = [payload["state"] for key, payload in watcher.history if key == NODE]
             assert states[-2:] == ["in-sync", "offline"]
+
+    asyncio.run(scenario())
+
+
+def test_the_status_says_ready_before_leftovers_are_looked_for(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look for them starts the tools of other back-ends, which may take seconds."""
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def look_until_told(*_: object) -> list[str]:
+        asked.set()
+        await told.wait()
+        return []
+
+    monkeypatch.setattr(configuration, "remove_leftovers", look_until_told)
+
+    async def scenario() -> None:
+        async with running(broker, NFTABLES) as one:
+            try:
+                await one.stream.put(*POOLS, GOOD)
+                await one.until(asked.is_set, "the look for leftovers")
+                await one.in_sync()
+                assert all(family["ready"] for family in one.stream.status[NODE]["families"].values())
+            finally:
+                told.set()
 
     asyncio.run(scenario())
 
