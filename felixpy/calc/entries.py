@@ -226,6 +226,7 @@ class SetName(str):
     POOLS: ClassVar[SetName]  # every pool but LoadBalancer-only ones
     MASQ_POOLS: ClassVar[SetName]  # pools with natOutgoing
     HOSTS: ClassVar[SetName]  # node addresses and ExternalNodesCIDRList
+    SERVICE_RANGES: ClassVar[SetName]  # ranges of Services, from the default BGPConfiguration
 
     type: SetType
 
@@ -252,6 +253,7 @@ _STANDING: Final[Mapping[str, SetType]] = {
     "pools": SetType.NET,
     "masq-pools": SetType.NET,
     "hosts": SetType.NET,
+    "service-ranges": SetType.NET,
 }
 SHAPES: Final[Mapping[str, SetType]] = {
     "s-": SetType.HOST,
@@ -274,6 +276,7 @@ STANDING_SETS: Final = tuple(SetName(name) for name in _STANDING)
     SetName.POOLS,
     SetName.MASQ_POOLS,
     SetName.HOSTS,
+    SetName.SERVICE_RANGES,
 ) = STANDING_SETS
 
 

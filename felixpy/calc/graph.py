@@ -20,6 +20,7 @@ from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
 from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem
 from felixpy.calc.policy.graph import GONE, PolicyCalculation, PolicySettings
 from felixpy.calc.policy.graph import KINDS as POLICY_DEPENDS_ON
+from felixpy.calc.services import service_entries
 from felixpy.config import ProgramClusterRoutes, Settings
 from felixpy.model.net import Family
 from felixpy.model.policy import PolicyAction
@@ -66,12 +67,18 @@ def _block(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host
     return block_entries(block, store, settings, host) if block else NOTHING
 
 
+def _bgp_configuration(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+    found = store.bgp_configurations.get(thing)
+    return (service_entries(found, settings, host), "; ".join(found.problems)) if found else NOTHING
+
+
 CALCULATIONS: Final[Mapping[Kind, Callable[[ResourceKey, Store, EntrySettings, Host], Calculated]]] = {
     Kind.WORKLOAD_ENDPOINT: _endpoint,
     Kind.IP_POOL: _pool,
     Kind.NODE: _node,
     Kind.IPAM_BLOCK: _block,
     Kind.BLOCK_AFFINITY: _block,
+    Kind.BGP_CONFIGURATION: _bgp_configuration,
 }
 """Who calculates the entries of a kind. Other kinds contribute none: a FelixConfiguration becomes settings."""
 

@@ -7,7 +7,8 @@ there are: those are set members.
     raw     PREROUTING   workload interface: (source, interface) must be a known pair           anti-spoofing
                          and nothing of the node's loopback network
     filter  INPUT        workload interface: no tunnels, established, ICMPv6 essentials, then the configured action
-    filter  FORWARD      from a workload: established, not invalid, no tunnels; to one: must be a known pair
+    filter  FORWARD      from a workload: established, not invalid, no tunnels; to one: must be a known pair;
+                         to a Service that nobody took: dropped
     nat     POSTROUTING  source in a natOutgoing pool, destination in no pool: masquerade
 """
 
@@ -28,6 +29,7 @@ from felixpy.config import (
     Failsafe,
     NATOutgoingExclusions,
     PortRange,
+    ServiceLoopPrevention,
     Settings,
 )
 from felixpy.model.net import Family, Net
@@ -384,6 +386,7 @@ class RuleSettings:
     vxlan_port: int = VXLAN_PORT
     vxlan_vni: int = 4096
     tunnels: frozenset[Tunnel] = frozenset()
+    service_loops: Verdict | None = Verdict.DROP
 
     @classmethod
     def of(
@@ -423,6 +426,7 @@ class RuleSettings:
             vxlan_port=settings.vxlan_port,
             vxlan_vni=settings.vxlan_vni,
             tunnels=frozenset(one for one in tunnels if one.outer is family),
+            service_loops=_service_loops(settings),
         )
 
 
@@ -434,6 +438,11 @@ def mark_bits(settings: Settings, *, nftables: bool) -> MarkBits:
 def _log_limit(settings: Settings) -> Limit | None:
     rate = settings.log_action_rate_limit
     return Limit(rate.packets, rate.seconds, settings.log_action_rate_limit_burst) if rate else None
+
+
+def _service_loops(settings: Settings) -> Verdict | None:
+    action = settings.service_loop_prevention
+    return None if action is ServiceLoopPrevention.DISABLED else Verdict(action.value.upper())
 
 
 def desired_chains(settings: RuleSettings) -> Chains:
@@ -554,6 +563,17 @@ def _into_tunnels(settings: RuleSettings) -> list[Rule]:
     return rules
 
 
+def no_service_loops(settings: RuleSettings) -> list[Rule]:
+    """What is forwarded and still addressed to a Service has nobody to answer: a proxy would have changed that before.
+
+    The way out leads to a router, whose way to the Service leads back. It stands behind what is for workloads, and
+    before everything that accepts the rest: a policy that allows does not make anybody answer.
+    """
+    if settings.service_loops is None:
+        return []
+    return [Rule((DestinationIn(SetName.SERVICE_RANGES),), settings.service_loops, "ServiceLoopPrevention")]
+
+
 def leaving_workload(settings: RuleSettings) -> list[Rule]:
     """What is asked first of a packet from a workload that is forwarded."""
     return [*_conntrack_from_workload(settings), *_no_tunnels(settings)]
@@ -591,6 +611,7 @@ def _forward(settings: RuleSettings) -> Chains:
         ChainKey(Table.FILTER, "FORWARD"): (
             *from_workload(settings, FORWARD_FROM),
             *to_workload(settings, FORWARD_TO),
+            *no_service_loops(settings),
             *(Rule((InInterface(prefix, True),), settings.allow) for prefix in settings.prefixes),
         ),
         FORWARD_FROM: tuple(leaving_workload(settings)),

@@ -17,6 +17,7 @@ SHORT = {
     Kind.IPAM_BLOCK: ("block",),
     Kind.BLOCK_AFFINITY: ("affinity", "affinities"),
     Kind.FELIX_CONFIGURATION: ("felixconfig",),
+    Kind.BGP_CONFIGURATION: ("bgpconfig",),
 }
 """Short names of kinds, beside their own in any case and their plurals: calicoctl's where it has some."""
 

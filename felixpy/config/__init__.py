@@ -24,6 +24,7 @@ from felixpy.config.values import (
     PortRange,
     ProgramClusterRoutes,
     Rate,
+    ServiceLoopPrevention,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ProblemKind",
     "ProgramClusterRoutes",
     "Rate",
+    "ServiceLoopPrevention",
     "SettingProblem",
     "Settings",
     "SettingsFileError",

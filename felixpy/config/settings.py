@@ -45,6 +45,7 @@ from felixpy.config.values import (
     PortRange,
     ProgramClusterRoutes,
     Rate,
+    ServiceLoopPrevention,
     address,
     choice,
     duration,
@@ -166,6 +167,10 @@ class Settings:
     log_action_rate_limit_burst: int = _setting(
         5, "LogActionRateLimitBurst", integer(1, 9999), "How many packets a Log rule writes before its limit counts."
     )
+    service_loop_prevention: ServiceLoopPrevention = _setting(
+        ServiceLoopPrevention.DROP, "ServiceLoopPrevention", choice(ServiceLoopPrevention),
+        "What becomes of forwarded packets to a Service that nobody took: the ranges of the default BGPConfiguration.",
+    )  # fmt: skip
     disable_conntrack_invalid_check: bool = _setting(
         False, "DisableConntrackInvalidCheck", BOOLEAN, "Do not drop packets that connection tracking calls invalid."
     )

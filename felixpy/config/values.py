@@ -40,6 +40,12 @@ class DenyAction(StrEnum):
     REJECT = "REJECT"
 
 
+class ServiceLoopPrevention(StrEnum):
+    DROP = "Drop"
+    REJECT = "Reject"
+    DISABLED = "Disabled"
+
+
 class AllowAction(StrEnum):
     ACCEPT = "ACCEPT"
     RETURN = "RETURN"

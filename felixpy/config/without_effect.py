@@ -70,7 +70,6 @@ _NAMES = frozenset(
         "RequireMTUFile",
         "RouteSource",
         "RouteSyncDisabled",
-        "ServiceLoopPrevention",
         "SidecarAccelerationEnabled",
         "UseInternalDataplaneDriver",
     )

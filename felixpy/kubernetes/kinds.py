@@ -55,6 +55,7 @@ KINDS = (
     KindOfObject("ipamblocks", "IPAMBlock"),
     KindOfObject("blockaffinities", "BlockAffinity"),
     KindOfObject("felixconfigurations", "FelixConfiguration"),
+    KindOfObject("bgpconfigurations", "BGPConfiguration"),
     KindOfObject("tiers", "Tier"),
     KindOfObject("networkpolicies", "NetworkPolicy"),
     KindOfObject("globalnetworkpolicies", "GlobalNetworkPolicy"),

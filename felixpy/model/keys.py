@@ -15,6 +15,7 @@ class Kind(StrEnum):
     IPAM_BLOCK = "IPAMBlock"
     BLOCK_AFFINITY = "BlockAffinity"
     FELIX_CONFIGURATION = "FelixConfiguration"
+    BGP_CONFIGURATION = "BGPConfiguration"
     PROFILE = "Profile"
     TIER = "Tier"
     NETWORK_POLICY = "NetworkPolicy"

@@ -83,6 +83,30 @@ class IPPoolSpec(Object):
     assignment_mode: str | None = None
 
 
+class ServiceRange(Object):
+    cidr: str | None = None
+
+
+class BGPConfigurationSpec(Object):
+    service_cluster_ips: list[ServiceRange] | None = msgspec.field(name="serviceClusterIPs", default=None)
+    service_external_ips: list[ServiceRange] | None = msgspec.field(name="serviceExternalIPs", default=None)
+    service_load_balancer_ips: list[ServiceRange] | None = msgspec.field(name="serviceLoadBalancerIPs", default=None)
+    as_number: Any = None
+    bind_mode: Any = None
+    communities: Any = None
+    ignored_interfaces: Any = None
+    listen_port: Any = None
+    local_workload_peering_ipv4: Any = msgspec.field(name="localWorkloadPeeringIPV4", default=None)
+    local_workload_peering_ipv6: Any = msgspec.field(name="localWorkloadPeeringIPV6", default=None)
+    log_severity_screen: Any = None
+    node_mesh_max_restart_time: Any = None
+    node_mesh_password: Any = None
+    node_to_node_mesh_enabled: Any = None
+    prefix_advertisements: Any = None
+    program_cluster_routes: Any = None
+    service_load_balancer_aggregation: Any = None
+
+
 class EndpointPortObject(Object):
     name: str | None = None
     protocol: int | str | None = None

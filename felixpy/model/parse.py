@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from felixpy.model import kubernetes_policy, policies
+from felixpy.model.bgp import convert_bgp_configuration
 from felixpy.model.header import Header
 from felixpy.model.invalid import UNREADABLE, Ignored, InvalidResource, ignore
 from felixpy.model.ipam import convert_block_affinity, convert_ipam_block
@@ -22,6 +23,7 @@ from felixpy.model.node import convert_node
 from felixpy.model.objects import (
     METADATA_FIELDS,
     OBJECT_FIELDS,
+    BGPConfigurationSpec,
     BlockAffinitySpec,
     IPAMBlockSpec,
     IPPoolSpec,
@@ -294,6 +296,11 @@ def _felix_configuration(header: Header, ignored: Ignored) -> Resource:
     return FelixConfiguration(header.key, spec, created(header.metadata))
 
 
+def _bgp_configuration(header: Header, ignored: Ignored) -> Resource:
+    report_unknown_fields(header.spec, BGPConfigurationSpec, header.key.kind, "spec", ignored)
+    return convert_bgp_configuration(header.key, read_struct(header.spec, BGPConfigurationSpec, "spec"))
+
+
 _CONVERT: dict[Kind, Callable[[Header, Ignored], Resource | Absent]] = {
     **policies.CONVERT,
     **kubernetes_policy.CONVERT,
@@ -303,4 +310,5 @@ _CONVERT: dict[Kind, Callable[[Header, Ignored], Resource | Absent]] = {
     Kind.IPAM_BLOCK: _ipam_block,
     Kind.BLOCK_AFFINITY: _block_affinity,
     Kind.FELIX_CONFIGURATION: _felix_configuration,
+    Kind.BGP_CONFIGURATION: _bgp_configuration,
 }

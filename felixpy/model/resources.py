@@ -181,6 +181,15 @@ class FelixConfiguration:
 
 
 @dataclass(frozen=True, slots=True)
+class BGPConfiguration:
+    """The ranges of Services' addresses. Only those of ``default`` count; ``problems``: what was left out."""
+
+    key: ResourceKey
+    service_ranges: tuple[Net, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Absent:
     """A valid object which says that its resource is gone: an IPAM block or affinity with ``deleted`` set.
 
@@ -212,7 +221,16 @@ POLICY_KINDS: Final[Mapping[Kind, type[PolicyResource]]] = {
     Kind.ENDPOINT_SLICE: EndpointSlice,
 }
 
-Resource = WorkloadEndpoint | IPPool | Node | IPAMBlock | BlockAffinity | FelixConfiguration | PolicyResource
+Resource = (
+    WorkloadEndpoint
+    | IPPool
+    | Node
+    | IPAMBlock
+    | BlockAffinity
+    | FelixConfiguration
+    | BGPConfiguration
+    | PolicyResource
+)
 
 
 class Update(NamedTuple):

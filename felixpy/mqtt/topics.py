@@ -35,6 +35,7 @@ _PLACES = MappingProxyType(
         Kind.IPAM_BLOCK: ("block",),
         Kind.BLOCK_AFFINITY: ("affinity",),
         Kind.FELIX_CONFIGURATION: ("felixconfig",),
+        Kind.BGP_CONFIGURATION: ("bgpconfig",),
         Kind.WORKLOAD_ENDPOINT: ("wep",),
         Kind.HOST_ENDPOINT: ("hep",),
         Kind.PROFILE: ("profile",),

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.resources import (
     POLICY_KINDS,
+    BGPConfiguration,
     BlockAffinity,
     Encapsulation,
     FelixConfiguration,
@@ -47,6 +48,7 @@ class Store:
         self.nodes: dict[str, Node] = {}
         self.blocks: dict[ResourceKey, IPAMBlock | BlockAffinity] = {}
         self.configurations: dict[ResourceKey, FelixConfiguration] = {}
+        self.bgp_configurations: dict[ResourceKey, BGPConfiguration] = {}
         self.policy: dict[Kind, dict[ResourceKey, PolicyResource]] = {kind: {} for kind in POLICY_KINDS}
         self.pool_cidrs, self.masqueraded_cidrs = Prefixes(), Prefixes()
         """CIDRs of pools that count as pools, and of those with natOutgoing."""
@@ -75,6 +77,7 @@ class Store:
             + len(self.nodes)
             + len(self.blocks)
             + len(self.configurations)
+            + len(self.bgp_configurations)
         )
         return own + policy
 
@@ -343,6 +346,12 @@ class Store:
             self.configurations[key] = new
         return set()  # they become settings first, and those say what is to be calculated again
 
+    def _bgp_configuration(self, key: ResourceKey, new: BGPConfiguration | None) -> set[ResourceKey]:
+        self.bgp_configurations.pop(key, None)
+        if new is not None:
+            self.bgp_configurations[key] = new
+        return {key}
+
     def _policy(self, key: ResourceKey, new: PolicyResource | None) -> set[ResourceKey]:
         """Which objects depend on it is known to the calculation of policy alone."""
         self.policy[key.kind].pop(key, None)
@@ -424,6 +433,9 @@ PLACES: Final[Mapping[Kind, Place]] = {
     Kind.IPAM_BLOCK: Place((IPAMBlock,), Store._block, _blocks_of(Kind.IPAM_BLOCK)),
     Kind.BLOCK_AFFINITY: Place((BlockAffinity,), Store._block, _blocks_of(Kind.BLOCK_AFFINITY)),
     Kind.FELIX_CONFIGURATION: Place((FelixConfiguration,), Store._configuration, lambda store: ()),
+    Kind.BGP_CONFIGURATION: Place(
+        (BGPConfiguration,), Store._bgp_configuration, lambda store: store.bgp_configurations
+    ),
     **{kind: Place((holds,), Store._policy, _policy_of(kind)) for kind, holds in POLICY_KINDS.items()},
 }
 """Every kind of resource, and where it is stored. To add a kind: a ``put`` above, and its line here."""

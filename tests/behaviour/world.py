@@ -49,7 +49,13 @@ class Combination(NamedTuple):
 
 COMBINATIONS = [Combination(backend, mode) for backend in ("nftables", "legacy", "nft") for mode in Mode]
 
-TOPICS = {"IPPool": "ippool", "Node": "node", "IPAMBlock": "block", "FelixConfiguration": "felixconfig"}
+TOPICS = {
+    "IPPool": "ippool",
+    "Node": "node",
+    "IPAMBlock": "block",
+    "FelixConfiguration": "felixconfig",
+    "BGPConfiguration": "bgpconfig",
+}
 
 
 def topic(document: Object) -> str:

@@ -12,6 +12,7 @@ from felixpy.calc.policy.classes import PolicyKey
 from felixpy.config import Settings
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import (
+    BGPConfiguration,
     BlockAffinity,
     Borrowed,
     Encapsulation,
@@ -100,6 +101,10 @@ def block(cidr: str, host: str | None, *borrowed: tuple[str, str]) -> IPAMBlock:
 def affinity(cidr: str, host: str) -> BlockAffinity:
     name = f"{host}-{cidr}".replace("/", "-").replace(":", "-").replace(".", "-")
     return BlockAffinity(ResourceKey(Kind.BLOCK_AFFINITY, name), Net.parse(cidr), host)
+
+
+def service_ranges(*ranges: str, name: str = "default") -> BGPConfiguration:
+    return BGPConfiguration(ResourceKey(Kind.BGP_CONFIGURATION, name), nets(*ranges))
 
 
 def calculated(*resources: Resource, settings: Settings = SETTINGS, host: Host = HOST_FACTS) -> Calculation:

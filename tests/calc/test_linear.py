@@ -263,6 +263,7 @@ def parsed_lists(n: int) -> Iterator[tuple[str, dict[str, object]]]:
         "node": "n", "interfaceName": "eth0", "expectedIPs": nets, "profiles": [f"p{one}" for one in range(n)],
     })  # fmt: skip
     yield "profile", written("Profile", {"labelsToApply": {f"l{one}": "x" for one in range(n)}})
+    yield "ranges of Services", written("BGPConfiguration", {"serviceClusterIPs": [{"cidr": one} for one in nets]})
     yield "settings", written("FelixConfiguration", {"externalNodesList": nets})
 
 

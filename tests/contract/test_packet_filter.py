@@ -160,7 +160,7 @@ def test_what_was_done_is_counted_and_what_was_refused_too(packet_filter: Packet
     assert bad.writes > good.writes and bad.write_errors > 0
     if isinstance(packet_filter, NftablesFilter):
         return
-    assert good.set_calls >= 2 and good.set_lines > len(STANDING_SETS), "six sets and a member"
+    assert good.set_calls >= 2 and good.set_lines > len(STANDING_SETS), "the standing sets and a member"
     assert good.lines == bad.lines, "what was refused changed nothing"
     written = sum(map(len, chains.values()))
     jumps = sum(key.is_hook for key in chains)

@@ -43,6 +43,7 @@ def rule_settings(family: Family) -> st.SearchStrategy[RuleSettings]:
         nat_interface=st.sampled_from(["", "eth0", "eth+"]),
         sees_errors=st.booleans(),
         tunnels=st.sampled_from([frozenset(), frozenset(one for one in Tunnel if one.outer is family)]),
+        service_loops=st.sampled_from([None, Verdict.DROP, Verdict.REJECT]),
     )
 
 

@@ -39,6 +39,7 @@ from felixpy.calc.rules import (
     Verdict,
     conntrack,
     from_workload,
+    no_service_loops,
     to_workload,
 )
 from felixpy.config import Failsafe, PortRange
@@ -155,6 +156,7 @@ def _join_forward(
     chains[ChainKey(filtering, "hosts-via-out")] = _dispatch("via-out", forward_out, settings, incoming=False)
     chains[ChainKey(filtering, "via-done")] = (
         *(Rule((OutInterface(prefix, True),), Goto(FORWARD_TO.name)) for prefix in settings.prefixes),
+        *no_service_loops(settings),
         Rule((), Jump("hosts-via-out")),
         Rule((), SetMark(0, settings.marks.mask)),
         Rule((), Verdict.ACCEPT),
@@ -164,6 +166,7 @@ def _join_forward(
         Rule((Marked(0, accepted),), Jump("hosts-via-in")),
         *from_workload(settings, FORWARD_FROM),
         *to_workload(settings, FORWARD_TO),
+        *no_service_loops(settings),
         Rule((), Jump("hosts-via-out")),
         *from_workloads,
     )

@@ -61,6 +61,7 @@ from felixpy.calc.rules import (
     desired_chains,
     from_workload,
     leaving_workload,
+    no_service_loops,
     reaching_host,
 )
 from felixpy.config import EndpointToHostAction
@@ -264,6 +265,7 @@ def _common_chains(settings: RuleSettings) -> Chains:
         ChainKey(filtering, DONE[Direction.EGRESS]): (
             Rule((Marked(*marks.to_host),), Goto(HOST_DONE), "to the node itself"),
             *(Rule((OutInterface(prefix, True),), Goto(TO)) for prefix in settings.prefixes),
+            *no_service_loops(settings),
             Rule((), SetMark(0, marks.mask), "allowed"),
             Rule((), Verdict.ACCEPT),
         ),

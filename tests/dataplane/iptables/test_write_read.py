@@ -42,6 +42,7 @@ def rule_settings(family: Family) -> st.SearchStrategy[RuleSettings]:
         nat_address=st.sampled_from([None, NAT_ADDRESS[family]]),
         nat_interface=st.sampled_from(["", "eth0", "eth+"]),
         sees_errors=st.booleans(),
+        service_loops=st.sampled_from([None, Verdict.DROP, Verdict.REJECT]),
     )
 
 
