@@ -11,6 +11,7 @@ import errno
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from felixpy.calc.entries import ElementKey, SetName
 from felixpy.dataplane.iptables import layout
@@ -80,6 +81,19 @@ class Sets:
             if found and (best is None or member.net.length > best.net.length):
                 best = member
         return best
+
+
+class Locals(NamedTuple):
+    """The node's own addresses, each with the indexes of its interfaces."""
+
+    places: Mapping[bytes, set[int]]
+    names: Mapping[int, str]
+
+    def holds(self, address: bytes) -> bool:
+        return address in self.places
+
+    def holds_on(self, address: bytes, interface: str) -> bool | None:
+        return any(self.names.get(index) == interface for index in self.places.get(address, ()))
 
 
 @dataclass(slots=True)
@@ -170,9 +184,10 @@ async def read_kernel(family: Family) -> AsyncIterator[Kernel]:
     """
     missing: list[str] = []
     names = _link_names()
-    local = _local_addresses(family)
+    places = _local_addresses(family)
+    local = frozenset(places)
     sets = _read_sets(family, missing)
-    rulesets = await _read_rules(family, sets, local, missing)
+    rulesets = await _read_rules(family, sets, Locals(places, names), missing)
     socket = open_lookup()
     try:
         yield Kernel(family, rulesets, local, names, socket, missing, _workloads(family, sets))
@@ -190,15 +205,19 @@ def _link_names() -> dict[int, str]:
     return {link.ifindex: link.name for link in links}
 
 
-def _local_addresses(family: Family) -> frozenset[bytes]:
-    """Addresses of this node: the kernel's table ``local``, but not its broadcasts."""
+def _local_addresses(family: Family) -> dict[bytes, set[int]]:
+    """Addresses of this node with their interfaces: the kernel's table ``local``, but not its broadcasts."""
     socket = NetlinkSocket(NETLINK_ROUTE)
     try:
         messages = dump_table(socket, family, LOCAL_TABLE)
     finally:
         socket.close()
     decoded = filter(None, map(rtnetlink.decode_route, messages))
-    return frozenset(key.destination.packed for key, route in decoded if route.type == 2)
+    found: dict[bytes, set[int]] = {}
+    for key, route in decoded:
+        if route.type == 2:
+            found.setdefault(key.destination.packed, set()).add(route.interface)
+    return found
 
 
 def dump_table(socket: NetlinkSocket, family: Family, table: int) -> list[Message]:
@@ -255,10 +274,9 @@ def variants_in_use(family: Family) -> dict[str, bool]:
     return {"legacy": legacy_in_use(family), "nft": not IPTABLES_TABLES.isdisjoint(tables)}
 
 
-async def _read_rules(family: Family, sets: Sets, local: frozenset[bytes], missing: list[str]) -> list[Ruleset]:
+async def _read_rules(family: Family, sets: Sets, local: Locals, missing: list[str]) -> list[Ruleset]:
     tools = Tools()
     rulesets: list[Ruleset] = []
-    is_local = local.__contains__
     by_iptables: set[str] = set()
     for variant, in_use in variants_in_use(family).items():
         name = tool_name(family, variant, "save")
@@ -271,16 +289,16 @@ async def _read_rules(family: Family, sets: Sets, local: frozenset[bytes], missi
         finished = await tools.run(name)
         if finished.code:
             missing.append(f"{name} failed ({finished.error}): its rules are not judged")
-        found = xtables.parse(finished.output, program, sets, is_local)
+        found = xtables.parse(finished.output, program, sets, local.holds, local.holds_on)
         rulesets += found
         if variant == "nft":
             by_iptables = {ruleset.name.rsplit(" ", 1)[-1] for ruleset in found}
-    rulesets += await _read_nft(family, by_iptables, is_local, missing, tools)
+    rulesets += await _read_nft(family, by_iptables, local, missing, tools)
     return rulesets
 
 
 async def _read_nft(
-    family: Family, by_iptables: set[str], is_local: nft.IsLocal, missing: list[str], tools: Tools
+    family: Family, by_iptables: set[str], local: Locals, missing: list[str], tools: Tools
 ) -> list[Ruleset]:
     if find_tool("nft") is None:
         missing.append("the program nft is not installed: rules of nftables are not judged (apt install nftables)")
@@ -293,7 +311,8 @@ async def _read_nft(
     for name in nft.other_families(finished.output):
         missing.append(f"the nftables table {name} works at a hook that is not followed")
     skipped = {(prefix, name) for name in by_iptables}
-    return nft.parse(finished.output, family, is_local, skipped, _read_interfaces(finished.output))
+    interfaces = _read_interfaces(finished.output)
+    return nft.parse(finished.output, family, local.holds, skipped, interfaces, local.holds_on)
 
 
 def _read_interfaces(text: str) -> dict[nft.SetPlace, list[str]]:

@@ -22,16 +22,17 @@ from felixpy.explain.packet import (
     Action,
     Answer,
     Chain,
+    IsLocal,
+    IsOn,
     Packet,
     Rule,
     Ruleset,
     Step,
+    nobody_knows,
 )
 from felixpy.model.net import Family, Net, parse_address
 
 Json = Any
-IsLocal = Callable[[bytes], bool]
-
 FAMILIES = {"ip": Family.V4, "ip6": Family.V6}
 CT_STATES = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
 CT_STATUS = {"snat": 16, "dnat": 32}
@@ -74,6 +75,7 @@ def parse(
     is_local: IsLocal,
     skipped: Collection[tuple[str, str]] = (),
     interfaces: Mapping[SetPlace, Sequence[str]] | None = None,
+    is_on: IsOn = nobody_knows,
 ) -> list[Ruleset]:
     """Tables that packets of a family go through, without ``skipped`` ones, given as (family, name).
 
@@ -96,7 +98,7 @@ def parse(
             elif kind == "chain":
                 tables[key].chains[body["name"]] = _chain(body)
             elif kind == "rule":
-                made = rule(body, sets.setdefault(key, {}), is_local)
+                made = rule(body, sets.setdefault(key, {}), is_local, is_on)
                 tables[key].chains[body["chain"]].rules.append(made)
     return list(tables.values())
 
@@ -127,17 +129,18 @@ def _chain(body: Json) -> Chain:
     )
 
 
-def rule(body: Json, sets: Mapping[str, Json], is_local: IsLocal) -> Rule:
+def rule(body: Json, sets: Mapping[str, Json], is_local: IsLocal, is_on: IsOn = nobody_knows) -> Rule:
     """One rule; ``sets`` are the elements of the table's sets and maps by name."""
-    reader = _Reader(sets, is_local)
+    reader = _Reader(sets, is_local, is_on)
     steps = tuple(step for expression in body.get("expr", []) for step in reader.steps(expression))
     return Rule(steps, rule_text(body), body.get("comment", ""))
 
 
 class _Reader:
-    def __init__(self, sets: Mapping[str, Json], is_local: IsLocal) -> None:
+    def __init__(self, sets: Mapping[str, Json], is_local: IsLocal, is_on: IsOn) -> None:
         self._sets = sets
         self._is_local = is_local
+        self._is_on = is_on
 
     def steps(self, expression: Json) -> Iterable[Step]:
         for kind, body in expression.items():
@@ -227,11 +230,15 @@ class _Reader:
         return UNJUDGED
 
     def _fib(self, packet: Packet, fib: Json) -> Any:
-        flags = fib.get("flags", [])
-        if fib.get("result") != "type" or set(flags) - {"saddr", "daddr"} or len(flags) != 1:
+        flags = set(fib.get("flags", []))
+        sides, interfaces = flags & {"saddr", "daddr"}, flags & {"iif", "oif"}
+        if fib.get("result") != "type" or len(sides) != 1 or len(interfaces) > 1 or flags - sides - interfaces:
             return UNJUDGED
         address = packet.source if "saddr" in flags else packet.destination
-        return FIB_TYPES["local" if self._is_local(address) else "unicast"]
+        if not interfaces:
+            return FIB_TYPES["local" if self._is_local(address) else "unicast"]
+        found = self._is_on(address, packet.iif if "iif" in flags else packet.oif)
+        return UNJUDGED if found is None else FIB_TYPES["local" if found else "unicast"]
 
     # --- maps and statements -----------------------------------------------------------------------------------
 

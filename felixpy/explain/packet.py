@@ -59,6 +59,18 @@ class Action(NamedTuple):
 
 ACCEPT, DROP, REJECT, RETURN, UNKNOWN = map(Action, ("accept", "drop", "reject", "return", "unknown"))
 
+IsLocal = Callable[[bytes], bool]
+"""Whether an address is the node's own."""
+
+IsOn = Callable[[bytes, str], bool | None]
+"""Whether an address is the node's own on an interface; None: cannot be told."""
+
+
+def nobody_knows(address: bytes, interface: str) -> bool | None:
+    """An ``IsOn`` without facts."""
+    return None
+
+
 Answer = bool | Action | None
 """True: the rule goes on; False: it does not match; None: cannot be judged; an action ends the rule."""
 

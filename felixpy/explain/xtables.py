@@ -20,10 +20,13 @@ from felixpy.explain.packet import (
     Action,
     Answer,
     Chain,
+    IsLocal,
+    IsOn,
     Packet,
     Rule,
     Ruleset,
     Step,
+    nobody_knows,
 )
 from felixpy.model.net import Net, parse_address
 
@@ -46,10 +49,7 @@ class Sets(Protocol):
         """Mark and mask of the member that holds the packet, zeros if none does; None: cannot be told."""
 
 
-IsLocal = Callable[[bytes], bool]
-
-
-def parse(text: str, program: str, sets: Sets, is_local: IsLocal) -> list[Ruleset]:
+def parse(text: str, program: str, sets: Sets, is_local: IsLocal, is_on: IsOn = nobody_knows) -> list[Ruleset]:
     """Tables of one ``-save`` output; ``program`` is its name for people, such as ``iptables-legacy``."""
     tables: list[Ruleset] = []
     table = ""
@@ -63,7 +63,7 @@ def parse(text: str, program: str, sets: Sets, is_local: IsLocal) -> list[Rulese
         elif line.startswith("-A ") and tables:
             words = shlex.split(line)
             chain = tables[-1].chains.setdefault(words[1], Chain(words[1]))
-            steps = _Reader(words[2:], sets, is_local, table).steps()
+            steps = _Reader(words[2:], sets, is_local, is_on, table).steps()
             chain.rules.append(Rule(steps, " ".join(line.split()[2:]), _comment(words)))
     return tables
 
@@ -82,10 +82,11 @@ def _chain(table: str, name: str, policy: str) -> Chain:
 class _Reader:
     """Reads the words of one rule."""
 
-    def __init__(self, words: list[str], sets: Sets, is_local: IsLocal, table: str) -> None:
+    def __init__(self, words: list[str], sets: Sets, is_local: IsLocal, is_on: IsOn, table: str) -> None:
         self._words = words
         self._sets = sets
         self._is_local = is_local
+        self._is_on = is_on
         self._table = table
         self._modules: list[str] = []
         self._at = 0
@@ -172,6 +173,11 @@ class _Reader:
         return lambda packet: packet.mark & mask == wanted
 
     def _type(self, value: str, of: Callable[[Packet], bytes]) -> Step:
+        if self._words[self._at : self._at + 1] in (["--limit-iface-in"], ["--limit-iface-out"]):
+            inward = self._next() == "--limit-iface-in"
+            if value != "LOCAL":
+                return lambda packet: None
+            return lambda packet: self._is_on(of(packet), packet.iif if inward else packet.oif)
         if value == "LOCAL":
             return lambda packet: self._is_local(of(packet))
         if value == "UNICAST":

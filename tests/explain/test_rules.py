@@ -261,6 +261,26 @@ def test_protocols_have_their_own_fields() -> None:
     assert walked(nft.parse(text, Family.V4, LOCAL.__contains__), echo).outcome is Outcome.DROPPED
 
 
+def test_a_local_address_of_one_interface() -> None:
+    """As the rule for what the node itself sends into a tunnel asks: the node's own, but not the tunnel's."""
+    own = parse_address("172.31.0.1")
+
+    def is_on(address: bytes, interface: str) -> bool:
+        return (address, interface) == (own, "eth0")
+
+    fib = {"fib": {"result": "type", "flags": ["saddr", "oif"]}}
+    chain = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m addrtype {} --src-type LOCAL --limit-iface-out -j DROP\n"
+    for operation, sign, dropped in (("==", "", "eth0"), ("!=", "!", "vxlan.calico")):
+        text = nft_text([match(fib, 2, operation), DROP])
+        for interface in ("eth0", "vxlan.calico"):
+            by_nft = nft.parse(text, Family.V4, LOCAL.__contains__, is_on=is_on)
+            by_iptables = xtables.parse(chain.format(sign), "iptables", SETS, LOCAL.__contains__, is_on)
+            for rules in (by_nft, by_iptables):
+                verdict = walked(rules, packet(source=own), Route(interface))
+                assert (verdict.outcome is Outcome.DROPPED, verdict.doubts) == (interface == dropped, [])
+        assert not walked(nft.parse(text, Family.V4, LOCAL.__contains__)).certain
+
+
 def test_an_echo_request_has_code_0() -> None:
     for code, outcome in (("", Outcome.DROPPED), ("/0", Outcome.DROPPED), ("/1", Outcome.PASSES)):
         rules = ipt(f"FORWARD -p icmp -m icmp --icmp-type 8{code} -j DROP")
