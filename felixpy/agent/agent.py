@@ -414,6 +414,8 @@ class Agent:
             self.comparisons.ask()  # until then, settings without notifications are as the start's reading found them
         self.outcome.measures = True
         self.files.start()
+        if self.dataplane.are_filters_written:
+            self.calculation.policy.settled()
         if begins:
             self._publish()  # what others left takes seconds to look for
         if not self.failures:

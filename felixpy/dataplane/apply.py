@@ -219,6 +219,12 @@ class Dataplane:
         return not any(table.dirty or table.waiting or table.refused for table in self.tables())
 
     @property
+    def are_filters_written(self) -> bool:
+        """Whether the packet filters have what is wanted, but for what waits for something else."""
+        tables = (table for filters in self.filters.values() for table in filters.all)
+        return not any(table.dirty or table.refused for table in tables)
+
+    @property
     def is_open(self) -> bool:
         """Whether the rules of all families stand."""
         return not self._closed
