@@ -14,6 +14,7 @@ import pytest
 from felixpy.agent.outcome import Outcome
 from felixpy.calc import graph
 from felixpy.calc.endpoints import endpoint_entries
+from felixpy.calc.entries import STANDING_SETS
 from felixpy.config.settings import DECLARATIONS
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.ownership import Ownership
@@ -385,7 +386,7 @@ def test_another_back_end_takes_over_and_the_old_one_goes(broker: Broker) -> Non
                 await agent.stream.put(backend(mode, iptables))
                 await agent.until(lambda name=name: in_use() == {name}, f"{name} alone")
                 assert routes() == {"10.48.0.1", "fd00:48::1"}
-                kept = 0 if name == "nftables" else 12
+                kept = 0 if name == "nftables" else 2 * len(STANDING_SETS)
                 await agent.until(lambda kept=kept: len(ipsets()) == kept, "the sets of this back-end alone")
                 await agent.until(lambda: agent.stream.status[NODE]["state"] == "in-sync", "in-sync again")
             assert agent.events("leftovers of another back-end or family remain") == []

@@ -76,9 +76,10 @@ def other(attribute: str) -> Any:
 
 
 def seen(settings: Settings) -> object:
-    """What the calculation sees of the settings."""
+    """What entries depend on of the settings. Whether other nodes' endpoints are known is only told."""
     entry = EntrySettings.of(settings)
-    return entry, policy_settings(settings, supported_families(entry, HOST_FACTS), HOST_FACTS)
+    policy = policy_settings(settings, supported_families(entry, HOST_FACTS), HOST_FACTS)
+    return entry, replace(policy, knows_peers=True)
 
 
 def calculation(settings: Settings) -> Calculation:
