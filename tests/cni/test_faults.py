@@ -94,6 +94,7 @@ class Bench:
         self.journal = Journal(folder / "state" / "attachments")
         self.played = Played()
         self.addresses = Addresses(lambda family: RANGES[family], "give it one")
+        self.open_before = _open_namespaces()  # of other tests of this process
         self.attachments = LocalAttachments()
         node = Node("n1", lambda: "cali")
         self.server = CniServer(self.path, node, self.attachments, self.journal, self.addresses, self.played)
@@ -133,7 +134,7 @@ class Bench:
             "attachments": len(self.attachments),
             "endpoints": len(self.played.endpoints),
             "journal": list(parse(self.journal.path.read_bytes()).attachments),
-            "descriptors of namespaces": _open_namespaces(),
+            "descriptors of namespaces": _open_namespaces() - self.open_before,
         }
 
 

@@ -294,7 +294,7 @@ def test_explicit_deletion_ends_the_doubt() -> None:
     stream.message("ippool/a", b"a")
     stream.message("ippool/b", b"")
     assert stream.removed == ["ippool/b"]
-    stream.wait(2)
+    stream.wait(5)  # reading all kinds again takes a while, too
     assert stream.state is SyncState.IN_SYNC
 
 
