@@ -11,7 +11,7 @@ import contextlib
 import errno
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,6 +131,12 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
 def fail(sentence: str, exit_code: int = 1) -> None:
     typer.echo(f"felixpy: {sentence}", err=True)
     raise typer.Exit(exit_code)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table without a box: nothing is cut, and the last column is as wide as it needs."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return ["  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows]
 
 
 def finish(work: Coroutine[Any, Any, int | None], error_code: int = 1) -> None:

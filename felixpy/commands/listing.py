@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from felixpy.commands.common import UsageError
+from felixpy.commands.common import UsageError, columns
 from felixpy.model.resources import Kind
 from felixpy.mqtt import topics
 
@@ -50,8 +50,7 @@ def wide(objects: Mapping[str, Any]) -> list[str]:
     """Columns for people: kind, namespace, name, what its spec says first. Nothing is cut."""
     rows = [("KIND", "NAMESPACE", "NAME", "SPEC")]
     rows += [(*_identity(topic), _spec(value)) for topic, value in objects.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    return columns(rows)
 
 
 def _identity(topic: str) -> tuple[str, str, str]:

@@ -19,6 +19,7 @@ from felixpy.commands.common import (
     USAGE,
     CommandError,
     SettingsFile,
+    columns,
     finish,
     local_settings,
     observer,
@@ -197,9 +198,7 @@ async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None
         typer.echo(json.dumps([line._asdict() for line in lines]))
         return
     rows = [("TABLE", "ENTRY", "WANTED", "KERNEL", "NOTE"), *lines]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        text = "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+    for row, text in zip(rows, columns(rows), strict=True):
         as_wanted = row is rows[0] or (row[2] and row[3] and not row[4])
         typer.secho(text, fg=None if as_wanted else typer.colors.YELLOW)  # without a terminal: no colour
 

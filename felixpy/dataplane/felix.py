@@ -110,8 +110,7 @@ def _routes(links: Links, prefixes: tuple[str, ...]) -> list[LeftRoute]:
                 request = rtnetlink.route_dump_request(family, MAIN_TABLE, protocol=protocol)
                 for key, route in rtnetlink.decode_routes(netlink.dump_all(request)):
                     interface = (links.name_of(route.interface) or "") if route.interface else ""
-                    workload = interface.startswith(prefixes) if interface else protocol == PROTOCOLS[0]
-                    if workload or protocol == PROTOCOLS[0]:
+                    if protocol == PROTOCOLS[0] or interface.startswith(prefixes):
                         found.append(LeftRoute(key, route, interface))
     finally:
         netlink.close()

@@ -19,7 +19,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
 CHART = CONFIG / "helm" / "felixpy"
 BASE = CONFIG / "kubernetes" / "base"
 HELM = os.environ.get("FELIXPY_HELM") or shutil.which("helm")
-"""``make test-api`` builds one. Without it nothing that needs it is collected."""
+"""Without one nothing that needs it is collected."""
 
 
 def objects(text: str) -> dict[tuple[str, str], Any]:
