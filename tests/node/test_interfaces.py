@@ -39,7 +39,7 @@ def test_methods_on_a_machine(machine: None) -> None:
     assert str(detect("first-found", Family.V6, around)) == "fd09::1/64"
     assert str(detect("cidr=10.9.0.0/16", Family.V4, around)) == "10.9.0.1/24"
     assert str(detect("can-reach=10.9.0.77", Family.V4, around)) == "10.9.0.1/24"
-    # Only what goes to that address: the kernel itself sends multicast reports of its new interfaces, at a time of its own.
+    # Only what goes to that address: the kernel itself sends multicast reports of its new interfaces when it likes.
     run("nft", "table inet count { chain c { type filter hook output priority 0; ip daddr 203.0.113.9 counter; }; }")
     assert str(detect("can-reach=203.0.113.9", Family.V4, around)) == "192.168.5.4/16"
     assert "packets 0 bytes 0" in run("nft", "list", "table", "inet", "count")
