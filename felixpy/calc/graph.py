@@ -18,8 +18,10 @@ from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, host_entries, supported_families
 from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
 from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem
-from felixpy.calc.policy.graph import GONE, PolicyCalculation, PolicySettings
 from felixpy.calc.policy.graph import KINDS as POLICY_DEPENDS_ON
+from felixpy.calc.policy.graph import PolicyCalculation
+from felixpy.calc.policy.output import GONE
+from felixpy.calc.policy.settings import PolicySettings
 from felixpy.calc.services import service_entries
 from felixpy.config import ProgramClusterRoutes, Settings
 from felixpy.model.net import Family

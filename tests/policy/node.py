@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from felixpy.calc.policy.classes import PolicyKey, PolicyValue
-from felixpy.calc.policy.graph import GONE, PolicyCalculation, PolicySettings
+from felixpy.calc.policy.graph import PolicyCalculation
+from felixpy.calc.policy.output import GONE
+from felixpy.calc.policy.settings import PolicySettings
 from felixpy.model.net import FAMILIES
 from felixpy.model.policy import PolicyAction
 from felixpy.model.resources import Resource, ResourceKey, Update

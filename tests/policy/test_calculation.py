@@ -26,9 +26,10 @@ from felixpy.calc.policy.classes import (
     TierChains,
     Use,
 )
-from felixpy.calc.policy.graph import GONE, PolicySettings
 from felixpy.calc.policy.numbering import Numbers, number_at
+from felixpy.calc.policy.output import GONE
 from felixpy.calc.policy.sets import without_covered
+from felixpy.calc.policy.settings import PolicySettings
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.parse import parse_resource
 from felixpy.model.resources import Absent, Kind, Resource, ResourceKey

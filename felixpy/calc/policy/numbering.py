@@ -35,6 +35,11 @@ class Numbers:
         self._adopted: dict[str, int] = {}
         self._taken: set[int] = set()
 
+    @property
+    def highest(self) -> int:
+        """How many were given, of those that were never given before."""
+        return self._next
+
     def adopt(self, numbers: Mapping[str, int]) -> None:
         """Numbers that the kernel has for classes of these names: they get them again."""
         self._adopted = {name: number for name, number in numbers.items() if number not in self._taken}

@@ -25,6 +25,13 @@ class ChainId(NamedTuple):
         return _name_of(self)
 
 
+def owner_name(owner: ResourceKey | str) -> str:
+    """A policy or a profile, for people."""
+    if isinstance(owner, str):
+        return owner
+    return f"{owner.namespace}/{owner.name}" if owner.namespace else owner.name
+
+
 @lru_cache(1 << 16)
 def _name_of(chain: ChainId) -> str:
     owner = ("Profile", chain.owner) if isinstance(chain.owner, str) else chain.owner

@@ -1,0 +1,22 @@
+"""What policy depends on of the settings and of the host. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from felixpy.model.net import Family
+from felixpy.model.policy import PolicyAction
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """What policy depends on of the settings and of the host."""
+
+    families: tuple[Family, ...]
+    without_profile: PolicyAction = PolicyAction.ALLOW
+    log_prefix: str = "calico-packet"
+    host_addresses: tuple[tuple[str, bytes], ...] = ()
+    interface_prefixes: tuple[str, ...] = ("",)
+    """How interfaces of workloads begin: others get no class."""
+    knows_peers: bool = True
+    """Whether the source tells of the endpoints of other nodes."""
