@@ -21,6 +21,7 @@ from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.problems import Problems
 from felixpy.observe.samples import RecentFailures, Samples
+from felixpy.store.ways import whole
 
 CLOCK_ERROR_SECONDS = 1.0
 """So far may the publisher's clock be ahead of ours, if both are set by NTP; a time beyond that says nothing."""
@@ -92,8 +93,8 @@ class Outcome:
             self._arrivals.pop(key, None)
 
     def judge(self, things: Iterable[ResourceKey]) -> None:
-        """Tell what has changed of objects."""
-        for thing in things:
+        """Tell what has changed of objects, of which parts may be given."""
+        for thing in set(map(whole, things)):
             state, reason = self.state_of(thing)
             if thing == HOST or state == "pending":
                 continue

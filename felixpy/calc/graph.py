@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from heapq import heapify, heappop, heappush
+from itertools import chain
 from typing import Final, cast
 
 from felixpy.calc.cluster_routes import block_entries
 from felixpy.calc.endpoints import endpoint_entries
-from felixpy.calc.entries import Key, NexthopKey, Value
+from felixpy.calc.entries import Key, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, host_entries, supported_families
 from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
-from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem
+from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem, way_entries
 from felixpy.calc.policy.graph import KINDS as POLICY_DEPENDS_ON
 from felixpy.calc.policy.graph import PolicyCalculation
 from felixpy.calc.policy.output import GONE
@@ -28,6 +29,7 @@ from felixpy.model.net import Family
 from felixpy.model.policy import PolicyAction
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.store.store import Store
+from felixpy.store.ways import is_way, whole
 
 HOST: Final = ResourceKey(Kind.FELIX_CONFIGURATION, "")
 """The node itself as an object: forwarding, external nodes. No resource can have an empty name."""
@@ -53,15 +55,25 @@ def _pool(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host)
 
 
 def _node(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+    if is_way(thing):
+        return _way(thing, store, settings, host)
     node = store.nodes.get(thing.name)
-    entries, problems = (
-        own_node_entries(store, settings, host)
-        if thing.name == store.node_name
-        else other_node_entries(thing.name, store, settings, host)
-    )
+    entries: dict[Key, Value] = {}
+    problems: list[str] = []
+    if thing.name == store.node_name:
+        entries, problems = own_node_entries(store, settings, host)
+    elif node:
+        entries = other_node_entries(node, store, settings, host)
     if node:
         entries |= node_entries(node, settings, host)
     return entries, "; ".join(dict.fromkeys(problems))
+
+
+def _way(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+    pool = store.pools.get(ResourceKey(Kind.IP_POOL, thing.namespace))
+    if pool is None or not store.ways.things(thing):
+        return NOTHING
+    return way_entries(thing.name, pool, store, settings, host)
 
 
 def _block(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
@@ -123,21 +135,27 @@ class Calculation:
         self.problems: dict[ResourceKey, str] = {}
         families = supported_families(self.settings, host)
         self.policy = PolicyCalculation(store, policy_settings(settings, families, host), self.problems)
+        self._wrong_parts: dict[ResourceKey, dict[ResourceKey, str]] = {}
         self._entries: dict[ResourceKey, dict[Key, Value]] = {}
         self._owner: dict[Key, ResourceKey] = {}
         self._rivals: dict[Key, _Rivals] = {}
 
     def keys_of(self, thing: ResourceKey) -> Iterable[Key]:
-        """Table keys that an object contributes to."""
-        return self._entries.get(thing, {}).keys()
+        """Table keys that an object contributes to, a node by all its parts."""
+        keys = self._entries.get(thing, {}).keys()
+        if thing.kind is not Kind.NODE:
+            return keys
+        ways = self.store.ways.of_node(thing.name)
+        return chain(keys, *(self._entries.get(way, {}).keys() for way in ways))
 
     def owner_of(self, key: Key) -> ResourceKey | None:
         """The object whose value of a key counts."""
-        return self._owner.get(key)
+        owner = self._owner.get(key)
+        return whole(owner) if owner else None
 
     def owners_of(self, keys: Iterable[Key]) -> set[ResourceKey]:
         """The objects whose values of these keys count."""
-        return {self._owner[key] for key in keys if key in self._owner}
+        return {whole(self._owner[key]) for key in keys if key in self._owner}
 
     def entries(self) -> Changes:
         """Every entry that counts, for a table that starts empty."""
@@ -170,37 +188,41 @@ class Calculation:
     def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
         """Calculate objects again and return every entry that changed."""
         changes: Changes = {}
-        nodes: list[ResourceKey] = []
+        ways: list[ResourceKey] = []
         others: set[ResourceKey] = set()
         for thing in dirty:
-            if thing.kind is Kind.NODE:
-                nodes.append(thing)
-            else:
-                others.add(thing)
-        for node in nodes:
-            ways = self._ways(node)
-            self._calculate_into((node,), changes)
-            if self._ways(node) != ways:  # its blocks have a route where there is a way
-                others.update(self.store.blocks_of(node.name))
+            ways.append(thing) if is_way(thing) else others.add(thing)
+        led = {way for way in ways if way in self._entries}
+        self._calculate_into(ways, changes)
+        for way in ways:
+            if (way in self._entries) != (way in led):  # what leads along it has a route where it exists
+                others.update(self.store.ways.things(way))
         self._calculate_into(others, changes)
         for key, value in self.policy.flush().items():
             changes[key] = ABSENT if value is GONE else cast("Value", value)
         return changes
 
-    def _ways(self, node: ResourceKey) -> set[Key]:
-        return {key for key in self._entries.get(node, ()) if type(key) is NexthopKey}
-
     def _calculate_into(self, things: Iterable[ResourceKey], changes: Changes) -> None:
         for thing in things:
             if thing.kind in CALCULATIONS or thing == HOST:
                 entries, problem = self._calculate(thing)
-                if problem:
-                    self.problems[thing] = problem
-                else:
-                    self.problems.pop(thing, None)
+                self._note(thing, problem)
                 self._contribute(thing, entries, changes)
             if thing.kind in POLICY_DEPENDS_ON:
                 self.policy.take(thing)
+
+    def _note(self, part: ResourceKey, problem: str) -> None:
+        """What is wrong with a node is what is wrong with its parts, once each."""
+        thing = whole(part)
+        if thing.kind is Kind.NODE and (problem or thing in self._wrong_parts):
+            parts = self._wrong_parts.pop(thing, {}) | {part: problem}
+            if parts := {one: words for one, words in parts.items() if words}:
+                self._wrong_parts[thing] = parts
+            problem = "; ".join(dict.fromkeys(parts[one] for one in sorted(parts)))
+        if problem:
+            self.problems[thing] = problem
+        else:
+            self.problems.pop(thing, None)
 
     def _calculate(self, thing: ResourceKey) -> Calculated:
         if thing == HOST:

@@ -1,9 +1,9 @@
 """Nodes and pools -> tunnel devices of this node, what they know of other nodes, and nexthops to these. Pure.
 
-    own node     device, its address                                   where a pool needs the tunnel
-    other node   FDB entry and neighbour of its tunnel's end           where a pool needs VXLAN, with blocks or without
-                 one nexthop for each pool that it has addresses of    native or through a tunnel, see ``underlay``
-                 a route to the address of its tunnel                  where no block of it has that address
+    own node     device, its address                           where a pool needs the tunnel
+    other node   FDB entry and neighbour of its tunnel's end   where a pool needs VXLAN, with blocks or without
+                 a route to the address of its tunnel          where no block of it has that address
+    way          the nexthop of a node and a pool              native or through a tunnel, see ``underlay``
 
 IPv4 goes by the address of the other's device, as with Calico; IPv6 by the link-local address of its MAC: the former
 lies in the other's own block, and the kernel checks IPv6 gateways against the routes that stand. Invariant: an IPv4
@@ -137,33 +137,31 @@ def _vxlan_nexthop(node: Node, family: Family, device: Tunnel, store: Store) -> 
     return (Nexthop(device, tunnel_address) if tunnel_address else None), missing
 
 
-def other_node_entries(
-    name: str, store: Store, settings: EntrySettings, host: Host
-) -> tuple[dict[Key, Value], list[str]]:
-    """What another node gives this one's kernel besides membership of sets; the node may be known from blocks alone."""
+def way_entries(
+    node_name: str, pool: IPPool, store: Store, settings: EntrySettings, host: Host
+) -> tuple[dict[Key, Value], str]:
+    """The nexthop of one way, and what is wrong with it; the node may be known from blocks alone."""
+    if not is_programmed(pool.encapsulation, settings) or pool.cidr.family not in supported_families(settings, host):
+        return {}, ""
+    nexthop, problem = nexthop_to(node_name, pool, store, settings, host)
+    return ({nexthop_key(node_name, pool): nexthop} if nexthop else {}), problem
+
+
+def other_node_entries(node: Node, store: Store, settings: EntrySettings, host: Host) -> dict[Key, Value]:
+    """What another node gives this one's kernel besides membership of sets, and nexthops of the ways to it."""
     entries: dict[Key, Value] = {}
-    problems: list[str] = []
-    families = supported_families(settings, host)
-    node = store.nodes.get(name)
-    if node is not None:
-        for family in families:
-            entries |= _tunnel_end(node, family, store, settings)
-    for pool in store.pools_of(name):
-        if pool.cidr.family not in families or not is_programmed(pool.encapsulation, settings):
-            continue
-        nexthop, problem = nexthop_to(name, pool, store, settings, host)
-        if nexthop is not None:
-            entries[nexthop_key(name, pool)] = nexthop
-        if problem:
-            problems.append(problem)
-    if node is not None:
-        for address in _addresses_without_block(node, store, settings):
-            pool_of = store.covering_pool(address)
-            if pool_of is not None and (key := nexthop_key(name, pool_of)) in entries:
-                entries[route_key(address)] = Route(
-                    RouteType.UNICAST, None, protocol=settings.device_route_protocol, nexthop=key
-                )
-    return entries, problems
+    for family in supported_families(settings, host):
+        entries |= _tunnel_end(node, family, store, settings)
+    for address in _addresses_without_block(node, store, settings):
+        pool = store.covering_pool(address)
+        if pool is not None and way_entries(node.key.name, pool, store, settings, host)[0]:
+            entries[route_key(address)] = Route(
+                RouteType.UNICAST,
+                None,
+                protocol=settings.device_route_protocol,
+                nexthop=nexthop_key(node.key.name, pool),
+            )
+    return entries
 
 
 def _tunnel_end(node: Node, family: Family, store: Store, settings: EntrySettings) -> Iterator[tuple[Key, Value]]:

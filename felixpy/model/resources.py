@@ -62,6 +62,11 @@ class Encapsulation(StrEnum):
     VXLAN = "VXLAN"
     VXLAN_CROSS_SUBNET = "VXLANCrossSubnet"
 
+    @property
+    def tunnel(self) -> Encapsulation:
+        """The tunnel that is used at all, be it to every node or to those of other subnets."""
+        return Encapsulation(self.value.removesuffix("CrossSubnet"))
+
 
 @dataclass(frozen=True, slots=True)
 class WorkloadEndpoint:

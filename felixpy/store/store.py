@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from felixpy.model.net import FAMILIES, Family, Net
@@ -31,7 +31,7 @@ from felixpy.store.claims import Claims, Youngest
 from felixpy.store.index import Index
 from felixpy.store.peers import Identities, Peer
 from felixpy.store.prefixes import Prefixes
-from felixpy.store.ways import Ways
+from felixpy.store.ways import Ways, way_key
 
 
 class Store:
@@ -58,7 +58,6 @@ class Store:
         self._routing_pools: dict[Net, list[ResourceKey]] = {}
         self._blocks_at: Index[Net, ResourceKey] = Index()
         self._block_cidrs, self._tunnel_addresses = Prefixes(), Prefixes()
-        self._by_node: Index[str, ResourceKey] = Index()
         self._by_remote_address: Index[Net, ResourceKey] = Index()
         self._up: set[str] = set()
         self._by_mac: Index[tuple[Family, bytes], str] = Index()
@@ -138,17 +137,10 @@ class Store:
             return self.pools[self._routing_pools[wider][0]]
         return None
 
-    def pools_of(self, node: str) -> list[IPPool]:
-        """The pools that a node has blocks, borrowed addresses or tunnel addresses of, by name."""
-        return [self.pools[key] for key in self.ways.pools_of(node)]
-
-    def blocks_of(self, node: str) -> Collection[ResourceKey]:
-        """The blocks that lead to a node, wholly or in part; valid until the next change."""
-        return self._by_node.at(node)
-
     def is_in_block_of(self, node: str, address: Net) -> bool:
         """Whether a block says that an address is on a node."""
-        return any(_is_on(self.blocks[key], node, address) for key in self._by_node.at(node))
+        around = (key for cidr in self._block_cidrs.covering(address) for key in self._blocks_at.at(cidr))
+        return any(_is_on(self.blocks[key], node, address) for key in around)
 
     def encapsulations(self, family: Family) -> frozenset[Encapsulation]:
         """How pools of a family are encapsulated; LoadBalancer-only ones do not count."""
@@ -160,9 +152,13 @@ class Store:
         return self.node_name if self.node_name in nodes else min(nodes, default=None)
 
     def node_keys(self) -> set[ResourceKey]:
-        """Every node that is known, led to by a block, or this one."""
+        """Every node that is known, led to by a block, or this one, and every way."""
         names = {self.node_name, *self.nodes, *self.ways.nodes()}
-        return {ResourceKey(Kind.NODE, name) for name in names}
+        return {ResourceKey(Kind.NODE, name) for name in names}.union(self.ways.all())
+
+    def _all_of(self, name: str) -> set[ResourceKey]:
+        """A node with all ways to it."""
+        return {ResourceKey(Kind.NODE, name), *self.ways.of_node(name)}
 
     def _rank(self, key: ResourceKey) -> tuple[bool, Youngest, ResourceKey]:
         endpoint = self.endpoints[key]
@@ -230,13 +226,15 @@ class Store:
             family: frozenset(one for of, one in self._encapsulations if of is family) for family in FAMILIES
         }
         if before != self._encapsulated:
-            dirty |= self.node_keys()
+            dirty.add(ResourceKey(Kind.NODE, self.node_name))
+        if _tunnels(before) != _tunnels(self._encapsulated):
+            dirty.update(node.key for node in self.nodes.values())  # their ends of a tunnel come or go
         for cidr in changed:
             if routed[cidr] != self._routing_at(cidr):
                 dirty |= self._routed_anew(cidr)
             elif self.encapsulation_decides and _covering(old) == _covering(new):
                 dirty |= self._blocks_in(cidr)
-        return dirty | self.ways.keys_through(key)
+        return dirty.union(self.ways.through(key))
 
     def _blocks_in(self, cidr: Net) -> set[ResourceKey]:
         return {key for inside in self._block_cidrs.within(cidr) for key in self._blocks_at.at(inside)}
@@ -250,7 +248,7 @@ class Store:
         for address in self._tunnel_addresses.within(cidr):
             for key in self._by_remote_address.at(address):
                 if key.kind is Kind.NODE:
-                    dirty |= self._lead(key, self.nodes[key.name])
+                    dirty |= {key, *self._lead(key, self.nodes[key.name])}
         return dirty
 
     def _count_pool(self, old: IPPool | None, new: IPPool | None, cidr: Net) -> bool:
@@ -279,16 +277,17 @@ class Store:
 
     def _node(self, key: ResourceKey, new: Node | None) -> set[ResourceKey]:
         old = self.nodes.pop(key.name, None)
-        dirty = {key}
         if new is not None:
             self.nodes[key.name] = new
         if _addresses(old) == _addresses(new):
-            return dirty
+            return {key}
+        dirty = {key, *self.ways.of_node(key.name)}
         for node, change in ((old, self._by_mac.discard), (new, self._by_mac.add)):
             for family in FAMILIES if node else ():
                 assert node is not None
                 shared = change((family, node.vtep_mac(family)), key.name)
-                dirty.update(ResourceKey(Kind.NODE, name) for name in shared)
+                for name in shared:
+                    dirty |= self._all_of(name)
         for node, change_address in ((old, self._by_remote_address.discard), (new, self._by_remote_address.add)):
             for address in node.tunnel_addresses if node else ():
                 change_address(Net.host(address), key)
@@ -307,14 +306,10 @@ class Store:
         if new is not None:
             self._blocks_at.add(new.cidr, key)
             self._block_cidrs.add(new.cidr)
-        for name in block_nodes(old):
-            self._by_node.discard(name, key)
         for address in self._remote_addresses(old):
             self._by_remote_address.discard(address, key)
         if new is not None:
             self.blocks[key] = new
-            for name in block_nodes(new):
-                self._by_node.add(name, key)
             for address in self._remote_addresses(new):
                 self._by_remote_address.add(address, key)
         dirty = {key, *self._lead(key, new)}
@@ -326,9 +321,9 @@ class Store:
         return dirty
 
     def _lead(self, key: ResourceKey, thing: IPAMBlock | BlockAffinity | Node | None) -> set[ResourceKey]:
-        """Take note of the pools through which a block or a node's own tunnel addresses lead to nodes.
+        """Take note of the ways along which a block or a node's own tunnel addresses lead.
 
-        Returns the nodes that are led to in another way now.
+        Returns the ways that begin or end with that.
         """
         if thing is None:
             return self.ways.lead(key, ())
@@ -337,7 +332,7 @@ class Store:
             names: set[str] = {key.name}
         else:
             pools, names = [self.covering_pool(thing.cidr)], block_nodes(thing)
-        found = {(name, pool.key) for pool in pools if pool for name in names if name != self.node_name}
+        found = {way_key(name, pool.key) for pool in pools if pool for name in names if name != self.node_name}
         return self.ways.lead(key, found)
 
     def _configuration(self, key: ResourceKey, new: FelixConfiguration | None) -> set[ResourceKey]:
@@ -377,6 +372,11 @@ def _covering(pool: IPPool | None) -> object:
 def _routing(pool: IPPool | None) -> object:
     """What the ways to the nodes with blocks in a pool depend on (``calc/overlay.py``)."""
     return None if pool is None or pool.load_balancer_only else (pool.cidr, pool.encapsulation)
+
+
+def _tunnels(encapsulated: Mapping[Family, frozenset[Encapsulation]]) -> object:
+    """What the ends of other nodes' tunnels depend on: which there are, and not to whom they are used."""
+    return {family: {one.tunnel for one in found} for family, found in encapsulated.items()}
 
 
 def _addresses(node: Node | None) -> object:

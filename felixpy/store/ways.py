@@ -1,61 +1,74 @@
 """Which nodes are led to through which pools, and by what: blocks, borrowed addresses, addresses of tunnels. Pure.
 
-Each (node, pool) is one nexthop in the kernel, whatever the number of blocks; so a change of a pool or a node concerns
-as many nexthops as it has, and no block.
+Each (node, pool) is a way: one nexthop in the kernel, whatever the number of blocks. It is calculated by itself, so
+that a change of a pool concerns one way of each node and nothing else of it, and no block.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from felixpy.model.resources import Kind, ResourceKey
+from felixpy.store.index import Index
 
-Way = tuple[str, ResourceKey]
-"""Name of a node, key of a pool."""
+
+def way_key(node: str, pool: ResourceKey) -> ResourceKey:
+    """A way as an object that is calculated: a part of a node, told from it by a namespace, which no node has."""
+    return ResourceKey(Kind.NODE, node, pool.name)
+
+
+def is_way(key: ResourceKey) -> bool:
+    return key.kind is Kind.NODE and bool(key.namespace)
+
+
+def whole(key: ResourceKey) -> ResourceKey:
+    """The object that people know of which this is a part, or the same."""
+    return ResourceKey(Kind.NODE, key.name) if is_way(key) else key
 
 
 class Ways:
-    """Counts, by node and by pool, what leads there."""
+    """Ways by node and by pool, and what leads there."""
 
     def __init__(self) -> None:
-        self._of: dict[ResourceKey, frozenset[Way]] = {}
-        self._pools: dict[str, Counter[ResourceKey]] = {}
-        self._nodes: dict[ResourceKey, set[str]] = {}
+        self._of: dict[ResourceKey, frozenset[ResourceKey]] = {}
+        self._things: Index[ResourceKey, ResourceKey] = Index()
+        self._by_node: Index[str, ResourceKey] = Index()
+        self._by_pool: Index[str, ResourceKey] = Index()
 
-    def nodes(self) -> Iterable[str]:
+    def all(self) -> Collection[ResourceKey]:
+        """Every way; as all that is returned here, valid until the next change."""
+        return self._things.places()
+
+    def nodes(self) -> Collection[str]:
         """Every node that something leads to."""
-        return self._pools.keys()
+        return self._by_node.places()
 
-    def pools_of(self, node: str) -> list[ResourceKey]:
-        """The pools through which something leads to a node, by name."""
-        return sorted(self._pools.get(node, ()))
+    def of_node(self, name: str) -> Collection[ResourceKey]:
+        """The ways to a node."""
+        return self._by_node.at(name)
 
-    def keys_through(self, pool: ResourceKey) -> set[ResourceKey]:
-        """Keys of the nodes that are led to through a pool."""
-        return {ResourceKey(Kind.NODE, name) for name in self._nodes.get(pool, ())}
+    def through(self, pool: ResourceKey) -> Collection[ResourceKey]:
+        """The ways to all nodes through a pool."""
+        return self._by_pool.at(pool.name)
 
-    def lead(self, thing: ResourceKey, ways: Iterable[Way]) -> set[ResourceKey]:
-        """Say where a thing leads to now. Returns keys of the nodes that have a pool more or less by it."""
+    def things(self, way: ResourceKey) -> Collection[ResourceKey]:
+        """What leads along a way: blocks, and the node itself where its tunnel's address does."""
+        return self._things.at(way)
+
+    def lead(self, thing: ResourceKey, ways: Iterable[ResourceKey]) -> set[ResourceKey]:
+        """Say along which ways a thing leads now. Returns those that begin or end with that."""
         old, new = self._of.pop(thing, frozenset()), frozenset(ways)
         if new:
             self._of[thing] = new
         changed = set()
-        for node, pool in old - new:
-            counts = self._pools[node]
-            counts[pool] -= 1
-            if not counts[pool]:
-                del counts[pool]
-                changed.add(node)
-                self._nodes[pool].discard(node)
-                if not self._nodes[pool]:
-                    del self._nodes[pool]
-                if not counts:
-                    del self._pools[node]
-        for node, pool in new - old:
-            counts = self._pools.setdefault(node, Counter())
-            counts[pool] += 1
-            if counts[pool] == 1:
-                changed.add(node)
-                self._nodes.setdefault(pool, set()).add(node)
-        return {ResourceKey(Kind.NODE, name) for name in changed}
+        for way in old - new:
+            if not self._things.discard(way, thing):
+                self._by_node.discard(way.name, way)
+                self._by_pool.discard(way.namespace, way)
+                changed.add(way)
+        for way in new - old:
+            if len(self._things.add(way, thing)) == 1:
+                self._by_node.add(way.name, way)
+                self._by_pool.add(way.namespace, way)
+                changed.add(way)
+        return changed

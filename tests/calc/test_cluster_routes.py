@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from felixpy.calc.entries import ElementKey, NexthopKey, RouteKey
-from felixpy.calc.graph import Calculation
+from felixpy.calc.graph import Calculated, Calculation
 from felixpy.calc.host import Host, HostAddress
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Family, Net
-from felixpy.model.resources import Encapsulation, Resource, Update
+from felixpy.model.resources import Encapsulation, Resource, ResourceKey, Update
+from felixpy.store.store import Store
 from tests.calc.samples import (
     HOST_FACTS,
     SETTINGS,
@@ -192,6 +193,45 @@ def test_an_address_of_a_node_that_changes_is_one_nexthop_for_each_family() -> N
     changes = calculation.calculate(calculation.store.apply(Update(moved.key, moved)))
     assert {type(key) for key in changes} == {NexthopKey, ElementKey}
     assert len([key for key in changes if isinstance(key, NexthopKey)]) == 2
+
+
+class Counting(Calculation):
+    """Notes what is calculated."""
+
+    def __init__(self) -> None:
+        super().__init__(Store("n1"), SETTINGS, HOST_FACTS)
+        self.done: list[tuple[str, str]] = []
+
+    def _calculate(self, thing: ResourceKey) -> Calculated:
+        self.done.append((thing.name, thing.namespace))
+        return super()._calculate(thing)
+
+    def take(self, *resources: Resource) -> list[tuple[str, str]]:
+        """Names and namespaces of what an update each has calculated."""
+        self.done = []
+        for resource in resources:
+            self.calculate(self.store.apply(Update(resource.key, resource)))
+        return sorted(self.done)
+
+
+def test_each_way_is_calculated_by_itself_whatever_leads_along_it() -> None:
+    """A node with many pools and many blocks: no update of one of them calculates the others."""
+    calculation = Counting()
+    pools = [pool(f"p{number}", f"10.{number}.0.0/16") for number in range(1, 9)]
+    calculation.take(*NODES, *pools)
+    blocks = {one.key.name: [block(f"10.{n}.{b}.0/26", "n2") for b in range(8)] for n, one in enumerate(pools, 1)}
+    for name, some in blocks.items():
+        assert calculation.take(some[0]) == [(some[0].key.name, ""), ("n2", name)]
+        for other in some[1:]:
+            assert calculation.take(other) == [(other.key.name, "")]
+    assert len(routes(calculation)) == 64
+    switched = replace(pools[0], encapsulation=Encapsulation.IPIP)
+    assert calculation.take(switched) == [("n1", ""), ("n2", ""), ("n2", "p1"), ("n3", ""), ("p1", ""), ("v4only", "")]
+    for encapsulation in (Encapsulation.IPIP_CROSS_SUBNET, Encapsulation.IPIP):  # the tunnel is there before and after
+        crossing = replace(pools[0], encapsulation=encapsulation)
+        assert calculation.take(crossing) == [("n1", ""), ("n2", "p1"), ("p1", "")]
+    moved = calculation.take(node("n2", "192.0.2.22/24", "2001:db8::2/64"))
+    assert moved == [("n2", ""), *(("n2", one.key.name) for one in pools)]
 
 
 def test_a_node_that_gets_another_address_gets_another_route() -> None:

@@ -103,7 +103,7 @@ def test_a_pool_concerns_the_pools_and_the_blocks_in_it() -> None:
 
 PLAIN = pool("p", "10.65.0.0/16")
 OF_A_BALANCER = replace(PLAIN, allowed_uses=frozenset({"LoadBalancer"}))
-SELF, POOLS, BLOCKS, NODES = {"p"}, {"inside"}, {"10-65-1-0-26"}, {"n1", "n2"}
+SELF, POOLS, BLOCKS, OWN_NODE = {"p"}, {"inside"}, {"10-65-1-0-26"}, {"n1"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ SELF, POOLS, BLOCKS, NODES = {"p"}, {"inside"}, {"10-65-1-0-26"}, {"n1", "n2"}
         (PLAIN, PLAIN, SELF),
         (PLAIN, replace(PLAIN, disabled=True, block_size=28), SELF),
         (PLAIN, replace(PLAIN, nat_outgoing=True), SELF | POOLS),
-        (PLAIN, replace(PLAIN, encapsulation=Encapsulation.VXLAN), SELF | NODES),
+        (PLAIN, replace(PLAIN, encapsulation=Encapsulation.VXLAN), SELF | OWN_NODE),
         (PLAIN, OF_A_BALANCER, SELF | POOLS | BLOCKS),
         (OF_A_BALANCER, replace(OF_A_BALANCER, encapsulation=Encapsulation.VXLAN), SELF),
         (OF_A_BALANCER, replace(OF_A_BALANCER, cidr=Net.parse("10.64.0.0/15")), SELF),
@@ -198,8 +198,9 @@ def test_a_node_concerns_no_block_that_leads_to_it() -> None:
     )
     assert put(store, node("n2", "192.0.2.2/24")) == {"n2"}
     assert put(store, node("n3", "192.0.2.3/24")) == {"n3"}
-    assert {key.name for key in store.blocks_of("n2")} == {"10-65-1-0-26", "n2-10-65-3-0-26"}
-    assert [one.key.name for one in store.pools_of("n2")] == ["p"]
+    (way,) = store.ways.of_node("n2")
+    assert {key.name for key in store.ways.things(way)} == {"10-65-1-0-26", "n2-10-65-3-0-26"}
+    assert way.namespace == "p"
     assert drop(store, node("n2")) == {"n2"}
 
 
@@ -222,7 +223,7 @@ def test_nodes_that_share_a_mac_concern_each_other() -> None:
 def test_an_address_of_a_tunnel_concerns_the_blocks_around_it() -> None:
     """It has a route of its own where no block leads to it."""
     store = store_of(pool("p", "10.65.0.0/16"), node("n2", "192.0.2.2/24", vxlan=["10.65.1.63"]))
-    assert [one.key.name for one in store.pools_of("n2")] == ["p"]
+    assert [way.namespace for way in store.ways.of_node("n2")] == ["p"]
     assert not store.is_in_block_of("n2", Net.parse("10.65.1.63"))
     assert put(store, block("10.65.1.0/26", "n2")) == {"10-65-1-0-26", "n2"}
     assert store.is_in_block_of("n2", Net.parse("10.65.1.63"))
@@ -241,10 +242,9 @@ def test_a_node_whose_addresses_stay_concerns_no_block(name: str) -> None:
 
 
 def test_a_block_that_changes_hands_leaves_its_old_node() -> None:
-    store = store_of(block("10.65.1.0/26", "n2", ("10.65.1.5/32", "n3")))
-    assert put(store, block("10.65.1.0/26", "n4")) == {"10-65-1-0-26"}
-    for name, expected in (("n2", set()), ("n3", set()), ("n4", {"10-65-1-0-26"})):
-        assert {key.name for key in store.blocks_of(name)} == expected
+    store = store_of(pool("p", "10.65.0.0/16"), block("10.65.1.0/26", "n2", ("10.65.1.5/32", "n3")))
+    assert put(store, block("10.65.1.0/26", "n4")) == {"10-65-1-0-26", "n2", "n3", "n4"}
+    assert set(store.ways.nodes()) == {"n4"}
 
 
 def test_the_nodes_of_a_block() -> None:
@@ -276,18 +276,20 @@ def test_length_and_keys_count_every_object_once() -> None:
     ]  # fmt: skip
     store = store_of(*everything, *everything)
     assert len(store) == len(everything)
-    assert store.all_keys() == {resource.key for resource in everything} | {ResourceKey(Kind.NODE, "n2")}
+    led_to = {ResourceKey(Kind.NODE, "n2"), ResourceKey(Kind.NODE, "n2", "p")}
+    assert store.all_keys() == {resource.key for resource in everything} | led_to
     for resource in everything:
         drop(store, replace(resource))
     assert len(store) == 0
     assert not store._by_address._index._at and not store._by_interface._index._at
     assert not store._by_address._crowds and not store._by_interface._crowds
-    for index in (store._by_node, store._by_remote_address, store._by_mac, store._pools_at, store._blocks_at):
+    ways = store.ways._things, store.ways._by_node, store.ways._by_pool
+    for index in (store._by_remote_address, store._by_mac, store._pools_at, store._blocks_at, *ways):
         assert vars(index) == {"_at": {}}
     assert not store._routing_pools
     for prefixes in (store.pool_cidrs, store.masqueraded_cidrs, store._block_cidrs, store._tunnel_addresses):
         assert not prefixes._count and not any(prefixes._sorted.values()) and not any(prefixes._lengths.values())
-    assert vars(store.ways) == {"_of": {}, "_pools": {}, "_nodes": {}}
+    assert not store.ways._of
     assert not store._encapsulations
 
 
