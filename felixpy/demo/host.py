@@ -50,6 +50,16 @@ class Packet(NamedTuple):
     port: int
 
 
+class Echoes:
+    """What became of a ping that ran for a while; known at its end."""
+
+    sent = answered = 0
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.answered
+
+
 class Host:
     """One namespace of the lab. Create with ``Host.start``; ``close`` ends the namespace."""
 
@@ -135,6 +145,17 @@ class Host:
         """Whether an echo request is answered in time."""
         answer = await self._ask("ping", address=address, timeout=_seconds(timeout), source=source)
         return "rtt_ms" in answer
+
+    @contextlib.asynccontextmanager
+    async def pinging(self, address: str, every_s: float) -> AsyncIterator[Echoes]:
+        """Ping at a steady pace while the block runs, and count at its end."""
+        name, echoes = uuid.uuid4().hex, Echoes()
+        await self._ask("echoes_start", echoes=name, address=address, every=every_s)
+        try:
+            yield echoes
+        finally:
+            answer = await self._ask("echoes_stop", echoes=name)
+            echoes.sent, echoes.answered = answer["sent"], answer["answered"]
 
     async def tcp(
         self,

@@ -8,6 +8,7 @@ in a few milliseconds. Must never run without the unshare: everything it changes
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -27,6 +28,7 @@ IPV6_HDRINCL = 36  # linux/in6.h; not in the socket module
 ICMP_ECHO, ICMPV6_ECHO = (8, 0), (128, 129)
 PAYLOAD = b"felixpy lab"
 RETRY_S = 0.15
+LAST_ANSWER_S = 2.0
 
 SYSCTLS = {
     # A new namespace copies IPv4 values from the machine, so each one that matters here is set.
@@ -184,28 +186,102 @@ def _until_answered(
     raise failure
 
 
+def echo_request(v6: bool, identifier: int, sequence: int) -> bytes:
+    """An ICMP or ICMPv6 echo request; the kernel fills in the checksum of ICMPv6 only."""
+    kind = (ICMPV6_ECHO if v6 else ICMP_ECHO)[0]
+    body = struct.pack("!HH", identifier, sequence) + PAYLOAD + b"\0"
+    check = 0 if v6 else checksum(struct.pack("!BBH", kind, 0, 0) + body)
+    return struct.pack("!BBH", kind, 0, check) + body
+
+
+def echo_answer(v6: bool, identifier: int, data: bytes) -> int | None:
+    """The sequence number of an answer to one's own request."""
+    icmp = data if v6 else data[(data[0] & 15) * 4 :]
+    if icmp[0] != (ICMPV6_ECHO if v6 else ICMP_ECHO)[1] or struct.unpack_from("!H", icmp, 4)[0] != identifier:
+        return None
+    return int(struct.unpack_from("!H", icmp, 6)[0])
+
+
+def echo_socket(address: str) -> socket.socket:
+    protocol = socket.IPPROTO_ICMPV6 if ":" in address else socket.IPPROTO_ICMP
+    return socket.socket(family_of(address), socket.SOCK_RAW, protocol)
+
+
 def ping(address: str, timeout: float, source: str | None = None) -> Answer:
     """ICMP or ICMPv6 echo."""
     v6 = ":" in address
-    request, reply = ICMPV6_ECHO if v6 else ICMP_ECHO
-    protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
     identifier = threading.get_native_id() & 0xFFFF
-    with socket.socket(family_of(address), socket.SOCK_RAW, protocol) as raw:
+    with echo_socket(address) as raw:
         if source:
             raw.bind((source, 0))
-        body = struct.pack("!HH", identifier, 1) + PAYLOAD + b"\0"
-        # The kernel fills in the checksum of ICMPv6 only.
-        check = 0 if v6 else checksum(struct.pack("!BBH", request, 0, 0) + body)
-        message = struct.pack("!BBH", request, 0, check) + body
+        message = echo_request(v6, identifier, 1)
         started = time.monotonic()
 
         def parse(data: bytes) -> Answer | None:
-            icmp = data if v6 else data[(data[0] & 15) * 4 :]
-            if icmp[0] != reply or struct.unpack_from("!H", icmp, 4)[0] != identifier:
+            if echo_answer(v6, identifier, data) is None:
                 return None
             return {"rtt_ms": (time.monotonic() - started) * 1000}
 
         return _until_answered(timeout, lambda: raw.sendto(message, (address, 0)), raw, parse)
+
+
+class Echoes:
+    """Echo requests at a steady pace until stopped, each counted, and their answers."""
+
+    def __init__(self, address: str, every: float) -> None:
+        self.address, self.every = address, every
+        self.sent = 0
+        self.answered: set[int] = set()
+        self.stopped = threading.Event()
+        self.socket = echo_socket(address)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self.socket.settimeout(0.05)
+        self.identifier = 0
+        self.receiver = threading.Thread(target=self.receive, daemon=True)
+        self.sender = threading.Thread(target=self.send, daemon=True)
+        self.sender.start()
+
+    def send(self) -> None:
+        self.identifier = threading.get_native_id() & 0xFFFF
+        self.receiver.start()
+        v6, due = ":" in self.address, time.monotonic()
+        while not self.stopped.is_set():
+            with contextlib.suppress(OSError):  # no route: lost like any other
+                self.socket.sendto(echo_request(v6, self.identifier, self.sent), (self.address, 0))
+            self.sent = (self.sent + 1) & 0xFFFF
+            due = max(due + self.every, time.monotonic() - self.every)
+            time.sleep(max(due - time.monotonic(), 0.0))
+
+    def receive(self) -> None:
+        over = 0.0
+        while not over or (len(self.answered) < self.sent and time.monotonic() < over):
+            if self.stopped.is_set() and not over:
+                over = time.monotonic() + LAST_ANSWER_S
+            try:
+                sequence = echo_answer(":" in self.address, self.identifier, self.socket.recv(2048))
+            except OSError:
+                continue
+            if sequence is not None:
+                self.answered.add(sequence)
+
+    def stop(self) -> Answer:
+        self.stopped.set()
+        self.sender.join()
+        self.receiver.join()
+        self.socket.close()
+        return {"sent": self.sent, "answered": len(self.answered)}
+
+
+running_echoes: dict[str, Echoes] = {}
+
+
+def echoes_start(echoes: str, address: str, every: float) -> Answer:
+    running_echoes[echoes] = Echoes(address, every)
+    return {}
+
+
+def echoes_stop(echoes: str) -> Answer:
+    return running_echoes.pop(echoes).stop()
 
 
 flows: dict[str, socket.socket] = {}
@@ -334,6 +410,8 @@ OPERATIONS: dict[str, Callable[..., Answer]] = {
         tcp,
         udp,
         ping,
+        echoes_start,
+        echoes_stop,
         flow_open,
         flow_ask,
         flow_close,

@@ -22,6 +22,7 @@ from felixpy.demo.checks import Check, Result
 from felixpy.demo.host import LabError
 from felixpy.demo.lab import Lab
 from felixpy.demo.latency import measure_latency
+from felixpy.demo.networks import across_networks
 from felixpy.demo.patience import Patience
 from felixpy.demo.resources import lab_resources, workload_endpoint, write_manifests
 from felixpy.demo.topology import P1B, Mode
@@ -105,6 +106,7 @@ async def run_demo(backend: str | None, ipv6_only: bool, keep: bool, latency: bo
         results = await show.run_all(checks.connectivity(lab) + checks.protection(lab))
         await _remove(lab, show)
         results += await show.run_all(checks.removed(lab))
+        results += await across_networks(lab, BACKENDS[backend or "auto"], show)
         show.table(results)
         if latency and (took := await measure_latency(lab)):
             console.print(took, markup=False)

@@ -103,24 +103,24 @@ def fabric_commands(mode: Mode, pids: Mapping[str, int]) -> list[str]:
             f"link add to-{host} type veth peer name eth0 netns {pid}",
             f"link set to-{host} master br0 up",
         ]
-    return commands + [_address(family, BROKER, "br0") for family in mode.families]
+    return commands + [address_command(family, BROKER, "br0") for family in mode.families]
 
 
 def ext_commands(mode: Mode) -> list[str]:
     """The outside host. It has no route to any workload: only NAT brings its answers back."""
     commands = ["link set lo up", "link set eth0 up"]
     for family in mode.families:
-        commands += [_address(family, EXT, "eth0"), f"addr add {INTERNET[family]}/{family.bits} dev lo"]
+        commands += [address_command(family, EXT, "eth0"), f"addr add {INTERNET[family]}/{family.bits} dev lo"]
     return commands
 
 
-def node_commands(mode: Mode, node: NodeSpec, pods: Mapping[PodSpec, int]) -> list[str]:
+def node_commands(mode: Mode, node: NodeSpec, pods: Mapping[PodSpec, int], router: Addresses = EXT) -> list[str]:
     """A node's fabric address and default route, and the host side of its workloads' interfaces."""
     commands = ["link set lo up", "link set eth0 up"]
     if Family.V4 not in mode.families:
         commands.append("addr del 127.0.0.1/8 dev lo")
     for family in mode.families:
-        commands += [_address(family, node.addresses, "eth0"), f"route add default via {EXT[family]}"]
+        commands += [address_command(family, node.addresses, "eth0"), f"route add default via {router[family]}"]
     for pod, pid in pods.items():
         commands += [
             f"link add {pod.interface} type veth peer name eth0 netns {pid}",
@@ -142,6 +142,7 @@ def pod_commands(mode: Mode, pod: PodSpec) -> list[str]:
     return commands
 
 
-def _address(family: Family, addresses: Addresses, device: str) -> str:
+def address_command(family: Family, addresses: Addresses, device: str) -> str:
+    """Gives an interface a node's address."""
     nodad = " nodad" if family is Family.V6 else ""
     return f"addr add {addresses[family]}/{NODE_PREFIX_LENGTH[family]} dev {device}{nodad}"

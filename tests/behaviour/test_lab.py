@@ -62,6 +62,16 @@ async def test_the_nodes_and_the_outside_reach_each_other_before_any_agent(bare:
             assert await bare.ext.ping(node.addresses[family])
 
 
+async def test_a_ping_that_runs_counts_what_is_lost(bare: Lab) -> None:
+    family = bare.families[0]
+    nobody = EXT[family].removesuffix("254").removesuffix("fe") + "99"
+    node = bare.node("node1")
+    async with node.pinging(EXT[family], 0.005) as answered, node.pinging(nobody, 0.005) as silent:
+        await asyncio.sleep(0.1)
+    assert answered.sent > 0 and answered.lost == 0
+    assert silent.sent > 0 and silent.lost == silent.sent
+
+
 async def test_a_single_family_lab_holds_nothing_of_the_other(bare: Lab) -> None:
     if Family.V4 not in bare.families:
         for node in ("node1", "node2"):
