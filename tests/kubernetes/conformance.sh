@@ -15,7 +15,7 @@ PROXY=${PROXY:-nftables} PROCS=${PROCS:-4} OUT=${OUT:-$root/build/conformance}
 suites=("$@"); [ $# -gt 0 ] || suites=(conformance dual-stack netpol matrix)
 
 say() { echo "conformance: $*"; }
-fail() { say "$*" >&2; exit 1; }
+fail() { say "not run: $*" >&2; exit 1; } # said of no spec: .ci/run tells it from one that failed
 
 # What of upstream's suite, and what not: with the reason.
 choose() {
