@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import signal
+from felixpy.interrupt import plain_interrupt
 
 
 def main() -> None:
-    """Entry point. Until everything is imported, Ctrl-C ends the process as it ends others, not in a traceback."""
-    interrupt = signal.getsignal(signal.SIGINT)
-    if interrupt is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from felixpy.commands.main import main as run
-
-    signal.signal(signal.SIGINT, interrupt)
+    """Entry point."""
+    with plain_interrupt():
+        from felixpy.commands.main import main as run
     run()
 
 

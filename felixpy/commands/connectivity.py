@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from felixpy.commands.common import CommandError, a_path, finish
+from felixpy.commands.common import finish
+from felixpy.commands.errors import CommandError
+from felixpy.commands.options import PathOf, as_json
 
 
+@click.command()
+@click.option(
+    "--kubeconfig", metavar="FILE", type=PathOf(), help="How to reach the cluster; else KUBECONFIG, else as a pod."
+)
+@click.option("--image", default="", show_default=False, help="Image with python3; else that of the DaemonSet.")
+@click.option("--home", default="felixpy", help="Namespace of the DaemonSet.")
+@click.option("--timeout", metavar="SECONDS", type=float, default=30.0, help="How long a connection may take to come.")
+@click.option("--policy/--no-policy", default=True, help="Also try a NetworkPolicy.")
+@click.option("--outside", metavar="URL", multiple=True, help="Also try to reach this; several times.")
+@as_json
 def connectivity(
-    kubeconfig: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", parser=a_path, help="How to reach the cluster; else KUBECONFIG, else as a pod."),
-    ] = None,
-    image: Annotated[str, typer.Option(help="Image with python3; else that of the DaemonSet.")] = "",
-    home: Annotated[str, typer.Option(help="Namespace of the DaemonSet.")] = "felixpy",
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long a connection may take to come.")] = 30.0,
-    policy: Annotated[bool, typer.Option(help="Also try a NetworkPolicy.")] = True,
-    outside: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="Also try to reach this; several times.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    kubeconfig: Path | None,
+    image: str,
+    home: str,
+    timeout: float,
+    policy: bool,
+    outside: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Try pod to pod on one node and across nodes, Services and a policy, over each family that the pods have.
 
@@ -37,7 +43,7 @@ def connectivity(
 
         felixpy connectivity --outside https://203.0.113.9/ --json
     """
-    finish(_connectivity(kubeconfig, image, home, timeout, policy, tuple(outside or ()), as_json))
+    finish(_connectivity(kubeconfig, image, home, timeout, policy, outside, as_json))
 
 
 async def _connectivity(
@@ -59,14 +65,14 @@ async def _connectivity(
         raise CommandError("no cluster is named; give --kubeconfig, or set KUBECONFIG")
     async with Api(Access(identity)) as api:
         planned = await run.plan(api, image=image, home=home, seconds=seconds, policy=policy, outside=outside)
-        results = await run.run(api, planned, lambda line: typer.echo(line, err=True))
+        results = await run.run(api, planned, lambda line: click.echo(line, err=True))
     bad = [one for one in results if not one.good]
     if as_json:
-        typer.echo(json.dumps([{**one._asdict(), "good": one.good} for one in results]))
+        click.echo(json.dumps([{**one._asdict(), "good": one.good} for one in results]))
     else:
         for one in results:
             word = "ok" if one.good else "NOT"
             expected = "answered" if one.expected else "refused"
-            typer.echo(f"{word:4} {one.source} → {one.target}: {expected}{'' if one.good else f'; {one.said}'}")
-        typer.echo(f"{len(results) - len(bad)} of {len(results)} as they should be")
+            click.echo(f"{word:4} {one.source} → {one.target}: {expected}{'' if one.good else f'; {one.said}'}")
+        click.echo(f"{len(results) - len(bad)} of {len(results)} as they should be")
     return 2 if bad else 0

@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from felixpy.commands.common import CommandError, SettingsFile, finish, local_settings, plain_errors
+from felixpy.commands.common import finish, local_settings
+from felixpy.commands.errors import CommandError, plain_errors
+from felixpy.commands.group import Commands
+from felixpy.commands.options import as_json, settings_file
 from felixpy.config import DatastoreType, Settings
 from felixpy.model.keys import Kind
 from felixpy.model.net import Net, format_address, parse_address
@@ -24,11 +28,9 @@ if TYPE_CHECKING:
     from felixpy.kubernetes.client import Api
     from felixpy.mqtt.publisher import Publisher
 
-app = typer.Typer(no_args_is_help=True)
 
-
-@app.callback()
-def _ipam() -> None:
+@click.group(cls=Commands, no_args_is_help=True)
+def ipam() -> None:
     """Addresses of workloads: who has which, what is lost, who gets a block.
 
     Examples:
@@ -39,12 +41,11 @@ def _ipam() -> None:
     """
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Address = Annotated[str | None, typer.Argument(metavar="[ADDRESS]", help="Say who has this one.")]
-
-
-@app.command()
-def show(address: Address = None, config: SettingsFile = None, as_json: AsJson = False) -> None:
+@ipam.command()
+@click.argument("address", required=False, help="Say who has this one.")
+@settings_file
+@as_json
+def show(address: str | None, config: Path | None, as_json: bool) -> None:
     """Print the blocks, how many of their addresses are in use, and what this node's containers have.
 
     Examples:
@@ -59,8 +60,10 @@ def show(address: Address = None, config: SettingsFile = None, as_json: AsJson =
     finish(_show(local.settings, packed, as_json))
 
 
-@app.command()
-def check(config: SettingsFile = None, as_json: AsJson = False) -> None:
+@ipam.command()
+@settings_file
+@as_json
+def check(config: Path | None, as_json: bool) -> None:
     """Find addresses that are lost or have two owners, blocks of nodes that are gone, claims that contradict.
 
     Exit code: 0 nothing is wrong, 2 something is, 1 could not be told.
@@ -74,13 +77,12 @@ def check(config: SettingsFile = None, as_json: AsJson = False) -> None:
     finish(_check(local.settings, as_json))
 
 
-@app.command()
-def release(
-    address: Annotated[list[str] | None, typer.Argument(metavar="ADDRESS...", help="Addresses to free.")] = None,
-    node: Annotated[str | None, typer.Option("--node", help="Everything of a node that is gone.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also of a node that is there.")] = False,
-    config: SettingsFile = None,
-) -> None:
+@ipam.command()
+@click.argument("address", nargs=-1, help="Addresses to free.")
+@click.option("--node", help="Everything of a node that is gone.")
+@click.option("--force", is_flag=True, help="Also of a node that is there.")
+@settings_file
+def release(address: tuple[str, ...], node: str | None, force: bool, config: Path | None) -> None:
     """Free addresses whose owner is gone, or give back all blocks of a node that is gone.
 
     Examples:
@@ -93,16 +95,15 @@ def release(
         local = local_settings(config)
         if bool(address) == bool(node):
             raise CommandError("name addresses, or a node with --node")
-        packed = [_address(text) for text in address or []]
+        packed = [_address(text) for text in address]
     finish(_release(local.settings, packed, node, force))
 
 
-@app.command()
-def assign(
-    cidr: Annotated[str, typer.Argument(metavar="CIDR", help="A block, such as 10.48.7.0/26.")],
-    node: Annotated[str, typer.Option("--node", help="Who gets it.")],
-    config: SettingsFile = None,
-) -> None:
+@ipam.command()
+@click.argument("cidr", help="A block, such as 10.48.7.0/26.")
+@click.option("--node", required=True, help="Who gets it.")
+@settings_file
+def assign(cidr: str, node: str, config: Path | None) -> None:
     """Give a node a block of addresses, over the broker: with IPAMType=PodCIDR its agent gives them to containers.
 
     Examples:
@@ -250,9 +251,9 @@ async def _show(settings: Settings, address: bytes | None, as_json: bool) -> int
         for one in attached:
             if any(net.packed == address for net in one.addresses):
                 who = f"pod {one.namespace}/{one.pod}" if one.pod else f"container {one.container_id}"
-                typer.echo(f"{format_address(address)} is {who}'s on this node, interface {one.interface}")
+                click.echo(f"{format_address(address)} is {who}'s on this node, interface {one.interface}")
                 return 0
-        typer.echo(who_has(facts, address))
+        click.echo(who_has(facts, address))
         return 0
     table = rows(facts)
     if as_json:
@@ -262,16 +263,16 @@ async def _show(settings: Settings, address: bytes | None, as_json: bool) -> int
              "addresses": [str(net) for net in one.addresses]}
             for one in attached
         ]  # fmt: skip
-        typer.echo(json.dumps({"blocks": blocks, "attached": here}))
+        click.echo(json.dumps({"blocks": blocks, "attached": here}))
         return 0
     for row in table:
         borrowed = f", {row.borrowed} borrowed" if row.borrowed else ""
-        typer.echo(f"{row.cidr!s:<28} {row.node or '-':<24} {row.used} of {row.size}{borrowed}")
+        click.echo(f"{row.cidr!s:<28} {row.node or '-':<24} {row.used} of {row.size}{borrowed}")
     for one in attached:
         who = f"{one.namespace}/{one.pod}" if one.pod else one.container_id[:12]
-        typer.echo(f"{', '.join(str(net) for net in one.addresses):<44} {who:<32} {one.interface}")
+        click.echo(f"{', '.join(str(net) for net in one.addresses):<44} {who:<32} {one.interface}")
     if not table and not attached:
-        typer.echo("no block, and no container is attached on this node")
+        click.echo("no block, and no container is attached on this node")
     return 0
 
 
@@ -280,11 +281,11 @@ async def _check(settings: Settings, as_json: bool) -> int:
 
     found = findings(await _facts(settings))
     if as_json:
-        typer.echo(json.dumps(found))
+        click.echo(json.dumps(found))
     else:
         for one in found:
-            typer.echo(one)
-        typer.echo(f"{len(found)} findings" if found else "nothing is wrong")
+            click.echo(one)
+        click.echo(f"{len(found)} findings" if found else "nothing is wrong")
     return 2 if found else 0
 
 
@@ -315,7 +316,7 @@ async def _release_addresses(objects: KubernetesObjects, addresses: list[bytes])
         freed = None
         if cidr is not None:
             freed = await change_block(objects, cidr, freeing(address))
-        typer.echo(f"{format_address(address)}: {'free now' if freed else 'was free' if cidr else 'is in no block'}")
+        click.echo(f"{format_address(address)}: {'free now' if freed else 'was free' if cidr else 'is in no block'}")
     return 0
 
 
@@ -345,7 +346,7 @@ async def _release_node(objects: KubernetesObjects, api: Api, node: str, force: 
                 await objects.delete(AFFINITIES, affinity)
     except Conflict as error:
         raise CommandError(f"somebody else has just written one of them; try again: {error}") from None
-    typer.echo(f"{count} blocks of {node} are free")
+    click.echo(f"{count} blocks of {node} are free")
     return 0
 
 
@@ -358,7 +359,7 @@ async def _withdraw(settings: Settings, node: str) -> int:
         mine = [one for one in await _at_broker(publisher) if _owner(one) == node]
         if mine:
             await publisher.delete(prepare(load_text(json.dumps(mine).encode(), "blocks")))
-    typer.echo(f"{len(mine)} blocks of {node} are withdrawn")
+    click.echo(f"{len(mine)} blocks of {node} are withdrawn")
     return 0
 
 
@@ -390,7 +391,7 @@ async def _assign(settings: Settings, net: Net, node: str) -> int:
     async with open_publisher(settings) as publisher:
         _refuse_overlap(net, node, await _at_broker(publisher))
         await publisher.apply(prepare(load_text(json.dumps([block]).encode(), "block")))
-    typer.echo(f"{net} is {node}'s")
+    click.echo(f"{net} is {node}'s")
     return 0
 
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from felixpy.commands.common import UsageError, columns
+from felixpy.columns import columns
+from felixpy.commands.errors import UsageError
 from felixpy.model.resources import Kind
 from felixpy.mqtt import topics
 

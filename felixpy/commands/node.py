@@ -4,46 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+import click
 
-from felixpy.commands.common import (
-    CommandError,
-    SettingsFile,
-    UsageError,
-    a_path,
-    finish,
-    local_settings,
-    observer,
-    plain_errors,
-)
+from felixpy.columns import columns
+from felixpy.commands.common import finish, local_settings, observer
+from felixpy.commands.errors import CommandError, UsageError, plain_errors
+from felixpy.commands.options import PathOf, as_json, settings_file
 from felixpy.config.local import Local
 from felixpy.model.net import printable
 from felixpy.observe.control import ControlError, ask, not_an_agent
 
+if TYPE_CHECKING:
+    from felixpy.check.finding import Finding
+
 WATCH_SECONDS = 1.0
 SHOWN_FAILURES = 5
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OTHER_SCREEN, OWN_SCREEN, FROM_THE_TOP = "\033[?1049h", "\033[?1049l", "\033[H\033[J"  # xterm's control sequences
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-def check(
-    config: SettingsFile = None,
-    as_json: AsJson = False,
-    family: Annotated[str, typer.Option(help="4, 6 or dual; else what the settings say.")] = "",
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for the stream.")] = 5.0,
-) -> None:
+@click.command()
+@settings_file
+@as_json
+@click.option("--family", default="", show_default=False, help="4, 6 or dual; else what the settings say.")
+@click.option("--timeout", metavar="SECONDS", type=float, default=5.0, help="How long to wait for the stream.")
+def check(config: Path | None, as_json: bool, family: str, timeout: float) -> None:
     """Check this node before felixpy runs on it, or when something does not work. Changes nothing, needs no agent.
 
     Exit code: 0 all is well, 1 warnings, 2 failures (or it could not be told).
@@ -55,7 +48,7 @@ def check(
         felixpy check --family 6 --json | jq '.[] | select(.level == "fail")'
     """
     if family not in ("", "4", "6", "dual"):
-        raise typer.BadParameter(f"'{family}' is none of 4, 6, dual", param_hint="--family")
+        raise click.BadParameter(f"'{family}' is none of 4, 6, dual", param_hint="--family")
     with plain_errors(2):
         local = local_settings(config, named=True)
     finish(_check(local, as_json, family, timeout), error_code=2)
@@ -69,30 +62,32 @@ async def _check(local: Local, as_json: bool, family: str, timeout: float) -> in
     facts = await read_facts(local.settings, observer(local.settings), timeout)
     findings = judge(local.settings, facts, wanted_families(local.settings, family))
     if as_json:
-        typer.echo(json.dumps([finding._asdict() for finding in findings]))
+        click.echo(json.dumps([finding._asdict() for finding in findings]))
     else:
-        console = Console(soft_wrap=True, highlight=False)
-        colours = {"ok": "green", "info": "cyan", "warn": "yellow", "fail": "red"}
-        for id_, level, found, why, fix in findings:
-            console.print(f"[{colours[level]}]{level:<4}[/] {id_:<16} ", end="")
-            console.print(found, markup=False)
-            if level in ("warn", "fail"):
-                console.print(f"{'':<22}why: {why}", markup=False)
-            if fix and level != "ok":
-                console.print(f"{'':<22}fix: {fix}", markup=False)
-        levels = [finding.level.value for finding in findings]
-        console.print(f"{len(levels)} checks: {levels.count('fail')} failures, {levels.count('warn')} warnings")
+        _print_findings(findings)
     return exit_code(findings)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    colours = {"ok": "green", "info": "cyan", "warn": "yellow", "fail": "red"}
+    for id_, level, found, why, fix in findings:
+        click.echo(f"{click.style(f'{level:<4}', colours[level])} {id_:<16} {found}")
+        if level in ("warn", "fail"):
+            click.echo(f"{'':<22}why: {why}")
+        if fix and level != "ok":
+            click.echo(f"{'':<22}fix: {fix}")
+    levels = [finding.level.value for finding in findings]
+    click.echo(f"{len(levels)} checks: {levels.count('fail')} failures, {levels.count('warn')} warnings")
 
 
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
-def status(
-    config: SettingsFile = None,
-    as_json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second until Ctrl-C.")] = False,
-) -> None:
+@click.command()
+@settings_file
+@as_json
+@click.option("--watch", "-w", is_flag=True, help="Show it anew every second until Ctrl-C.")
+def status(config: Path | None, as_json: bool, watch: bool) -> None:
     """Ask the running agent: state of stream and families, counts, latencies, what is degraded and why.
 
     Exit code: 0 in sync and nothing degraded, 2 something is, 1 no agent answers.
@@ -113,34 +108,41 @@ async def _status(local: Local, as_json: bool, watch: bool) -> int:
     said = await _ask_status(path)
     if as_json:
         while True:
-            typer.echo(json.dumps(said.json))
+            click.echo(json.dumps(said.json))
             if not watch:
                 return said.exit_code
             await asyncio.sleep(WATCH_SECONDS)
             said = await _ask_status(path)
-    console = Console(soft_wrap=True, highlight=False)
-    if not watch:
-        console.print(said.text)
-        return said.exit_code
-    if not console.is_terminal:
-        while True:  # into a file or a pipe: one after the other
-            console.print(said.text)
-            await asyncio.sleep(WATCH_SECONDS)
-            said = await _ask_status(path)
-    with Live(said.text, console=console, auto_refresh=False) as live:
+    if watch and sys.stdout.isatty():
+        await _show_anew(path, said.text)
+    while True:
+        click.echo(said.text)
+        if not watch:
+            return said.exit_code
+        await asyncio.sleep(WATCH_SECONDS)
+        said = await _ask_status(path)
+
+
+async def _show_anew(path: Path | None, text: str) -> NoReturn:
+    """On the terminal's other screen, as pagers do; what was seen last stays on its own."""
+    click.echo(OTHER_SCREEN, nl=False)
+    try:
         while True:
+            click.echo(f"{FROM_THE_TOP}{text}")
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                live.update((await _ask_status(path)).text, refresh=True)
+                text = (await _ask_status(path)).text
             except ControlError as error:
-                live.update(Text(str(error), style="red"), refresh=True)
+                text = click.style(str(error), "red")
+    finally:
+        click.echo(f"{OWN_SCREEN}{text}")
 
 
 class _Said(NamedTuple):
     """The agent's answer, as JSON and for people."""
 
     json: Any
-    text: Group
+    text: str
     exit_code: int
 
 
@@ -166,12 +168,11 @@ def _printable(said: Any) -> Any:
     return {name: _printable(one) for name, one in said.items()} if isinstance(said, dict) else said
 
 
-def _status_text(said: Mapping[str, Any]) -> Group:
+def _status_text(said: Mapping[str, Any]) -> str:
     """The agent's answer for people: all that the JSON says, but of the failures only the latest."""
-    table = Table("table", "wanted", "kernel", "dirty", "waiting", "failed", "repaired")
-    for name, counts in said["tables"].items():
-        table.add_row(name, *(str(counts[column.header]) for column in table.columns[1:]))
-    return Group(Text("\n".join(_status_lines(said))), table, *_status_troubles(said))
+    heads = ("table", "wanted", "kernel", "dirty", "waiting", "failed", "repaired")
+    rows = [(name, *(str(counts[head]) for head in heads[1:])) for name, counts in said["tables"].items()]
+    return "\n".join((*_status_lines(said), "", *columns([heads, *rows]), "", *_status_troubles(said)))
 
 
 def _status_lines(said: Mapping[str, Any]) -> list[str]:
@@ -202,30 +203,33 @@ def _status_lines(said: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _status_troubles(said: Mapping[str, Any]) -> list[Text]:
-    told = [Text(f"degraded    {line}", style="red") for line in said["degraded"]]
-    told += [Text(f"problem     {line}", style="yellow") for line in said["problems"]]
+def _status_troubles(said: Mapping[str, Any]) -> Iterator[str]:
+    for line in said["degraded"]:
+        yield click.style(f"degraded    {line}", "red")
+    for line in said["problems"]:
+        yield click.style(f"problem     {line}", "yellow")
     if (more := said["problem_count"] - len(said["problems"])) > 0:
-        told.append(Text(f"problem     and {more} more: `felixpy show`, status topics", style="yellow"))
+        yield click.style(f"problem     and {more} more: `felixpy show`, status topics", "yellow")
     for one in said["failures"][-SHOWN_FAILURES:]:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["ts"]))
         over = f" (over since {time.strftime('%H:%M:%S', time.localtime(one['over_ts']))})" if one["over_ts"] else ""
-        told.append(Text(f"failure     {at} {one['what']}: {one['reason']}{over}", style="dim" if over else "red"))
-    return told
+        yield click.style(
+            f"failure     {at} {one['what']}: {one['reason']}{over}", None if over else "red", dim=bool(over)
+        )
 
 
 # --- explain ---------------------------------------------------------------------------------------------------------
 
 
+@click.command()
+@click.argument("source", metavar="SRC", help="Source address.")
+@click.argument("destination", metavar="DST", help="Destination address.")
+@click.argument("protocol", default="icmp", help="icmp, tcp, udp or a number; icmp without it.")
+@click.argument("port", type=int, required=False, help="Destination port; 80 of tcp and 53 of udp without one.")
+@click.option("--in", "interface", metavar="INTERFACE", help="Where it comes in; else where the route leads to.")
+@as_json
 def explain(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Source address.")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="Destination address.")],
-    protocol: Annotated[str, typer.Argument(help="icmp, tcp, udp or a number.")] = "icmp",
-    port: Annotated[int | None, typer.Argument(help="Destination port; 80 of tcp and 53 of udp without one.")] = None,
-    interface: Annotated[
-        str | None, typer.Option("--in", metavar="INTERFACE", help="Where it comes in; else where the route leads to.")
-    ] = None,
-    as_json: AsJson = False,
+    source: str, destination: str, protocol: str, port: int | None, interface: str | None, as_json: bool
 ) -> None:
     """Say what becomes of a packet on this node, by the rules, sets and routes that the kernel has now.
 
@@ -255,23 +259,20 @@ async def _explain(
     except report.ExplainError as error:
         raise CommandError(str(error)) from None
     if as_json:
-        typer.echo(json.dumps(report.as_json(packet, verdict, iif, missing)))
+        click.echo(json.dumps(report.as_json(packet, verdict, iif, missing)))
     else:
         for line in report.as_text(packet, verdict, iif, missing):
-            typer.echo(line)
+            click.echo(line)
     return report.exit_code(verdict)
 
 
 # --- diag ------------------------------------------------------------------------------------------------------------
 
 
-def diag(
-    config: SettingsFile = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", parser=a_path, help="Where to write it; must not exist."),
-    ] = None,
-) -> None:
+@click.command()
+@settings_file
+@click.option("--output", "-o", metavar="FILE", type=PathOf(), help="Where to write it; must not exist.")
+def diag(config: Path | None, output: Path | None) -> None:
     """Write one archive (tar.gz) with kernel state, settings without secrets, metrics, checks, log and versions.
 
     What cannot be had is named in its missing.txt. It has addresses and names of workloads: look before you share it.
@@ -296,6 +297,6 @@ async def _diag(local: Local, output: Path | None) -> None:
     parts = await collect(local.settings, observer(local.settings))
     archive(parts, path)
     missing = [part.name for part in parts if part.missing]
-    typer.echo(f"{path}: {len(parts) - len(missing)} files")
+    click.echo(f"{path}: {len(parts) - len(missing)} files")
     if missing:
-        typer.echo(f"not to be had (missing.txt says why): {', '.join(missing)}")
+        click.echo(f"not to be had (missing.txt says why): {', '.join(missing)}")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import click
 import yaml
 
+from felixpy.commands.common import local_settings
+from felixpy.commands.errors import plain_errors
+from felixpy.commands.options import settings_file
 from felixpy.model.net import FAMILIES
 from felixpy.node.detection import DetectionError
 from felixpy.node.document import own_node
@@ -14,7 +19,25 @@ from felixpy.node.interfaces import read_surroundings
 from felixpy.plain_error import PlainError
 
 
-def own_node_lines(name: str, *, as_yaml: bool) -> Iterator[str]:
+@click.command()
+@settings_file
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the Node to publish.")
+def node(config: Path | None, as_yaml: bool) -> None:
+    """Say which addresses this node should tell others, by Calico's variables IP, IP6, IP_AUTODETECTION_METHOD.
+
+    Examples:
+
+        felixpy node
+
+        felixpy node --yaml | felixpy apply -f -
+    """
+    with plain_errors():
+        local = local_settings(config, named=True)
+        for line in _own_node_lines(local.settings.nodename, as_yaml=as_yaml):
+            click.echo(line)
+
+
+def _own_node_lines(name: str, *, as_yaml: bool) -> Iterator[str]:
     """Lines to print.
 
     Raises:

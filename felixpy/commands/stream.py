@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
-from rich.progress import Progress
+import click
 
 from felixpy.commands import listing
-from felixpy.commands.common import CommandError, SettingsFile, UsageError, a_path, finish, local_settings, plain_errors
+from felixpy.commands.common import finish, local_settings
+from felixpy.commands.errors import CommandError, UsageError, plain_errors
+from felixpy.commands.options import PathOf, settings_file
 from felixpy.config import Settings
 from felixpy.model.resources import Kind
 
@@ -26,30 +26,35 @@ if TYPE_CHECKING:
     from felixpy.mqtt.publisher import Outcome
 
 
-def _a_file(text: str) -> Path:
-    """A path to read; ``-`` is standard input, as for kubectl."""
-    return Path("/dev/stdin") if text == "-" else a_path(text)
+_files = click.option(
+    "--filename",
+    "-f",
+    metavar="FILE|DIR",
+    type=PathOf(dash_is_stdin=True),
+    multiple=True,
+    required=True,
+    help="YAML or JSON, - for stdin; several times.",
+)
+_ignore_unknown = click.option(
+    "--ignore-unknown", is_flag=True, help="Pass over kinds, fields and settings that felixpy does not know."
+)
+_recount = click.option("--recount", is_flag=True, help="Count manifests anew, after writes by others.")
 
 
-IgnoreUnknown = Annotated[
-    bool, typer.Option("--ignore-unknown", help="Pass over kinds, fields and settings that felixpy does not know.")
-]
-
-Files = Annotated[
-    list[Path],
-    typer.Option(
-        "--filename", "-f", metavar="FILE|DIR", parser=_a_file, help="YAML or JSON, - for stdin; several times."
-    ),
-]
-
-
+@click.command()
+@_files
+@settings_file
+@click.option("--skip-bad", is_flag=True, help="Publish the good documents of a bad batch.")
+@_recount
+@click.option("--dry-run", is_flag=True, help="Only say what would be published.")
+@_ignore_unknown
 def apply(
-    filename: Files,
-    config: SettingsFile = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Publish the good documents of a bad batch.")] = False,
-    recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be published.")] = False,
-    ignore_unknown: IgnoreUnknown = False,
+    filename: tuple[Path, ...],
+    config: Path | None,
+    skip_bad: bool,
+    recount: bool,
+    dry_run: bool,
+    ignore_unknown: bool,
 ) -> None:
     """Publish resources to the MQTT broker FELIX_MQTTHOST, after checking all of them.
 
@@ -65,14 +70,14 @@ def apply(
     finish(_apply(local.settings, filename, skip_bad, recount, dry_run, ignore_unknown))
 
 
+@click.command()
+@_files
+@settings_file
+@_recount
+@click.option("--ignore-not-found", is_flag=True, help="Objects that are not there are no error.")
+@_ignore_unknown
 def delete(
-    filename: Files,
-    config: SettingsFile = None,
-    recount: Annotated[bool, typer.Option("--recount", help="Count manifests anew, after writes by others.")] = False,
-    ignore_not_found: Annotated[
-        bool, typer.Option("--ignore-not-found", help="Objects that are not there are no error.")
-    ] = False,
-    ignore_unknown: IgnoreUnknown = False,
+    filename: tuple[Path, ...], config: Path | None, recount: bool, ignore_not_found: bool, ignore_unknown: bool
 ) -> None:
     """Delete the resources that files name from the MQTT broker. Kind and name (and namespace) are enough.
 
@@ -91,7 +96,7 @@ def delete(
 
 
 async def _apply(
-    settings: Settings, paths: list[Path], skip_bad: bool, recount: bool, dry_run: bool, ignore_unknown: bool
+    settings: Settings, paths: Sequence[Path], skip_bad: bool, recount: bool, dry_run: bool, ignore_unknown: bool
 ) -> None:
     from felixpy.calc.unenforced import unenforced
     from felixpy.model.documents import Document, load
@@ -101,15 +106,15 @@ async def _apply(
     documents = load(_existing(paths))
     batch = prepare(documents, skip_bad=skip_bad, ignore_unknown=ignore_unknown)
     for problem in batch.problems:
-        typer.echo(f"skipped {problem}", err=True)
+        click.echo(f"skipped {problem}", err=True)
     for what in batch.unknown:
-        typer.echo(f"ignored {what}", err=True)
+        click.echo(f"ignored {what}", err=True)
     notes = [*batch.notes]
     for document in documents:
         if isinstance(document, Document) and document.resource is not None:
             notes += (f"{document.place}: {text}" for text in unenforced(document.resource, document.object))
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        click.echo(f"note: {note}", err=True)
     with _progress("apply") as progress:
         async with open_publisher(settings, progress) as publisher:
             if dry_run:
@@ -119,13 +124,16 @@ async def _apply(
     if dry_run:
         deleted = sum(not after for _, after in changes.values())
         for name, (_, after) in zip(listing.names(changes), changes.values(), strict=True):
-            typer.echo(f"{name} would be {'published' if after else 'deleted'}")
-        typer.echo(f"{len(changes) - deleted} would be published, {deleted} deleted; nothing was written")
+            click.echo(f"{name} would be {'published' if after else 'deleted'}")
+        click.echo(f"{len(changes) - deleted} would be published, {deleted} deleted; nothing was written")
         return
     _tell(outcome, batch)
 
 
-def diff(filename: Files, config: SettingsFile = None) -> None:
+@click.command()
+@_files
+@settings_file
+def diff(filename: tuple[Path, ...], config: Path | None) -> None:
     """Show how what files say differs from what the MQTT broker holds; changes nothing.
 
     Exit code: 0 no difference, 1 differences, 2 could not be told.
@@ -142,7 +150,7 @@ def diff(filename: Files, config: SettingsFile = None) -> None:
     finish(_diff(local.settings, filename), 2)
 
 
-async def _diff(settings: Settings, paths: list[Path]) -> int:
+async def _diff(settings: Settings, paths: Sequence[Path]) -> int:
     from felixpy.model.documents import load
     from felixpy.mqtt.batch import prepare
     from felixpy.mqtt.publisher import open_publisher
@@ -151,12 +159,12 @@ async def _diff(settings: Settings, paths: list[Path]) -> int:
     async with open_publisher(settings) as publisher:
         changes = await publisher.changes(batch)
     for line in listing.differences(changes):
-        typer.echo(line)
+        click.echo(line)
     return 1 if changes else 0
 
 
 async def _delete(
-    settings: Settings, paths: list[Path], recount: bool, ignore_not_found: bool, ignore_unknown: bool
+    settings: Settings, paths: Sequence[Path], recount: bool, ignore_not_found: bool, ignore_unknown: bool
 ) -> None:
     from felixpy.model.documents import load
     from felixpy.mqtt.batch import prepare_deletion
@@ -166,27 +174,38 @@ async def _delete(
     with _progress("delete") as progress:
         async with open_publisher(settings, progress) as publisher:
             outcome = await publisher.delete(batch, recount=recount)
-    typer.echo(f"{outcome.deleted} deleted")
+    click.echo(f"{outcome.deleted} deleted")
     if outcome.missing and not ignore_not_found:
         raise CommandError(f"not found: {', '.join(outcome.missing)}")
 
 
 def _tell(outcome: Outcome, batch: Batch) -> None:
-    typer.echo(f"{outcome.written} published, {outcome.unchanged} unchanged, {outcome.deleted} deleted")
+    click.echo(f"{outcome.written} published, {outcome.unchanged} unchanged, {outcome.deleted} deleted")
     if batch.ignored:
-        typer.echo(f"{batch.ignored} of a kind that felixpy does not know, ignored", err=True)
+        click.echo(f"{batch.ignored} of a kind that felixpy does not know, ignored", err=True)
 
 
+@click.command()
+@click.argument("kind", required=False, help="Kind, e.g. IPPool or WorkloadEndpoint; all without one.")
+@click.argument("name", required=False, help="Name of one object.")
+@click.option("--namespace", "-n", help="Namespace of endpoints.")
+@click.option(
+    "--filename",
+    "-f",
+    metavar="FILE|DIR",
+    type=PathOf(dash_is_stdin=True),
+    multiple=True,
+    help="Objects that files name.",
+)
+@settings_file
+@click.option("--output", "-o", default="yaml", help="yaml, json, wide or name.")
 def get(
-    kind: Annotated[str | None, typer.Argument(help="Kind, e.g. IPPool or WorkloadEndpoint; all without one.")] = None,
-    name: Annotated[str | None, typer.Argument(help="Name of one object.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of endpoints.")] = None,
-    filename: Annotated[
-        list[Path] | None,
-        typer.Option("--filename", "-f", metavar="FILE|DIR", parser=_a_file, help="Objects that files name."),
-    ] = None,
-    config: SettingsFile = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="yaml, json, wide or name.")] = "yaml",
+    kind: str | None,
+    name: str | None,
+    namespace: str | None,
+    filename: tuple[Path, ...],
+    config: Path | None,
+    output: str,
 ) -> None:
     """Print resources as the MQTT broker holds them.
 
@@ -206,11 +225,11 @@ def get(
         wanted = None if kind is None else listing.kind_named(kind)
         local = local_settings(config)
         _require_broker(local.settings)
-    finish(_get(local.settings, wanted, name, namespace, filename or [], output))
+    finish(_get(local.settings, wanted, name, namespace, filename, output))
 
 
 async def _get(
-    settings: Settings, kind: Kind | None, name: str | None, namespace: str | None, paths: list[Path], output: str
+    settings: Settings, kind: Kind | None, name: str | None, namespace: str | None, paths: Sequence[Path], output: str
 ) -> int:
     import yaml
 
@@ -225,12 +244,12 @@ async def _get(
         topics = {entry.topic for entry in prepare(load(_existing(paths)), ignore_unknown=True).entries}
         objects = {topic: value for topic, value in objects.items() if topic in topics}
     if output == "json":
-        typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects.values())}, indent=2))
+        click.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects.values())}, indent=2))
     elif output in ("wide", "name"):
         for line in (listing.wide if output == "wide" else listing.names)(objects):
-            typer.echo(line)
+            click.echo(line)
     else:
-        typer.echo(yaml.safe_dump_all(objects.values(), sort_keys=False), nl=False)
+        click.echo(yaml.safe_dump_all(objects.values(), sort_keys=False), nl=False)
     if found.incomplete:
         raise CommandError(f"the list may be incomplete: {found.incomplete}")
     if (name is not None or paths) and not objects:
@@ -238,7 +257,7 @@ async def _get(
     return 0
 
 
-def _existing(paths: list[Path]) -> list[Path]:
+def _existing(paths: Sequence[Path]) -> Sequence[Path]:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise CommandError(f"{', '.join(missing)}: no such file or directory")
@@ -256,6 +275,10 @@ def _progress(verb: str) -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(verb, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with click.progressbar(length=0, label=verb, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield show

@@ -7,21 +7,21 @@ Invariant: Felix's rules go only after ours stand, in every family; before that,
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
 
-import typer
+import click
 
-from felixpy.commands.common import CommandError, SettingsFile, finish, local_settings, observer, plain_errors
+from felixpy.commands.common import finish, local_settings, observer
+from felixpy.commands.errors import CommandError, plain_errors
+from felixpy.commands.options import settings_file, snapshot_timeout
 from felixpy.config.local import Local
 
-Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for a complete snapshot.")]
 
-
-def takeover(
-    config: SettingsFile = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    timeout: Timeout = 15.0,
-) -> None:
+@click.command()
+@settings_file
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@snapshot_timeout
+def takeover(config: Path | None, dry_run: bool, timeout: float) -> None:
     """Take a node over from Calico's Felix: adopt its routes, write our rules, then remove its rules and sets.
 
     Stop Felix on this node first, and leave its rules where they are: workloads keep their network throughout. Start
@@ -52,7 +52,7 @@ async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noq
     async with stream as agent:
         found = await felix.read(agent.links, agent.settings.interface_prefix, tools)
         if not found:
-            typer.echo("nothing of a Felix is on this node")
+            click.echo("nothing of a Felix is on this node")
             return
         if not dry_run:
             _stop_if(felix.adopt(found.routes, agent.settings.device_route_protocol))
@@ -73,15 +73,15 @@ async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noq
             say("remove", line)
         for family in found.tables:
             say("remove", f"nft table {family} {felix.TABLE}")
-    typer.echo("nothing was changed" if dry_run else "done; start felixpy run")
+    click.echo("nothing was changed" if dry_run else "done; start felixpy run")
 
 
 def _would(verb: str, what: str) -> None:
-    typer.echo(f"would {verb} {what}")
+    click.echo(f"would {verb} {what}")
 
 
 def _did(verb: str, what: str) -> None:
-    typer.echo(f"{ {'adopt': 'adopted', 'write': 'wrote', 'remove': 'removed'}.get(verb, verb) } {what}")
+    click.echo(f"{ {'adopt': 'adopted', 'write': 'wrote', 'remove': 'removed'}.get(verb, verb) } {what}")
 
 
 def _stop_if(refused: list[str]) -> None:

@@ -13,10 +13,9 @@ import sys
 import time
 from collections.abc import Coroutine, Sequence
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import click
 
+from felixpy.columns import columns
 from felixpy.demo import checks
 from felixpy.demo.checks import Check, Result
 from felixpy.demo.host import LabError
@@ -41,24 +40,20 @@ PROGRAMS = {
     "setpriv": "util-linux",
     "mosquitto": "mosquitto",
 }
-WIDTH_WITHOUT_TERMINAL = 120
 CONTROL_TIMEOUT_S = 0.5
 
 
 def demo(backend: str | None = None, ipv6_only: bool = False, keep: bool = False, latency: bool = True) -> int:
     """Run the demo and return its exit code: 0 all claims hold, 1 one does not, 2 it could not be run."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_WITHOUT_TERMINAL)
     if problem := _cannot_run(backend):
-        console.print(f"felixpy demo: {problem}", style="red", markup=False)
+        click.secho(f"felixpy demo: {problem}", fg="red")
         return 2
     try:
-        return asyncio.run(_until_stopped(run_demo(backend, ipv6_only, keep, latency, console), console))
+        return asyncio.run(_until_stopped(run_demo(backend, ipv6_only, keep, latency)))
     except KeyboardInterrupt:
         return 130
     except LabError as error:
-        console.print(f"felixpy demo: {error}", style="red", markup=False)
+        click.secho(f"felixpy demo: {error}", fg="red")
         return 2
 
 
@@ -77,7 +72,7 @@ def _installed(program: str) -> bool:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
-async def _until_stopped(work: Coroutine[None, None, int], console: Console) -> int:
+async def _until_stopped(work: Coroutine[None, None, int]) -> int:
     """SIGTERM ends the demo as Ctrl-C does, so that the lab is taken down in both cases."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
@@ -86,18 +81,18 @@ async def _until_stopped(work: Coroutine[None, None, int], console: Console) -> 
     try:
         return await task
     except asyncio.CancelledError:
-        console.print("stopped; the lab is gone")
+        click.echo("stopped; the lab is gone")
         return 130
 
 
-async def run_demo(backend: str | None, ipv6_only: bool, keep: bool, latency: bool, console: Console) -> int:
+async def run_demo(backend: str | None, ipv6_only: bool, keep: bool, latency: bool) -> int:
     """Build the lab, run every check and print the table; see ``demo``.
 
     Raises:
         LabError: the lab could not be built, or an agent did not become ready.
     """
     mode = Mode.V6 if ipv6_only else Mode.DUAL
-    show = Narrator(console)
+    show = Narrator()
     started = time.monotonic()
     async with Lab(mode) as lab:
         show.step(f"lab up in {time.monotonic() - started:.2f} s", _about(lab))
@@ -109,22 +104,19 @@ async def run_demo(backend: str | None, ipv6_only: bool, keep: bool, latency: bo
         results += await across_networks(lab, BACKENDS[backend or "auto"], show)
         show.table(results)
         if latency and (took := await measure_latency(lab)):
-            console.print(took, markup=False)
+            click.echo(took)
         ok = not holding and all(result.ok for result in results)
         show.verdict(results, ok)
         if keep:
-            await _keep(lab, console)
+            await _keep(lab)
         return 0 if ok else 1
 
 
 class Narrator:
     """Prints what happens, as it happens."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
     def step(self, what: str, detail: str = "") -> None:
-        self.console.print(f"[bold]• {escape(what)}[/bold]{'  ' if detail else ''}{escape(detail)}", highlight=False)
+        click.echo(f"{click.style(f'• {what}', bold=True)}{'  ' if detail else ''}{detail}")
 
     async def run_all(self, wanted: Sequence[Check]) -> list[Result]:
         """Run checks one after another, a line for each."""
@@ -132,24 +124,20 @@ class Narrator:
         for check in wanted:
             result = await check.run()
             results.append(result)
-            mark = "[green]ok[/green]" if result.ok else "[red]FAILED[/red]"
+            mark = click.style("ok", "green") if result.ok else click.style("FAILED", "red")
             text = f"{result.family} {result.protocol:<9} {result.source} → {result.destination}: {result.seen}"
-            self.console.print(f"    {escape(text)}  {mark}", highlight=False)
+            click.echo(f"    {text}  {mark}")
         return results
 
     def table(self, results: Sequence[Result]) -> None:
-        table = Table(title="felixpy demo: what the packets say")
-        for column in ("family", "protocol", "from", "to", "expected there", "seen there", "ok"):
-            table.add_column(column)
-        for result in results:
-            mark = "[green]yes[/green]" if result.ok else "[red]NO[/red]"
-            table.add_row(*map(escape, result), mark)
-        self.console.print(table)
+        heads = ("FAMILY", "PROTOCOL", "FROM", "TO", "EXPECTED THERE", "SEEN THERE", "OK")
+        marks = [click.style("yes", "green") if result.ok else click.style("NO", "red") for result in results]
+        rows = [(*result, mark) for result, mark in zip(results, marks, strict=True)]
+        click.echo("\n".join(("", *columns([heads, *rows]), "")))
 
     def verdict(self, results: Sequence[Result], ok: bool) -> None:
         passed = sum(result.ok for result in results)
-        style = "bold green" if ok else "bold red"
-        self.console.print(f"{passed} of {len(results)} claims hold", style=style)
+        click.secho(f"{passed} of {len(results)} claims hold", fg="green" if ok else "red", bold=True)
 
 
 def _about(lab: Lab) -> str:
@@ -171,7 +159,7 @@ async def _start(lab: Lab, backend: str, show: Narrator) -> None:
     manifests = write_manifests(lab_resources(lab.mode, lab.pods), lab.folder / "resources")
     show.step("$ felixpy apply -f resources/", "publishes the resources to Mosquitto")
     said = await lab.felixpy("apply", "-f", str(manifests))
-    show.console.print(*(f"    {line}" for line in said.splitlines()), sep="\n", markup=False, highlight=False)
+    click.echo("\n".join(f"    {line}" for line in said.splitlines()))
     started = time.monotonic()
     agents = [await lab.start_agent(name, BACKENDS[backend]) for name in ("node1", "node2")]
     await asyncio.gather(*(agent.wait_ready() for agent in agents))
@@ -198,11 +186,11 @@ async def _until_cut_off(lab: Lab, seconds: float = 10.0) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _keep(lab: Lab, console: Console) -> None:
-    console.print("\nthe lab stays until Ctrl-C; enter a host with", markup=False)
+async def _keep(lab: Lab) -> None:
+    click.echo("\nthe lab stays until Ctrl-C; enter a host with")
     for name, host in lab.hosts.items():
-        console.print(f"    nsenter -t {host.pid} -n -m bash    # {name}", markup=False, highlight=False)
+        click.echo(f"    nsenter -t {host.pid} -n -m bash    # {name}")
     address = f"[{lab.broker}]" if ":" in lab.broker else lab.broker
-    console.print(f"broker: {address}:1883; logs: {lab.folder}", markup=False, highlight=False)
+    click.echo(f"broker: {address}:1883; logs: {lab.folder}")
     sys.stdout.flush()
     await asyncio.Event().wait()

@@ -1,18 +1,43 @@
-"""What the agent loads before it does anything: start-up time and memory that every node pays."""
+"""What a command loads before it does anything: start-up time and memory that every node pays."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
 NOT_NEEDED = {"aiohttp", "iptc", "pyroute2", "watchfiles", "yaml"}
 """Packages of HTTP pages, of a resource directory, of one back-end, of other commands and of the tests."""
+FOR_SETTINGS = {"asyncio", "msgspec", "prometheus_client", "structlog", *NOT_NEEDED}
+"""What is loaded with settings and logging, which a version does not need."""
+
+
+def loaded(*arguments: str) -> set[str]:
+    """Modules that a command has loaded when its arguments are read, without those that only development brings."""
+    script = (
+        "import sys\n"
+        "sys.modules['rich'] = None  # a tool of development needs it, and structlog takes what it finds\n"
+        "from felixpy.__main__ import main\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run((sys.executable, "-c", script, *arguments), capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
 
 
 def test_a_node_with_a_broker_loads_only_what_it_needs() -> None:
-    imports = "import felixpy.commands.main, felixpy.agent.daemon, sys"
-    script = f"{imports}; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    done = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
-    assert "aiomqtt" in loaded
-    assert not loaded & NOT_NEEDED
+    modules = loaded("run", "--help")
+    assert "felixpy.agent.daemon" in modules
+    assert not {name.partition(".")[0] for name in modules} & NOT_NEEDED
+    assert {name for name in modules if name.startswith("felixpy.commands.")} == {
+        f"felixpy.commands.{name}"
+        for name in ("common", "completion", "errors", "group", "main", "options", "run", "standard_streams")
+    }
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("version",)])
+def test_a_version_needs_no_settings(arguments: tuple[str, ...]) -> None:
+    modules = loaded(*arguments)
+    assert "click" in modules
+    assert not {name.partition(".")[0] for name in modules} & FOR_SETTINGS

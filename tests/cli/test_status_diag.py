@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -101,19 +103,40 @@ def test_text_and_json_of_status_say_the_same(node: None, tmp_path: Path) -> Non
     with agent(env, tmp_path / "log"):
         said = felixpy("status", "--json", env=env).json
         text = felixpy("status", env=env).out
+        watched = watch_until("problem     and", env)
     lines = dict(re.findall(r"^([\w-]+) {2,}(\S.*)$", text, re.M))
     assert 0 < said["adopted"] <= sum(table["kernel"] for table in said["tables"].values())
     assert lines["adopted"] == f"{said['adopted']} entries that the kernel had at the start"
     assert lines["back-end"] == said["backend"] == "nftables"
     assert [lines["IPv4"], lines["IPv6"]] == ["ready", "ready"]
     for name, table in said["tables"].items():
-        row = next(line for line in text.splitlines() if f" {name} " in line)
+        row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
         assert re.findall(r"\b\d+\b", row.partition(name)[2]) == [str(number) for number in table.values()]
     assert all(f"problem     {problem}\n" in text for problem in said["problems"])
     assert f"problem     and {25 - len(said['problems'])} more" in text
+    assert watched.count("\033[?1049h") == watched.count("\033[?1049l") == 1
+    assert re.search(r"node +n1, ", watched.partition("\033[?1049l")[2]), "what was seen last stays"
     latest = said["failures"][-1]
     day = time.strftime("%Y-%m-%d", time.localtime(latest["ts"]))
     assert re.search(f"^failure +{day} [0-9:]+ {re.escape(latest['what'])}: {re.escape(latest['reason'])}$", text, re.M)
+
+
+def watch_until(text: str, env: dict[str, str]) -> str:
+    """What ``status --watch`` writes to a terminal, until Ctrl-C after it has shown a text twice."""
+    ours, terminal = pty.openpty()
+    watch = (*FELIXPY, "status", "--watch")
+    process = subprocess.Popen(watch, env=environment({"NODENAME": "n1", **env}), stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    seen = ""
+    while seen.count(text) < 2:
+        seen += os.read(ours, 65536).decode()
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+        while more := os.read(ours, 65536):
+            seen += more.decode()
+    os.close(ours)
+    assert process.wait() == 130
+    return seen
 
 
 def test_many_bad_objects_give_a_readable_log_and_the_count_is_told(node: None, tmp_path: Path) -> None:

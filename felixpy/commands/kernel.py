@@ -1,0 +1,146 @@
+"""The commands that compare felixpy's wishes with the kernel: ``plan``, ``show``, ``cleanup``."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+
+import click
+
+from felixpy.agent.lock import living_agent
+from felixpy.columns import columns
+from felixpy.commands import policy_lines, survey
+from felixpy.commands.common import finish, local_settings, observer
+from felixpy.commands.errors import CommandError, plain_errors
+from felixpy.commands.options import as_json, settings_file, snapshot_timeout
+from felixpy.config import Settings
+from felixpy.config.local import Local
+
+
+@click.command()
+@settings_file
+@as_json
+@snapshot_timeout
+def plan(config: Path | None, as_json: bool, timeout: float) -> None:
+    """Print what `run` would change in the kernel now, and change nothing.
+
+    Exit code: 0 nothing would change, 2 something would, 1 could not be told.
+
+    Examples:
+
+        felixpy plan
+
+        felixpy plan --json | jq -r '.[].entry'
+    """
+    with plain_errors():
+        local = local_settings(config, named=True)
+    finish(_plan(local, as_json, timeout))
+
+
+async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
+    async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
+        operations = sorted(await survey.plan(agent), key=lambda operation: operation[1:])
+        if as_json:
+            click.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
+        else:
+            for verb, table, entry in operations:
+                click.echo(f"{ {'add': '+', 'change': '~', 'remove': '-'}[verb] } {table}: {entry}")
+            count = f"{len(operations)} change{'s' if len(operations) > 1 else ''}"
+            click.echo(count if operations else "nothing to change")
+    return 2 if operations else 0
+
+
+class What(StrEnum):
+    """What ``show`` can show."""
+
+    ENDPOINTS = "endpoints"
+    POOLS = "pools"
+    POLICIES = "policies"
+    CLASSES = "classes"
+    SELECTORS = "selectors"
+    ROUTES = "routes"
+    SETS = "sets"
+    RULES = "rules"
+    SETTINGS = "settings"
+    NEIGHBOURS = "neighbours"
+    UNDERLAY = "underlay"
+
+
+@click.command()
+@click.argument(
+    "what",
+    metavar="[WHAT]",
+    type=click.Choice([what.value for what in What]),
+    default=What.ENDPOINTS.value,
+    help=f"{', '.join(What)}; endpoints without it.",
+)
+@settings_file
+@as_json
+@snapshot_timeout
+def show(what: str, config: Path | None, as_json: bool, timeout: float) -> None:
+    """Show entries as felixpy wants them and as the kernel has them.
+
+    Examples:
+
+        felixpy show
+
+        felixpy show routes --json
+    """
+    with plain_errors():
+        local = local_settings(config, named=True)
+    finish(_show(local, What(what), as_json, timeout))
+
+
+async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None:  # noqa: ASYNC109
+    objects = {
+        What.ENDPOINTS: survey.endpoints,
+        What.POOLS: survey.pools,
+        What.POLICIES: policy_lines.policies,
+        What.CLASSES: policy_lines.classes,
+        What.SELECTORS: policy_lines.selectors,
+    }
+    async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
+        tables = survey.UNDERLAY if what is What.UNDERLAY else (what.value,)
+        lines = objects[what](agent) if what in objects else survey.compare(agent, tables)
+    if as_json:
+        click.echo(json.dumps([line._asdict() for line in lines]))
+        return
+    rows = [("TABLE", "ENTRY", "WANTED", "KERNEL", "NOTE"), *lines]
+    for row, text in zip(rows, columns(rows), strict=True):
+        as_wanted = row is rows[0] or (row[2] and row[3] and not row[4])
+        click.secho(text, fg=None if as_wanted else "yellow")  # without a terminal: no colour
+
+
+@click.command()
+@settings_file
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--force", is_flag=True, help="Also while an agent runs, which puts it all back.")
+def cleanup(config: Path | None, dry_run: bool, force: bool) -> None:
+    """Remove everything of felixpy from this node's kernel and its endpoint-status files, and nothing else.
+
+    Stop the agent first: while one runs this refuses. Routes with our protocol number, our neighbours, the nft tables
+    `felixpy`, iptables chains `fpy-*`, IP sets `fpy4-*` and `fpy6-*` go; interface settings stay.
+
+    Examples:
+
+        felixpy cleanup --dry-run
+
+        felixpy cleanup
+    """
+    with plain_errors():
+        local = local_settings(config, of_node=True)
+    finish(_cleanup(local.settings, dry_run, force))
+
+
+async def _cleanup(settings: Settings, dry_run: bool, force: bool) -> None:
+    if not (dry_run or force) and (agent := living_agent()) is not None:
+        raise CommandError(
+            f"an agent ({agent}) runs and would put all of it back; stop it first (systemctl stop felixpy), or add "
+            "--force"
+        )
+    found = await survey.cleanup(settings, dry_run=dry_run)
+    for entry in sorted(found):
+        click.echo(f"{'would remove' if dry_run else 'removed'} {entry}")
+    if not found:
+        click.echo("nothing of felixpy is on this node")
