@@ -39,6 +39,7 @@ from felixpy.config.values import (
     Failsafe,
     IPAMType,
     IptablesBackend,
+    MqttPeers,
     NATOutgoingExclusions,
     NFTablesMode,
     Parser,
@@ -359,6 +360,10 @@ class Settings:
     mqtt_host: str = _local("", "MQTTHost", HOST, "Broker. If set, MQTT is the source.")
     mqtt_port: int = _local(0, "MQTTPort", PORT, "Port of the broker. 0: 8883 with TLS, else 1883.")
     mqtt_topic_root: str = _local("felixpy/v1", "MQTTTopicRoot", TOPIC, "Root of all topics.")
+    mqtt_peers: MqttPeers = _local(
+        MqttPeers.AUTO, "MQTTPeers", choice(MqttPeers),
+        "Whether the endpoints of other nodes are followed over MQTT, which policies ask for; Auto: up to 10,000.",
+    )  # fmt: skip
     mqtt_client_id: str = _local(
         "", "MQTTClientID", TEXT, "Client id; empty: node's name and random bits, new at each start."
     )

@@ -46,6 +46,12 @@ class ServiceLoopPrevention(StrEnum):
     DISABLED = "Disabled"
 
 
+class MqttPeers(StrEnum):
+    AUTO = "Auto"
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+
+
 class AllowAction(StrEnum):
     ACCEPT = "ACCEPT"
     RETURN = "RETURN"

@@ -20,7 +20,7 @@ class SyncStatus:
     """State of the stream: ``got`` of ``want`` objects (0 of 0 if unknown), and why it is not in sync.
 
     ``bare``: the source holds nothing and never did, and nothing proves that this is meant: a folder that is not
-    mounted looks the same.
+    mounted looks the same. ``peers``: why the endpoints of other nodes are not known; empty if they are.
     """
 
     state: SyncState
@@ -28,3 +28,4 @@ class SyncStatus:
     got: int = 0
     want: int = 0
     bare: bool = False
+    peers: str = ""

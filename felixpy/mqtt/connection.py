@@ -58,6 +58,10 @@ class StreamError(Exception):
         self.taken_over = taken_over
 
 
+class SubscriptionRefused(StreamError):
+    """The broker does not let this client subscribe to a filter."""
+
+
 class Refused(StreamError):
     """The broker does not take a message; ``topic`` is the whole one, ``reason`` the broker's."""
 
@@ -208,7 +212,7 @@ class Connection:
         """Subscribe to all filters in one packet.
 
         Raises:
-            StreamError: the broker refuses one.
+            SubscriptionRefused: the broker refuses one.
         """
         if not filters:
             return
@@ -216,7 +220,8 @@ class Connection:
         codes = await self._answered(self.client.subscribe(wanted, timeout=_LONGEST_ANSWER_SECONDS))
         for name, code in zip(filters, codes, strict=False):
             if isinstance(code, ReasonCode) and code.is_failure:
-                raise StreamError(f"the broker refuses the subscription to {name}: {code}; check its access rules")
+                reason = f"the broker refuses the subscription to {name}: {code}; check its access rules"
+                raise SubscriptionRefused(reason)
 
     async def unsubscribe(self, name: str) -> None:
         """Take one subscription back."""

@@ -71,8 +71,10 @@ class Group:
 class Scope:
     """The groups that one manifest speaks of."""
 
-    def __init__(self, name: str, segments: tuple[str, ...]) -> None:
+    def __init__(self, name: str, segments: tuple[str, ...], *, is_peers: bool = False) -> None:
+        """``is_peers``: another node's, which may vanish with its manifest while nobody looks."""
         self.name = name
+        self.is_peers = is_peers
         self.segments = segments
         self.groups = {segment: Group(segment) for segment in segments}
         self.manifest: Manifest | None = None
@@ -159,7 +161,7 @@ class Scope:
     @property
     def _doubted(self) -> bool:
         """Without a manifest: a broker that lost or hides its topics looks like one whose objects were all deleted."""
-        return self._had_manifest or (self._lost and self._stale) or self._hidden
+        return not self.is_peers and (self._had_manifest or (self._lost and self._stale) or self._hidden)
 
     @property
     def _hidden(self) -> bool:

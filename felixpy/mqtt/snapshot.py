@@ -3,9 +3,13 @@
 MQTT has no end of a snapshot, and a broker may drop part of a retained burst without a word. The agent feeds every
 message in; actions come out. Pure: no clock (``now`` is seconds on any steady clock), no I/O.
 
+Besides what all nodes share and its own endpoints a node may follow those of others, its *peers*, up to a number of
+them: each other node is a scope with a manifest, like its own. A broker sends what it retains in the order in which it
+was asked, and the manifests are asked for first, so that every node is known before any endpoint of it.
+
 Invariants: in sync with a scope that has a manifest only if counts and digests are equal to it; a key is removed only
 by its own deletion or when the whole snapshot is in sync; a broker that lost its topics, or hides them from a user that
-is not the node's, never removes anything.
+is not the node's, never removes anything. A message costs what its own scope costs, however many nodes there are.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import NamedTuple
 from felixpy.model.sync import SyncState, SyncStatus
 from felixpy.mqtt import topics
 from felixpy.mqtt.manifest import Manifest
+from felixpy.mqtt.other_nodes import FILTERS, MANIFESTS, OtherNodes, hidden
 from felixpy.mqtt.scope import Group, Scope
 
 DRAIN_SECONDS = 0.25
@@ -26,6 +31,8 @@ RETRY_FIRST_SECONDS = 5.0
 RETRY_LAST_SECONDS = 60.0
 MISMATCH_LIMIT = 12
 """In sync, a mismatch may last this many snapshot time-outs while messages still flow."""
+MAX_REASONS = 5
+"""So many scopes say why they are not complete."""
 
 
 class Deliver(NamedTuple):
@@ -70,14 +77,18 @@ NOTHING: tuple[Action, ...] = ()
 class Snapshot:
     """The state of one node's stream."""
 
-    def __init__(self, node: str, *, timeout: float, quiet_time: float) -> None:
+    def __init__(self, node: str, *, timeout: float, quiet_time: float, peers: int = 0) -> None:
+        """``peers``: up to so many endpoints of other nodes are followed, too."""
         self._node = node
         self._timeout = timeout
         self._quiet_time = quiet_time
+        self._shared = Scope(topics.SHARED, topics.SHARED_SEGMENTS)
         self._own = Scope(topics.node_scope(node), topics.NODE_SEGMENTS)
-        self._scopes = (Scope(topics.SHARED, topics.SHARED_SEGMENTS), self._own)
-        self._groups = {segment: group for scope in self._scopes for segment, group in scope.groups.items()}
-        self._scope_of = {segment: scope for scope in self._scopes for segment in scope.groups}
+        self._others = OtherNodes(peers)
+        self._is_settled = False
+        self._unmatched: set[Scope] = set()
+        self._unwritten = {self._shared, self._own}
+        self._touched: set[Scope] = set()
         self._state = SyncState.CONNECTING
         self._last_message = 0.0
         self._last_match = 0.0
@@ -94,14 +105,19 @@ class Snapshot:
     def state(self) -> SyncState:
         return self._state
 
+    @property
+    def follows_peers(self) -> bool:
+        return self._others.are_followed
+
     def knows(self, topic: str) -> bool:
         """Whether a resource's topic was delivered and not removed since."""
-        return topic in self._groups[topics.segment_of(topic)].known
+        return topic in self._own.groups[topics.segment_of(topic)].known
 
     def on_connected(self, now: float) -> Sequence[Action]:
         """A new connection is about to subscribe: everything known is stale until it is seen again."""
-        for scope in self._scopes:
+        for scope in self._scopes():
             scope.restart()
+            self._touch(scope)
         self._state = SyncState.RESYNC
         self._last_message = now
         self._plan.clear()
@@ -129,29 +145,37 @@ class Snapshot:
     def on_message(self, topic: str, payload: bytes, now: float) -> Sequence[Action]:
         """A resource's topic (relative to the root) has this content; empty means deleted."""
         self._last_message, self._heard = now, True
-        group = self._groups[topics.segment_of(topic)]
+        scope = self._scope(topics.scope_of(topic))
+        if scope is None:
+            return NOTHING
+        group = scope.groups[topics.segment_of(topic)]
         if payload:
             actions: tuple[Action, ...] = (Deliver(topic, payload),) if group.put(topic, payload) else NOTHING
         else:
             actions = (Remove(topic),) if group.drop(topic) else NOTHING
-        if self._state is SyncState.IN_SYNC or self._scope_of[group.segment].lacks(group):
+        self._touched.add(scope)
+        if scope.is_peers and (actions or not payload):
+            actions = (*actions, *self._count_peers(scope))
+        if self._state is SyncState.IN_SYNC or scope.lacks(group):
             return actions
         return (*actions, *self._settle(now))
 
     def on_manifest(self, scope_name: str, manifest: Manifest | None, now: float, error: str = "") -> Sequence[Action]:
         """A scope's manifest, new or read again: None if there is none any more, ``error`` if it cannot be used."""
         self._last_message, self._heard = now, True
-        is_new = False
-        for scope in self._scopes:
-            if scope.name == scope_name:
-                is_new = (manifest, error) != (scope.manifest, scope.manifest_error)
-                scope.take_manifest(manifest, error)
+        scope = self._scope(scope_name)
+        if scope is None:
+            return NOTHING
+        is_new = (manifest, error) != (scope.manifest, scope.manifest_error)
+        scope.take_manifest(manifest, error)
+        self._touch(scope)
+        actions = self._count_peers(scope) if scope.is_peers else NOTHING
         if self._state is SyncState.IN_SYNC:
             self._note_match(now)
-            return NOTHING
+            return actions
         if is_new:
             self._retry_seconds = RETRY_FIRST_SECONDS
-        return self._settle(now)
+        return (*actions, *self._settle(now))
 
     def on_tick(self, now: float) -> Sequence[Action]:
         """Time has passed. Call it a few times a second until in sync, about every second then."""
@@ -176,24 +200,89 @@ class Snapshot:
         if self._reading and now - self._last_message < DRAIN_SECONDS:
             return NOTHING  # a topic that no manifest counts may come last: what matches so far would sweep it
         quiet = not self._reading and now - self._last_message >= self._quiet_time
-        verdicts = [scope.judge(quiet=quiet) for scope in self._scopes]
+        if not quiet and (self._unwritten or not self._all_match()):
+            return NOTHING
+        verdicts = [scope.judge(quiet=quiet) for scope in self._scopes()]
         if not all(verdicts) or self._empty_broker():
             return NOTHING
-        swept = [Remove(topic) for group in self._groups.values() for topic in group.sweep()]
+        groups = [group for scope in self._scopes() for group in scope.groups.values()]
+        swept = [Remove(topic) for group in groups for topic in group.sweep()]
         stops = self._stop_reading()
         self._plan.clear()
-        for scope in self._scopes:
+        for scope in list(self._scopes()):
             scope.settled()
+            if scope.is_peers:
+                self._others.count(scope)
         self._state = SyncState.IN_SYNC
+        self._is_settled = True
         self._last_match = now
         return (*swept, *stops, *self._report(""))
 
     def _empty_broker(self) -> bool:
-        return not any(scope.manifest or scope.got for scope in self._scopes)
+        return not any(scope.manifest or scope.got for scope in self._scopes())
 
     def _note_match(self, now: float) -> None:
-        if all(scope.manifest_error == "" and scope.matches() for scope in self._scopes):
+        if self._all_match():
             self._last_match = now
+
+    # --- scopes --------------------------------------------------------------------------------------------------
+
+    def _scopes(self) -> Iterator[Scope]:
+        yield self._shared
+        yield self._own
+        yield from self._others.scopes.values()
+
+    def _scope(self, name: str) -> Scope | None:
+        """The scope of this name, if it is followed."""
+        if name == topics.SHARED:
+            return self._shared
+        if name == self._own.name:
+            return self._own
+        found = self._others.scope(name)
+        if found is not None and found.manifest is None:
+            self._unwritten.add(found)
+        return found
+
+    def _touch(self, scope: Scope) -> None:
+        self._touched.add(scope)
+        (self._unwritten.add if scope.manifest is None else self._unwritten.discard)(scope)
+
+    def _all_match(self) -> bool:
+        """Whether no scope differs from its manifest; looks at those alone that have changed since the last time."""
+        for scope in self._touched:
+            is_well = scope.manifest_error == "" and scope.matches()
+            (self._unmatched.discard if is_well else self._unmatched.add)(scope)
+        self._touched.clear()
+        return not self._unmatched
+
+    def _count_peers(self, scope: Scope) -> Sequence[Action]:
+        """Another node's endpoints are more or fewer: the first snapshot may have too many of them."""
+        self._others.count(scope)
+        if scope.name not in self._others.scopes:
+            self._forget(scope)
+        if not self._is_settled and self._others.are_too_many:
+            return self.without_peers(self._others.too_many())
+        return self._report("") if self._state is SyncState.IN_SYNC and self._reported.peers else NOTHING
+
+    def without_peers(self, reason: str) -> Sequence[Action]:
+        """Follow the own endpoints alone from now on."""
+        gone = tuple(self._others.scopes.values())
+        removed = tuple(Remove(topic) for topic in self._others.give_up(reason))
+        for scope in gone:
+            self._forget(scope)
+        own = (*self.manifest_filters, *self.filters)
+        reads = tuple(Read(name) for name in own if topics.segment_of(name) in (*topics.NODE_SEGMENTS, "sync"))
+        return (*removed, *reads, *(Stop(name) for name in (MANIFESTS, *FILTERS)))
+
+    def _forget(self, scope: Scope) -> None:
+        for among in (self._touched, self._unmatched, self._unwritten):
+            among.discard(scope)
+
+    def _peers_unknown(self) -> str:
+        if self._others.unknown or self._others.scopes or self._state is not SyncState.IN_SYNC:
+            return self._others.unknown
+        nodes = (topics.unescape(topic.split("/", 1)[1]) for topic in self._shared.groups["node"].known)
+        return hidden(nodes, self._node)
 
     def _watch(self, now: float) -> Sequence[Action]:
         self._note_match(now)
@@ -207,24 +296,26 @@ class Snapshot:
     def _start_reread(self, now: float) -> Sequence[Action]:
         report = self._report(self._why()) if self._state is SyncState.RESYNC else NOTHING
         self._reread, self._heard, self._last_message = True, False, now
-        self._plan.extend(topics.manifest_topic(scope.name) for scope in self._scopes)
-        for scope in self._scopes:
+        self._plan.extend(self.manifest_filters)
+        for scope in self._scopes():
             for group in scope.doubtful():
                 self._plan.extend(self._parts(scope, group))
                 group.restart()
+                self._touched.add(scope)
         return (*report, self._read_part())
 
     def _parts(self, scope: Scope, group: Group) -> Iterator[str]:
         """Filters that together cover a kind, each with as few topics as can be."""
+        node = topics.unescape(scope.name.removeprefix("node/"))
         if group.segment != "wep":
-            yield topics.kind_filter(group.segment, self._node)
+            yield topics.kind_filter(group.segment, node)
             return
         named = set(scope.manifest.namespaces) if scope.manifest else set()
         named.update(topics.unescape(topic.split("/")[2]) for topic in group.known)
         if named:
-            yield from topics.namespace_filters(self._node, named)
+            yield from topics.namespace_filters(node, named)
         else:
-            yield topics.kind_filter(group.segment, self._node)
+            yield topics.kind_filter(group.segment, node)
 
     def _next_part(self, now: float) -> Sequence[Action]:
         stops = self._stop_reading()
@@ -241,7 +332,7 @@ class Snapshot:
 
     def _is_deaf(self) -> bool:
         """A manifest is there, as this connection knows, but not even that came when all was read again."""
-        return not self._heard and any(scope.manifest for scope in self._scopes)
+        return not self._heard and any(scope.manifest for scope in self._scopes())
 
     def _stop_reading(self) -> Sequence[Action]:
         reading, self._reading = self._reading, ""
@@ -251,12 +342,16 @@ class Snapshot:
     @property
     def manifest_filters(self) -> tuple[str, ...]:
         """Subscribed first, so that a burst that overflows the broker's queue cannot cost the manifests."""
-        return tuple(topics.manifest_topic(scope.name) for scope in self._scopes)
+        own = MANIFESTS if self._others.are_followed else topics.manifest_topic(self._own.name)
+        return topics.manifest_topic(topics.SHARED), own
 
     @property
     def filters(self) -> tuple[str, ...]:
         """The lasting subscriptions; they do not overlap."""
-        return tuple(topics.kind_filter(segment, self._node) for segment in self._groups)
+        shared = (topics.kind_filter(segment) for segment in self._shared.groups)
+        if self._others.are_followed:
+            return (*shared, *FILTERS)
+        return (*shared, *(topics.kind_filter(segment, self._node) for segment in self._own.groups))
 
     def _degrade(self, now: float) -> Sequence[Action]:
         if self._state is SyncState.DEGRADED:
@@ -266,15 +361,16 @@ class Snapshot:
         return self._report(self._why())
 
     def _why(self) -> str:
-        reasons = [reason for scope in self._scopes if (reason := scope.why())]
+        reasons = [reason for scope in self._scopes() if (reason := scope.why())]
         if not reasons and self._empty_broker():
             return "the broker shows no objects and no manifest; publish with 'felixpy apply' or check its access rules"
-        return "; ".join(reasons) or "waiting for the stream to become quiet"
+        more = f"; and {len(reasons) - MAX_REASONS} more" if len(reasons) > MAX_REASONS else ""
+        return "; ".join(reasons[:MAX_REASONS]) + more or "waiting for the stream to become quiet"
 
     def _report(self, reason: str) -> Sequence[Action]:
-        got = sum(scope.got for scope in self._scopes)
-        want = sum(scope.want for scope in self._scopes)
-        status = SyncStatus(self._state, reason, got, want)
+        got = sum(scope.got for scope in self._scopes())
+        want = sum(scope.want for scope in self._scopes())
+        status = SyncStatus(self._state, reason, got, want, peers=self._peers_unknown())
         if status == self._reported:
             return NOTHING
         self._reported = status

@@ -144,6 +144,18 @@ def key_of(topic: str) -> ResourceKey | None:
     return ResourceKey(kind, names[0]) if len(names) == 1 else None
 
 
+def key_on(topic: str, node: str) -> ResourceKey | None:
+    """Key under which a node takes what is at a topic: of another node's endpoint, that node's name is part of it.
+
+    Nothing keeps publishers from one name on two nodes, and an endpoint that moves is at two topics for a while.
+    """
+    key = key_of(topic)
+    if key is None or key.kind not in OF_A_NODE:
+        return key
+    other = unescape(topic.split("/", 2)[1])
+    return key if other == node else key._replace(name=f"{other}/{key.name}")
+
+
 def is_too_long(topic: str) -> bool:
     """Whether a level is longer than any name: no object that stands there is valid, and none that speaks of it.
 

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from felixpy.config import Settings
+from felixpy.config import MqttPeers, Settings
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import quote
 from felixpy.model.parse import parse_payload
@@ -36,7 +36,7 @@ from felixpy.model.resources import (
     WorkloadEndpoint,
 )
 from felixpy.mqtt import topics
-from felixpy.mqtt.connection import Connection, StreamError, broker_name, open_connection
+from felixpy.mqtt.connection import Connection, StreamError, SubscriptionRefused, broker_name, open_connection
 from felixpy.mqtt.credentials import Credentials, CredentialsChanged
 from felixpy.mqtt.manifest import parse_manifest
 from felixpy.mqtt.outbox import Outbox
@@ -66,6 +66,9 @@ TS_DIGITS = 19
 """Nanoseconds until the year 2286. A longer number is no time, and Python refuses to read a very long one."""
 
 LOST = "stream lost"
+
+PEERS_FOLLOWED = {MqttPeers.DISABLED: 0, MqttPeers.AUTO: 10_000, MqttPeers.ENABLED: 1 << 30}
+"""Up to how many endpoints of other nodes a node follows."""
 
 SHARED_NODE = "another agent publishes the status of this node"
 
@@ -103,7 +106,12 @@ class MqttSource:
         self._client_id = _another(base) if observer else base
         self._credentials = Credentials(settings, self._try_to_connect)
         self._prefix = f"{settings.mqtt_topic_root}/"
-        self._snapshot = Snapshot(node, timeout=settings.snapshot_timeout, quiet_time=settings.snapshot_quiet_time)
+        self._snapshot = Snapshot(
+            node,
+            timeout=settings.snapshot_timeout,
+            quiet_time=settings.snapshot_quiet_time,
+            peers=PEERS_FOLLOWED[settings.mqtt_peers],
+        )
         self._outbox = Outbox()
         self._commands: asyncio.Queue[Read | Stop | Renew] = asyncio.Queue()
         self._in_sync = asyncio.Event()
@@ -201,7 +209,7 @@ class MqttSource:
         """Run all parts until one of them fails, which is the end of the connection."""
         parts = (
             connection.until_lost(),
-            self._subscribe(connection),
+            self._subscribe(connection, sink),
             self._tick(sink),
             self._outbox.run(connection.publish_retained),
             self._read_past_status(connection),
@@ -217,12 +225,12 @@ class MqttSource:
         # A lost connection makes several parts fail; the watch of the connection (first) knows why.
         raise errors[0] if errors else StreamError("the stream ended")
 
-    async def _subscribe(self, connection: Connection) -> None:
+    async def _subscribe(self, connection: Connection, sink: Sink) -> None:
         """Subscribe, then carry out what the snapshot asks for, one at a time and in order."""
+        await self._subscribe_for_good(connection, lambda: self._snapshot.manifest_filters, sink)
+        # The answer comes behind the manifests: the snapshot knows how many endpoints there are, and asks for them then.
         await self._check_rights(connection)
-        for filters in (self._snapshot.manifest_filters, self._snapshot.filters):
-            await connection.subscribe(tuple(self._prefix + name for name in filters), options=_OPTIONS)
-            self._snapshot.on_subscribed(time.monotonic())
+        await self._subscribe_for_good(connection, lambda: self._snapshot.filters, sink)
         while True:
             command = await self._commands.get()
             if isinstance(command, Renew):
@@ -238,6 +246,19 @@ class MqttSource:
                     await self._check_rights(connection)
                 await connection.subscribe((name,), options=_OPTIONS)
                 self._snapshot.on_subscribed(time.monotonic())
+
+    async def _subscribe_for_good(
+        self, connection: Connection, filters: Callable[[], Sequence[str]], sink: Sink
+    ) -> None:
+        """Subscribe to what lasts; where the broker refuses other nodes' endpoints, to the own ones alone."""
+        try:
+            await connection.subscribe(tuple(self._prefix + name for name in filters()), options=_OPTIONS)
+        except SubscriptionRefused as refused:
+            if not self._snapshot.follows_peers:
+                raise
+            self._perform(self._snapshot.without_peers(str(refused)), sink)
+            await connection.subscribe(tuple(self._prefix + name for name in filters()), options=_OPTIONS)
+        self._snapshot.on_subscribed(time.monotonic())
 
     async def _check_rights(self, connection: Connection) -> None:
         """Learn whether the broker takes us for this node.
@@ -316,7 +337,7 @@ class MqttSource:
         topic, payload = message.topic.removeprefix(self._prefix), message.payload
         self.messages += 1
         self.bytes += len(payload)
-        key = topics.key_of(topic)
+        key = topics.key_on(topic, self._node)
         if key is not None:
             actions = self._snapshot.on_message(topic, payload, now)
             self._perform(actions, sink, _Arrival(key, now_ns, _published_ns(message)))
@@ -347,7 +368,7 @@ class MqttSource:
                 else:
                     sink.update(_parse(action, came, sink))
             elif isinstance(action, Remove):
-                key = topics.key_of(action.topic)
+                key = topics.key_on(action.topic, self._node)
                 assert key is not None, action
                 received_ns, published_ns = came[1:] if came else (time.monotonic_ns(), 0)
                 sink.update(Update(key, None, "", received_ns, published_ns))
@@ -373,18 +394,21 @@ def _shown(topic: str) -> str:
 
 
 def _parse(action: Deliver, came: _Arrival, sink: Sink) -> Update:
-    key, error = came.key, ""
+    """What a topic holds now. Of an invalid endpoint of another node that node tells; here it is nobody's peer."""
+    key, error = topics.key_of(action.topic), ""
+    assert key is not None, action
     resource: Resource | None = None
     try:
         if key.kind is Kind.BLOCK_AFFINITY:
             resource = _parse_affinity(action, key, sink)
         elif not isinstance(found := parse_payload(action.payload, key, sink.ignored), Absent):
+            resource = found
             if isinstance(found, WorkloadEndpoint | HostEndpoint):
                 _check_node(action.topic.split("/", 2)[1], found.node, key)
-            resource = found
+                resource = found if came.key == key else replace(found, key=came.key)
     except InvalidResource as invalid:
-        error = str(invalid)
-    return Update(key, resource, error, came.received_ns, came.published_ns)
+        resource, error = None, str(invalid) if came.key == key else ""
+    return Update(came.key, resource, error, came.received_ns, came.published_ns)
 
 
 def _parse_affinity(action: Deliver, key: ResourceKey, sink: Sink) -> BlockAffinity | None:

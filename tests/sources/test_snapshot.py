@@ -39,8 +39,8 @@ def manifest_for(content: dict[str, bytes], scope: str, *, digest: bool = True, 
 class Stream:
     """Drives a snapshot and keeps what it said."""
 
-    def __init__(self) -> None:
-        self.snapshot = Snapshot(NODE, timeout=TIMEOUT, quiet_time=QUIET)
+    def __init__(self, peers: int = 0) -> None:
+        self.snapshot = Snapshot(NODE, timeout=TIMEOUT, quiet_time=QUIET, peers=peers)
         self.now = 100.0
         self.held: dict[str, bytes] = {}
         self.removed: list[str] = []
@@ -129,7 +129,7 @@ def test_manifests_match_is_in_sync_at_once() -> None:
     assert stream.state is SyncState.RESYNC
     stream.manifests(content)
     assert stream.state is SyncState.IN_SYNC
-    assert stream.statuses[-1] == SyncStatus(SyncState.IN_SYNC, "", 6, 6)
+    assert stream.statuses[-1] == SyncStatus(SyncState.IN_SYNC, "", 6, 6, peers="FELIX_MQTTPEERS=Disabled")
     assert stream.held == content
 
 
