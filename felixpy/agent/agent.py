@@ -349,6 +349,7 @@ class Agent:
         self.dataplane.want(self.calculation.calculate(dirty))
         self._taken += updates
         self._unjudged |= dirty
+        self._unjudged |= self.calculation.use_peers(self.stream.peers)
         completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
         completes = completes and not self.doubt()
         if (completes or self.configuration.due) and time.monotonic() >= self.configuration.retry_at:

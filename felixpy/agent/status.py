@@ -181,6 +181,11 @@ def _degraded(agent: Subject, said: Mapping[str, Any], refused: list[str]) -> li
     found = [f"{family} is not programmed: {why}" for family, why in agent.failures.items()]
     if said["state"] != SyncState.IN_SYNC.value:
         found.append(f"stream: {said['state']}: {said['reason']}" if said["reason"] else f"stream: {said['state']}")
+    if agent.stream.peers and agent.calculation.policy.counts()["selectors"]:
+        found.append(
+            f"policy: the endpoints of other nodes are not known ({agent.stream.peers}): rules that select endpoints "
+            "find those of this node alone"
+        )
     return found + refused
 
 

@@ -118,7 +118,6 @@ def policy_settings(settings: Settings, families: tuple[Family, ...], host: Host
         settings.log_prefix,
         tuple((address.interface, address.net.packed) for address in host.addresses),
         settings.interface_prefix,
-        knows_peers=not settings.mqtt_enabled,
     )
 
 
@@ -179,6 +178,11 @@ class Calculation:
     def _use(self, settings: Settings) -> None:
         self.settings = EntrySettings.of(settings)
         self.store.encapsulation_decides = settings.program_cluster_routes is not ProgramClusterRoutes.ENABLED
+
+    def use_peers(self, unknown: str) -> set[ResourceKey]:
+        """``unknown``: why the endpoints of other nodes are not known, empty if they are; returns whose problems are
+        other ones now."""
+        return self.policy.use_peers(unknown)
 
     def complete(self) -> Changes:
         """Everything that there is has been taken: policy is told from now on."""

@@ -228,7 +228,7 @@ class MqttSource:
     async def _subscribe(self, connection: Connection, sink: Sink) -> None:
         """Subscribe, then carry out what the snapshot asks for, one at a time and in order."""
         await self._subscribe_for_good(connection, lambda: self._snapshot.manifest_filters, sink)
-        # The answer comes behind the manifests: the snapshot knows how many endpoints there are, and asks for them then.
+        # The answer comes behind the manifests: how many endpoints there are is known before they are asked for.
         await self._check_rights(connection)
         await self._subscribe_for_good(connection, lambda: self._snapshot.filters, sink)
         while True:

@@ -76,10 +76,9 @@ def other(attribute: str) -> Any:
 
 
 def seen(settings: Settings) -> object:
-    """What entries depend on of the settings. Whether other nodes' endpoints are known is only told."""
+    """What entries depend on of the settings."""
     entry = EntrySettings.of(settings)
-    policy = policy_settings(settings, supported_families(entry, HOST_FACTS), HOST_FACTS)
-    return entry, replace(policy, knows_peers=True)
+    return entry, policy_settings(settings, supported_families(entry, HOST_FACTS), HOST_FACTS)
 
 
 def calculation(settings: Settings) -> Calculation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -482,7 +481,11 @@ def test_where_other_nodes_endpoints_are_not_known_what_that_makes_wider_is_told
 ) -> None:
     kinds = {"ingress": "Ingress", "egress": "Egress"}
     made_of = policy("p", types=[kinds[name] for name in rules], **rules)
-    blind = Node("n1", replace(OPEN, knows_peers=False)).put(made_of)
+    blind = Node("n1", OPEN)
+    assert blind.policy.use_peers("too many") == set()
+    blind.put(made_of)
     (words,) = blind.policy.problems.values() or ("",)
-    assert words.startswith(told) and bool(words) == bool(told)
-    assert Node("n1", OPEN).put(made_of).policy.problems == {}
+    assert words.startswith(told) and bool(words) == bool(told) == ("(too many)" in words)
+    assert blind.policy.use_peers("") == ({made_of.key} if told else set())
+    assert blind.policy.problems == Node("n1", OPEN).put(made_of).policy.problems == {}
+    assert blind.policy.use_peers("hidden") == ({made_of.key} if told else set())

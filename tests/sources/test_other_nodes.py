@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from felixpy.calc.policy.classes import Direction
 from felixpy.config import MqttPeers
 from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
 from felixpy.mqtt.connection import Connection, SubscriptionRefused
@@ -18,6 +19,8 @@ from felixpy.sources import SyncState
 from felixpy.sources import mqtt as mqtt_source
 from felixpy.sources.mqtt import MqttSource
 from tests.broker import Broker, running
+from tests.policy.node import Node
+from tests.policy.walk import Packet
 from tests.sources.stream_lab import NODE, ROOT, endpoint, following, node, pool, put, settings_for, wep_key
 from tests.sources.test_rights import RULES, broker_with_rules, source_of
 from tests.sources.test_snapshot import QUIET, TIMEOUT, Stream, manifest_for, some_content
@@ -200,6 +203,27 @@ def test_endpoints_of_other_nodes_come_beside_the_own_ones_and_go(tmp_path: Path
             await put(broker, {"wep/n2/default/bad": b"{}", "wep/n2/default/z": endpoint("z", node="n2")})
             await sink.until(lambda: wep_key("n2/z") in sink.held)
             assert sink.errors == {}
+
+    with running(tmp_path) as broker:
+        asyncio.run(scenario(broker))
+
+
+def test_a_rule_finds_the_pods_of_other_nodes(tmp_path: Path) -> None:
+    """From the broker to the members of a set: whoever has the label on n2 is denied on n1."""
+    labelled = endpoint("w", node="n2", address="10.0.0.2")
+    labelled["metadata"]["labels"] = {"app": "bad"}
+    rules = [{"action": "Deny", "source": {"selector": "app == 'bad'"}}, {"action": "Allow"}]
+    denying = {"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": "p"}}
+    objects = {**CLUSTER, "wep/n2/default/w": labelled, "policy/global/p": {**denying, "spec": {"ingress": rules}}}
+
+    async def scenario(broker: Broker) -> None:
+        await put(broker, objects)
+        async with following(MqttSource(settings_for(broker), NODE)) as sink:
+            await sink.state(SyncState.IN_SYNC)
+            world = Node(NODE).put(*sink.held.values()).world()
+            own = bytes((10, 0, 0, 1))
+            assert not world.decides("caliw", Direction.INGRESS, Packet(bytes((10, 0, 0, 2)), own))
+            assert world.decides("caliw", Direction.INGRESS, Packet(bytes((10, 0, 0, 3)), own))
 
     with running(tmp_path) as broker:
         asyncio.run(scenario(broker))

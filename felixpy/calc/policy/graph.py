@@ -58,6 +58,7 @@ class PolicyCalculation:
         self.settings = settings
         self.problems = {} if problems is None else problems
         self.is_complete = False
+        self._unknown_peers = ""
         self._output = Output(settings.families)
         self._labels = ProfileLabels()
         self._in_force = InForce()
@@ -140,6 +141,21 @@ class PolicyCalculation:
         if settings.interface_prefixes != before.interface_prefixes:
             self._dirty_endpoints.update(self.store.endpoints)
 
+    def use_peers(self, unknown: str) -> set[ResourceKey]:
+        """Take why the endpoints of other nodes are not known, empty if they are: policies that are wider by it tell
+        so. Returns whose problems are other ones now."""
+        if unknown == self._unknown_peers:
+            return set()
+        self._unknown_peers = unknown
+        told = set()
+        for objects in self.store.policy.values():
+            for key, found in objects.items():
+                if isinstance(found, Policy):
+                    before = self.problems.get(key)
+                    self._tell_of_policy(key, found)
+                    told |= {key} if self.problems.get(key) != before else set()
+        return told
+
     def _change_families(self, families: tuple[Family, ...]) -> None:
         before = self.entries()
         self._output.families = families
@@ -196,8 +212,7 @@ class PolicyCalculation:
     def _take_policy(self, key: ResourceKey) -> None:
         found = self.store.policy[key.kind].get(key)
         assert found is None or isinstance(found, Policy)
-        wider = told_wider(found) if found and not self.settings.knows_peers else ()
-        self._tell(key, (*found.problems, *wider) if found else ())
+        self._tell_of_policy(key, found)
         new = None if found is None or found.staged else found
         old = self._in_force.policies.get(key)
         if old is not None and new is not None and _shape(old.policy) == _shape(new):
@@ -208,6 +223,10 @@ class PolicyCalculation:
             if new is not None:
                 self._begin_policy(new)
         self._chains.touch(key)
+
+    def _tell_of_policy(self, key: ResourceKey, policy: Policy | None) -> None:
+        wider = told_wider(policy, self._unknown_peers) if policy and self._unknown_peers else ()
+        self._tell(key, (*policy.problems, *wider) if policy else ())
 
     def _begin_policy(self, policy: Policy) -> None:
         for_workloads = not policy.do_not_track and not policy.pre_dnat

@@ -18,5 +18,3 @@ class PolicySettings:
     host_addresses: tuple[tuple[str, bytes], ...] = ()
     interface_prefixes: tuple[str, ...] = ("",)
     """How interfaces of workloads begin: others get no class."""
-    knows_peers: bool = True
-    """Whether the source tells of the endpoints of other nodes."""

@@ -1,4 +1,4 @@
-"""Which rules let more through where the endpoints of other nodes are not known, as over MQTT. Pure.
+"""Which rules let more through where the endpoints of other nodes are not known. Pure.
 
 A selector that finds too few endpoints makes an Allow rule narrower, which is safe. In a rule that denies or passes on,
 and in ``notSelector`` of one that allows, it makes the policy wider: that is told, and never silent.
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from felixpy.model.policy import Entity, Policy, PolicyAction, Rule
 
 
-def told_wider(policy: Policy) -> Iterator[str]:
-    """One sentence for each direction of a policy that asks for endpoints in such a way."""
+def told_wider(policy: Policy, reason: str) -> Iterator[str]:
+    """One sentence for each direction of a policy that asks for endpoints in such a way; ``reason``: why it may not."""
     if policy.staged:
         return
     for direction, rules in (("ingress", policy.ingress), ("egress", policy.egress)):
@@ -20,8 +20,8 @@ def told_wider(policy: Policy) -> Iterator[str]:
         if found:
             numbers = ", ".join(f"spec.{direction}[{position}]" for position in dict.fromkeys(found))
             yield (
-                f"{numbers}: the endpoints of other nodes are not known over MQTT, so these are not held off: name "
-                "their networks instead (nets, or a NetworkSet), or use Kubernetes or a folder as the source"
+                f"{numbers}: the endpoints of other nodes are not known ({reason}), so these are not held off: make "
+                "them known, or name their networks instead (nets, or a NetworkSet)"
             )
 
 
