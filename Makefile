@@ -5,7 +5,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 PYTHON := .venv/bin/python
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E) env PATH="$$PATH" PYTHONDONTWRITEBYTECODE=1
-WORKERS ?= 4
+WORKERS ?= 6
 SECONDS = 600
 INPUTS ?= 100000
 SEED ?= 1

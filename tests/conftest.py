@@ -3,7 +3,8 @@ skipped, and why.
 
 A behaviour test names its combination of back-end and mode in its id, ``[nftables-dual]``; a combination stays in one
 worker, because its lab is shared; so do the tests of a ``crowd`` of interfaces, and those on a booted ``machine``.
-(``--dist loadgroup`` of xdist 3.8 does not group with pytest 9.2.)
+(``--dist loadgroup`` of xdist 3.8 does not group with pytest 9.2.) Combinations wait for packets most of the time,
+others compute: every second worker begins with the others, so that both go on side by side to the end.
 
 ``--shuffle SEED`` runs modules, and the tests of each, in an order of their own; ``--shuffle new`` takes a new seed and
 says which. The time-out of a test counts what the machine gave it, not the clock: beside busy
@@ -42,6 +43,12 @@ class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         match = COMBINATION.search(nodeid)
         return match[1] if match else nodeid
+
+    def _assign_work_unit(self, node: Any) -> None:
+        """The queue begins with the largest combination; half of the workers take from its end."""
+        if self.nodes.index(node) % 2:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> CombinationScheduling:
