@@ -14,6 +14,7 @@ from felixpy.config import Settings
 from felixpy.dataplane.interface_settings import PROC_SYS_NET
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.table import KeyedTable
+from felixpy.demo.patience import Patience
 from felixpy.model.net import Family, Net, parse_address
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.message import Message
@@ -49,6 +50,20 @@ def run(*command: str, stdin: str = "") -> str:
     """Standard output of a command that must succeed."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+SET_WENT = "doesn't exist"
+"""What ``iptables-save`` ends with where an agent works beside it: it reads a table, then asks for the names of the
+sets in its rules, and one of them has gone with its rules. Then it is to be asked again.
+"""
+
+
+def iptables_save(command: str) -> str:
+    """All tables as text, beside an agent that works."""
+    patience = Patience(30.0)
+    while (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
+        assert SET_WENT in done.stderr and not patience.over(), done.stderr
     return done.stdout
 
 

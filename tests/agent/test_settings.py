@@ -22,7 +22,7 @@ from felixpy.demo.resources import Object, felix_configuration, v3
 from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
 from tests.agent.bench import GOOD, LEGACY, NFT, NFTABLES, NODE, POOLS, Running, members, routes, running, topic_of
 from tests.broker import Broker
-from tests.kernel import run
+from tests.kernel import iptables_save, run
 
 ACCEPT, DROP, RETURN = "Accept", "Drop", "Return"
 
@@ -325,8 +325,8 @@ def six() -> list[str]:
     found += [line for line in run("ipset", "list", "-name").splitlines() if line.startswith("fpy6-")]
     with contextlib.suppress(FileNotFoundError):
         if Path("/proc/net/ip6_tables_names").read_text():
-            found += [line for line in run("ip6tables-legacy-save").splitlines() if "fpy-" in line]
-    return found + [line for line in run("ip6tables-nft-save").splitlines() if "fpy-" in line]
+            found += [line for line in iptables_save("ip6tables-legacy-save").splitlines() if "fpy-" in line]
+    return found + [line for line in iptables_save("ip6tables-nft-save").splitlines() if "fpy-" in line]
 
 
 def four() -> list[str]:
@@ -366,7 +366,7 @@ def in_use() -> set[str]:
     """Back-ends that hold rules of ours."""
     found = {"nftables"} if "felixpy" in run("nft", "list", "tables") else set()
     for variant in ("legacy", "nft"):
-        if all("fpy-" in run(f"{tool}-{variant}-save") for tool in ("iptables", "ip6tables")):
+        if all("fpy-" in iptables_save(f"{tool}-{variant}-save") for tool in ("iptables", "ip6tables")):
             found.add(variant)
     return found
 

@@ -49,15 +49,17 @@ async def test_switching_a_family_off_removes_its_state_and_spares_the_other(wor
     kept = other(off)
     flow = await world.lab.pod("p1a").open_flow("tcp", P2A.addresses[kept])
     outside = await world.lab.pod("p1a").open_flow("udp", EXT[kept])
-    await world.restart_agent(**{f"FELIX_IPV{off.version}SUPPORT": "false"})
-    async with limit(30):  # what is off is removed after the agent has said that the rest is ready
-        while await ours(world.node1, off):  # noqa: ASYNC110  # the kernel is asked each time
-            await asyncio.sleep(0.05)
-    assert await world.lab.pod("p1a").tcp(P2A.addresses[off], timeout=0.3) is None
-    for each in (flow, outside):
-        assert await each.ask() == each.first
-        await each.close()
-    await world.restart_agent()
+    try:
+        await world.restart_agent(**{f"FELIX_IPV{off.version}SUPPORT": "false"})
+        async with limit(30):  # what is off is removed after the agent has said that the rest is ready
+            while await ours(world.node1, off):  # noqa: ASYNC110  # the kernel is asked each time
+                await asyncio.sleep(0.05)
+        assert await world.lab.pod("p1a").tcp(P2A.addresses[off], timeout=0.3) is None
+        for each in (flow, outside):
+            assert await each.ask() == each.first
+            await each.close()
+    finally:
+        await world.restart_agent()
     await hold(checks.connectivity(world.lab))
 
 
@@ -68,12 +70,13 @@ async def test_a_restart_on_an_unchanged_state_writes_nothing(world: World) -> N
     assert [line for line in await writes(world.node1, restart) if line.strip()] == []
 
 
+@pytest.mark.modes("dual", "v6")
 async def test_plan_beside_a_running_agent_finds_nothing_to_change(world: World) -> None:
     """Also in a back-end whose writes the kernel does not announce."""
     agent = world.lab.agents["node1"]
     settings = world.lab.agent_environment("node1", world.settings())
     assert (await agent.command(world.node1, settings, "plan")).strip() == "nothing to change"
-    family = world.families[0]
+    family = world.families[0]  # IPv4 in dual stack, IPv6 alone
     await agent.kill()
     await world.node1.ip([f"route del {P1A.addresses[family]}/{family.bits} dev {P1A.interface}"])
     said = await agent.command(world.node1, settings, "plan", check=False)
@@ -82,6 +85,7 @@ async def test_plan_beside_a_running_agent_finds_nothing_to_change(world: World)
     await hold(checks.connectivity(world.lab))
 
 
+@pytest.mark.modes("dual")
 async def test_flows_survive_a_killed_agent_and_its_successor(world: World) -> None:
     p1a = world.lab.pod("p1a")
     flows = []

@@ -21,6 +21,7 @@ async def felixpy(world: World, *arguments: str) -> str:
     return await Agent.command(world.node1, environment, *arguments, check=False)
 
 
+@pytest.mark.modes("dual")
 async def test_show_says_up_of_endpoints_that_the_kernel_carries(world: World) -> None:
     lines = json.loads(await felixpy(world, "show", "endpoints", "--json"))
     assert {line["entry"]: line["kernel"] for line in lines} == {
@@ -28,8 +29,9 @@ async def test_show_says_up_of_endpoints_that_the_kernel_carries(world: World) -
     }
 
 
+@pytest.mark.modes("dual", "v4")
 async def test_plan_names_what_is_missing_and_show_says_pending(world: World) -> None:
-    family = world.families[-1]
+    family = world.families[-1]  # IPv6 in dual stack, IPv4 alone
     await world.lab.agents["node1"].stop()
     assert await felixpy(world, "plan") == "nothing to change\n"
     await world.node1.run("ip", f"-{family.version}", "route", "del", P1A.addresses[family], "dev", P1A.interface)
@@ -63,6 +65,7 @@ async def test_chain_insert_mode_of_the_stream_takes_effect_at_once(world: World
     await becomes(foreign, last_rule)
 
 
+@pytest.mark.modes("dual")
 async def test_without_rights_a_command_says_what_it_needs(world: World) -> None:
     environment = world.lab.agent_environment("node1", world.settings())
     process = await world.node1.spawn(

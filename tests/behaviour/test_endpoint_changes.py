@@ -104,6 +104,7 @@ async def test_the_fabric_interface_that_went_down_and_up_gets_its_block_routes_
         await becomes(NODE1.addresses[family], world.tcp_source, p1a, EXT[family])
 
 
+@pytest.mark.modes("dual")
 async def test_a_deleted_route_comes_back_at_the_latest_with_the_next_refresh(world: World) -> None:
     p1a = world.lab.pod("p1a")
     await world.restart_agent(FELIX_ROUTEREFRESHINTERVAL="1")

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 from felixpy.demo.checks import Check, Result
-from felixpy.demo.host import Host
+from felixpy.demo.host import Host, LabError
 from felixpy.demo.lab import Lab
 from felixpy.demo.patience import Patience, stretched
 from felixpy.demo.resources import Object, block, ip_pool, lab_resources
 from felixpy.demo.run import BACKENDS
 from felixpy.demo.topology import PODS, Mode, PodSpec
 from felixpy.model.net import Family
+from tests.kernel import SET_WENT
 
 P1C = PodSpec("p1c", "node1", {Family.V4: "10.49.0.1", Family.V6: "fd00:49::1"})
 """A workload of a second pool, without natOutgoing; the one that tests change and remove."""
@@ -219,6 +220,17 @@ async def hold(wanted: Iterable[Check]) -> None:
 # --- the kernel --------------------------------------------------------------------------------------------------
 
 
+async def iptables_save(host: Host, command: str, *options: str) -> str:
+    """All tables as text, beside an agent that works."""
+    patience = Patience(SETTLE_S)
+    while True:
+        try:
+            return await host.run(command, *options)
+        except LabError as error:
+            if SET_WENT not in str(error) or patience.over():
+                raise
+
+
 async def ours(host: Host, family: Family) -> list[str]:
     """Every kernel object that felixpy owns, as text lines, whatever the back-end."""
     version = family.version
@@ -227,7 +239,7 @@ async def ours(host: Host, family: Family) -> list[str]:
     tables = (await host.run("nft", "list", "tables")).splitlines()
     lines += [line for line in tables if line == f"table ip{six} felixpy"]
     for variant in ("legacy", "nft"):
-        saved = await host.run(f"ip{six}tables-{variant}-save")
+        saved = await iptables_save(host, f"ip{six}tables-{variant}-save")
         lines += [line for line in saved.splitlines() if "fpy-" in line]
     sets = (await host.run("ipset", "list", "-name")).splitlines()
     return lines + [line for line in sets if line.startswith(f"fpy{version}-")]
@@ -262,7 +274,7 @@ async def foreign_state(host: Host, backend: str) -> dict[str, str]:
         "default": await host.run("ip", "route", "show", "default"),
     }
     for six in ("", "6"):
-        saved = await host.run(f"ip{six}tables-{variant(backend)}-save")
+        saved = await iptables_save(host, f"ip{six}tables-{variant(backend)}-save")
         foreign = [line for line in saved.splitlines() if "FOREIGN" in line or "0x4000" in line]
         state[f"ip{six}tables"] = "\n".join(foreign)
     return state

@@ -175,7 +175,7 @@ def test_an_add_waits_for_an_agent_that_restarts(node: Node) -> None:
     node.stop()
     waiting = node.begin("ADD", container)
     node.start(ready=False)
-    output, _ = waiting.communicate(timeout=120)
+    output, _ = waiting.communicate()
     assert waiting.returncode == 0, (output, node.log.read_text())
     node.delete(container)
     node.wait(lambda: node.leaks() == NOTHING)
@@ -193,7 +193,7 @@ def test_a_restart_in_the_middle_of_adds(node: Node, gently: bool) -> None:
     node.start(ready=False)
     results = []
     for process in waiting:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate()
         assert process.returncode == 0, (output, node.log.read_text())
         results.append(json.loads(output))
     found = [address for result in results for address in addresses(result)]

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from typing import Any
 
 from felixpy.agent.agent import Agent
 from felixpy.config import Settings, SettingsSource, resolve
 from felixpy.dataplane.backends import remove_leftovers
+from felixpy.demo.patience import Patience
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import FAMILIES
 from felixpy.model.parse import parse_resource
@@ -93,13 +93,13 @@ class Node:
         if command.get("complete", True):
             agent.sync_status(SyncStatus(SyncState.IN_SYNC))
         agent._wake_up()
-        began = time.monotonic()
+        patience = Patience(PATIENCE_S)
         quiet = 0
         while quiet < 2:
             if task.done():
                 task.result()
                 raise RuntimeError("the agent ended")
-            if time.monotonic() - began > PATIENCE_S:
+            if patience.over():
                 waiting = [str(operation) for operation in agent.dataplane.plan()][:20]
                 raise RuntimeError(f"not settled: {waiting}, {agent.failures}")
             await asyncio.sleep(0.005)

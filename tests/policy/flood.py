@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from felixpy.demo.patience import Patience
 from felixpy.model.net import Family
 from tests.policy import packets
 from tests.policy.cases import Case
@@ -75,8 +75,8 @@ def flood(lab: Lab, case: Case, change: Callable[[int], None], *, changes: int, 
     thread.join()
     if errors:
         raise errors[0]
-    until = time.monotonic() + 60
-    while counts.lost and time.monotonic() < until:
+    patience = Patience(60)
+    while counts.lost and not patience.over():
         found = {number for number, place in lab.arrived(1.0) if place == "x/b"}
         if not found:
             break

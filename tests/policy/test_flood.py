@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 1200
 LEAST = 3000
 
 
 @pytest.mark.parametrize("backend", ["nftables", "legacy", "nft"])
 def test_no_change_of_policy_opens_or_closes_wrongly_in_between(backend: str) -> None:
     command = [sys.executable, "-m", "tests.policy.flood_process", backend]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     counts = json.loads(done.stdout)
     assert counts["allowed"] > LEAST

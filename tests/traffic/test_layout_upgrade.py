@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.behaviour.world import becomes, writes
+from tests.behaviour.world import becomes, iptables_save, writes
 
 from .conftest import COMBINATIONS
 from .flows import TrafficWorld
@@ -83,6 +83,6 @@ async def older(world: TrafficWorld) -> list[str]:
     lines = (await world.node1.run("ipset", "list", "-name")).splitlines()
     for six in ("", "6"):
         tool = f"ip{six}tables-{world.backend}-save"
-        lines += (await world.node1.run(tool, "-t", "filter")).splitlines()
-        lines += (await world.node1.run(tool, "-t", "mangle")).replace("fpy-", "older ").splitlines()
+        lines += (await iptables_save(world.node1, tool, "-t", "filter")).splitlines()
+        lines += (await iptables_save(world.node1, tool, "-t", "mangle")).replace("fpy-", "older ").splitlines()
     return [line for line in lines if "older" in line]

@@ -10,7 +10,7 @@ from felixpy.demo.resources import workload_endpoint
 from felixpy.demo.run import BACKENDS
 from felixpy.demo.topology import PodSpec
 from felixpy.model.net import Family
-from tests.behaviour.world import becomes, writes
+from tests.behaviour.world import becomes, iptables_save, writes
 
 from .conftest import COMBINATIONS
 from .flows import TrafficWorld
@@ -100,7 +100,7 @@ async def holders(world: TrafficWorld) -> set[str]:
         found.add("nftables")
     for variant in ("legacy", "nft"):
         for six in ("", "6"):
-            if "fpy-" in await world.node1.run(f"ip{six}tables-{variant}-save"):
+            if "fpy-" in await iptables_save(world.node1, f"ip{six}tables-{variant}-save"):
                 found.add(variant)
     return found
 

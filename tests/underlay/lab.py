@@ -15,13 +15,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from felixpy.demo.patience import wait_until
 from tests.kernel import run
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -103,11 +103,8 @@ def tries(name: str, *command: str) -> bool:
     return done.returncode == 0
 
 
-def becomes(look: Callable[[], bool], what: str, patience: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + patience
-    while not look():
-        assert time.monotonic() < deadline, f"not in {patience:.0f} s: {what}"
-        time.sleep(0.05)
+def becomes(look: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
+    wait_until(look, lambda: what, seconds)
 
 
 class Lab:
@@ -261,7 +258,7 @@ class Lab:
 
 def lost(ping: subprocess.Popen[str]) -> tuple[int, int]:
     """Packets sent and lost."""
-    said, _ = ping.communicate(timeout=120)
+    said, _ = ping.communicate()
     found = re.search(r"(\d+) packets transmitted, (\d+) received", said)
     assert found, said
     return int(found[1]), int(found[1]) - int(found[2])

@@ -204,7 +204,7 @@ def test_a_restart_makes_nothing_anew(lab: Lab) -> None:
     becomes(lambda: lab.log(N1).count('"event": "ready"') == 4, "ready again")
     time.sleep(1.0)
     monitor.terminate()
-    said, _ = monitor.communicate(timeout=30)
+    said, _ = monitor.communicate()
     # What the kernel does by itself: learns neighbours, ends the duplicate detection of link-local addresses.
     passing = r"REACHABLE|STALE|DELAY|PROBE|FAILED|INCOMPLETE|NOARP|fe80:|valid_lft"
     changes = [line for line in said.splitlines() if line.strip() and not re.search(passing, line)]
