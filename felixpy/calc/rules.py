@@ -5,7 +5,8 @@ Rules depend on settings and on policy (``felixpy.calc.policy.layout``), never o
 there are: those are set members.
 
     raw     PREROUTING   workload interface: (source, interface) must be a known pair           anti-spoofing
-                         and nothing of the node's loopback network
+                         and nothing of the node's loopback network; VXLAN between nodes is not tracked
+            OUTPUT       VXLAN between nodes is not tracked
     filter  INPUT        workload interface: no tunnels, established, ICMPv6 essentials, then the configured action
     filter  FORWARD      from a workload: established, not invalid, no tunnels; to one: must be a known pair;
                          to a Service that nobody took: dropped
@@ -482,10 +483,32 @@ def _anti_spoofing(settings: RuleSettings) -> Chains:
     if settings.allow_spoofing:
         rules.append(Rule((SourcePairIn(SetName.ALLOWED_SOURCES),), Verdict.RETURN, "allowSpoofedSourcePrefixes"))
     rules.append(Rule((), Verdict.DROP, "spoofed source or unknown workload interface"))
+    arriving, leaving = (
+        _untracked(settings, SourceIn(SetName.HOSTS)),
+        _untracked(settings, DestinationIn(SetName.HOSTS)),
+    )
     return {
-        ChainKey(Table.RAW, "PREROUTING"): from_workload(settings, SPOOF_CHECK),
+        ChainKey(Table.RAW, "PREROUTING"): (*from_workload(settings, SPOOF_CHECK), *arriving),
         SPOOF_CHECK: tuple(rules),
+        **({ChainKey(Table.RAW, "OUTPUT"): leaving} if leaving else {}),
     }
+
+
+def _untracked(settings: RuleSettings, other_end: Match) -> tuple[Rule, ...]:
+    """Encapsulated flows between nodes are no connections: each would fill conntrack with the hash of an inner one.
+
+    Nobody else's VXLAN, and nothing of a workload, which has no node's address: there NAT may be wanted.
+    """
+    if not (vxlan := _our_vxlan(settings)):
+        return ()
+    return (Rule((*vxlan, other_end), NoTrack(), "VXLAN between nodes"),)
+
+
+def _our_vxlan(settings: RuleSettings) -> tuple[Match, ...]:
+    """What tells VXLAN of our network from that of others on the same port; nothing where that cannot be told."""
+    if not (settings.tunnels & {Tunnel.VXLAN, Tunnel.VXLAN_V6} and settings.sees_errors):
+        return ()
+    return Protocol(UDP, settings.vxlan_port), Vni(settings.vxlan_vni)
 
 
 def conntrack(settings: RuleSettings) -> list[Rule]:
@@ -535,8 +558,7 @@ def arriving_tunnels(settings: RuleSettings) -> list[Rule]:
     VXLAN of other networks on the same port is left alone.
     """
     rules: list[Rule] = []
-    if settings.tunnels & {Tunnel.VXLAN, Tunnel.VXLAN_V6} and settings.sees_errors:
-        vxlan = Protocol(UDP, settings.vxlan_port), Vni(settings.vxlan_vni)
+    if vxlan := _our_vxlan(settings):
         rules += [
             Rule((*vxlan, SourceIn(SetName.HOSTS)), Verdict.ACCEPT, "VXLAN of a node"),
             Rule(vxlan, Verdict.DROP, "VXLAN of nobody in the cluster"),
@@ -546,6 +568,16 @@ def arriving_tunnels(settings: RuleSettings) -> list[Rule]:
             Rule((Protocol(IPIP), SourceIn(SetName.HOSTS)), Verdict.ACCEPT, "IPIP of a node"),
             Rule((Protocol(IPIP),), Verdict.DROP, "IPIP of nobody in the cluster"),
         ]
+    return rules
+
+
+def leaving_tunnels(settings: RuleSettings) -> list[Rule]:
+    """What this node sends encapsulated to other nodes: policy of host endpoints is not asked about it, as in Felix."""
+    rules: list[Rule] = []
+    if vxlan := _our_vxlan(settings):
+        rules.append(Rule((*vxlan, DestinationIn(SetName.HOSTS)), Verdict.ACCEPT, "VXLAN to a node"))
+    if Tunnel.IPIP in settings.tunnels:
+        rules.append(Rule((Protocol(IPIP), DestinationIn(SetName.HOSTS)), Verdict.ACCEPT, "IPIP to a node"))
     return rules
 
 

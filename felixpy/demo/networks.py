@@ -59,14 +59,14 @@ class Narrator(Protocol):
 
 async def across_networks(lab: Lab, env: Mapping[str, str], show: Narrator) -> list[Result]:
     """The whole act; ``env`` are the settings of the third node's agent."""
-    await _add_node(lab)
+    await add_third_node(lab)
     show.step("node3 behind a router", "the outside host, which knows no workload; the pools have no encapsulation")
-    manifests = write_manifests(_of_node3(lab), lab.folder / "node3")
+    manifests = write_manifests(of_third_node(lab), lab.folder / "node3")
     _, agent = await asyncio.gather(lab.felixpy("apply", "-f", str(manifests)), lab.start_agent(NODE3.name, dict(env)))
     await agent.wait_ready()
     results = await show.run_all([_answer(lab, family, None) for family in lab.families])
     show.step("$ felixpy apply -f crossing/", "vxlanMode: CrossSubnet, and the nodes' tunnel addresses")
-    await lab.felixpy("apply", "-f", str(write_manifests(_crossing(lab), lab.folder / "crossing")))
+    await lab.felixpy("apply", "-f", str(write_manifests(crossing(lab), lab.folder / "crossing")))
     for family in lab.families:
         for name, other in ((NODE1.name, P3A), (NODE2.name, P3A), (NODE3.name, P1A)):
             await _until(lambda name=name, other=other, family=family: _leads(lab, name, other, family, VXLAN))  # type: ignore[misc]
@@ -77,7 +77,8 @@ async def across_networks(lab: Lab, env: Mapping[str, str], show: Narrator) -> l
 # --- the third node --------------------------------------------------------------------------------------------------
 
 
-async def _add_node(lab: Lab) -> None:
+async def add_third_node(lab: Lab) -> None:
+    """Cable node3 with its workload behind the outside host; resources and agent are the caller's."""
     made = await asyncio.gather(Host.start(NODE3.name, NODE3.addresses), Host.start(P3A.name, P3A.addresses))
     lab.hosts |= {host.name: host for host in made}
     third, pod = made
@@ -94,7 +95,8 @@ async def _add_node(lab: Lab) -> None:
     await asyncio.gather(*(host.listen(host.address(family)) for host in made for family in lab.families))
 
 
-def _of_node3(lab: Lab) -> list[Object]:
+def of_third_node(lab: Lab) -> list[Object]:
+    """What the stream has to say of node3."""
     return [
         node(NODE3, lab.families),
         *(block(NODE3.blocks[family], NODE3.name) for family in lab.families),
@@ -102,16 +104,18 @@ def _of_node3(lab: Lab) -> list[Object]:
     ]
 
 
-def _crossing(lab: Lab) -> list[Object]:
+def crossing(lab: Lab) -> list[Object]:
+    """Pools that cross subnets in VXLAN, and the ends of all nodes' tunnels."""
     nodes = [node(spec, lab.families) for spec in (*NODES, NODE3)]
     for one in nodes:
         for family in lab.families:
             ends = TUNNEL_ENDS[one["metadata"]["name"]]
             one["spec"][f"ipv{family.version}VXLANTunnelAddr"] = ends[family]
-    return [*(_pool(family, "CrossSubnet") for family in lab.families), *nodes]
+    return [*(pool(family, "CrossSubnet") for family in lab.families), *nodes]
 
 
-def _pool(family: Family, mode: str) -> Object:
+def pool(family: Family, mode: str) -> Object:
+    """A pool of the lab with a ``vxlanMode``."""
     return default_pool(family, vxlanMode=mode)
 
 
@@ -165,7 +169,7 @@ async def _switch(lab: Lab, show: Narrator) -> list[Result]:
         ]
         for mode in SWITCHES:
             for family in lab.families:
-                payload = json.dumps(_pool(family, mode)).encode()
+                payload = json.dumps(pool(family, mode)).encode()
                 await lab.publish(f"ippool/{pool_name(family)}", payload)
             await _until(lambda mode=mode: _all_lead(lab, VXLAN if mode == "Always" else NATIVE))  # type: ignore[misc]
             await asyncio.sleep(MODE_S)

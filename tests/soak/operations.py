@@ -1,8 +1,10 @@
 """What the soak does to a running lab, at random; none of it may cost the live traffic a packet.
 
-The workloads that carry traffic are never touched. Operations change other workloads of node1 (``s1`` …, interfaces
-without anybody behind them), pools, settings, the kernel behind the agent's back, the agents and the broker. Each
-leaves a state from which any other may follow; all randomness comes from one seeded generator.
+The workloads that carry traffic are never touched, nor is what their packets go through. Operations change other
+workloads of node1 (``s1`` …, interfaces without anybody behind them), pools and the mode of those in use, settings, the
+kernel behind the agent's back, the agents and the broker. node3 is behind a router, so its traffic is in VXLAN. Other
+nodes (``far1`` …) are told of alone: they come, go and move, some of them on a second uplink of node1, which flaps.
+Each operation leaves a state from which any other may follow; all randomness comes from one seeded generator.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 
 from felixpy.demo.host import Host, stop_process
 from felixpy.demo.lab import Lab
-from felixpy.demo.resources import Object, felix_configuration, ip_pool, lab_resources, workload_endpoint
+from felixpy.demo.networks import NODE3, P3A, add_third_node, crossing, of_third_node, pool
+from felixpy.demo.resources import Object, block, felix_configuration, ip_pool, lab_resources, v3, workload_endpoint
 from felixpy.demo.run import BACKENDS
 from felixpy.demo.topology import NODES, PodSpec
 from felixpy.model.net import Family
@@ -24,8 +27,22 @@ from tests.behaviour.world import topic
 
 WORKLOADS = 6
 ADDRESSES = 8
+FAR_NODES = 6
+UPLINK = "eth1"
+UPLINK_SUBNET = {Family.V4: "172.31.9.{n}/24", Family.V6: "fd00:31:9::{n}/64"}
+FAR_SUBNET = {Family.V4: "172.31.77.{n}/24", Family.V6: "fd00:31:77::{n}/64"}
+AGENTS = (*(node.name for node in NODES), NODE3.name)
 FAULTS = frozenset(
-    {"kill agent", "stop agent", "restart broker", "drift", "foreign change", "flap", "replace interface"}
+    {
+        "kill agent",
+        "stop agent",
+        "restart broker",
+        "drift",
+        "foreign change",
+        "flap",
+        "replace interface",
+        "flap uplink",
+    }
 )
 STRAY_ROUTES = ("10.99.{n}.0/24", "fd00:99:{n}::/64")
 
@@ -37,6 +54,13 @@ def spare(number: int) -> PodSpec:
 
 def address(number: int) -> dict[Family, str]:
     return {Family.V4: f"10.48.0.{number + 20}", Family.V6: f"fd00:48::{number + 20:x}"}
+
+
+def _far(number: int, family: Family) -> tuple[str, str]:
+    """The block of a node that is only told of, and the address of its tunnel's end."""
+    if family is Family.V4:
+        return f"10.48.7.{number * 16}/28", f"10.48.7.{number * 16 + 15}"
+    return f"fd00:48:0:7{number:x}::/122", f"fd00:48:0:7{number:x}::3f"
 
 
 class Operations:
@@ -55,6 +79,10 @@ class Operations:
             "delete endpoint": (12, self.delete_endpoint),
             "change pool": (6, self.change_pool),
             "change settings": (3, self.change_settings),
+            "change mode": (8, self.change_mode),
+            "publish node": (12, self.publish_node),
+            "delete node": (5, self.delete_node),
+            "flap uplink": (5, self.flap_uplink),
             "flap": (10, self.flap),
             "replace interface": (6, self.replace_interface),
             "drift": (20, self.drift),
@@ -96,14 +124,30 @@ class Operations:
         """Interfaces, resources, agents."""
         for number in range(WORKLOADS):
             await self._make_interface(spare(number).interface, number)
+        await add_third_node(self.lab)
+        await self._add_uplink()
         await self.lab.start_broker()
-        for document in lab_resources(self.lab.mode, self.lab.pods):
+        of_node3, tunnels = of_third_node(self.lab), crossing(self.lab)
+        for document in (*lab_resources(self.lab.mode, self.lab.pods), *of_node3, *tunnels):
             await self.put(document)
         await self._add_foreign()
-        for node in NODES:
-            await self.start_agent(node.name)
-        for node in NODES:
-            await self.lab.agents[node.name].wait_ready()
+        for node in AGENTS:
+            await self.start_agent(node)
+        for node in AGENTS:
+            await self.lab.agents[node].wait_ready()
+        await self._until_tunnels_stand()
+
+    async def _until_tunnels_stand(self) -> None:
+        """In the first second a new device leads nobody through it who had another way."""
+        for target in (P3A.addresses[family] for family in self.lab.families):
+            while not await self.lab.pod("p1a").ping(target):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.1)
+
+    async def _add_uplink(self) -> None:
+        """A second uplink of node1, with nobody behind it who answers."""
+        commands = [f"link add {UPLINK} type veth peer name far", "link set far up", f"link set {UPLINK} up"]
+        commands += [f"addr add {UPLINK_SUBNET[family].format(n=1)} dev {UPLINK}" for family in self.lab.families]
+        await self.node1.ip(commands)
 
     async def _make_interface(self, name: str, number: int) -> None:
         await self.node1.ip(
@@ -140,8 +184,8 @@ class Operations:
     async def change_pool(self) -> None:
         number = self.rng.randrange(3)
         for family, cidr in ((Family.V4, f"10.6{number}.0.0/16"), (Family.V6, f"fd00:6{number}::/48")):
-            pool = ip_pool(f"soak-{number}-{family.version}", cidr, natOutgoing=self.rng.random() < 0.5)
-            await (self.remove(pool) if self.rng.random() < 0.4 else self.put(pool))
+            other = ip_pool(f"soak-{number}-{family.version}", cidr, natOutgoing=self.rng.random() < 0.5)
+            await (self.remove(other) if self.rng.random() < 0.4 else self.put(other))
 
     async def change_settings(self) -> None:
         """Rules are written anew; what the traffic needs is the same in all of them."""
@@ -152,6 +196,44 @@ class Operations:
                 disableConntrackInvalidCheck=self.rng.random() < 0.5,
             )
         )
+
+    async def change_mode(self) -> None:
+        """Between native and VXLAN where node1 and node2 send to each other; to node3 all goes in VXLAN."""
+        for family in self.lab.families:
+            if self.rng.random() < 0.7:
+                await self.put(pool(family, self.rng.choice(("Always", "CrossSubnet"))))
+
+    async def publish_node(self) -> None:
+        """A node comes, or moves: to another address, between node1's second uplink and a network behind a router."""
+        number = self.rng.randrange(FAR_NODES)
+        where = self.rng.choice((UPLINK_SUBNET, FAR_SUBNET))
+        last = 10 * number + self.rng.randrange(2, 6)
+        families = self.rng.choice((self.lab.families, self.lab.families, self.lab.families[:1]))
+        bgp = {f"ipv{family.version}Address": where[family].format(n=last) for family in families}
+        ends = {
+            f"ipv{family.version}VXLANTunnelAddr": _far(number, family)[1]
+            for family in families
+            if self.rng.random() < 0.8  # else it is half known
+        }
+        await self.put(v3("Node", f"far{number}", {"bgp": bgp, **ends}))
+        for family in self.lab.families:
+            await self.put(block(_far(number, family)[0], f"far{number}"))
+
+    async def delete_node(self) -> None:
+        """Blocks may stay behind, as they do where nobody has cleaned up yet."""
+        number = self.rng.randrange(FAR_NODES)
+        await self.remove(v3("Node", f"far{number}", {}))
+        if self.rng.random() < 0.7:
+            for family in self.lab.families:
+                await self.remove(block(_far(number, family)[0], f"far{number}"))
+
+    async def flap_uplink(self) -> None:
+        """The kernel drops the nexthops there; of IPv6 the addresses, too."""
+        await self.node1.ip([f"link set {UPLINK} down"])
+        await asyncio.sleep(self.rng.random() * 0.1)
+        await self.node1.ip([f"link set {UPLINK} up"])
+        if self.rng.random() < 0.5:
+            await self.node1.ip([f"addr replace {UPLINK_SUBNET[Family.V6].format(n=1)} dev {UPLINK} nodad"])
 
     # --- kernel --------------------------------------------------------------------------------------------------
 
@@ -181,6 +263,9 @@ class Operations:
             f"ip -6 route replace {STRAY_ROUTES[1].format(n=number)} dev eth0 proto 222",
             f"ip neigh flush dev {interface} nud permanent",
             f"echo 0 > /proc/sys/net/ipv4/conf/{interface}/proxy_arp",
+            f"ip route del {_far(number % FAR_NODES, Family.V4)[0]} proto 222",
+            f"ip -6 route del {_far(number % FAR_NODES, Family.V6)[0]} proto 222",
+            "ip addr replace 192.0.2.77/32 dev vxlan.calico; ip addr del 192.0.2.77/32 dev vxlan.calico",
         ]
         if self.backend == "nftables":
             return [
@@ -229,7 +314,7 @@ class Operations:
         await self.lab.start_agent(node, self.settings())
 
     def _any_agent(self) -> str:
-        agent = self.lab.agents[self.rng.choice(NODES).name]
+        agent = self.lab.agents[self.rng.choice(AGENTS)]
         if not agent.running:
             self.ended.append(f"the agent on {agent.node} had ended by itself: {agent.tail()}")
         return agent.node

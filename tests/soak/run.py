@@ -22,9 +22,10 @@ from typing import Any
 from felixpy.demo.agent import Agent
 from felixpy.demo.host import Host, LabError
 from felixpy.demo.lab import Lab
+from felixpy.demo.networks import P3A
 from felixpy.demo.patience import Patience
-from felixpy.demo.topology import INTERNET, NODE1, NODES, P1A, P1B, P2A, Mode
-from tests.soak.operations import Operations
+from felixpy.demo.topology import INTERNET, NODE1, P1A, P1B, P2A, Mode
+from tests.soak.operations import AGENTS, Operations
 
 TRAFFIC = Path(__file__).with_name("traffic.py")
 CONVERGES_S = 20.0
@@ -83,8 +84,12 @@ class Soak:
         self.lab = lab
         self.operations = operations
         self.verdict = Verdict()
-        pairs = {"p1a": (P1B.addresses, P2A.addresses, INTERNET), "p2a": (P1A.addresses,), "node1": (P1A.addresses,)}
-        pairs["p1b"] = (NODE1.addresses,)
+        pairs = {
+            "p1a": (P1B.addresses, P2A.addresses, INTERNET, P3A.addresses),
+            "p2a": (P1A.addresses, P3A.addresses),
+            "node1": (P1A.addresses,),
+            "p1b": (NODE1.addresses,),
+        }
         self.traffic = [
             Traffic(
                 lab.hosts[name],
@@ -113,10 +118,10 @@ class Soak:
         """The kernel equals the stream, soon; nothing of others has changed meanwhile."""
         before = await self.operations.foreign_state()
         started = time.monotonic()
-        for node in NODES:
-            said = await self._converged(node.name)
+        for node in AGENTS:
+            said = await self._converged(node)
             if said:
-                self._object(f"{node.name} did not converge in {CONVERGES_S:.0f} s: {said}")
+                self._object(f"{node} did not converge in {CONVERGES_S:.0f} s: {said}")
         self.verdict.checks += 1
         self.verdict.slowest_check_s = max(self.verdict.slowest_check_s, time.monotonic() - started)
         if await self.operations.foreign_state() != before:

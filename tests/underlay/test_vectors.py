@@ -27,6 +27,7 @@ def test_product_says_what_the_case_expects(case: dict[str, Any]) -> None:
         ("vxlan-01", ("expect", "node1", "v6"), "66:f9:37:c3:7e:94"),
         ("mtu-02", ("expect", "pod_mtu"), 1450),
         ("mtu-04", ("expect", "computed"), 1280),
+        ("rules-02", ("expect", "packets"), [{"from": "10.9.0.2", "proto": 4, "verdict": "drop"}]),
         ("start-01", ("expect", "ipv4"), "10.9.0.1/24"),
         ("start-08", ("expect", "ipv6"), "fd09::98/64"),
         ("start-10", ("expect", "cidr"), "172.16.0.0/16"),

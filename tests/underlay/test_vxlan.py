@@ -147,8 +147,11 @@ def test_devices_go_with_the_last_pool_that_needs_them(lab: Lab) -> None:
     lab.put_cluster("Always", "Always")
     lab.start(N1, N2)
     becomes(lambda: lab.reaches(N1, N2, 6), "IPv6")
+    rules = "VXLAN of nobody in the cluster"
+    assert rules in inside("n1", "nft", "list", "table", "ip", "felixpy")
     lab.put(*pools("Never", "Always"))
     becomes(lambda: not device(N1, 4) and bool(device(N1, 6)), "IPv4 device gone, IPv6 device there")
+    becomes(lambda: rules not in inside("n1", "nft", "list", "table", "ip", "felixpy"), "rules go with the device")
     becomes(lambda: lab.reaches(N1, N2, 4), "IPv4 natively")
     lab.put(*pools("Never", "Never"))
     becomes(lambda: not device(N1, 6), "IPv6 device gone")
@@ -220,78 +223,6 @@ def run_monitor(name: str) -> Any:
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-FORGE = """
-import socket, struct, sys
-target, vni = sys.argv[1], int(sys.argv[2])
-def checksum(data):
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
-icmp = struct.pack("!BBHHH", 8, 0, 0, 7, 1)
-icmp = struct.pack("!BBHHH", 8, 0, checksum(icmp), 7, 1)
-head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 1, 0, 64, 1, 0, bytes([10, 48, 2, 1]), bytes([10, 48, 1, 1]))
-head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
-frame = bytes.fromhex(sys.argv[3].replace(":", "")) + bytes.fromhex("660000000001") + b"\\x08\\x00" + head + icmp
-packet = struct.pack("!II", 0x08000000, vni << 8) + frame
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-for _ in range(5):
-    sock.sendto(packet, (target, 4789))
-"""
-
-
-def forge(sender: str, target: str, vni: int = 4096) -> None:
-    inside(sender, "python3", "-c", FORGE, target, str(vni), format_mac(vtep_mac("n1", Family.V4)))
-
-
-def counted(name: str) -> int:
-    found = re.search(r"counter packets (\d+)", inside(name, "nft", "list", "table", "ip", "count"))
-    assert found
-    return int(found[1])
-
-
-def count(name: str, match: str) -> None:
-    inside(name, "nft", f"table ip count {{ chain c {{ type filter hook prerouting priority 0; {match} counter; }}; }}")
-
-
-def test_vxlan_counts_from_nodes_alone(lab: Lab) -> None:
-    lab.put_cluster("Always", "Never")
-    lab.start(N1, N2)
-    becomes(lambda: lab.reaches(N1, N2, 4), "IPv4")
-    rules = "VXLAN of nobody in the cluster"
-    becomes(lambda: rules in inside("n1", "nft", "list", "table", "ip", "felixpy"), "rules")
-    count("w1", "ip saddr 10.48.2.1 icmp type echo-request")
-    forge("fabric", "10.9.0.1")
-    forge("fabric", "10.9.0.1", vni=4097)
-    assert counted("w1") == 0
-    forge("n2", "10.9.0.1")
-    becomes(lambda: counted("w1") == 5, "from a node")
-    lab.put(*pools("Never", "Never"))
-    becomes(lambda: rules not in inside("n1", "nft", "list", "table", "ip", "felixpy"), "rules go with the device")
-
-
-def test_a_workload_cannot_send_vxlan_to_other_nodes(lab: Lab) -> None:
-    lab.put_cluster("Always", "Never", natOutgoing=True)
-    lab.start(N1, N2, settings={"FELIX_VXLANPORT": "4789"})
-    becomes(lambda: lab.reaches(N1, N2, 4), "IPv4")
-    count("n1", "udp dport 4789 ip saddr 10.9.0.2")
-    forge("w2", "10.9.0.1")
-    assert lab.reaches(N2, N1, 4)  # its own VXLAN comes
-    inside("w1", "nft", "add table ip count")
-    count("w1", "ip saddr 10.48.2.1 icmp type echo-request ip id 1")
-    forge("w2", "10.9.0.1")
-    assert counted("w1") == 0
-
-
-def test_a_node_bound_to_its_own_address_reaches_workloads_with_that_of_its_tunnel(lab: Lab) -> None:
-    lab.put_cluster("Always", "Never")
-    lab.start(N1, N2)
-    becomes(lambda: lab.reaches(N1, N2, 4), "IPv4")
-    count("w2", "ip saddr 10.48.1.63 icmp type echo-request")
-    becomes(lambda: tries("n1", "ping", "-c", "1", "-W", "1", "-I", "10.9.0.1", N2.workload4), "bound")
-    assert counted("w2") >= 1
-    assert tries("n1", "ping", "-c", "1", "-W", "1", N2.workload4)
 
 
 def test_cleanup_takes_everything_of_ours_and_a_device_of_others_stays(lab: Lab) -> None:

@@ -39,6 +39,7 @@ from felixpy.calc.rules import (
     Verdict,
     conntrack,
     from_workload,
+    leaving_tunnels,
     no_service_loops,
     to_workload,
 )
@@ -128,6 +129,7 @@ def joined(standing: Chains, hosts: Hosts, settings: RuleSettings, *, is_active:
     chains[hook] = (*chains[hook], Rule((is_accepted,), Verdict.ACCEPT), Rule((), Jump("hosts-in")))
     chains[ChainKey(filtering, "OUTPUT")] = (
         *(Rule((OutInterface(prefix, True),), Verdict.RETURN) for prefix in settings.prefixes),
+        *leaving_tunnels(settings),
         Rule((is_accepted,), Verdict.ACCEPT),
         Rule((), Jump("hosts-out")),
     )
@@ -183,7 +185,8 @@ def _join_raw(chains: Chains, raw_in: list[str], raw_out: list[str], settings: R
     clear = Rule((), SetMark(0, mask))
     chains[ChainKey(raw, "hosts-raw-in")] = (clear, *_dispatch("raw-in", raw_in, settings, incoming=True))
     chains[ChainKey(raw, "failsafe-in")] = _failsafe(settings, incoming=True, untracked=True)
-    chains[ChainKey(raw, "OUTPUT")] = (Rule((), Jump("hosts-raw-out")),)
+    hook = ChainKey(raw, "OUTPUT")
+    chains[hook] = (*chains.get(hook, ()), Rule((), Jump("hosts-raw-out")))
     chains[ChainKey(raw, "hosts-raw-out")] = (clear, *_dispatch("raw-out", raw_out, settings, incoming=False))
     chains[ChainKey(raw, "failsafe-out")] = _failsafe(settings, incoming=False, untracked=True)
 
