@@ -46,6 +46,10 @@ class ChainsInUse:
         """Those that have a chain."""
         return {chain.owner for chain in self._chains if not isinstance(chain.owner, str)}
 
+    def owners(self) -> dict[str, ResourceKey | str]:
+        """Policies (by key) and profiles (by name), by the names of their chains."""
+        return {chain.name: chain.owner for chain in self._chains}
+
     def use_log_prefix(self, log_prefix: str) -> None:
         if log_prefix != self._log_prefix:
             self._log_prefix = log_prefix

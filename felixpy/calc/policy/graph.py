@@ -29,6 +29,7 @@ from felixpy.calc.policy.selection import ProfileLabels
 from felixpy.calc.policy.sets_in_use import SetsInUse
 from felixpy.calc.policy.settings import PolicySettings
 from felixpy.calc.policy.unknown_peers import told_wider
+from felixpy.calc.policy.walk import InUse
 from felixpy.model.net import FAMILIES, Family
 from felixpy.model.policy import (
     NAMESPACE_PROFILE,
@@ -123,6 +124,10 @@ class PolicyCalculation:
         """Name, what it stands for, how many members, and the policies whose rules name it."""
         for name, words, count, chains in self._sets.described():
             yield name, words, count, ", ".join(sorted({owner_name(chain.owner) for chain in chains}))
+
+    def in_use(self) -> InUse:
+        """What a packet would be asked now; valid until the next change."""
+        return InUse(self._output.entries, self._chains.owners(), self._sets.contents())
 
     def counts(self) -> dict[str, int]:
         """Policies and selectors that are in use on this node."""

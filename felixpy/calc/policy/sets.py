@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from felixpy.calc.policy.classes import MemberKey, PolicySet, PolicySetKey, PolicySetType, comment_text, set_name
-from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.model.net import FAMILIES, Family, Net, family_of
 from felixpy.model.policy import EndpointSlice, ServiceName
 from felixpy.store.peers import Peer
 
@@ -79,6 +79,11 @@ class Prefixes:
     def _tell(self, net: Net, *, present: bool) -> None:
         self._output.member(MemberKey(self._name, net), present=present)
 
+    def cover(self, address: bytes) -> bool:
+        """Whether an address lies in one of them."""
+        net = Net.host(address)
+        return any(net.widened(length) in self._count for length in self._lengths)
+
     def _is_covered(self, net: Net) -> bool:
         return any(length < net.length and net.widened(length) in self._count for length in self._lengths)
 
@@ -126,6 +131,12 @@ class SelectorSet:
         yield from (MemberKey(self.hosts, net) for net in self._count)
         for prefixes in self._prefixes.values():
             yield from prefixes.members()
+
+    def holds(self, name: str, address: bytes, protocol: int = 0, port: int = 0) -> bool:
+        """Whether an address is in the one of its sets that has this name."""
+        if name == self.hosts:
+            return Net.host(address) in self._count
+        return self._prefixes[family_of(address)].cover(address)
 
     def described(self) -> Iterator[tuple[str, str]]:
         """Its sets, and what they stand for."""
@@ -191,6 +202,10 @@ class CountedSet:
         self._count.clear()
         for family in FAMILIES:
             self._output.set(PolicySetKey(family, self.name), None)
+
+    def holds(self, name: str, address: bytes, protocol: int = 0, port: int = 0) -> bool:
+        """Whether an address is a member; with its protocol and port in a set of those."""
+        return MemberKey(self.name, Net.host(address), protocol, port) in self._count
 
     def described(self) -> Iterator[tuple[str, str]]:
         """The set, and what it stands for."""
@@ -261,6 +276,10 @@ class NetsSet(CountedSet):
         self._family = nets[0].family
         self._nets = nets
 
+    def holds(self, name: str, address: bytes, protocol: int = 0, port: int = 0) -> bool:
+        """Whether one of the prefixes holds an address."""
+        return any(net.covers(address) for net in self._nets)
+
     def show(self) -> None:
         self._output.set(PolicySetKey(self._family, self.name), self._value)
         self.add(MemberKey(self.name, net) for net in self._nets)
@@ -270,3 +289,7 @@ class NetsSet(CountedSet):
             self._output.member(key, present=False)
         self._count.clear()
         self._output.set(PolicySetKey(self._family, self.name), None)
+
+
+Content = SelectorSet | PortSet | ServiceSet | NetsSet
+"""What a set of rules is made of."""

@@ -14,7 +14,7 @@ from felixpy.calc.policy.classes import MemberKey
 from felixpy.calc.policy.order import ChainId
 from felixpy.calc.policy.output import Output
 from felixpy.calc.policy.selection import Held, ProfileLabels, Selection, Watched
-from felixpy.calc.policy.sets import NetsSet, PortSet, SelectorSet, ServiceSet
+from felixpy.calc.policy.sets import Content, NetsSet, PortSet, SelectorSet, ServiceSet
 from felixpy.model.net import Family, Net
 from felixpy.model.policy import EndpointSlice, ServiceName
 from felixpy.model.resources import ResourceKey
@@ -29,7 +29,7 @@ K = TypeVar("K")
 class SetInUse:
     """A set in use: which chains name it."""
 
-    content: SelectorSet | PortSet | ServiceSet | NetsSet
+    content: Content
     users: set[ChainId] = field(default_factory=set)
     watched: Watched | None = None
 
@@ -55,6 +55,10 @@ class SetsInUse:
 
     def members(self, families: tuple[Family, ...]) -> dict[MemberKey, None]:
         return {key: None for each in self._sets.values() for key in each.content.members() if key.family in families}
+
+    def contents(self) -> dict[str, Content]:
+        """What the sets hold, by the names that rules give them."""
+        return {name: each.content for each in self._sets.values() for name, _ in each.content.described()}
 
     def described(self) -> Iterator[tuple[str, str, int, set[ChainId]]]:
         """Name, what it stands for, how many members, and the chains whose rules name it."""
