@@ -176,6 +176,20 @@ class Configuration:
             self._outcome.problems.ignored(what)
         return settings
 
+    def foresee(self) -> dict[str, str]:
+        """Take the stream's settings as far as that can be done without looking at the node, for a copy of the agent
+        that will never write. Returns the settings that are others, by name.
+        """
+        store = self._calculation.store
+        before, after = self.settings, self._live.take(store.configurations.values(), store.labels)
+        if after == before:
+            return {}
+        self.settings = after
+        self._dataplane.configure(after)
+        self._dataplane.want(self._calculation.reconfigure(after, self._calculation.host))
+        self._dataplane.want_rules(nftables=self.backend is Backend.NFTABLES)
+        return _differences(before, after)
+
     def _names_own(self, prefix: str, own: Mapping[str, str]) -> str:
         """Which interface of the node's own a prefix names, empty if none, or if workloads are behind others of it."""
         named = sorted(name for name in own if name.startswith(prefix))

@@ -32,6 +32,7 @@ from felixpy.observe.log_limit import LogLimit, tell_forever
 from felixpy.observe.metrics import count_log, count_stream
 from felixpy.observe.server import serve_latest
 from felixpy.plain_error import PlainError
+from felixpy.plan.planner import Planner
 from felixpy.sources import Source
 from felixpy.sources.chosen import datastore
 from felixpy.sources.ending import end
@@ -102,7 +103,7 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
         serve_latest(
             settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent), unserved
         ),
-        serve_control_forever(settings.control_socket, answers),
+        serve_control_forever(settings.control_socket, answers, {"plan": Planner(agent).plan}),
         measure_lag(agent.metrics),
         tell_forever(limit),
         agent.run(),

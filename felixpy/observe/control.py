@@ -1,6 +1,7 @@
 """The control socket: commands ask the running agent over a unix socket, one line of JSON each way.
 
-    {"do": "status"}  →  {"ok": true, "result": {…}}  or  {"ok": false, "error": "one sentence"}
+    {"do": "status"}                     →  {"ok": true, "result": {…}}  or  {"ok": false, "error": "one sentence"}
+    {"do": "plan", "bytes": 5} + 5 bytes →  the same; the agent does not look into them
 
 Invariant: only root may connect (mode 0600 from the first moment), it only looks, and nothing that a client does
 reaches the agent's loop as an error. Whether the socket can be had never decides whether the agent runs.
@@ -13,8 +14,9 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -27,8 +29,15 @@ log = structlog.get_logger("felixpy")
 Answers = Mapping[str, Callable[[], Any]]
 """What can be asked, by name; each answer must be made of JSON values."""
 
+Questions = Mapping[str, Callable[[bytes], Awaitable[bytes]]]
+"""What takes data and time: the answer is JSON already; what it raises as ``PlainError`` is told."""
+
 MAX_REQUEST_BYTES = 4096
+MAX_DATA_BYTES = 16 << 20
 PATIENCE_SECONDS = 5.0
+LONGEST_SECONDS = 360.0
+"""How long a question with data may take, and how often meanwhile the connection counts as heard."""
+HEARD_SECONDS = 5.0
 MAX_ANSWER_BYTES = 1 << 24
 
 
@@ -36,14 +45,22 @@ class ControlError(PlainError):
     """The agent cannot be asked: one sentence for people."""
 
 
+_NONE: Questions = MappingProxyType({})
+
+
 @contextlib.asynccontextmanager
-async def serve_control(path: Path | None, answers: Answers) -> AsyncIterator[None]:
+async def serve_control(path: Path | None, answers: Answers, questions: Questions = _NONE) -> AsyncIterator[None]:
     """Answer for the duration of the context; without a path, or where it cannot be made, the log says so."""
     server = None
+
+    def heard(transport: asyncio.BaseTransport) -> None:
+        if server is not None:
+            server.heard(transport)
+
     try:
         listener = _listen(path) if path else None
         if listener is not None:
-            server = Listener(listener, lambda: _protocol(answers), f"control socket {path}")
+            server = Listener(listener, lambda: _protocol(answers, questions, heard), f"control socket {path}")
             server.start()
     except OSError as error:
         log.warning("no control socket: `felixpy status` cannot ask this agent", path=str(path), reason=str(error))
@@ -56,9 +73,9 @@ async def serve_control(path: Path | None, answers: Answers) -> AsyncIterator[No
                 path.unlink()
 
 
-async def serve_control_forever(path: Path | None, answers: Answers) -> None:
+async def serve_control_forever(path: Path | None, answers: Answers, questions: Questions = _NONE) -> None:
     """Answer until cancelled."""
-    async with serve_control(path, answers):
+    async with serve_control(path, answers, questions):
         await asyncio.Event().wait()
 
 
@@ -103,46 +120,93 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _protocol(answers: Answers) -> asyncio.StreamReaderProtocol:
+Heard = Callable[[asyncio.BaseTransport], None]
+
+
+def _protocol(answers: Answers, questions: Questions, heard: Heard) -> asyncio.StreamReaderProtocol:
     reader = asyncio.StreamReader(limit=MAX_REQUEST_BYTES)
-    return asyncio.StreamReaderProtocol(reader, lambda reader, writer: _converse(reader, writer, answers))
+    return asyncio.StreamReaderProtocol(
+        reader, lambda reader, writer: _converse(reader, writer, answers, questions, heard)
+    )
 
 
-async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: Answers) -> None:
+async def _converse(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: Answers, questions: Questions, heard: Heard
+) -> None:
     try:
         while line := await asyncio.wait_for(reader.readline(), PATIENCE_SECONDS):
-            writer.write(json.dumps(_answer(line, answers)).encode() + b"\n")
+            question, size = _question(line, questions)
+            if question is None:
+                answer = json.dumps(_answer(line, answers, questions)).encode()
+            else:
+                data = await asyncio.wait_for(reader.readexactly(size), PATIENCE_SECONDS)
+                answer = await _ask_for_long(question, data, lambda: heard(writer.transport))
+            writer.write(answer + b"\n")
             await asyncio.wait_for(writer.drain(), PATIENCE_SECONDS)
-    except (OSError, ValueError, TimeoutError):  # ValueError: a line that is too long
+    except (OSError, ValueError, TimeoutError, EOFError):  # ValueError: a line that is too long
         pass
     finally:
         writer.close()
 
 
-def _answer(line: bytes, answers: Answers) -> dict[str, Any]:
+def _question(line: bytes, questions: Questions) -> tuple[Callable[[bytes], Awaitable[bytes]] | None, int]:
+    """The question that a line asks, if it is one with data, and how many bytes follow.
+
+    Raises:
+        ValueError: there are too many, or it is not said how many.
+    """
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, 0
+    if not isinstance(request, dict) or not isinstance(request.get("do"), str) or request["do"] not in questions:
+        return None, 0
+    size = request.get("bytes")
+    if not isinstance(size, int) or not 0 <= size <= MAX_DATA_BYTES:
+        raise ValueError(size)
+    return questions[request["do"]], size
+
+
+async def _ask_for_long(question: Callable[[bytes], Awaitable[bytes]], data: bytes, heard: Callable[[], None]) -> bytes:
+    task = asyncio.ensure_future(question(data))
+    try:
+        while not (await asyncio.wait((task,), timeout=HEARD_SECONDS))[0]:
+            heard()
+        return b'{"ok": true, "result": ' + task.result() + b"}"
+    except PlainError as error:
+        return json.dumps({"ok": False, "error": str(error)}).encode()
+    finally:
+        task.cancel()
+
+
+def _answer(line: bytes, answers: Answers, questions: Questions) -> dict[str, Any]:
     try:
         request = json.loads(line)
         verb = request["do"] if isinstance(request, dict) else None
     except (ValueError, KeyError, RecursionError):
         return {"ok": False, "error": 'not a request like {"do": "status"}'}
     if not isinstance(verb, str) or verb not in answers:
-        return {"ok": False, "error": f"this agent does not know that request; it knows {', '.join(sorted(answers))}"}
+        known = ", ".join(sorted({*answers, *questions}))
+        return {"ok": False, "error": f"this agent does not know that request; it knows {known}"}
     return {"ok": True, "result": answers[verb]()}
 
 
-async def ask(path: Path | None, verb: str) -> Any:
-    """Ask the agent once.
+async def ask(path: Path | None, verb: str, data: bytes | None = None) -> Any:
+    """Ask the agent once; with data it may take its time.
 
     Raises:
         ControlError: no agent answers, or it does not know what is asked.
     """
     if path is None:
         raise ControlError("ControlSocket is empty, so a running agent cannot be asked; set it, also for the agent")
+    if data is not None and len(data) > MAX_DATA_BYTES:
+        raise ControlError(f"{len(data)} bytes are more than the {MAX_DATA_BYTES} that an agent takes; ask in parts")
+    request = {"do": verb} if data is None else {"do": verb, "bytes": len(data)}
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS if data is None else LONGEST_SECONDS):
             reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_ANSWER_BYTES)
             try:
-                writer.write(json.dumps({"do": verb}).encode() + b"\n")
+                writer.write(json.dumps(request).encode() + b"\n" + (data or b""))
                 line = await reader.readline()
             finally:
                 writer.close()

@@ -100,6 +100,17 @@ class Store:
                 dirty.update(self._by_address.ranked_anew(address, key))
         return dirty
 
+    def held(self, key: ResourceKey) -> object | None:
+        """What is stored of a key: of another node's endpoint what others see of it; None if there is nothing."""
+        if key.kind is Kind.NODE:
+            return self.nodes.get(key.name)
+        if key.kind in self.policy:
+            return self.policy[key.kind].get(key)
+        places: tuple[Mapping[ResourceKey, object], ...] = (
+            self.endpoints, self.remote, self.pools, self.blocks, self.configurations, self.bgp_configurations
+        )  # fmt: skip
+        return next((place[key] for place in places if key in place), None)
+
     def all_keys(self) -> set[ResourceKey]:
         """Keys of every object that is calculated."""
         return {key for place in PLACES.values() for key in place.calculated(self)}
