@@ -384,6 +384,8 @@ class Agent:
         unjudged, self._unjudged = self._unjudged, set()
         if self.complete or self.dataplane.is_open:  # else nearly everything waits, and is looked at in every turn
             unjudged |= self.calculation.owners_of(report.looked_at)
+        for interface in self.dataplane.take_judged_anew():
+            unjudged |= {owner for owner in (self.store.interface_owner(interface),) if owner is not None}
         self.outcome.judge(unjudged)
         if report.written:
             self.metrics.writes.inc(report.written)

@@ -130,6 +130,8 @@ class Outcome:
         endpoint = self._calculation.store.endpoints.get(thing)
         if endpoint is None or not self._calculation.store.local(endpoint):
             return "", ""
+        if without_place := self._dataplane.without_place(endpoint.interface):
+            return "error", without_place
         return ("pending" if pending else "up"), ""
 
     def _tell(self, thing: ResourceKey, state: str, reason: str) -> None:

@@ -282,6 +282,25 @@ class Dataplane:
             numbers = tables.class_numbers() | numbers
         return numbers
 
+    def without_place(self, interface: str) -> str:
+        """Why an interface is denied although policy has a class for it; empty if it is not."""
+        for tables in self.filters.values():
+            if interface in tables.classes.too_many:
+                mask = "IptablesMarkMask" if tables.filter.marks_pairs else "NftablesMarkMask"
+                return (
+                    f"policy: all {tables.classes.capacity()} classes that {mask} has bits for are taken, so its "
+                    "packets are dropped; give the mask more bits, or have fewer different sets of policies"
+                )
+        return ""
+
+    def take_judged_anew(self) -> set[str]:
+        """Interfaces of which ``without_place`` says something else since the last call."""
+        found: set[str] = set()
+        for tables in self.filters.values():
+            found |= tables.classes.judged_anew
+            tables.classes.judged_anew.clear()
+        return found
+
     def _want_member(self, tables: FilterTables, key: ElementKey, *, wanted: bool) -> None:
         if key in tables.elements.committed:
             (self.release.wanted_again if wanted else self.release.unwanted)(key)

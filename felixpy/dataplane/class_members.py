@@ -48,6 +48,8 @@ class ClassMembers:
         self.denied = 0
         self.too_many: set[str] = set()
         """Interfaces that are denied because their class has a number that does not fit into the mark."""
+        self.judged_anew: set[str] = set()
+        """Interfaces that came to be among them, or left them, and of which that was not told yet."""
 
     def configure(self, marks: MarkBits) -> None:
         """Take another meaning of the mark; all members are looked at again."""
@@ -69,6 +71,10 @@ class ClassMembers:
         self._note(interface, old, classes)
         self._classes[interface] = classes
         self._write(interface)
+
+    def capacity(self) -> int:
+        """How many classes a direction can have."""
+        return min(self._largest(direction) for direction in Direction)
 
     def drop(self, interface: str) -> None:
         """An interface has no classes any more: it is gone, or policy does not know it."""
@@ -119,6 +125,10 @@ class ClassMembers:
             yield direction, None if number is None or (direction, number) in self._open else number
 
     def _write(self, interface: str) -> None:
+        is_over = any(number and not self._fits(direction, number) for direction, number in self._numbers(interface))
+        if is_over != (interface in self.too_many):
+            self.too_many ^= {interface}
+            self.judged_anew.add(interface)
         if not self._marks_pairs:
             self._write_bits(interface)
             return
@@ -127,15 +137,12 @@ class ClassMembers:
 
     def _write_bits(self, interface: str) -> None:
         whole = ANY_NET[self._family]
-        self.too_many.discard(interface)
         for direction, number in self._numbers(interface):
             wanted = set()
             if number is not None:
                 wanted = {POLICED[direction]}
-                if number <= self._largest(direction):
+                if self._fits(direction, number):
                     wanted |= {name for bit, name in enumerate(BIT_SETS[direction]) if number >> bit & 1}
-                else:
-                    self.too_many.add(interface)
             had = self._bits.setdefault(interface, {}).get(direction, set())
             for name in wanted - had:
                 self._members.want(ElementKey(name, whole, interface), None)
@@ -148,8 +155,15 @@ class ClassMembers:
         if not self._bits[interface]:
             del self._bits[interface]
 
+    def _fits(self, direction: Direction, number: int) -> bool:
+        return (dense(number) if self._marks_pairs else number) <= self._largest(direction)
+
     def _largest(self, direction: Direction) -> int:
-        return self._marks.of(direction).largest if self._marks else 0
+        """The last number that a direction has a place for; in pairs the two after it mean other things."""
+        if self._marks is None:
+            return 0
+        found = self._marks.of(direction)
+        return open_code(found) - 1 if self._marks_pairs else found.largest
 
     def _mark(self, interface: str, direction: Direction) -> int | None:
         """The mark that a pair carries, None for none."""
@@ -159,9 +173,4 @@ class ClassMembers:
         number = dict(self._numbers(interface))[direction]
         if number is None:
             return found.of(open_code(found))
-        code = dense(number) if number else 0
-        if code >= open_code(found):
-            self.too_many.add(interface)
-            return None
-        self.too_many.discard(interface)
-        return found.of(code) or None
+        return found.of(dense(number)) if number and self._fits(direction, number) else None
