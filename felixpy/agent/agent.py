@@ -27,13 +27,13 @@ from felixpy.agent.telling import Telling
 from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host
 from felixpy.calc.overlay import workload_mtu
-from felixpy.config import LiveSettings, Settings, SettingsSource
+from felixpy.config import Failsafe, LiveSettings, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Doubts, Watch
-from felixpy.model.net import Family
+from felixpy.model.net import Family, Net
 from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.endpoint_folders import Folders
@@ -62,6 +62,7 @@ UPDATES_PER_TIDY = 50
 
 LONGEST_SLEEP_SECONDS = 10.0
 UNTAKEN = "settings or host cannot be taken; will be tried again each second"
+TCP = 6
 RETRY_SECONDS = 1.0
 """Between two tries to take settings and facts of the host."""
 RESYNC_END_SECONDS = 1.0
@@ -112,6 +113,7 @@ class Agent:
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._taken: list[Update] = []
+        self._servers: list[Failsafe] = []
         self._untidied = 0
         self._unjudged: set[ResourceKey] = set()
         self._wake, self._calm = asyncio.Event(), asyncio.Event()
@@ -142,9 +144,14 @@ class Agent:
         self.stream = status
         self._wake_up()
 
-    def connected_to(self, peer: bytes) -> None:
+    def connected_to(self, peer: bytes, port: int) -> None:
         """Take the address of what this node is told by, each time that a source is connected."""
         self.configuration.connected_to(peer)
+        self.will_ask(peer, port)
+
+    def will_ask(self, peer: bytes, port: int) -> None:
+        """A source is about to connect, or connected: no policy of ours stands in the way."""
+        self._servers.append(Failsafe(TCP, port, Net.host(peer)))
         self._wake_up()
 
     def ignored(self, what: str) -> None:
@@ -350,6 +357,8 @@ class Agent:
         self._taken += updates
         self._unjudged |= dirty
         self._unjudged |= self.calculation.use_peers(self.stream.peers)
+        while self._servers:
+            self.dataplane.keep_open(self._servers.pop(0))
         completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
         completes = completes and not self.doubt()
         if (completes or self.configuration.due) and time.monotonic() >= self.configuration.retry_at:

@@ -88,10 +88,13 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
             structlog.get_logger("felixpy").error("settings stay as they were", reason=str(error))
 
     if mqtt is not None:
-        mqtt.on_connected = agent.connected_to
+        broker_port = mqtt.port
+        mqtt.on_connected = lambda peer: agent.connected_to(peer, broker_port)
+        mqtt.on_connecting = lambda peer: agent.will_ask(peer, broker_port)
         agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))
     if api is not None:
-        api.on_connected = agent.connected_to
+        api_port = api.access.port
+        api.on_connected = lambda peer: agent.connected_to(peer, api_port)
     agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
     unserved: dict[str, str] = {}
     answers = {

@@ -383,6 +383,7 @@ class RuleSettings:
     marks: MarkBits = nftables_marks(DEFAULT_MARK_MASK)  # noqa: RUF009  a constant
     failsafe_in: tuple[Failsafe, ...] = ()
     failsafe_out: tuple[Failsafe, ...] = ()
+    in_use: tuple[Failsafe, ...] = ()
     log_limit: Limit | None = None
     vxlan_port: int = VXLAN_PORT
     vxlan_vni: int = 4096
@@ -398,10 +399,12 @@ class RuleSettings:
         nftables: bool,
         sees_errors: bool = True,
         tunnels: Iterable[Tunnel] = (),
+        in_use: Iterable[Failsafe] = (),
     ) -> RuleSettings:
         """``sees_errors``: whether the kernel can look into packets (``ErrorByPairIn``, ``Vni``).
 
-        ``tunnels``: those that this node has a device of; of the others' packets nothing is said.
+        ``tunnels``: those that this node has a device of; of the others' packets nothing is said. ``in_use``: where the
+        agent itself is told from, which no policy of a host endpoint closes.
         """
         v4 = family is Family.V4
         return cls(
@@ -423,6 +426,7 @@ class RuleSettings:
             marks=mark_bits(settings, nftables=nftables),
             failsafe_in=tuple(one for one in settings.failsafe_inbound_host_ports if one.is_of(family)),
             failsafe_out=tuple(one for one in settings.failsafe_outbound_host_ports if one.is_of(family)),
+            in_use=tuple(one for one in in_use if one.is_of(family)),
             log_limit=_log_limit(settings),
             vxlan_port=settings.vxlan_port,
             vxlan_vni=settings.vxlan_vni,

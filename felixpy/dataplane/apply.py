@@ -40,7 +40,7 @@ from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.classes import Direction, MemberKey
 from felixpy.calc.rules import ChainKey, RuleSettings
-from felixpy.config import Settings
+from felixpy.config import Failsafe, Settings
 from felixpy.dataplane.devices import KEYS, DeviceTable
 from felixpy.dataplane.fdb import FdbTable
 from felixpy.dataplane.filter_tables import FilterTables, write_together
@@ -66,6 +66,8 @@ from felixpy.netlink.xtables import knows_match
 from felixpy.slices import in_slices
 
 REQUESTS_PER_SEND = 500
+MOST_IN_USE = 8
+"""So many servers that told the agent lately stay reachable."""
 GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
 """Removing what is not there any more is a success."""
 
@@ -119,6 +121,7 @@ class Dataplane:
             family: FilterTables(one, self.release) for family, one in filters.items()
         }
         self._nftables, self._tunnels = True, frozenset[Tunnel]()
+        self._in_use: tuple[Failsafe, ...] = ()
         self._is_set_aside = False
         self._links_changed: set[str] = set()
         self._closed: set[Family] = set()
@@ -335,9 +338,21 @@ class Dataplane:
             sees_errors = nftables or knows_match("bpf", family)
             tables.want_rules(
                 RuleSettings.of(
-                    self.settings, family, nftables=nftables, sees_errors=sees_errors, tunnels=self._tunnels
+                    self.settings,
+                    family,
+                    nftables=nftables,
+                    sees_errors=sees_errors,
+                    tunnels=self._tunnels,
+                    in_use=self._in_use,
                 )
             )
+
+    def keep_open(self, server: Failsafe) -> None:
+        """Take where the agent is told from: no policy closes that, nor where it was told from lately."""
+        if server not in self._in_use:
+            self._in_use = (server, *self._in_use)[:MOST_IN_USE]
+            if self.filters:
+                self.want_rules(nftables=self._nftables)
 
     def _present_tunnels(self) -> frozenset[Tunnel]:
         """Tunnels that have a device, or will: as long as one stands it could unpack something."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from felixpy.plain_error import PlainError
 
@@ -155,6 +156,12 @@ class Access:
         self._context: ssl.SSLContext | None = None
         self._token = ""
         self._token_until = 0.0
+
+    @property
+    def port(self) -> int:
+        """The server's."""
+        parts = urlsplit(self.server)
+        return parts.port or (443 if parts.scheme == "https" else 80)
 
     def context(self) -> ssl.SSLContext | None:
         """For a new connection; another object after a certificate was replaced. None without TLS.

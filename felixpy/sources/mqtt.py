@@ -8,8 +8,10 @@ or publisher does; it reports and goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +25,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from felixpy.config import MqttPeers, Settings
 from felixpy.model.invalid import InvalidResource
-from felixpy.model.net import quote
+from felixpy.model.net import peer_address, quote
 from felixpy.model.parse import parse_payload
 from felixpy.model.resources import (
     Absent,
@@ -36,7 +38,14 @@ from felixpy.model.resources import (
     WorkloadEndpoint,
 )
 from felixpy.mqtt import topics
-from felixpy.mqtt.connection import Connection, StreamError, SubscriptionRefused, broker_name, open_connection
+from felixpy.mqtt.connection import (
+    Connection,
+    StreamError,
+    SubscriptionRefused,
+    broker_name,
+    broker_port,
+    open_connection,
+)
 from felixpy.mqtt.credentials import Credentials, CredentialsChanged
 from felixpy.mqtt.manifest import parse_manifest
 from felixpy.mqtt.outbox import Outbox
@@ -59,6 +68,7 @@ TICK_SECONDS = 0.05
 IDLE_TICK_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
 PART_SECONDS = 0.2
+LOOK_UP_SECONDS = 2.0
 PAST_STATUS_SECONDS = 5.0
 """For so long the retained status of endpoints is listened to, once the resources are known."""
 
@@ -122,6 +132,13 @@ class MqttSource:
         """Taken from the broker since the start."""
         self.on_connected: Callable[[bytes], None] = lambda peer: None
         """Is told the broker's address before anything that it delivers."""
+        self.on_connecting: Callable[[bytes], None] = lambda peer: None
+        """Is told where the broker is looked for after a connection failed: its name may mean another address now."""
+
+    @property
+    def port(self) -> int:
+        """The broker's."""
+        return broker_port(self._settings)
 
     async def run(self, sink: Sink) -> None:
         """Deliver for ever. On cancellation flush the status and disconnect cleanly."""
@@ -139,6 +156,17 @@ class MqttSource:
                 self._standing.fails(LOST, reason, retry_seconds=round(delay, 1))
                 self._perform(self._snapshot.on_disconnected(reason), sink)
                 await asyncio.sleep(delay)
+                await self._look_up()
+
+    async def _look_up(self) -> None:
+        """Tell where the broker is; that it cannot be found is told by the connection."""
+        loop, host = asyncio.get_running_loop(), self._settings.mqtt_host
+        with contextlib.suppress(OSError, UnicodeError, TimeoutError):
+            async with asyncio.timeout(LOOK_UP_SECONDS):
+                found = await loop.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
+                for *_, name in found:
+                    if peer := peer_address(name):
+                        self.on_connecting(peer)
 
     async def _try_to_connect(self) -> None:
         async with open_connection(self._settings, _another(self._client_id), lambda message: None):

@@ -26,7 +26,7 @@ from tests.kernel import ip_json, run
 
 NODE = "n1"
 ROOT = "felixpy/v1"
-PATIENCE_S = 30.0
+PATIENCE_S = 3.0
 QUIET_S = 0.15
 NFTABLES = {"FELIX_NFTABLESMODE": "Enabled"}
 LEGACY = {"FELIX_NFTABLESMODE": "Disabled", "FELIX_IPTABLESBACKEND": "Legacy"}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.agent.bench import GOOD, LEGACY, NFTABLES, POOLS, endpoint, running
 from tests.broker import Broker
-from tests.kernel import run
+from tests.kernel import pairs
 
 
 @pytest.mark.parametrize("environ", [NFTABLES, LEGACY], ids=["nftables", "legacy"])
@@ -62,9 +62,8 @@ def test_an_endpoint_beyond_the_last_class_is_an_error_that_names_the_mask_until
         async with running(broker, environ) as one:
             await one.stream.put(*POOLS)
             await one.in_sync()
+            pairs(*(f"cali{number}" for number in range(first, last + 1)))
             for number in range(first, last + 1):
-                run("ip", "link", "add", f"cali{number}", "up", "type", "veth", "peer", "name", f"peer{number}")
-                run("ip", "link", "set", f"peer{number}", "up")
                 spec = {"selector": f"of == '{number}'", "ingress": [{"action": "Allow"}]}
                 document = {"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy"}
                 payload = {**document, "metadata": {"name": f"p{number}"}, "spec": spec}

@@ -5,8 +5,8 @@
     filter  INPUT, OUTPUT        the node's own traffic: failsafe ports, tiers, profiles, deny
     filter  FORWARD              applyOnForward policies, before and after the workloads'
 
-Invariant: neighbour discovery, MLD and the failsafe ports are decided before any policy, so that no policy takes the
-node off the network or from its broker. Traffic of workloads is not asked for here.
+Invariant: neighbour discovery, MLD, the failsafe ports and what the agent itself is told by are decided before any
+policy, so that no policy takes the node off the network or from its broker. Traffic of workloads is not asked for here.
 """
 
 from __future__ import annotations
@@ -147,7 +147,26 @@ def joined(standing: Chains, hosts: Hosts, settings: RuleSettings, *, is_active:
     raw_out = [name for name, host in by_name.items() if host.untracked_egress]
     if raw_in or raw_out:
         _join_raw(chains, raw_in, raw_out, settings)
+    if settings.in_use:
+        _keep_in_use(chains, settings)
     return chains
+
+
+def _keep_in_use(chains: Chains, settings: RuleSettings) -> None:
+    """Mark what the agent itself is told by before a Service's address is translated: no later hook knows that."""
+    accepted, hook = settings.marks.accepted, ChainKey(Table.RAW, "OUTPUT")
+    chains[hook] = (
+        Rule((), SetMark(0, accepted)),
+        *(
+            Rule(
+                (Protocol(one.protocol, one.port), Destination(one.net)), SetMark(accepted, accepted), "the agent's own"
+            )
+            for one in settings.in_use
+            if one.net is not None
+        ),
+        Rule((Marked(accepted, accepted),), Verdict.RETURN),
+        *chains.get(hook, ()),
+    )
 
 
 def _join_forward(
@@ -216,7 +235,7 @@ def _failsafe(settings: RuleSettings, *, incoming: bool, untracked: bool) -> tup
     rules: list[Rule] = []
     if settings.family is Family.V6:
         rules += [Rule((Icmp(kind),), Verdict.ACCEPT) for kind in ICMPV6_ON_HOSTS]
-    there, back = settings.failsafe_in, settings.failsafe_out
+    there, back = settings.failsafe_in, (*settings.failsafe_out, *settings.in_use)
     if not incoming:
         there, back = back, there
     rules += [_port_rule(one, incoming=incoming, answer=False) for one in there]
