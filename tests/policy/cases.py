@@ -1,12 +1,14 @@
 """Cases of policy as files: a topology, resources as users write them, and what must pass (``tests/policy/vectors``).
 
+A file may have ``steps``, each a case by itself: what it does not say is as in the step before, so that it is a change.
+``topology`` of a step goes into what there is (``pods: {x/a: {labels: …}}``); None takes something away.
+
 Pods become WorkloadEndpoints with the profiles of their namespace and service account, namespaces and service accounts
 the objects of Kubernetes, services EndpointSlices.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +22,29 @@ from felixpy.model.resources import Absent, Resource
 
 FOLDER = Path(__file__).parent / "vectors"
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "udplite": 136}
+ICMP = {Family.V4: 1, Family.V6: 58}
+ECHO = {Family.V4: 8, Family.V6: 128}
 
 
 class Probe(NamedTuple):
+    """``shape``: how the packet is built, which must make no difference (``packets.SHAPES``)."""
+
     protocol: str
     port: int
     source_port: int
     family: Family
+    icmp: tuple[int, int] = (0, 0)
+    shape: str = ""
+
+    @property
+    def number(self) -> int:
+        """Of the protocol."""
+        return PROTOCOLS.get(self.protocol) or ICMP[self.family]
+
+    def __str__(self) -> str:
+        ports = f"/{self.port}@{self.source_port}" if self.port else ""
+        kind = f":{self.icmp[0]}.{self.icmp[1]}" if self.protocol == "icmp" else ""
+        return f"{self.protocol}{kind}{ports}{f' {self.shape}' if self.shape else ''} {self.family}"
 
 
 class Cell(NamedTuple):
@@ -73,7 +91,9 @@ class Case:
         for matrix in self.matrices:
             raw = matrix["probe"]
             family = Family.V4 if raw["family"] == 4 else Family.V6
-            probe = Probe(raw["proto"], raw.get("port", 0), raw.get("sport", 40000), family)
+            icmp = (raw.get("type", ECHO[family]), raw.get("code", 0)) if raw["proto"] == "icmp" else (0, 0)
+            ports = raw.get("port", 0), raw.get("sport", 40000)
+            probe = Probe(raw["proto"], *ports, family, icmp, raw.get("shape", ""))
             for source, row in matrix["rows"].items():
                 for destination, sign in zip(matrix["columns"].split(), row, strict=True):
                     if sign != "-":
@@ -150,7 +170,24 @@ def load(folder: Path = FOLDER) -> list[Case]:
     for path in sorted(folder.glob("[0-9]*.yaml")):
         raw = yaml.safe_load(path.read_text())
         topology = {**base, **(raw.get("topology") or {})}
-        name = re.match(r"\d+", path.name)
-        assert name
-        found.append(Case(path.stem, topology, tuple(raw["resources"]), tuple(raw["expect"]["matrices"])))
+        resources = raw.get("resources", [])
+        if "steps" not in raw:
+            found.append(Case(path.stem, topology, tuple(resources), tuple(raw["expect"]["matrices"])))
+        for number, step in enumerate(raw.get("steps", ()), 1):
+            topology = changed(topology, step.get("topology") or {})
+            resources = step.get("resources", resources)
+            found.append(Case(f"{path.stem}-{number}", topology, tuple(resources), tuple(step["expect"]["matrices"])))
+    return found
+
+
+def changed(value: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with another one worked into it; labels are replaced as a whole."""
+    found = dict(value)
+    for key, new in by.items():
+        if new is None:
+            found.pop(key, None)
+        elif isinstance(new, Mapping) and isinstance(found.get(key), Mapping) and key != "labels":
+            found[key] = changed(found[key], new)
+        else:
+            found[key] = new
     return found

@@ -223,9 +223,9 @@ class Lab:
 
     def _send(self, case: Case, cell: Cell, number: int) -> None:
         probe = cell.probe
-        protocol = packets.PROTOCOLS.get(probe.protocol) or packets.ICMP[probe.family]
         source, destination = (case.address(name, probe.family) for name in (cell.source, cell.destination))
-        data = packets.packet(source, destination, protocol, (probe.source_port, probe.port), number)
+        ends, ports = (source, destination), (probe.source_port, probe.port)
+        data = packets.packet(*ends, probe.number, ports, number, probe.icmp)
         if cell.source in self.nodes:
             with contextlib.suppress(PermissionError):  # refused by a rule of ours: as good as not arrived
                 self._senders[cell.source, probe.family].sendto(data, (socket.inet_ntop(*_words(destination)), 0))
@@ -234,7 +234,8 @@ class Lab:
         if cell.source in self._outside:
             node = self.pods[cell.destination]["node"] if cell.destination in self.pods else cell.destination
             place = f"{OUTSIDE} {node if node in self.nodes else self.nodes[0]}"
-        self.put(place, data, probe.family)
+        for one in packets.shaped(probe.shape, *ends, probe.number, ports, number, probe.icmp):
+            self.put(place, one, probe.family)
 
     def _read(self, arrived: set[tuple[int, str]], quiet: float) -> None:
         while True:

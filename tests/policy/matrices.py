@@ -4,8 +4,8 @@
 
 A file has ``expect.rules`` (read from the top over "everything passes": ``allow|deny FROM -> TO [proto[/port[@sport]]…]
 [v4|v6]``, with shell patterns and commas), ``expect.columns`` and ``expect.probes`` (``tcp/80``, ``udp/53@5353``,
-``icmp``); the matrices of both families take the place of the last two. Whether the rules are right is nobody's
-knowledge here.
+``icmp``, ``icmp:13.0=4`` of one family, ``udp/80+fragments`` in a shape); the matrices of both families take the place
+of the last two. A file of steps has that in each of them. Whether the rules are right is nobody's knowledge here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from typing import Any
 
 import yaml
 
-_PROBE = re.compile(r"(?P<proto>[a-z]+)(?:/(?P<port>\d+)(?:@(?P<sport>\d+))?)?")
+_PROBE = re.compile(
+    r"(?P<proto>[a-z]+)(?::(?P<type>\d+)(?:\.(?P<code>\d+))?)?(?:/(?P<port>\d+)(?:@(?P<sport>\d+))?)?"
+    r"(?:\+(?P<shape>[a-z]+))?(?:=(?P<family>[46]))?"
+)
 _FAMILY = re.compile(r"v[46]$")
 SOURCE_PORT = 40000
 
@@ -54,7 +57,8 @@ def parse_probe(text: str) -> dict[str, Any]:
     found = _PROBE.fullmatch(text)
     if not found:
         raise ValueError(f"{text} is no probe")
-    return {key: value if key == "proto" else int(value) for key, value in found.groupdict().items() if value}
+    texts = ("proto", "shape")
+    return {key: value if key in texts else int(value) for key, value in found.groupdict().items() if value}
 
 
 def matrix(probe: dict[str, Any], columns: Sequence[str], rules: Iterable[str]) -> dict[str, Any]:
@@ -73,13 +77,15 @@ def matrix(probe: dict[str, Any], columns: Sequence[str], rules: Iterable[str]) 
 
 def fill(path: Path) -> None:
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    expect = raw["expect"]
-    columns, probes = expect.pop("columns").split(), expect.pop("probes").split()
-    expect["matrices"] = [
-        matrix({**parse_probe(text), "family": family}, columns, expect["rules"])
-        for text in probes
-        for family in (4, 6)
-    ]
+    for one in raw.get("steps", (raw,)):
+        expect = one["expect"]
+        columns, probes = expect.pop("columns").split(), expect.pop("probes").split()
+        expect["matrices"] = [
+            matrix({**parse_probe(text), "family": family}, columns, expect["rules"])
+            for text in probes
+            for family in (4, 6)
+            if parse_probe(text).get("family", family) == family
+        ]
     path.write_text(yaml.safe_dump(raw, sort_keys=False, width=120), encoding="utf-8")
 
 

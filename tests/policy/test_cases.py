@@ -5,19 +5,17 @@ from __future__ import annotations
 import pytest
 
 from felixpy.calc.policy.classes import Direction
-from tests.policy.cases import PROTOCOLS, Case, Cell, interface, load
+from tests.policy.cases import Case, Cell, interface, load
 from tests.policy.node import Node
-from tests.policy.walk import ICMP, Packet, World
+from tests.policy.walk import Packet, World
 
 CASES = load()
-ECHO = {1: (8, 0), 58: (128, 0)}
 
 
 def packet_of(case: Case, cell: Cell) -> Packet:
     probe = cell.probe
-    protocol = PROTOCOLS.get(probe.protocol) or ICMP[probe.family]
     source, destination = (case.address(name, probe.family) for name in (cell.source, cell.destination))
-    return Packet(source, destination, protocol, probe.source_port, probe.port, ECHO.get(protocol, (0, 0)))
+    return Packet(source, destination, probe.number, probe.source_port, probe.port, probe.icmp)
 
 
 def passes(case: Case, worlds: dict[str, World], cell: Cell) -> bool:
@@ -36,7 +34,7 @@ def differences(case: Case, nodes: dict[str, Node]) -> list[Cell]:
 
 
 def test_there_are_cases() -> None:
-    assert len(CASES) >= 44
+    assert len(CASES) >= 100
     assert sum(1 for case in CASES for _ in case.cells()) > 5_000
 
 

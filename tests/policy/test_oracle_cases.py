@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.policy.cases import PROTOCOLS, Case, Cell, load
+from tests.policy.cases import Case, Cell, load
 from tests.policy.oracle import Oracle, Question
-
-ICMP = {4: 1, 6: 58}
 
 
 def question(case: Case, cell: Cell) -> Question:
     probe = cell.probe
     source, destination = (case.text(name, probe.family) for name in (cell.source, cell.destination))
-    version = probe.family.version
-    protocol = PROTOCOLS.get(probe.protocol) or ICMP[version]
-    echo = (8, 0) if version == 4 else (128, 0)
-    return Question(source, destination, protocol, probe.source_port, probe.port, echo)
+    return Question(source, destination, probe.number, probe.source_port, probe.port, probe.icmp)
 
 
 @pytest.mark.parametrize("case", [case for case in load() if not case.has_hosts], ids=lambda case: case.name)

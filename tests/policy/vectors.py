@@ -127,10 +127,8 @@ def run(folder: Path, backend: str, families: Sequence[int], pattern: str, say: 
 
 def _told(wrong: Iterable[tuple[Cell, bool]]) -> Iterator[str]:
     for cell, passed in wrong:
-        probe = cell.probe
-        ports = f"/{probe.port}@{probe.source_port}" if probe.port else ""
         does, should = ("passes", "must not") if passed else ("does not pass", "must")
-        yield f"{cell.source} -> {cell.destination} {probe.protocol}{ports} {probe.family}: {does}, {should}"
+        yield f"{cell.source} -> {cell.destination} {cell.probe}: {does}, {should}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
