@@ -227,9 +227,16 @@ def _status_troubles(said: Mapping[str, Any]) -> Iterator[str]:
 @click.argument("protocol", default="icmp", help="icmp, tcp, udp or a number; icmp without it.")
 @click.argument("port", type=int, required=False, help="Destination port; 80 of tcp and 53 of udp without one.")
 @click.option("--in", "interface", metavar="INTERFACE", help="Where it comes in; else where the route leads to.")
+@click.option("--all-policies", is_flag=True, help="What each policy on the way says, also after one has decided.")
 @as_json
 def explain(
-    source: str, destination: str, protocol: str, port: int | None, interface: str | None, as_json: bool
+    source: str,
+    destination: str,
+    protocol: str,
+    port: int | None,
+    interface: str | None,
+    all_policies: bool,
+    as_json: bool,
 ) -> None:
     """Say what becomes of a packet on this node, by the rules, sets and routes that the kernel has now.
 
@@ -242,11 +249,17 @@ def explain(
 
         felixpy explain fd00:48::99 fd00:48::2 udp 53 --in cali68caf03a5f4
     """
-    finish(_explain(source, destination, protocol, port, interface, as_json))
+    finish(_explain(source, destination, protocol, port, interface, all_policies, as_json))
 
 
 async def _explain(
-    source: str, destination: str, protocol: str, port: int | None, interface: str | None, as_json: bool
+    source: str,
+    destination: str,
+    protocol: str,
+    port: int | None,
+    interface: str | None,
+    all_policies: bool,
+    as_json: bool,
 ) -> int:
     from felixpy.explain import report
 
@@ -261,7 +274,7 @@ async def _explain(
     if as_json:
         click.echo(json.dumps(report.as_json(packet, verdict, iif, missing)))
     else:
-        for line in report.as_text(packet, verdict, iif, missing):
+        for line in report.as_text(packet, verdict, iif, missing, all_policies=all_policies):
             click.echo(line)
     return report.exit_code(verdict)
 

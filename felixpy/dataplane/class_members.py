@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from felixpy.calc.entries import ANY_NET, ElementKey, SetName
-from felixpy.calc.policy.carrier import BIT_SETS, POLICED, MarkBits, dense, open_code
+from felixpy.calc.policy.carrier import BIT_SETS, POLICED, MarkBits, code_of, open_code
 from felixpy.calc.policy.classes import Direction, EndpointClasses
 from felixpy.dataplane.packet_filter import Member
 from felixpy.model.net import Family
@@ -142,7 +142,8 @@ class ClassMembers:
             if number is not None:
                 wanted = {POLICED[direction]}
                 if self._fits(direction, number):
-                    wanted |= {name for bit, name in enumerate(BIT_SETS[direction]) if number >> bit & 1}
+                    code = code_of(number, self._bits_of(direction))
+                    wanted |= {name for bit, name in enumerate(BIT_SETS[direction]) if code >> bit & 1}
             had = self._bits.setdefault(interface, {}).get(direction, set())
             for name in wanted - had:
                 self._members.want(ElementKey(name, whole, interface), None)
@@ -155,8 +156,11 @@ class ClassMembers:
         if not self._bits[interface]:
             del self._bits[interface]
 
+    def _bits_of(self, direction: Direction) -> int:
+        return self._marks.of(direction).bits if self._marks else 0
+
     def _fits(self, direction: Direction, number: int) -> bool:
-        return (dense(number) if self._marks_pairs else number) <= self._largest(direction)
+        return number <= self._largest(direction)
 
     def _largest(self, direction: Direction) -> int:
         """The last number that a direction has a place for; in pairs the two after it mean other things."""
@@ -173,4 +177,4 @@ class ClassMembers:
         number = dict(self._numbers(interface))[direction]
         if number is None:
             return found.of(open_code(found))
-        return found.of(dense(number)) if number and self._fits(direction, number) else None
+        return found.of(number) if number and self._fits(direction, number) else None

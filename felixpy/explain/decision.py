@@ -38,6 +38,36 @@ class Decision(NamedTuple):
         return f"{self.who} ({self.direction})"
 
 
+class Said(NamedTuple):
+    """What one policy says of a packet, whether it is asked or another one has decided before; ``rule``: by which rule.
+
+    ``did``: allows, denies, passes, or nothing.
+    """
+
+    direction: Direction
+    who: str
+    did: str
+    rule: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.who} ({self.direction})"
+
+
+def asks(table: str, chain: Chain) -> bool:
+    """Whether a chain of ours asks policies in order."""
+    is_ours = owner(table, chain.name) == "felixpy"
+    return is_ours and bool(_CLASS.fullmatch(chain.name) or _HOST.fullmatch(chain.name))
+
+
+def said(chain: Chain, kind: str, rule: str) -> Said | None:
+    """What a policy's chain says by an action of this kind, empty if by none; None if it is no policy's."""
+    found = _POLICY.fullmatch(chain.name)
+    if not found:
+        return None
+    who = (chain.rules[0].comment if chain.rules else "") or f"a policy or profile without rules ({chain.name})"
+    return Said(Use(found[1]).direction, who, _WORDS.get(kind, "nothing"), rule)
+
+
 def decision(table: str, chain: Chain, rule: Rule, kind: str) -> Decision | None:
     """What a rule of a chain decides by an action of this kind; None if it is no matter of policy."""
     did = _WORDS.get(kind)

@@ -95,8 +95,10 @@ def exit_code(verdict: Verdict) -> int:
     return EXIT_CODES[verdict.outcome] if verdict.certain else 3
 
 
-def as_text(packet: Packet, verdict: Verdict, iif: str, missing: list[str]) -> Iterator[str]:
-    """The answer in lines."""
+def as_text(
+    packet: Packet, verdict: Verdict, iif: str, missing: list[str], *, all_policies: bool = False
+) -> Iterator[str]:
+    """The answer in lines; ``all_policies``: also what each policy on the way says."""
     echo = " echo request" if packet.icmp_type == ECHO_REQUEST[packet.family] else ""
     yield f"packet       {packet}{echo}, " + (f"comes in by {iif}" if iif else "sent by this node")
     for stage in verdict.stages:
@@ -105,6 +107,8 @@ def as_text(packet: Packet, verdict: Verdict, iif: str, missing: list[str]) -> I
             f"{stage.hook:<12} {stage.where}: {stage.rule or 'policy' if stage.hook != 'routing' else ''}".rstrip(": ")
             + f" → {stage.did}{whose}"
         )
+    for each in verdict.said if all_policies else ():
+        yield f"says         {each} → {each.did}{f': {each.rule}' if each.rule else ''}"
     for decided in verdict.decisions:
         yield f"policy       {decided} → {decided.did}"
     yield f"verdict      {tell(verdict)}"
@@ -132,6 +136,7 @@ def as_json(packet: Packet, verdict: Verdict, iif: str, missing: list[str]) -> d
         "seen_destination": format_address(seen.destination),
         "stages": [stage._asdict() for stage in verdict.stages],
         "policies": [decided._asdict() for decided in verdict.decisions],
+        "all_policies": [each._asdict() for each in verdict.said],
         "doubts": verdict.doubts,
         "not_judged": [*missing, *ALWAYS_UNJUDGED],
     }

@@ -10,12 +10,12 @@ alike, several programs at one hook).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from felixpy.explain.decision import Decision, decision
+from felixpy.explain.decision import Decision, Said, asks, decision, said
 from felixpy.explain.packet import Action, Chain, Packet, Ruleset, owner
 from felixpy.model.net import format_address
 
@@ -64,7 +64,8 @@ class Place(NamedTuple):
 class Verdict:
     """The outcome with what led to it. ``doubts`` are rules that could change it, with what they would do.
 
-    ``decisions`` are those of policy on the way; the last one is that of a packet that is dropped by policy.
+    ``decisions`` are those of policy on the way; the last one is that of a packet that is dropped by policy. ``said``
+    is what each policy on the way says, also those that are not asked because another one decides before.
     """
 
     outcome: Outcome
@@ -74,6 +75,7 @@ class Verdict:
     stages: list[Stage] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    said: list[Said] = field(default_factory=list)
 
     @property
     def certain(self) -> bool:
@@ -140,6 +142,7 @@ class _Walk:
         self.doubts: dict[Place, str] = {}
         self.stages: list[Stage] = []
         self.decisions: list[Decision] = []
+        self.said: list[Said] = []
 
     def run(self, packet: Packet) -> Verdict:
         ours = not packet.iif
@@ -175,7 +178,7 @@ class _Walk:
         return self._hook("prerouting", packet) or self._hook("input", packet)
 
     def _end(self, stopped: tuple[Outcome, str], packet: Packet, route: Route) -> Verdict:
-        return Verdict(stopped[0], packet, stopped[1], route, self.stages, decisions=self.decisions)
+        return Verdict(stopped[0], packet, stopped[1], route, self.stages, decisions=self.decisions, said=self.said)
 
     def _route(self, packet: Packet) -> Route:
         route = self.node.route(packet)
@@ -235,6 +238,8 @@ class _Walk:
         at_end = chain.policy if chain.hook else Action("return")
         if depth > MAX_DEPTH:
             return Action("unknown"), None, "chains jump too deep"
+        if asks(ruleset.name, chain) and "." not in chain.name:  # those with a dot are the tiers of another
+            self.said += _Walk(self.node, None).ask_all(ruleset, chain, _copy(packet))
         for index, rule in enumerate(chain.rules):
             place = Place(ruleset.name, chain.name, index)
             action = self._rule(rule.steps, rule.text, place, packet)
@@ -256,6 +261,26 @@ class _Walk:
                 return at_end, None, ""
             return action, place, rule.text
         return at_end, None, ""
+
+    def ask_all(self, ruleset: Ruleset, chain: Chain, packet: Packet) -> Iterator[Said]:
+        """What each policy says that a chain asks, in order, as if none decided before."""
+        for index, rule in enumerate(chain.rules):
+            action = self._rule(rule.steps, rule.text, Place(ruleset.name, chain.name, index), packet)
+            target = ruleset.chains.get(action.target) if action and action.kind in ("jump", "goto") else None
+            if target is None:
+                continue
+            if asks(ruleset.name, target):
+                yield from self.ask_all(ruleset, target, packet)
+            elif told := said(target, *self._first(ruleset, target, _copy(packet))):
+                yield told
+
+    def _first(self, ruleset: Ruleset, chain: Chain, packet: Packet) -> tuple[str, str]:
+        """The kind and the text of the first rule of a policy that decides; empty if none does."""
+        for index, rule in enumerate(chain.rules):
+            action = self._rule(rule.steps, rule.text, Place(ruleset.name, chain.name, index), packet)
+            if action is not None and action.kind != "jump":
+                return action.kind, rule.text
+        return "", ""
 
     def _rule(
         self, steps: Sequence[Callable[[Packet], object]], text: str, place: Place, packet: Packet

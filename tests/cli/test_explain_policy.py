@@ -221,6 +221,13 @@ def test_explain_names_what_decides_and_packets_agree(pods: None, tmp_path: Path
         text = felixpy("explain", "10.48.0.3", "10.48.0.1", "tcp", "150")
         assert f"policy       {GUARD} (ingress) → denies" in text.out
         assert f"verdict      dropped by {GUARD} (ingress): " in text.out
+        assert "says " not in text.out
+        each = felixpy("explain", "10.48.0.3", "10.48.0.1", "tcp", "150", "--all-policies").out
+        says = [line.split(": ") for line in each.splitlines() if line.startswith("says ")]
+        told = [f"{OUT} (egress) → allows", f"{GUARD} (ingress) → denies", f"{WEB} (ingress) → nothing"]
+        assert [": ".join(words[:2]) for words in says] == [f"says         {one}" for one in told]
+        assert "150" in says[1][2] or "100" in says[1][2]  # the rule: its range of ports
+        assert len(says[2]) == 2
         six = felixpy("explain", "fd00:48::3", "fd00:48::1", "tcp", "22", "--json")
         assert (six.code, six.json["policies"][-1]["who"]) == (2, GUARD)
 

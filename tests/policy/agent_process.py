@@ -20,7 +20,7 @@ from felixpy.config import Settings, SettingsSource, resolve
 from felixpy.dataplane.backends import remove_leftovers
 from felixpy.demo.patience import Patience
 from felixpy.model.invalid import InvalidResource
-from felixpy.model.net import FAMILIES
+from felixpy.model.net import FAMILIES, parse_address
 from felixpy.model.parse import parse_resource
 from felixpy.model.resources import Absent, Kind, ResourceKey, Update
 from felixpy.sources import SyncState, SyncStatus
@@ -88,6 +88,8 @@ class Node:
             agent.update(Update(made.key, made))
         for kind, name, namespace in command.get("drop", ()):
             agent.update(Update(ResourceKey(Kind(kind), name, namespace), None))
+        for address, port in command.get("in_use", ()):
+            agent.will_ask(parse_address(address), port)
         before = sum(table.drifted for table in agent.dataplane.tables())
         sends = self.sends()
         if command.get("complete", True):

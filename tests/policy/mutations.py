@@ -70,12 +70,12 @@ MUTATIONS = (
     Mutation(
         CALC + "rules_of.py",
         "sets.ports(entity.selector, protocol or 0, tuple(sorted(entity.not_named_ports)))",
-        "sets.ports(None, protocol or 0, tuple(sorted(entity.not_named_ports)))",
+        "sets.ports(entity.selector, protocol or 0, ())",
     ),
     Mutation(
         CALC + "rules_of.py",
         "sets.ports(entity.selector, protocol or 0, tuple(sorted(entity.named_ports)))",
-        "sets.ports(entity.selector, 0, tuple(sorted(entity.named_ports)))",
+        "sets.ports(None, protocol or 0, tuple(sorted(entity.named_ports)))",
     ),
     Mutation(
         CALC + "rules_of.py",
@@ -96,7 +96,7 @@ MUTATIONS = (
     Mutation(
         CALC + "sets.py", "if not self._is_covered(net):\n            for other", "if True:\n            for other"
     ),
-    Mutation(CALC + "sets.py", "self._protocol in (0, port.protocol)", "True"),
+    Mutation(CALC + "sets.py", "if port.name in self.names and self._protocol", "if self._protocol"),
     Mutation(
         CALC + "sets.py",
         "            self._count[net] -= 1\n                if not self._count[net]:",
@@ -118,7 +118,7 @@ MUTATIONS = (
         "            for watched in had if not same else had - has:",
         "            for watched in had - has:",
     ),
-    Mutation(CALC + "graph.py", "        self._chains.touch(key)\n\n    def _begin_policy", "\n    def _begin_policy"),
+    Mutation(CALC + "graph.py", "        self._chains.touch(key)\n\n    def _tell_of", "\n    def _tell_of"),
     Mutation(
         CALC + "graph.py",
         "            self._mark(state)\n\n    def _take_profile",
@@ -136,7 +136,7 @@ MUTATIONS = (
     Mutation(
         CALC + "numbering.py",
         "        self._resting.append(number)",
-        "        heappush(self._free, place_of(number)); self._taken.discard(number)",
+        "        heappush(self._free, number); self._taken.discard(number)",
     ),
     Mutation(
         MODEL + "policy_rules.py",

@@ -25,7 +25,7 @@ from felixpy.calc.policy.classes import (
     TierChains,
     Use,
 )
-from felixpy.calc.policy.numbering import Numbers, number_at
+from felixpy.calc.policy.numbering import Numbers
 from felixpy.calc.policy.output import GONE
 from felixpy.calc.policy.sets import without_covered
 from felixpy.calc.policy.settings import PolicySettings
@@ -154,6 +154,22 @@ def test_what_profiles_add(profiles: list[str], resources: list[Resource], expec
     assert order_of(Node("n1", OPEN).put(pod("a", "10.0.0.1", profiles=profiles), *resources), "a") == expected
 
 
+def test_a_policy_of_the_node_that_selects_workloads_by_the_same_words_is_not_asked_of_them() -> None:
+    before = {"preDNAT": True, "applyOnForward": True}
+    node = Node("n1", OPEN).put(pod("a", "10.0.0.1"), policy("a"), policy("b", ingress=[DENY], **before))
+    assert order_of(node, "a") == "default:a:Deny > Deny"
+
+
+def test_of_two_profiles_with_one_label_the_first_counts_and_an_own_label_before_both() -> None:
+    node = Node("n1", OPEN).put(
+        profile("p", of="first"), profile("q", of="second"),
+        policy("one", "of == 'first'"), policy("two", "of == 'own'"),
+        pod("a", "10.0.0.1", profiles=["p", "q"]), pod("b", "10.0.0.2", profiles=["q", "p"]),
+        pod("c", "10.0.0.3", profiles=["p", "q"], of="own"),
+    )  # fmt: skip
+    assert [order_of(node, name) for name in "abc"] == ["default:one:Deny > Deny", "Deny", "default:two:Deny > Deny"]
+
+
 def test_endpoints_that_nothing_is_asked_of_are_named() -> None:
     node = Node("n1", OPEN).put(
         pod("a", "10.0.0.1"), pod("b", "10.0.0.2", profiles=["p"]), profile("p", [ALLOW], [ALLOW])
@@ -251,9 +267,9 @@ def test_numbers_are_those_that_the_kernel_has_and_rest_before_they_serve_again(
     assert asked is not None and numbers(again, "a")[0] == known[Direction.INGRESS, asked.name]
     numbering = Numbers()
     taken = [numbering.take(name) for name in "abcd"]
-    assert taken == [1, 2, 4, 8]
+    assert taken == [1, 2, 3, 4]
     numbering.give(2)
-    assert numbering.take("e") == number_at(5)
+    assert numbering.take("e") == 5
     numbering.settled()
     assert numbering.take("f") == 2
     assert [numbering.take(str(number)) for number in range(5000)][-1] > 4095

@@ -82,7 +82,8 @@ class Runner:
             wanted = objects_of(case)
             drop = [list(key) for key in self._present.keys() - wanted.keys()]
             put = [obj for key, obj in wanted.items() if self._present.get(key) != obj]
-            answers = lab.tell({"do": "apply", "put": put, "drop": drop})
+            in_use = case.topology.get("inUse", [])
+            answers = lab.tell({"do": "apply", "put": put, "drop": drop, "in_use": in_use})
             self._present = wanted
             lab.translate(case.topology.get("dnat", ()))
             words = "; ".join(text for answer in answers.values() for text in answer["problems"])

@@ -2,6 +2,7 @@
 
 Each direction has up to 12 bits with nftables, where a set per bit names the interfaces whose class has it
 (``to-class-0`` …), and ``to-policed`` those that have a class at all, so a packet of theirs without bits is denied.
+There the first numbers have codes with few bits set, because an endpoint is a member of a set per bit.
 With iptables the member of a pair of address and interface carries the number in its skbinfo; there the bits of both
 directions stand side by side.
 
@@ -95,28 +96,26 @@ def open_code(field: Field) -> int:
     return field.largest - 1
 
 
-@cache
-def dense(number: int) -> int:
-    """The place of a number among all of 12 bits, those with few bits first, from 1: iptables has fewer bits."""
-    return _by_bits()[number] if number < len(_by_bits()) else len(_by_bits())
+def code_of(number: int, bits: int) -> int:
+    """What stands for a class in so many bits, those with few bits set first; 0 if the number is too large."""
+    return _codes(bits)[number] if number < 1 << bits else 0
+
+
+def number_of(code: int, bits: int) -> int:
+    """The number of a class by its code."""
+    return _numbers(bits)[code]
 
 
 @cache
-def sparse(place: int) -> int:
-    """The number at a place, 0 if there is none."""
-    return _places()[place] if place < len(_places()) else 0
+def _codes(bits: int) -> tuple[int, ...]:
+    return tuple(sorted(range(1 << bits), key=lambda code: (code.bit_count(), code)))
 
 
 @cache
-def _places() -> tuple[int, ...]:
-    return tuple(sorted(range(1 << NFT_CLASS_BITS), key=lambda number: (number.bit_count(), number)))
-
-
-@cache
-def _by_bits() -> tuple[int, ...]:
-    found = [0] * (1 << NFT_CLASS_BITS)
-    for place, number in enumerate(_places()):
-        found[number] = place
+def _numbers(bits: int) -> tuple[int, ...]:
+    found = [0] * (1 << bits)
+    for number, code in enumerate(_codes(bits)):
+        found[code] = number
     return tuple(found)
 
 

@@ -117,7 +117,7 @@ class TierChains(NamedTuple):
 
 
 class ClassKey(NamedTuple):
-    """A class of workload endpoints by its number, from 1. Numbers with few bits set come first."""
+    """A class of workload endpoints by its number, from 1."""
 
     family: Family
     direction: Direction

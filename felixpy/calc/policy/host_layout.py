@@ -159,7 +159,9 @@ def _keep_in_use(chains: Chains, settings: RuleSettings) -> None:
         Rule((), SetMark(0, accepted)),
         *(
             Rule(
-                (Protocol(one.protocol, one.port), Destination(one.net)), SetMark(accepted, accepted), "the agent's own"
+                (Protocol(one.protocol, one.port), Destination(one.net)),
+                SetMark(accepted, accepted),
+                "of the agent itself",
             )
             for one in settings.in_use
             if one.net is not None

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from felixpy.calc.entries import SetName
 from felixpy.calc.policy import host_layout
-from felixpy.calc.policy.carrier import BIT_SETS, MAPS, POLICED, dense, open_code
+from felixpy.calc.policy.carrier import BIT_SETS, MAPS, POLICED, code_of, open_code
 from felixpy.calc.policy.classes import (
     ClassKey,
     Direction,
@@ -202,7 +202,7 @@ class PolicyLayout:
         """The chains that find a class by its mark; two steps where there are many classes."""
         direction = next(one for one in Direction if _dispatch(one) == source)
         found = settings.marks.of(direction)
-        codes = {dense(key.number): value for key, value in self.classes.items() if key.direction is direction}
+        codes = {key.number: value for key, value in self.classes.items() if key.direction is direction}
         # A number that does not fit is no pair's (``ClassMembers``): who has it is denied.
         rules = {
             code: Rule((Marked(found.of(code), found.mask),), Goto(chain_of_class(direction, value)))
@@ -364,9 +364,10 @@ def class_chains(key: ClassKey, value: EndpointClass, settings: RuleSettings) ->
     elif not root or root[-1].matches or root[-1].action != deny.action:
         root.append(deny._replace(comment="no profile allows it"))
     chains[ChainKey(Table.FILTER, name)] = tuple(commented(root, value.comment))
-    if settings.nftables:
-        mark = settings.marks.of(key.direction).of(key.number)
-        chains[ClassElement(MAPS[key.direction], mark)] = (Rule((), Goto(name)),)
+    found = settings.marks.of(key.direction)
+    if settings.nftables and key.number <= found.largest:  # a larger one is no interface's (``ClassMembers``)
+        code = code_of(key.number, found.bits)
+        chains[ClassElement(MAPS[key.direction], found.of(code))] = (Rule((), Goto(name)),)
     return chains
 
 

@@ -1,28 +1,14 @@
-"""Numbers of classes in one direction. Pure.
+"""Numbers of classes in one direction, from 1. Pure.
 
-Numbers with few bits set come first: with nftables an endpoint is a member of a set per bit. Invariant: a number that
-was given up is not given to another class before what the kernel had of it is gone (``settled``), so no endpoint is
-ever taken for one of another class.
+What they become in the kernel is each back-end's own (``carrier``). Invariant: a number that was given up is not given
+to another class before what the kernel had of it is gone (``settled``), so no endpoint is ever taken for one of another
+class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from heapq import heappop, heappush
-
-BITS = 12
-"""Numbers of so many bits are given in the order of their bits; what does not fit comes after them."""
-
-_PLACES = tuple(sorted(range(1 << BITS), key=lambda number: (number.bit_count(), number)))
-_PLACE_OF = {number: place for place, number in enumerate(_PLACES)}
-
-
-def number_at(place: int) -> int:
-    return _PLACES[place] if place < len(_PLACES) else place
-
-
-def place_of(number: int) -> int:
-    return _PLACE_OF.get(number, number)
 
 
 class Numbers:
@@ -51,11 +37,10 @@ class Numbers:
             return adopted
         while True:
             if self._free:
-                place = heappop(self._free)
+                number = heappop(self._free)
             else:
-                place = self._next
+                number = self._next
                 self._next += 1
-            number = number_at(place)
             if number not in self._taken:
                 self._taken.add(number)
                 return number
@@ -68,7 +53,7 @@ class Numbers:
         """The kernel has everything that was calculated: nothing bears the numbers that were given up."""
         for number in (*self._resting, *self._adopted.values()):
             self._taken.discard(number)
-            if place_of(number) < self._next:
-                heappush(self._free, place_of(number))
+            if number < self._next:
+                heappush(self._free, number)
         self._resting.clear()
         self._adopted.clear()

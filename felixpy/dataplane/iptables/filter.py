@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from felixpy.calc.entries import SetName
-from felixpy.calc.policy.carrier import MarkBits, sparse
+from felixpy.calc.policy.carrier import MarkBits
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.policy.layout import class_of_chain
 from felixpy.calc.rules import ChainKey, Chains, RuleKey, Table
@@ -92,7 +92,7 @@ class IptablesFilter(ABC):
         for rules in chains.values():
             for rule in rules:
                 if (told := _CLASS_RULE.fullmatch(rule)) and (found := class_of_chain(told[2])):
-                    numbers[found] = sparse(int(told[1], 16) >> marks.of(found[0]).shift)
+                    numbers[found] = int(told[1], 16) >> marks.of(found[0]).shift
         return numbers
 
     async def read(self, part: Part = Part.ALL) -> FilterState:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from felixpy.calc.entries import STANDING_SETS, SetName, SetType, set_type
-from felixpy.calc.policy.carrier import CLASS_SETS, MAPS, MarkBits
+from felixpy.calc.policy.carrier import CLASS_SETS, MAPS, MarkBits, number_of
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.policy.layout import class_of_chain
 from felixpy.calc.rules import ChainKey, Chains, ClassElement, RuleKey, Table
@@ -143,7 +143,8 @@ class NftablesFilter:
             if isinstance(key, ClassElement) and rendered:
                 chain = _chain_key(rendered[0])
                 if chain is not None and (found := class_of_chain(chain.name)) is not None:
-                    numbers[found] = key.mark >> marks.of(found[0]).shift
+                    of = marks.of(found[0])
+                    numbers[found] = number_of(key.mark >> of.shift & of.largest, of.bits)
         return numbers
 
     async def read(self, part: Part = Part.ALL) -> FilterState:
