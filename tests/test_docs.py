@@ -22,7 +22,7 @@ from felixpy.config import DECLARATIONS, Settings, load_toml, resolve, settings_
 from felixpy.model.documents import Document, load_directory, load_text
 from felixpy.model.net import FAMILIES, Family, Net, parse_address
 from felixpy.model.resources import FelixConfiguration, Kind, Update, WorkloadEndpoint
-from felixpy.observe.metrics import Durations, Metrics, Totals
+from felixpy.observe.metrics import Durations, FelixSummary, Metrics, Totals
 from felixpy.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -265,7 +265,7 @@ def metrics_of_the_code() -> dict[str, tuple[str, tuple[str, ...]]]:
     for collector in Metrics("n1").registry._collector_to_names:
         if isinstance(collector, Totals):
             found[collector.name] = "counter", collector.labels
-        elif isinstance(collector, Durations):
+        elif isinstance(collector, Durations | FelixSummary):
             found[collector.name] = "summary", ()
         elif isinstance(collector, MetricWrapperBase):
             found[collector._name] = collector._type, tuple(collector._labelnames)

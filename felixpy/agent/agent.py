@@ -22,6 +22,7 @@ from felixpy.agent import collector, sampling
 from felixpy.agent import status as node_status
 from felixpy.agent.comparisons import Comparisons
 from felixpy.agent.configuration import Configuration
+from felixpy.agent.leftovers import Leftovers
 from felixpy.agent.outcome import Outcome, StatusPublisher
 from felixpy.agent.telling import Telling
 from felixpy.calc.graph import Calculation
@@ -98,9 +99,10 @@ class Agent:
         self.mtu_file, self.mtu = MTUFile(settings.mtu_file, written), 0
         self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings), standing=written)
         self.outcome = Outcome(self.calculation, self.dataplane, live, self.metrics, status, self.recent, self.files)
+        self.leftovers = Leftovers(self._ended)
         self.configuration = Configuration(
             live, self.calculation, self.dataplane, self.watch, self.outcome, self._standing,
-            on_settings=self._take_settings, on_filters=self._begin_anew,
+            on_settings=self._take_settings, on_filters=self._begin_anew, leftovers=self.leftovers,
         )  # fmt: skip
         self.complete = False
         self.known = asyncio.Event()
@@ -233,6 +235,7 @@ class Agent:
         try:
             await self._apply_forever()
         finally:
+            await self.leftovers.stop(RESYNC_END_SECONDS)
             await end((resync,), RESYNC_END_SECONDS)
 
     def live(self) -> tuple[bool, str]:
@@ -353,7 +356,11 @@ class Agent:
             dirty |= self.store.link(interface, up=up)
         for update in updates:
             dirty |= self._take(update)
-        self.dataplane.want(self.calculation.calculate(dirty))
+        started = time.perf_counter()
+        wanted = self.calculation.calculate(dirty)
+        if updates:
+            self.metrics.calculation_time.observe(time.perf_counter() - started)
+        self.dataplane.want(wanted)
         self._taken += updates
         self._unjudged |= dirty
         self._unjudged |= self.calculation.use_peers(self.stream.peers)
@@ -398,7 +405,9 @@ class Agent:
         self.outcome.judge(unjudged)
         if report.written:
             self.metrics.writes.inc(report.written)
-            self.metrics.apply_seconds.observe(time.perf_counter() - started)
+            took = time.perf_counter() - started
+            self.metrics.apply_seconds.observe(took)
+            self.metrics.apply_time.observe(took)
         self._telling.failures(report.failures, self.failures, self.backend.value)
         self.failures = report.failures
         if report.unknown:
@@ -429,9 +438,9 @@ class Agent:
         if self.dataplane.are_filters_written:
             self.calculation.policy.settled()
         if begins:
-            self._publish()  # what others left takes seconds to look for
+            self._publish()
         if not self.failures:
-            await self.configuration.remove_leftovers()
+            self.leftovers.look(self.backend, self.families(), self.settings)
 
     def _tell_mtu(self) -> None:
         found = workload_mtu(self.store, self.calculation.settings, self.calculation.host)

@@ -8,7 +8,6 @@ done again. It must never write to the kernel, but to remove what other back-end
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -16,13 +15,14 @@ from typing import Any
 
 import structlog
 
+from felixpy.agent.leftovers import Leftovers
 from felixpy.agent.outcome import Outcome
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
 from felixpy.config import LiveSettings, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
-from felixpy.dataplane.backends import make_filter, remove_leftovers
+from felixpy.dataplane.backends import make_filter
 from felixpy.dataplane.host import read_host, read_own_interfaces
 from felixpy.dataplane.iptables.detect import Choice, Facts, decide, detect, felix_in_use, gather
 from felixpy.dataplane.ownership import Ownership
@@ -32,9 +32,6 @@ from felixpy.model.net import Family
 from felixpy.standing import Standing
 
 log = structlog.get_logger("felixpy")
-
-LEFTOVERS = "leftovers of another back-end or family remain"
-LEFTOVERS_FIRST_SECONDS, LEFTOVERS_LAST_SECONDS = 10.0, 3600.0
 
 
 class Configuration:
@@ -55,6 +52,7 @@ class Configuration:
         *,
         on_settings: Callable[[Settings], None],
         on_filters: Callable[[], None],
+        leftovers: Leftovers,
     ) -> None:
         self.settings = live.settings
         self.backend = Backend.NFTABLES
@@ -76,10 +74,7 @@ class Configuration:
         self._choice: Choice | None = None
         self._chosen_by: object = None
         self._filters_of: object = None
-        self._leftovers_due = True
-        self._leftovers_at = 0.0
-        self._leftovers_pause = LEFTOVERS_FIRST_SECONDS
-        self._leftovers = Standing(level="warning")
+        self._leftovers = leftovers
 
     @property
     def due(self) -> bool:
@@ -230,6 +225,7 @@ class Configuration:
         others = made_of != self._filters_of
         if others:
             log.info("back-end", backend=backend.value, reason=evidence)
+            await self._leftovers.wait()
             filters = {family: make_filter(backend, family, settings) for family in families}
             self._dataplane.use_filters(filters, self._calculation.entries())
         # Before anything can fail: an apply would take rules that nobody wants out of the kernel.
@@ -239,8 +235,7 @@ class Configuration:
                 self._watch.follow_filters()
             await self._dataplane.read_filters()
             self.backend, self._filters_of = backend, made_of
-            self._leftovers_due, self._leftovers_at = True, 0.0
-            self._leftovers_pause = LEFTOVERS_FIRST_SECONDS
+            self._leftovers.expect()
             self._on_filters()
 
     async def read_kernel(self) -> bool:
@@ -268,19 +263,6 @@ class Configuration:
         else:
             intervals += [s.iptables_refresh_interval, s.ipsets_refresh_interval]
         return min((interval for interval in intervals if interval > 0), default=None)
-
-    async def remove_leftovers(self) -> None:
-        """Remove what other back-ends and families left; what resists is said once, and tried again ever later."""
-        if not self._leftovers_due or time.monotonic() < self._leftovers_at:
-            return
-        problems = await remove_leftovers(self.backend, self.families(), self.settings)
-        self._leftovers_due = bool(problems)
-        if not problems:
-            self._leftovers.works(LEFTOVERS)
-            return
-        self._leftovers.fails(LEFTOVERS, "; ".join(problems))
-        self._leftovers_at = time.monotonic() + self._leftovers_pause
-        self._leftovers_pause = min(2 * self._leftovers_pause, LEFTOVERS_LAST_SECONDS)
 
 
 def _names_own_interface(named: Mapping[str, str], attribute: str, value: Any) -> str:

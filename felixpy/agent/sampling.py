@@ -27,6 +27,7 @@ def sample(agent: Subject) -> None:
     """Set the metrics that are counted only when somebody asks."""
     metrics = agent.metrics
     metrics.local_endpoints.set(len(agent.outcome.reported))
+    metrics.endpoints.set(len(agent.store.endpoints) + len(agent.store.remote))
     metrics.hosts.set(len(agent.store.nodes))
     _sample_policy(agent)
     metrics.stream_got.set(agent.stream.got)

@@ -22,9 +22,13 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from felixpy.observe.samples import Samples
+
 C = TypeVar("C", bound=Collector)
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+QUANTILES = (0.5, 0.9, 0.99)
+"""Those of Felix's summaries."""
 
 
 class Totals(Collector):
@@ -57,6 +61,28 @@ class Durations(Collector):
 
     def collect(self) -> list[SummaryMetricFamily]:
         return [SummaryMetricFamily(self.name, self._meaning, count_value=self.times, sum_value=self.seconds)]
+
+
+class FelixSummary(Collector):
+    """A summary as Felix has them: with quantiles, here of the latest values."""
+
+    def __init__(self, name: str, meaning: str) -> None:
+        self.name, self._meaning = name, meaning
+        self._latest = Samples()
+        self._times, self._seconds = 0, 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._latest.take(seconds)
+        self._times += 1
+        self._seconds += seconds
+
+    def collect(self) -> list[Metric]:
+        found = Metric(self.name, self._meaning, "summary")
+        for share, value in zip(QUANTILES, self._latest.quantiles(*QUANTILES), strict=True):
+            found.add_sample(self.name, {"quantile": str(share)}, value)
+        found.add_sample(f"{self.name}_count", {}, self._times)
+        found.add_sample(f"{self.name}_sum", {}, self._seconds)
+        return [found]
 
 
 class FelixNames(Collector):
@@ -108,6 +134,11 @@ class _Maker:
             self._felix.counters.append(counter)
         return counter
 
+    def felix_summary(self, name: str, meaning: str) -> FelixSummary:
+        made = FelixSummary(name, meaning)
+        self._registry.register(made)
+        return made
+
     def durations(self, name: str, meaning: str) -> Durations:
         made = Durations(name, meaning)
         self._registry.register(made)
@@ -146,6 +177,9 @@ class Metrics:
 
     def _make_objects(self, make: _Maker) -> None:
         self.local_endpoints = make.gauge("felix_active_local_endpoints", "Endpoints of this node.")
+        self.endpoints = make.gauge(
+            "felix_cluster_num_workload_endpoints", "Endpoints known, of this node and of others."
+        )
         self.hosts = make.gauge("felix_cluster_num_hosts", "Nodes known.")
         self.local_policies = make.gauge("felix_active_local_policies", "Policies that local endpoints are asked.")
         self.local_selectors = make.gauge("felix_active_local_selectors", "Selectors that their rules name.")
@@ -178,7 +212,13 @@ class Metrics:
 
     def _make_apply(self, make: _Maker) -> None:
         self.failures = make.counter("felix_int_dataplane_failures", "Applies that left something unwritten.")
-        self.apply_seconds = make.histogram("felix_int_dataplane_apply_time_seconds", "Time of one apply.")
+        self.apply_seconds = make.histogram("felixpy_apply_seconds", "Time of one apply that wrote something.")
+        self.apply_time = make.felix_summary(
+            "felix_int_dataplane_apply_time_seconds", "Time of one apply that wrote something."
+        )
+        self.calculation_time = make.felix_summary(
+            "felix_calc_graph_update_time_seconds", "Time to calculate what follows from updates taken together."
+        )
         self.initial_resync_seconds = make.gauge(
             "felix_int_dataplane_initial_resync_time_seconds", "From the start to the first complete apply."
         )

@@ -5,6 +5,7 @@ Invariant: a bounded number of values, and a constant cost for each one taken.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import NamedTuple
@@ -24,12 +25,15 @@ class Samples:
 
     def summary_ms(self) -> dict[str, float]:
         """Count, median, 99th percentile and most, in milliseconds; empty without values."""
-        values = sorted(self._values)
-        if not values:
+        if not self._values:
             return {}
-        at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-        found = {name: values[min(int(share * len(values)), len(values) - 1)] for name, share in at.items()}
-        return {"count": len(values), **{name: round(value * 1000, 3) for name, value in found.items()}}
+        found = dict(zip(("p50", "p99", "max"), self.quantiles(0.5, 0.99, 1.0), strict=True))
+        return {"count": len(self._values), **{name: round(value * 1000, 3) for name, value in found.items()}}
+
+    def quantiles(self, *shares: float) -> list[float]:
+        """The value that so large a share of all does not exceed, for each share; NaN without values."""
+        values = sorted(self._values) or [math.nan]
+        return [values[min(int(share * len(values)), len(values) - 1)] for share in shares]
 
 
 class Failure(NamedTuple):

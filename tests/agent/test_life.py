@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from felixpy.agent import configuration
+from felixpy.agent import leftovers
 from felixpy.agent.agent import BURST_UPDATES, Agent
 from felixpy.config import Settings
 from felixpy.demo.agent import FELIXPY, environment
@@ -143,8 +143,8 @@ def test_status_from_start_to_stop(broker: Broker) -> None:
     asyncio.run(scenario())
 
 
-def test_the_status_says_ready_before_leftovers_are_looked_for(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To look for them starts the tools of other back-ends, which may take seconds."""
+def test_nothing_waits_for_the_look_for_leftovers(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts the tools of other back-ends, which may take seconds: the status is told and updates are written."""
     asked, told = asyncio.Event(), asyncio.Event()
 
     async def look_until_told(*_: object) -> list[str]:
@@ -152,7 +152,7 @@ def test_the_status_says_ready_before_leftovers_are_looked_for(broker: Broker, m
         await told.wait()
         return []
 
-    monkeypatch.setattr(configuration, "remove_leftovers", look_until_told)
+    monkeypatch.setattr(leftovers, "remove_leftovers", look_until_told)
 
     async def scenario() -> None:
         async with running(broker, NFTABLES) as one:
@@ -161,6 +161,9 @@ def test_the_status_says_ready_before_leftovers_are_looked_for(broker: Broker, m
                 await one.until(asked.is_set, "the look for leftovers")
                 await one.in_sync()
                 assert all(family["ready"] for family in one.stream.status[NODE]["families"].values())
+                await one.stream.put(endpoint("meanwhile", 2))
+                await one.endpoint_is("meanwhile", "up")
+                assert one.agent.leftovers.due
             finally:
                 told.set()
 

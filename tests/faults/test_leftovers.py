@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from felixpy.agent import configuration
-from felixpy.agent.configuration import LEFTOVERS
+from felixpy.agent import leftovers
+from felixpy.agent.leftovers import REMAIN
 from felixpy.dataplane.iptables import detect, tools
 from felixpy.dataplane.nftables.filter import NftablesFilter
 from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, Update
@@ -50,24 +50,29 @@ async def live(node: Node, then: Callable[[], Awaitable[None]]) -> None:
         await node.stop()
 
 
+async def looked(node: Node) -> None:
+    """Until the search is over and has found nothing that stays."""
+    await node.until(lambda: node.agent is not None and not node.agent.leftovers.due)
+
+
 def told(log: list[Any]) -> list[str]:
-    return [one.get("reason", "over") for one in log if one["event"].startswith(LEFTOVERS)]
+    return [one.get("reason", "over") for one in log if one["event"].startswith(REMAIN)]
 
 
 def test_what_cannot_be_removed_is_said_once_and_tried_again_ever_later(
     monkeypatch: pytest.MonkeyPatch, log: list[Any]
 ) -> None:
     """Legacy tables of somebody, and no program to look into them."""
-    monkeypatch.setattr(configuration, "LEFTOVERS_FIRST_SECONDS", 0.02)
+    monkeypatch.setattr(leftovers, "FIRST_SECONDS", 0.02)
     install = find_nothing(monkeypatch, ("legacy",))
     tries: list[float] = []
-    real = configuration.remove_leftovers
+    real = leftovers.remove_leftovers
 
     async def counted(*arguments: Any) -> list[str]:
         tries.append(time.monotonic())
         return await real(*arguments)
 
-    monkeypatch.setattr(configuration, "remove_leftovers", counted)
+    monkeypatch.setattr(leftovers, "remove_leftovers", counted)
     node = Node("nftables")
 
     async def scenario() -> None:
@@ -79,6 +84,7 @@ def test_what_cannot_be_removed_is_said_once_and_tried_again_ever_later(
         await node.until(churn)
         pauses = [after - before for before, after in itertools.pairwise(tries)]
         assert pauses[-1] > 8 * 0.02, pauses
+        await node.until(lambda: told(log))
         (reason,) = told(log)
         assert [reason.count(f"iptables-{variant} IPv4") for variant in ("legacy", "nft")] == [1, 0]
         assert reason.count("was not found; install the package 'iptables'") == 2, "once for each family"
@@ -98,10 +104,13 @@ def test_where_nothing_is_ours_the_programs_of_the_nft_variant_are_not_missed(
 ) -> None:
     find_nothing(monkeypatch, ("nft",))
 
+    node = Node("nftables")
+
     async def scenario() -> None:
+        await looked(node)
         assert told(log) == []
 
-    asyncio.run(live(Node("nftables"), scenario))
+    asyncio.run(live(node, scenario))
 
 
 @pytest.mark.parametrize("words", nftables.NOT_IN_KERNEL, ids=errno.errorcode.get)
@@ -113,10 +122,13 @@ def test_a_kernel_without_nf_tables_holds_no_leftovers(
 
     monkeypatch.setattr(NftablesFilter, "_table_flags", refuse)
 
+    node = Node("legacy")
+
     async def scenario() -> None:
+        await looked(node)
         assert told(log) == []
 
-    asyncio.run(live(Node("legacy"), scenario))
+    asyncio.run(live(node, scenario))
 
 
 def test_leftovers_of_a_back_end_that_was_changed_do_not_wait_for_others(
@@ -124,11 +136,11 @@ def test_leftovers_of_a_back_end_that_was_changed_do_not_wait_for_others(
 ) -> None:
     """A long pause after earlier failures is not that of the back-end that goes now."""
     find_nothing(monkeypatch, ("legacy",))
-    monkeypatch.setattr(configuration, "LEFTOVERS_FIRST_SECONDS", 3600.0)
+    monkeypatch.setattr(leftovers, "FIRST_SECONDS", 3600.0)
     node = Node("nftables")
 
     async def scenario() -> None:
-        assert len(told(log)) == 1
+        await node.until(lambda: len(told(log)) == 1)
         assert node.agent is not None
         sh("nft add table ip raw; nft add chain ip raw fpy-old")
         key = ResourceKey(Kind.FELIX_CONFIGURATION, "default")
