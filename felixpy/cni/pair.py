@@ -16,7 +16,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -243,6 +243,17 @@ def _delete(host: NetlinkSocket, index: int) -> bool:
     if refusal and refusal.errno not in (errno.ENODEV, errno.EINVAL):
         raise NetlinkError(refusal.errno, str(refusal))
     return refusal is None
+
+
+def remove_links(links: Iterable[NamedLink]) -> None:
+    """Remove links that were seen just now; one that went meanwhile is no error.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as host:
+        for link in links:
+            _delete(host, link.ifindex)
 
 
 def find(netlink: NetlinkSocket, interface: str) -> NamedLink | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from felixpy.agent.lock import living_agent
+from felixpy.cni.remains import Remains
 from felixpy.columns import columns
 from felixpy.commands import policy_lines, survey
 from felixpy.commands.common import finish, local_settings, observer
@@ -16,6 +17,8 @@ from felixpy.commands.errors import CommandError, plain_errors
 from felixpy.commands.options import as_json, settings_file, snapshot_timeout
 from felixpy.config import Settings
 from felixpy.config.local import Local
+
+SHOWN_INTERFACES = 3
 
 
 @click.command()
@@ -116,11 +119,14 @@ async def _show(local: Local, what: What, as_json: bool, timeout: float) -> None
 @settings_file
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--force", is_flag=True, help="Also while an agent runs, which puts it all back.")
-def cleanup(config: Path | None, dry_run: bool, force: bool) -> None:
-    """Remove everything of felixpy from this node's kernel and its endpoint-status files, and nothing else.
+@click.option("--containers", is_flag=True, help="Also while containers are attached, which lose their network.")
+def cleanup(config: Path | None, dry_run: bool, force: bool, containers: bool) -> None:
+    """Remove everything of felixpy from this node's kernel and its files of endpoints and containers, and nothing else.
 
-    Stop the agent first: while one runs this refuses. Routes with our protocol number, our neighbours, the nft tables
-    `felixpy`, iptables chains `fpy-*`, IP sets `fpy4-*` and `fpy6-*` go; interface settings stay.
+    Stop the agent first, and drain the node: while an agent runs or containers are attached this refuses. Routes with
+    our protocol number, our neighbours, the nft tables `felixpy`, iptables chains `fpy-*`, IP sets `fpy4-*` and
+    `fpy6-*` go, endpoint-status files, interfaces of containers, the network configuration that CNIConfigFile names,
+    and the journal of attachments; interface settings stay.
 
     Examples:
 
@@ -130,14 +136,20 @@ def cleanup(config: Path | None, dry_run: bool, force: bool) -> None:
     """
     with plain_errors():
         local = local_settings(config, of_node=True)
-    finish(_cleanup(local.settings, dry_run, force))
+    finish(_cleanup(local.settings, dry_run, force, containers))
 
 
-async def _cleanup(settings: Settings, dry_run: bool, force: bool) -> None:
+async def _cleanup(settings: Settings, dry_run: bool, force: bool, containers: bool) -> None:
     if not (dry_run or force) and (agent := living_agent()) is not None:
         raise CommandError(
             f"an agent ({agent}) runs and would put all of it back; stop it first (systemctl stop felixpy), or add "
             "--force"
+        )
+    if not (dry_run or containers) and (attached := Remains.of(settings).attached):
+        some = ", ".join(attached[:SHOWN_INTERFACES]) + (", …" if len(attached) > SHOWN_INTERFACES else "")
+        raise CommandError(
+            f"{len(attached)} interfaces of containers are attached ({some}) and would go; drain the node first, or "
+            "add --containers"
         )
     found = await survey.cleanup(settings, dry_run=dry_run)
     for entry in sorted(found):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from felixpy.agent.agent import Agent
 from felixpy.calc.entries import ElementKey, Key
 from felixpy.calc.rules import ChainKey
+from felixpy.cni.remains import Remains
 from felixpy.config import Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
@@ -140,7 +141,7 @@ def _kernel_text(links: Links, key: Key | ChainKey, value: object) -> str:
 async def cleanup(settings: Settings, *, dry_run: bool) -> list[str]:
     """Remove everything of ours from this node, whatever back-end, family or prefix made it; returns what it was.
 
-    Interface settings stay: nobody knows what stood there before.
+    Interface settings stay: nobody knows what stood there before. Containers lose their interfaces.
 
     Raises:
         SurveyError: something could not be removed.
@@ -154,10 +155,13 @@ async def cleanup(settings: Settings, *, dry_run: bool) -> list[str]:
         folders = Folders.of(settings)
         left = folders.ours()
         found += [f"{FOLDER} {describe(folder)}" for folder in left]
+        remains = Remains.of(settings)
+        found += remains.told()
         if dry_run:
             return found
         for folder in left:  # first: a file that is there says that its endpoint is up
             empty(folders, folder)
+        remains.remove_before_rules()
         await dataplane.apply(complete=True)
         remaining = [
             f"{table.name} {key}: {why.reason}" for table in dataplane.tables() for key, why in table.refused.items()
@@ -167,6 +171,7 @@ async def cleanup(settings: Settings, *, dry_run: bool) -> list[str]:
     remaining += await remove_leftovers(None, (), settings)
     if remaining:
         raise SurveyError(f"not everything could be removed: {'; '.join(remaining)}")
+    remains.remove_journal()
     return found
 
 
