@@ -66,6 +66,17 @@ def test_no_kustomization_names_a_folder_that_holds_it() -> None:
             assert (path.parent / name).resolve() not in path.parents
 
 
+def test_the_overlay_to_try_needs_no_dns_of_the_cluster() -> None:
+    """CoreDNS is a pod, and has no network before the agents have read from the broker."""
+    overlay = yaml.safe_load((FOLDER / "try" / "kustomization.yaml").read_text())
+    (patch,) = (yaml.safe_load(each["patch"])["spec"]["template"]["spec"] for each in overlay["patches"])
+    broker = (FOLDER / "try" / "mosquitto.yaml").read_text()
+    (service,) = (each["metadata"]["name"] for each in yaml.safe_load_all(broker) if each["kind"] == "Service")
+    assert (patch["enableServiceLinks"], patch["dnsPolicy"]) == (True, "Default")
+    (variable,) = patch["containers"][0]["env"]
+    assert variable == {"name": "FELIX_MQTTHOST", "value": f"$({service.upper()}_SERVICE_HOST)"}
+
+
 def test_settings_of_the_config_map_are_good() -> None:
     data = next(each for each in objects(BASE / "felixpy.yaml") if each["kind"] == "ConfigMap")["data"]
     settings, problems = resolve([load_environment(data)])
