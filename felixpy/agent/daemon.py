@@ -16,7 +16,6 @@ import structlog
 
 from felixpy.agent import collector
 from felixpy.agent.agent import Agent
-from felixpy.agent.containers import Containers
 from felixpy.agent.lock import agent_lock
 from felixpy.agent.status import details, health
 from felixpy.agent.supervisor import Supervisor
@@ -36,11 +35,12 @@ from felixpy.plan.planner import Planner
 from felixpy.sources import Source
 from felixpy.sources.chosen import datastore
 from felixpy.sources.ending import end
-from felixpy.sources.mqtt import MqttSource
 
 if TYPE_CHECKING:
+    from felixpy.agent.containers import Containers
     from felixpy.kubernetes.client import Api
     from felixpy.sources.kubernetes import KubernetesSource
+    from felixpy.sources.mqtt import MqttSource
 
 LEAVE_SECONDS = 3.0
 """How long the parts of the agent may take to say goodbye before they are told again."""
@@ -62,7 +62,7 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     raise_descriptor_limit()
     settings = local.settings
     store = datastore(settings)
-    mqtt = MqttSource(settings, settings.nodename) if store is DatastoreType.MQTT else None
+    mqtt = _mqtt_source(settings) if store is DatastoreType.MQTT else None
     api = _api(settings) if store is DatastoreType.KUBERNETES else None
     attachments = LocalAttachments() if settings.cni_socket is not None else None
     cluster = _cluster_source(api, settings, attachments) if api is not None else None
@@ -75,7 +75,7 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
 
     agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
     supervisor = Supervisor()
-    containers = Containers(settings, agent, attachments, cluster, api) if attachments is not None else None
+    containers = _containers(settings, agent, attachments, cluster, api) if attachments is not None else None
     if containers is not None:
         await containers.open()  # before the source says that it has told everything
 
@@ -130,8 +130,24 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     return 0
 
 
+# --- parts that not every node has: each loads what it needs, which takes a tenth of the start -----------------------
+
+
+def _mqtt_source(settings: Settings) -> MqttSource:
+    from felixpy.sources.mqtt import MqttSource
+
+    return MqttSource(settings, settings.nodename)
+
+
+def _containers(
+    settings: Settings, agent: Agent, attachments: LocalAttachments, cluster: KubernetesSource | None, api: Api | None
+) -> Containers:
+    from felixpy.agent.containers import Containers
+
+    return Containers(settings, agent, attachments, cluster, api)
+
+
 def _api(settings: Settings) -> Api:
-    """An HTTP client: what a node with a broker need not load."""
     from felixpy.kubernetes.access import Access
     from felixpy.kubernetes.client import Api
     from felixpy.sources.chosen import cluster_identity
@@ -146,7 +162,7 @@ def _cluster_source(api: Api, settings: Settings, attachments: LocalAttachments 
 
 
 def _directory_source(settings: Settings) -> Source:
-    from felixpy.sources.directory import DirectorySource  # YAML and watchfiles: 0.03 s that a node with a broker saves
+    from felixpy.sources.directory import DirectorySource
 
     return DirectorySource(settings.resource_directory)
 

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-NOT_NEEDED = {"aiohttp", "iptc", "pyroute2", "watchfiles", "yaml"}
-"""Packages of HTTP pages, of a resource directory, of one back-end, of other commands and of the tests."""
+NOT_NEEDED = {"aiohttp", "aiomqtt", "iptc", "paho", "pyroute2", "watchfiles", "yaml"}
+"""Packages of HTTP pages, of a broker or a resource directory, of one back-end, of other commands and of the tests."""
+OF_SOME = ("felixpy.agent.containers", "felixpy.cni.server", "felixpy.kubernetes.client", "felixpy.sources.mqtt")
+"""Modules of nodes that attach containers, or have one of the sources; loaded when the settings have said so."""
 FOR_SETTINGS = {"asyncio", "msgspec", "prometheus_client", "structlog", *NOT_NEEDED}
 """What is loaded with settings and logging, which a version does not need."""
 
@@ -26,10 +28,11 @@ def loaded(*arguments: str) -> set[str]:
     return set(done.stderr.splitlines()[-1].split())
 
 
-def test_a_node_with_a_broker_loads_only_what_it_needs() -> None:
+def test_an_agent_loads_only_what_every_node_needs_before_it_knows_its_settings() -> None:
     modules = loaded("run", "--help")
     assert "felixpy.agent.daemon" in modules
     assert not {name.partition(".")[0] for name in modules} & NOT_NEEDED
+    assert not modules.intersection(OF_SOME)
     assert {name for name in modules if name.startswith("felixpy.commands.")} == {
         f"felixpy.commands.{name}"
         for name in ("common", "completion", "errors", "group", "main", "options", "run", "standard_streams")
