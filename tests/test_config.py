@@ -34,6 +34,7 @@ from felixpy.config import (
     resolve_stream,
     settings_table_markdown,
 )
+from felixpy.config.values import MAX_FAILSAFES, MAX_INTERFACE_PREFIXES, MAX_PREFIXES
 from felixpy.model.net import Net, parse_address
 from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey
 
@@ -154,6 +155,37 @@ def test_a_bad_value_is_a_problem_and_leaves_the_default(variable: str, text: st
     assert "environment" in sentence
     assert text in sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("attribute", "most", "entry"),
+    [
+        ("interface_prefix", MAX_INTERFACE_PREFIXES, "c{}"),
+        ("failsafe_inbound_host_ports", MAX_FAILSAFES, "{}"),
+        ("failsafe_outbound_host_ports", MAX_FAILSAFES, "{}"),
+        ("external_nodes_cidr_list", MAX_PREFIXES, "2001:db8::{:x}"),
+    ],
+)
+def test_a_list_has_a_limit_and_a_longer_one_is_a_short_problem(attribute: str, most: int, entry: str) -> None:
+    name = DECLARATIONS[attribute].variable
+    listed = [entry.format(number) for number in range(1, most + 2)]
+    settings, problems = environment(**{name: ",".join(listed[:-1])})
+    assert (len(getattr(settings, attribute)), problems) == (most, ())
+    settings, (problem,) = environment(**{name: ",".join(listed)})
+    assert settings == Settings()
+    assert f"has {most + 1} entries, and may have {most}" in problem.reason
+    assert len(str(problem)) < 400
+
+
+def test_every_list_setting_is_known_to_have_a_limit() -> None:
+    lists = {name for name, value in dataclasses.asdict(Settings()).items() if isinstance(value, tuple)}
+    plain = {"nat_port_range", "log_action_rate_limit"}  # of a fixed number of parts
+    assert lists - plain == {
+        "interface_prefix",
+        "failsafe_inbound_host_ports",
+        "failsafe_outbound_host_ports",
+        "external_nodes_cidr_list",
+    }
 
 
 @pytest.mark.parametrize("protocol", [1, 2, 4, 11, 12, 16, 18, 42, 84, 99, 186, 189, 192, 196])

@@ -23,6 +23,10 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 
+MAX_FAILSAFES, MAX_INTERFACE_PREFIXES, MAX_PREFIXES = 1000, 100, 10_000
+"""Entries of lists: packets pass a rule for each of the first two, and each of the last is a member of a set."""
+
+
 class EndpointToHostAction(StrEnum):
     DROP = "Drop"
     ACCEPT = "Accept"
@@ -294,11 +298,13 @@ def _parse_failsafe(text: str) -> Failsafe:
 
 
 def _parse_failsafes(text: str) -> tuple[Failsafe, ...]:
-    return tuple(dict.fromkeys(map(_parse_failsafe, _items(text))))
+    return tuple(dict.fromkeys(map(_parse_failsafe, _items(text, MAX_FAILSAFES))))
 
 
 FAILSAFES: Parser[tuple[Failsafe, ...]] = Parser(
-    "`protocol:port` or `protocol:CIDR:port`, separated by commas; an IPv6 CIDR in brackets", _parse_failsafes, ((),)
+    f"`protocol:port` or `protocol:CIDR:port`, separated by commas, at most {MAX_FAILSAFES}; an IPv6 CIDR in brackets",
+    _parse_failsafes,
+    ((),),
 )
 
 
@@ -351,25 +357,31 @@ MAC: Parser[bytes | None] = Parser("a MAC address like `66:f9:37:c3:7e:94`", _pa
 
 
 def _parse_prefixes(text: str) -> tuple[Net, ...]:
-    return tuple(dict.fromkeys(Net.parse(item) for item in _items(text)))
+    return tuple(dict.fromkeys(Net.parse(item) for item in _items(text, MAX_PREFIXES)))
 
 
-PREFIXES: Parser[tuple[Net, ...]] = Parser("CIDRs or addresses, separated by commas", _parse_prefixes, ((),))
+PREFIXES: Parser[tuple[Net, ...]] = Parser(
+    f"CIDRs or addresses, separated by commas, at most {MAX_PREFIXES:,}", _parse_prefixes, ((),)
+)
 
 
-def _items(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
+def _items(text: str, most: int) -> list[str]:
+    found = [item.strip() for item in text.split(",") if item.strip()]
+    if len(found) > most:
+        raise ValueError(f"has {len(found)} entries, and may have {most}")
+    return found
 
 
 def _parse_interface_prefixes(text: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(_items(text)))
+    found = tuple(dict.fromkeys(_items(text, MAX_INTERFACE_PREFIXES)))
     if not found or not all(re.fullmatch(r"[A-Za-z0-9_.-]{1,14}", item) for item in found):
         raise ValueError("holds something that no interface name starts with")
     return found
 
 
 INTERFACE_PREFIXES = Parser(
-    "prefixes of interface names, at most 14 characters each, separated by commas", _parse_interface_prefixes
+    f"prefixes of interface names, at most 14 characters each, separated by commas, at most {MAX_INTERFACE_PREFIXES}",
+    _parse_interface_prefixes,
 )
 
 
