@@ -19,6 +19,10 @@ class ChangeError(PlainError):
     """A change cannot be read: one sentence for people."""
 
 
+MOST_ROWS = 1_000
+"""Of each list in an answer at most; what is beyond is counted."""
+
+
 class Written(NamedTuple):
     """``data`` is for ``read``; ``notes`` are for who asks: what no agent acts upon."""
 
@@ -34,10 +38,20 @@ class _Put(msgspec.Struct):
 class _Change(msgspec.Struct):
     put: list[_Put]
     drop: list[tuple[str, str, str]]
+    rows: int = MOST_ROWS
 
 
-def write(apply: Iterable[Document | BadDocument], delete: Iterable[Document | BadDocument]) -> Written:
-    """A change of documents.
+class Change(NamedTuple):
+    """Updates, and how many rows an answer's lists may have."""
+
+    updates: list[Update]
+    rows: int
+
+
+def write(
+    apply: Iterable[Document | BadDocument], delete: Iterable[Document | BadDocument], rows: int = MOST_ROWS
+) -> Written:
+    """A change of documents; ``rows``: of each list in the answer.
 
     Raises:
         BadBatch: documents that ``felixpy apply`` or ``felixpy delete`` would refuse.
@@ -51,12 +65,13 @@ def write(apply: Iterable[Document | BadDocument], delete: Iterable[Document | B
     change = _Change(
         [_Put(_names(entry.key), msgspec.Raw(entry.payload)) for entry in batch.entries],
         [_names(entry.key) for entry in gone.entries],
+        rows,
     )
     return Written(msgspec.json.encode(change), batch.notes)
 
 
-def read(data: bytes) -> list[Update]:
-    """The updates that a change consists of.
+def read(data: bytes) -> Change:
+    """What was written.
 
     Raises:
         ChangeError: it is none, or an object is not valid for an agent of this version.
@@ -69,7 +84,7 @@ def read(data: bytes) -> list[Update]:
         raise ChangeError(f"{error.key or 'an object'}: {error}") from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ChangeError(f"what was sent is no change that this agent can read: {error}") from None
-    return puts + drops
+    return Change(puts + drops, max(0, min(change.rows, MOST_ROWS)))
 
 
 def _update(key: ResourceKey, payload: bytes) -> Update:

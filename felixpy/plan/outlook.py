@@ -26,19 +26,19 @@ from felixpy.calc.policy.classes import (
     PolicyValue,
 )
 from felixpy.calc.policy.walk import Decision, Judgement, Packet, Surroundings, Walk
-from felixpy.config import Settings
+from felixpy.config import DatastoreType, Settings
 from felixpy.dataplane.apply import Dataplane
 from felixpy.model.net import FAMILIES, format_address
-from felixpy.model.resources import Kind, ResourceKey, Update, WorkloadEndpoint
+from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
 from felixpy.netlink.connections import Stage
 from felixpy.plan import connections
 from felixpy.plan.change import ChangeError, read
 from felixpy.plan.connections import Interfaces, Seen
+from felixpy.plan.taken import Taken, taken
 from felixpy.sources import SyncStatus
+from felixpy.sources.chosen import datastore
 from felixpy.store.store import Store
 
-MOST_ROWS = 1_000
-"""Of each list in an answer; what is beyond is counted."""
 MOST_NAMES = 10
 
 _GONE = "no endpoint here has the address any more"
@@ -102,20 +102,21 @@ def outlook(agent: Subject, data: bytes) -> bytes:
     """
     if not agent.complete:
         raise ChangeError("the agent has no complete snapshot yet, so it cannot tell; `felixpy status` says why")
-    updates = read(data)
+    updates, most = read(data)
     seen = connections.read_seen()
     with contextlib.closing(Interfaces(agent.dataplane.links.name_of)) as interfaces:
         before = _view(agent, seen, interfaces)
-        kinds = [_verb(agent, update) for update in updates]
-        settings = _take(agent, updates)
+        over_mqtt = datastore(agent.settings) is DatastoreType.MQTT
+        changes = taken(agent.store, updates, over_mqtt=over_mqtt, follows_peers=not agent.stream.peers)
+        settings = _take(agent, changes)
         after = _view(agent, seen, interfaces)
     return msgspec.json.encode(
         {
             "node": agent.store.node_name,
             "objects": [
-                {"object": str(update.key), "verb": verb, "problem": after.problems.get(update.key, ""),
-                 "endpoints": agent.calculation.policy.asking(update.key)}
-                for update, verb in zip(updates, kinds, strict=True)
+                {"object": str(asked.key), "verb": verb, "problem": after.problems.get(asked.key, ""),
+                 "endpoints": agent.calculation.policy.asking(asked.key)}
+                for asked, _, verb in changes
             ],
             "settings": settings,
             "problems": {
@@ -123,9 +124,9 @@ def outlook(agent: Subject, data: bytes) -> bytes:
                 for key, words in after.problems.items()
                 if before.problems.get(key) != words and key not in {update.key for update in updates}
             },
-            "kernel": _kernel(before, after),
-            "classes": _classes(before, after),
-            "connections": _connections(agent, seen, before, after),
+            "kernel": _kernel(before, after, most),
+            "classes": _classes(before, after, most),
+            "connections": _connections(seen, before, after, most),
             "not_judged": [*_not_judged(agent, seen, settings), *_ALWAYS_UNJUDGED],
         }
     )  # fmt: skip
@@ -159,7 +160,8 @@ def _names(agent: Subject, addresses: set[bytes]) -> dict[bytes, str]:
         if one.net.packed in addresses
     }
     for key, peer in agent.store.remote.items():
-        found |= {net.packed: f"{key.namespace}/{key.name}" for net in peer.nets if net.packed in addresses}
+        name = key.name.rpartition("/")[2]  # over MQTT the node's comes before it
+        found |= {net.packed: f"{key.namespace}/{name}" for net in peer.nets if net.packed in addresses}
     for key, endpoint in agent.store.endpoints.items():
         found |= {net.packed: f"{key.namespace}/{key.name}" for net in endpoint.addresses if net.packed in addresses}
     return found
@@ -191,31 +193,12 @@ def _numbers(agent: Subject, entries: Entries, endpoint: WorkloadEndpoint) -> En
     return None
 
 
-def _verb(agent: Subject, update: Update) -> str:
-    held = agent.store.held(update.key)
-    if not _reaches(agent, update):
-        return "is not told to this node"
-    if update.resource is None:
-        return "delete" if held is not None else "is not there"
-    if held is None:
-        return "create"
-    return "unchanged" if held == update.resource else "change"
-
-
-def _reaches(agent: Subject, update: Update) -> bool:
-    """Where the endpoints of other nodes are not followed, the node hears of none."""
-    endpoint = update.resource
-    if not isinstance(endpoint, WorkloadEndpoint) or not agent.stream.peers:
-        return True
-    return agent.store.local(endpoint) or update.key in agent.store.endpoints
-
-
-def _take(agent: Subject, updates: Iterable[Update]) -> dict[str, str]:
+def _take(agent: Subject, changes: Iterable[Taken]) -> dict[str, str]:
     """As the agent takes them; returns the settings that become others."""
     dirty: set[ResourceKey] = set()
+    updates = [update for change in changes for update in change.updates]
     for update in updates:
-        if _reaches(agent, update):
-            dirty |= agent.store.apply(update) | {update.key}
+        dirty |= agent.store.apply(update) | {update.key}
     agent.dataplane.want(agent.calculation.calculate(dirty))
     own = ResourceKey(Kind.NODE, agent.store.node_name)
     is_asked = any(update.key.kind is Kind.FELIX_CONFIGURATION or update.key == own for update in updates)
@@ -225,17 +208,17 @@ def _take(agent: Subject, updates: Iterable[Update]) -> dict[str, str]:
 # --- what is different ---------------------------------------------------------------------------------------------
 
 
-def _kernel(before: View, after: View) -> dict[str, Any]:
+def _kernel(before: View, after: View, most: int) -> dict[str, Any]:
     operations = sorted((after.operations - before.operations).elements(), key=lambda one: (one[1], one[0], one[2]))
     counts = Counter(verb for verb, _, _ in operations)
     return {
         "count": len(operations),
         **{verb: counts[verb] for verb in ("add", "change", "remove")},
-        "operations": [dict(zip(("verb", "table", "entry"), one, strict=True)) for one in operations[:MOST_ROWS]],
+        "operations": [dict(zip(("verb", "table", "entry"), one, strict=True)) for one in operations[:most]],
     }
 
 
-def _classes(before: View, after: View) -> list[dict[str, Any]]:
+def _classes(before: View, after: View, most: int) -> list[dict[str, Any]]:
     """Endpoints that are asked something else, those alike together. An endpoint that comes or goes has one side."""
     groups: defaultdict[tuple[str, str, str], list[ResourceKey]] = defaultdict(list)
     nothing = "", ""
@@ -248,7 +231,7 @@ def _classes(before: View, after: View) -> list[dict[str, Any]]:
     return [
         {"direction": way, "before": old, "after": new, "endpoints": len(keys),
          "names": [f"{key.namespace}/{key.name}" for key in sorted(keys)[:MOST_NAMES]]}
-        for (way, old, new), keys in rows[:MOST_ROWS]
+        for (way, old, new), keys in rows[:most]
     ]  # fmt: skip
 
 
@@ -265,7 +248,7 @@ class _Pair(NamedTuple):
     at_once: bool
 
 
-def _connections(agent: Subject, seen: Seen, before: View, after: View) -> dict[str, Any]:
+def _connections(seen: Seen, before: View, after: View, most: int) -> dict[str, Any]:
     pairs: defaultdict[_Pair, Counter[Stage]] = defaultdict(Counter)
     judged = elsewhere = 0
     for packet, counts in seen.packets.items():
@@ -291,7 +274,7 @@ def _connections(agent: Subject, seen: Seen, before: View, after: View) -> dict[
         "decided_by_others": elsewhere,
         "cut": _sums(rows, allowed=False),
         "opened": _sums(rows, allowed=True),
-        "pairs": [_row(pair, counts, names) for pair, counts in rows[:MOST_ROWS]],
+        "pairs": [_row(pair, counts, names) for pair, counts in rows[:most]],
     }
 
 
