@@ -102,11 +102,14 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
         "metrics": lambda: agent.metrics.text().decode(),
         "settings": lambda: shown(agent.settings),
     }
+    questions = {"plan": Planner(agent).plan}
+    if mqtt is not None:
+        mqtt.questions.answering = questions
     parts = (
         serve_latest(
             settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent), unserved
         ),
-        serve_control_forever(settings.control_socket, answers, {"plan": Planner(agent).plan}),
+        serve_control_forever(settings.control_socket, answers, questions),
         measure_lag(agent.metrics),
         tell_forever(limit),
         agent.run(),

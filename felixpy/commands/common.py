@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,17 @@ def _host_name(named: bool) -> str:
                 f"the host name cannot be this node's name: {error}; set NODENAME, or FelixHostname"
             ) from None
         return ""
+
+
+def existing(paths: Sequence[Path]) -> Sequence[Path]:
+    """These paths, all of which are there.
+
+    Raises:
+        CommandError: one is not.
+    """
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise CommandError(f"{', '.join(missing)}: no such file or directory")
+    return paths
 
 
 def observer(settings: Settings) -> Any:

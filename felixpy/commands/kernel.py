@@ -1,4 +1,4 @@
-"""The commands that compare felixpy's wishes with the kernel: ``plan``, ``show``, ``cleanup``."""
+"""The commands that compare felixpy's wishes with the kernel: ``show``, ``cleanup``."""
 
 from __future__ import annotations
 
@@ -19,39 +19,6 @@ from felixpy.config import Settings
 from felixpy.config.local import Local
 
 SHOWN_INTERFACES = 3
-
-
-@click.command()
-@settings_file
-@as_json
-@snapshot_timeout
-def plan(config: Path | None, as_json: bool, timeout: float) -> None:
-    """Print what `run` would change in the kernel now, and change nothing.
-
-    Exit code: 0 nothing would change, 2 something would, 1 could not be told.
-
-    Examples:
-
-        felixpy plan
-
-        felixpy plan --json | jq -r '.[].entry'
-    """
-    with plain_errors():
-        local = local_settings(config, named=True)
-    finish(_plan(local, as_json, timeout))
-
-
-async def _plan(local: Local, as_json: bool, timeout: float) -> int:  # noqa: ASYNC109
-    async with survey.survey(local.settings, local.sources, observer(local.settings), timeout) as agent:
-        operations = sorted(await survey.plan(agent), key=lambda operation: operation[1:])
-        if as_json:
-            click.echo(json.dumps([dict(zip(("verb", "table", "entry"), op, strict=True)) for op in operations]))
-        else:
-            for verb, table, entry in operations:
-                click.echo(f"{ {'add': '+', 'change': '~', 'remove': '-'}[verb] } {table}: {entry}")
-            count = f"{len(operations)} change{'s' if len(operations) > 1 else ''}"
-            click.echo(count if operations else "nothing to change")
-    return 2 if operations else 0
 
 
 class What(StrEnum):

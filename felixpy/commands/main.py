@@ -20,7 +20,7 @@ from felixpy.commands.standard_streams import give_output_up, mend
 
 COMMANDS = {
     "run": "run",
-    "plan": "kernel",
+    "plan": "plan",
     "node": "own_node",
     "show": "kernel",
     "cleanup": "kernel",

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import click
 
 from felixpy.commands import listing
-from felixpy.commands.common import finish, local_settings
+from felixpy.commands.common import existing, finish, local_settings
 from felixpy.commands.errors import CommandError, UsageError, plain_errors
 from felixpy.commands.options import PathOf, settings_file
+from felixpy.commands.plan import plan_everywhere
 from felixpy.config import Settings
 from felixpy.model.resources import Kind
 
@@ -38,6 +39,15 @@ _files = click.option(
 _ignore_unknown = click.option(
     "--ignore-unknown", is_flag=True, help="Pass over kinds, fields and settings that felixpy does not know."
 )
+_asks_for_plan = click.option(
+    "--plan", is_flag=True, help="Only ask all agents what this would do to their nodes: `felixpy plan`, everywhere."
+)
+_plan_output = click.option(
+    "--output", "-o", type=click.Choice(["text", "json"]), default="text", help="Of --plan: text or json."
+)
+_plan_timeout = click.option(
+    "--timeout", metavar="SECONDS", type=float, default=30.0, help="Of --plan: without news for so long, it is over."
+)
 _recount = click.option("--recount", is_flag=True, help="Count manifests anew, after writes by others.")
 
 
@@ -48,6 +58,9 @@ _recount = click.option("--recount", is_flag=True, help="Count manifests anew, a
 @_recount
 @click.option("--dry-run", is_flag=True, help="Only say what would be published.")
 @_ignore_unknown
+@_asks_for_plan
+@_plan_output
+@_plan_timeout
 def apply(
     filename: tuple[Path, ...],
     config: Path | None,
@@ -55,18 +68,27 @@ def apply(
     recount: bool,
     dry_run: bool,
     ignore_unknown: bool,
+    plan: bool,
+    output: str,
+    timeout: float,
 ) -> None:
     """Publish resources to the MQTT broker FELIX_MQTTHOST, after checking all of them.
+
+    Exit code: 0 all was taken, 1 not; with --plan as of `felixpy plan`.
 
     Examples:
 
         felixpy apply -f pools.yaml -f endpoints/
+
+        felixpy apply -f policy.yaml --plan
 
         kubectl get ippool -o json | felixpy apply -f -
     """
     with plain_errors():
         local = local_settings(config)
         _require_broker(local.settings)
+    if plan:
+        finish(plan_everywhere(local.settings, filename, (), output == "json", timeout))
     finish(_apply(local.settings, filename, skip_bad, recount, dry_run, ignore_unknown))
 
 
@@ -76,22 +98,36 @@ def apply(
 @_recount
 @click.option("--ignore-not-found", is_flag=True, help="Objects that are not there are no error.")
 @_ignore_unknown
+@_asks_for_plan
+@_plan_output
+@_plan_timeout
 def delete(
-    filename: tuple[Path, ...], config: Path | None, recount: bool, ignore_not_found: bool, ignore_unknown: bool
+    filename: tuple[Path, ...],
+    config: Path | None,
+    recount: bool,
+    ignore_not_found: bool,
+    ignore_unknown: bool,
+    plan: bool,
+    output: str,
+    timeout: float,
 ) -> None:
     """Delete the resources that files name from the MQTT broker. Kind and name (and namespace) are enough.
 
-    Exit code: 0 all are gone, 1 that could not be done, or one was not there.
+    Exit code: 0 all are gone, 1 that could not be done, or one was not there; with --plan as of `felixpy plan`.
 
     Examples:
 
         felixpy delete -f endpoint.yaml
+
+        felixpy delete -f policy.yaml --plan
 
         felixpy get IPPool old | felixpy delete -f - --ignore-not-found
     """
     with plain_errors():
         local = local_settings(config)
         _require_broker(local.settings)
+    if plan:
+        finish(plan_everywhere(local.settings, (), filename, output == "json", timeout))
     finish(_delete(local.settings, filename, recount, ignore_not_found, ignore_unknown))
 
 
@@ -103,7 +139,7 @@ async def _apply(
     from felixpy.mqtt.batch import prepare
     from felixpy.mqtt.publisher import open_publisher
 
-    documents = load(_existing(paths))
+    documents = load(existing(paths))
     batch = prepare(documents, skip_bad=skip_bad, ignore_unknown=ignore_unknown)
     for problem in batch.problems:
         click.echo(f"skipped {problem}", err=True)
@@ -155,7 +191,7 @@ async def _diff(settings: Settings, paths: Sequence[Path]) -> int:
     from felixpy.mqtt.batch import prepare
     from felixpy.mqtt.publisher import open_publisher
 
-    batch = prepare(load(_existing(paths)))
+    batch = prepare(load(existing(paths)))
     async with open_publisher(settings) as publisher:
         changes = await publisher.changes(batch)
     for line in listing.differences(changes):
@@ -170,7 +206,7 @@ async def _delete(
     from felixpy.mqtt.batch import prepare_deletion
     from felixpy.mqtt.publisher import open_publisher
 
-    batch = prepare_deletion(load(_existing(paths)), ignore_unknown=ignore_unknown)
+    batch = prepare_deletion(load(existing(paths)), ignore_unknown=ignore_unknown)
     with _progress("delete") as progress:
         async with open_publisher(settings, progress) as publisher:
             outcome = await publisher.delete(batch, recount=recount)
@@ -241,7 +277,7 @@ async def _get(
         found = await publisher.get(kind, name, namespace)
     objects = dict(found.objects)
     if paths:
-        topics = {entry.topic for entry in prepare(load(_existing(paths)), ignore_unknown=True).entries}
+        topics = {entry.topic for entry in prepare(load(existing(paths)), ignore_unknown=True).entries}
         objects = {topic: value for topic, value in objects.items() if topic in topics}
     if output == "json":
         click.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects.values())}, indent=2))
@@ -255,13 +291,6 @@ async def _get(
     if (name is not None or paths) and not objects:
         raise CommandError("not found")
     return 0
-
-
-def _existing(paths: Sequence[Path]) -> Sequence[Path]:
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise CommandError(f"{', '.join(missing)}: no such file or directory")
-    return paths
 
 
 def _require_broker(settings: Settings) -> None:

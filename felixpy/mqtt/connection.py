@@ -160,7 +160,16 @@ class _Inbox(asyncio.Queue[Any]):
     heard_at: ClassVar[float] = 0.0
 
     def put_nowait(self, item: Any) -> None:
-        self.take(Message(item.topic.value, bytes(item.payload), getattr(item.properties, "UserProperty", [])))
+        properties = item.properties
+        self.take(
+            Message(
+                item.topic.value,
+                bytes(item.payload),
+                getattr(properties, "UserProperty", []),
+                getattr(properties, "ResponseTopic", ""),
+                getattr(properties, "CorrelationData", b""),
+            )
+        )
 
     @classmethod
     def take(cls, message: Message) -> None:

@@ -37,11 +37,13 @@ _ONE_BYTE = 0x7F
 
 
 class Message(NamedTuple):
-    """What a PUBLISH brings."""
+    """What a PUBLISH brings. A request says where its answer is to go, and what to give back with it."""
 
     topic: str
     payload: bytes
     user_properties: list[tuple[str, str]]
+    response_topic: str = ""
+    correlation: bytes = b""
 
 
 def read_bursts(client: Client, take: Callable[[Message], None]) -> None:

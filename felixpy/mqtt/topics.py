@@ -239,6 +239,40 @@ def command_topic(node: str, verb: str) -> str:
     return f"cmd/{escape(node)}/{escape(verb)}"
 
 
+def verb_of(topic: str, node: str) -> str | None:
+    """The verb of a command for this node; None for any other topic."""
+    prefix = f"cmd/{escape(node)}/"
+    return unescape(topic.removeprefix(prefix)) if topic.startswith(prefix) else None
+
+
+def reply_topic(client_id: str, node: str) -> str:
+    """Where a node answers who asked it. Never retained."""
+    return f"reply/{escape(client_id)}/{escape(node)}"
+
+
+def reply_filter(client_id: str) -> str:
+    """Subscription for the answers of all nodes."""
+    return f"reply/{escape(client_id)}/+"
+
+
+def is_reply_of(topic: str, node: str) -> bool:
+    """Whether a topic is one at which this node may answer somebody, and nothing else."""
+    levels = topic.split("/")
+    return len(levels) == 3 and levels[0] == "reply" and bool(levels[1]) and levels[2] == escape(node)
+
+
+def replying_node(topic: str) -> str | None:
+    """The node that answers at a topic; None for any other topic."""
+    levels = topic.split("/")
+    return unescape(levels[2]) if len(levels) == 3 and levels[0] == "reply" else None
+
+
+def status_node(topic: str) -> str | None:
+    """The node whose state stands at a topic; None for any other topic."""
+    levels = topic.split("/")
+    return unescape(levels[1]) if len(levels) == 2 and levels[0] == "status" else None
+
+
 def probe_topic(client_id: str) -> str:
     """A client's echo to itself: what the broker queued before it has arrived. Never retained."""
     return f"probe/{escape(client_id)}"

@@ -53,6 +53,7 @@ from felixpy.mqtt.reading import Message
 from felixpy.mqtt.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
 from felixpy.sources import Sink, SyncState
 from felixpy.sources.ending import end
+from felixpy.sources.questions import Questions
 from felixpy.standing import Standing
 
 log = structlog.get_logger(__name__)
@@ -123,6 +124,7 @@ class MqttSource:
             peers=PEERS_FOLLOWED[settings.mqtt_peers],
         )
         self._outbox = Outbox()
+        self.questions = Questions(settings.mqtt_topic_root, node)
         self._commands: asyncio.Queue[Read | Stop | Renew] = asyncio.Queue()
         self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
@@ -242,6 +244,7 @@ class MqttSource:
             self._outbox.run(connection.publish_retained),
             self._read_past_status(connection),
             self._watch_status(connection),
+            self.questions.serve(connection),
             self._credentials.until_changed(),
         )
         tasks = [asyncio.create_task(part) for part in parts]
@@ -375,7 +378,7 @@ class MqttSource:
             self._judge_past_status(topic, about, payload)
         elif topic == topics.status_topic(self._node):
             self._judge_status(topic, payload)
-        else:
+        elif (verb := topics.verb_of(topic, self._node)) is None or not self.questions.take(verb, message):
             sink.ignored(_shown(topic))
 
     def _manifest(self, scope: str, payload: bytes, now: float) -> Sequence[Action]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.broker import Broker, running
-from tests.cli.command import felixpy
+from tests.cli.command import agent, felixpy
 
 ACL = Path(__file__).resolve().parents[2] / "config" / "mosquitto.acl"
 ROOT = "felixpy/v1"
@@ -76,6 +76,7 @@ def test_a_node_reads_its_own_endpoints_and_what_is_shared_even_if_it_asks_for_e
 FORBIDDEN = (
     "wep/n1/default/web1", "wep/n2/default/web2", "wep/n2/default/new", "ippool/pool1", "felixconfig/default",
     "sync/shared", "sync/node/n1", "status/n2", "status/n2/wep/default/web", "cmd/n2/stop",
+    "cmd/n1/plan", "cmd/n2/plan", "reply/somebody/n2",
 )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def test_the_one_user_of_the_daemonset_is_enough_for_every_node_and_writes_statu
         assert felixpy("show", env=env).out.count(f"10.48.0.{number}")
     before = seen(broker, "publisher")
     for topic in FORBIDDEN:
-        if not topic.startswith("status/"):
+        if not topic.startswith(("status/", "reply/")):
             client("mosquitto_pub", broker, "felixpy-node", "-q", "1", "-r", "-t", f"{ROOT}/{topic}", "-m", "{}")
             client("mosquitto_pub", broker, "felixpy-node", "-q", "1", "-r", "-t", f"{ROOT}/{topic}", "-n")
     assert seen(broker, "publisher") == before
@@ -138,3 +139,15 @@ def test_the_user_of_another_node_is_told_so_and_no_plan_is_made(broker: Broker)
     done = felixpy("plan", env=env)
     assert done.code == 1, done
     assert "no endpoints of node n2, and refuses user 'n1'" in done.err
+
+
+def test_the_publisher_may_ask_for_plans_and_a_node_answers_in_its_own_name(broker: Broker, tmp_path: Path) -> None:
+    env = as_user(broker, "n1") | {"NODENAME": "n1", "FELIX_NFTABLESMODE": "Enabled"}
+    change = tmp_path / "x.yaml"
+    with agent(env, tmp_path / "log"):
+        done = felixpy("apply", "--plan", "-f", str(change), "-o", "json", env=as_user(broker, "publisher"))
+        assert (done.code, list(done.json["nodes"])) == (0, ["n1"]), done
+        client("mosquitto_pub", broker, "n1", "-q", "1", "-r", "-t", f"{ROOT}/reply/somebody/n1", "-m", "{}")
+        assert "reply/somebody/n1" in seen(broker, "publisher")
+        refused = felixpy("apply", "--plan", "-f", str(change), env=as_user(broker, "viewer"))
+        assert (refused.code, "refuses to take" in refused.err) == (1, True), refused

@@ -19,7 +19,8 @@ case "$*" in
 *"get pods"*nodeName=n1*) echo "felixpy-a n1" ;;
 *"get pods"*nodeName=n9*) ;;
 *"get pods"*) printf 'felixpy-a n1\nfelixpy-b n2\n' ;;
-*"exec"*felixpy-b*) echo answered; exit 2 ;;
+*"exec"*felixpy-b*status*) echo answered; exit 2 ;;
+*"exec -i"*) cat; echo answered ;;
 *"exec"*) echo answered ;;
 esac
 """
@@ -71,3 +72,17 @@ def test_what_is_not_there_is_said(plugin: Path) -> None:
     code, _, said, _ = felixpy(plugin, "explain", "-6", "default/db", "::1")
     assert (code, said) == (1, "kubectl felixpy: the pod default/db has no IPv6 address\n")
     assert felixpy(plugin)[0] == 2
+
+
+def test_a_change_in_files_here_reaches_the_pods_by_standard_input(plugin: Path) -> None:
+    one, other = plugin / "one.yaml", plugin / "other.yaml"
+    one.write_text("kind: A")
+    other.write_text("kind: B")
+    code, out, err, execs = felixpy(plugin, "--node", "n1", "plan", "-f", str(one), "-f", str(other), "-o", "json")
+    assert (code, err, execs) == (0, "", ["felixpy-a: felixpy plan -o json --filename -"])
+    assert out == "kind: A\n---\nkind: B\n---\nanswered\n"
+    assert felixpy(plugin, "--node", "n1", "plan", "--delete", str(one))[3] == ["felixpy-a: felixpy plan --delete -"]
+    assert felixpy(plugin, "--node", "n1", "plan")[3] == ["felixpy-a: felixpy plan"]
+    assert "cannot go together" in felixpy(plugin, "plan", "-f", str(one), "--delete", str(other))[2]
+    code, _, err, execs = felixpy(plugin, "plan", "-f", str(plugin / "none"))
+    assert (code, "cannot read" in err, execs) == (1, True, [])

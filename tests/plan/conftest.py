@@ -1,5 +1,5 @@
-"""The same network as the agent's tests have."""
+"""The same network and broker as the agent's tests have."""
 
-from tests.agent.conftest import node
+from tests.agent.conftest import broker, node
 
-__all__ = ["node"]
+__all__ = ["broker", "node"]

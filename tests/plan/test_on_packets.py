@@ -20,7 +20,7 @@ from felixpy.model.documents import load_text
 from felixpy.observe.control import ask
 from felixpy.plan import change, report
 from tests.agent.bench import LEGACY, NFT, NFTABLES, POOLS, endpoint
-from tests.cli.command import agent, felixpy
+from tests.cli.command import agent, felixpy, sentence
 from tests.kernel import ip, pairs, run
 from tests.policy.lab import network
 
@@ -188,6 +188,12 @@ def test_what_a_plan_says_is_what_packets_and_kernel_show_then(
         talk.send("bad", four("web"), 5000)
 
         before = chains(env)
+        (tmp_path / "guard.yaml").write_text(GUARD)
+        done = felixpy("plan", "-f", str(tmp_path / "guard.yaml"), env=env)
+        assert (done.code, done.err) == (3, ""), done
+        assert "✗ 10.48.0.3 default/bad → 10.48.0.1 default/web  tcp 8080  1 ended lately" in done.out
+        assert "then denied   end of tier default (ingress)" in done.out
+        assert max(map(len, done.out.splitlines())) <= 80, done.out
         code, said = planned(GUARD)
         assert code == 3
         assert pairs_of(said) == {
@@ -243,3 +249,21 @@ def test_what_a_plan_says_is_what_packets_and_kernel_show_then(
         while run("conntrack", "-L", "-p", "tcp", "--src", four("db")):
             assert not patience.over()
             time.sleep(0.05)
+
+
+def test_a_change_that_cannot_be_planned_is_refused_in_one_sentence(node: None, tmp_path: Path) -> None:
+    folder = tmp_path / "resources"
+    folder.mkdir()
+    (folder / "all.json").write_text(json.dumps([*POOLS]))
+    env = {**NFTABLES, "FELIX_RESOURCEDIRECTORY": str(folder)}
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: p}\nspec: {cidr: none}\n")
+    good = tmp_path / "good.yaml"
+    good.write_text(GUARD)
+    assert "no agent answers" in sentence(felixpy("plan", "-f", str(good), env=env))
+    assert "no such file" in sentence(felixpy("plan", "-f", str(tmp_path / "none"), env=env))
+    assert "name it once" in sentence(felixpy("plan", "-f", str(good), "--delete", str(good), env=env))
+    assert "spec.cidr" in sentence(felixpy("plan", "-f", str(bad), env=env))
+    with agent(env, tmp_path / "log"):
+        nothing = felixpy("plan", "--delete", str(good), env=env)
+        assert (nothing.code, "NetworkPolicy default/guard: is not there" in nothing.out) == (0, True), nothing
