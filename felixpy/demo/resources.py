@@ -65,7 +65,9 @@ def workload_endpoint(pod: PodSpec, families: Iterable[Family], **extra: Any) ->
         "ipNetworks": [f"{pod.addresses[family]}/{family.bits}" for family in families],
         **extra,
     }
-    return v3("WorkloadEndpoint", pod.endpoint, spec, namespace="default")
+    made = v3("WorkloadEndpoint", pod.endpoint, spec, namespace="default")
+    made["metadata"]["labels"] = {"app": pod.name}
+    return made
 
 
 def lab_resources(mode: Mode, pods: Sequence[PodSpec]) -> list[Object]:

@@ -23,6 +23,7 @@ from felixpy.demo.lab import Lab
 from felixpy.demo.latency import measure_latency
 from felixpy.demo.networks import across_networks
 from felixpy.demo.patience import Patience
+from felixpy.demo.policy import policy
 from felixpy.demo.resources import lab_resources, workload_endpoint, write_manifests
 from felixpy.demo.topology import P1B, Mode
 
@@ -99,6 +100,7 @@ async def run_demo(backend: str | None, ipv6_only: bool, keep: bool, latency: bo
         holding = await _control(lab, show)
         await _start(lab, backend or "auto", show)
         results = await show.run_all(checks.connectivity(lab) + checks.protection(lab))
+        results += await policy(lab, show)
         await _remove(lab, show)
         results += await show.run_all(checks.removed(lab))
         results += await across_networks(lab, BACKENDS[backend or "auto"], show)
