@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import yaml
 from felixpy.calc.policy.classes import Direction
 from felixpy.model.net import FAMILIES
 from felixpy.model.policy import Policy
-from tests.policy.cases import Case, interface, load
+from tests.policy.cases import FOLDER, Case, interface, load
 from tests.policy.node import Node
 from tests.policy.oracle import Oracle, Question
 from tests.policy.walk import Packet
@@ -63,3 +65,36 @@ def test_a_recipe_does_what_it_says(number: int) -> None:
     for destination, expected in EXPECTED[number].items():
         names = {name for name in EVERYBODY if name != destination}
         assert {name for name in names if reaches(case, nodes, oracle, name, destination)} == expected, destination
+
+
+def written(number: int) -> dict[str, object]:
+    """A recipe as a case of a file: what passes to each destination that it speaks of, in both families."""
+    matrices = []
+    for family in FAMILIES:
+        rows = {
+            source: "".join(sign(source, goal, reach) for goal, reach in EXPECTED[number].items())
+            for source in EVERYBODY
+        }
+        probe = {"proto": "tcp", "port": 80, "family": family.version}
+        matrices.append({"probe": probe, "columns": " ".join(EXPECTED[number]), "rows": rows})
+    return {"resources": RECIPES[number], "expect": {"matrices": matrices}}
+
+
+def sign(source: str, goal: str, reach: set[str]) -> str:
+    if source == goal or not {source, goal} & set(PODS):
+        return "-"  # nobody, or the outside with itself
+    return "." if source in reach else "X"
+
+
+@pytest.mark.parametrize("backend", ["nftables", "legacy"])  # nft has legacy's rules, and all vectors
+def test_the_recipes_do_what_they_say_to_packets(backend: str, tmp_path: Path) -> None:
+    """As pasted, one after another and each from scratch, in a process with namespaces of its own."""
+    (tmp_path / "topology.yaml").write_text((FOLDER / "topology.yaml").read_text())
+    for number in range(len(RECIPES)):
+        (tmp_path / f"{number:03}-recipe.yaml").write_text(yaml.safe_dump(written(number)))
+    command = [sys.executable, "-m", "tests.policy.vectors", str(tmp_path), "--backend", backend]
+    done = subprocess.run(command, cwd=PAGE.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
+    cells = sum(cell != "-" for number in EXPECTED for matrix in written(number)["expect"]["matrices"]  # type: ignore[index]
+                for row in matrix["rows"].values() for cell in row)  # fmt: skip
+    assert done.stdout.startswith(f"{2 * cells} cells agree"), done.stdout
