@@ -19,14 +19,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import machine, plan, report
+from bench import across, machine, plan, report
 from bench.cell import measure
 from bench.external import measure as measure_external
 from bench.plan import Effort
 from bench.plots import NoPlots, draw
 from bench.results import Cell, Results, load
 from bench.rivals import Rivals
-from bench.terminal import Progress, show
+from bench.terminal import Progress, show, show_nodes
 from bench.world import World
 from felixpy.demo.host import LabError
 from felixpy.demo.topology import Mode
@@ -46,6 +46,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=_sizes, help="workloads preloaded, separated by commas")
     parser.add_argument("--backends", type=_names(("nftables", "legacy", "nft")), help="back-ends, by commas")
     parser.add_argument("--modes", type=_names(("dual", "v4", "v6")), help="families, by commas")
+    parser.add_argument("--nodes", action="store_true", help="measure only what other nodes cost (bench/across.py)")
     parser.add_argument("--no-comparators", action="store_true", help="measure felixpy alone")
     parser.add_argument(
         "--external", metavar="CMD", help="measure another agent, too, by the protocol of bench/README.md"
@@ -63,7 +64,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _is_partial(options: argparse.Namespace) -> bool:
     parts = (options.quick, options.sizes, options.backends, options.modes, options.no_comparators, options.external)
-    return any(parts)
+    return options.nodes or any(parts)
 
 
 def _sizes(text: str) -> list[int]:
@@ -85,6 +86,8 @@ def _names(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
 
 def cells(options: argparse.Namespace) -> list[tuple[Cell, Effort]]:
     """What is to be measured, in order."""
+    if options.nodes:
+        return []
     planned = plan.quick() if options.quick else plan.full()
     if options.sizes or options.backends or options.modes:
         effort = plan.QUICK if options.quick else Effort()
@@ -99,8 +102,12 @@ def cells(options: argparse.Namespace) -> list[tuple[Cell, Effort]]:
     return plan.ordered(planned)
 
 
-async def run(planned: list[tuple[Cell, Effort]], results: Results, console: Console, external: str = "") -> None:
-    """Measure all cells, one network per mode; ``external`` is the command of another agent.
+async def run(
+    planned: list[tuple[Cell, Effort]], results: Results, console: Console, external: str = "", nodes: str = ""
+) -> None:
+    """Measure all cells, one network per mode, then other nodes (``nodes``: ``all`` or ``quick``).
+
+    ``external`` is the command of another agent.
 
     Raises:
         LabError: it cannot go on; what was measured so far is in ``results``.
@@ -122,6 +129,9 @@ async def run(planned: list[tuple[Cell, Effort]], results: Results, console: Con
                         show(console, results, cell)
                 finally:
                     await rivals.close()
+        if nodes:
+            await across.measure(results, progress.say, quick=nodes == "quick")
+            show_nodes(console, results)
     finally:
         progress.close()
 
@@ -133,9 +143,10 @@ async def _measure_external(world: World, command: str, cell: Cell, effort: Effo
         results.remark(f"{cell}: the external command was not measured to its end: {error}")
 
 
-async def _interruptible(planned: list[tuple[Cell, Effort]], results: Results, console: Console, external: str) -> None:
+async def _interruptible(options: argparse.Namespace, results: Results, console: Console) -> None:
     """Take everything away on SIGTERM and Ctrl-C, too."""
-    task = asyncio.create_task(run(planned, results, console, external))
+    nodes = ("quick" if options.quick else "all") if options.nodes or not _is_partial(options) else ""
+    task = asyncio.create_task(run(cells(options), results, console, options.external or "", nodes))
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, task.cancel)
     await task
@@ -159,7 +170,7 @@ def _measure(options: argparse.Namespace, console: Console) -> tuple[Results, in
     begin = time.monotonic()
     code = 0
     try:
-        asyncio.run(_interruptible(cells(options), results, console, options.external or ""))
+        asyncio.run(_interruptible(options, results, console))
     except LabError as error:
         console.print(f"bench: {error}")
         results.remark(f"the run ended early: {error}")

@@ -117,10 +117,10 @@ def _row(
         if sizes:
             cell = cell._replace(size=max(sizes))
             value = statistic(results, cell, scenario, metric)
-    return _judged(results, cell, what, scenario, metric, limit, unit, value)
+    return judged(results, cell, what, scenario, metric, limit, unit, value)
 
 
-def _judged(
+def judged(
     results: Results, cell: Cell, what: str, scenario: str, metric: str, limit: float, unit: str, value: float | None
 ) -> Row:
     allowed = f"≤ {number(limit)} {unit}".strip()
@@ -176,7 +176,7 @@ def _held_back(results: Results, cell: Cell) -> Row:
     during, alone = results.get(cell, "update during a resync", "visible"), results.get(cell, "add one", "visible")
     value = max(0.0, during.maximum - alone.median) if during and alone else None
     what = "longest that a resync held an update back"
-    return _judged(results, cell, what, "update during a resync", "visible", 5, "ms", value)
+    return judged(results, cell, what, "update during a resync", "visible", 5, "ms", value)
 
 
 def _sooner(results: Results, backend: str) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench import budget, turns
+from bench import budget, nodes_budget, turns
 from bench.budget import number
 from bench.marks import STAGES
 from bench.results import EXTERNAL, FELIXPY, Results
@@ -76,6 +76,8 @@ def render(results: Results, plots: Sequence[str], command: str) -> str:
         _stages(results, "churn 50/s"),
         "## Start, resync, drift",
         _table(results, _WHOLE),
+        "## Other nodes",
+        _other_nodes(results),
         "## Packets",
         _table(results, _PACKETS),
         "Forwarding between two workloads, per second, against no rules:",
@@ -274,6 +276,20 @@ def _stages(results: Results, scenario: str = "add one") -> str:
         if any(found):
             rows.append([str(cell), *(number(one.median) if one else "" for one in found)])
     return _markdown(("where", *columns), rows)
+
+
+def _other_nodes(results: Results) -> str:
+    """What other nodes cost, with its own budget; sizes there are numbers of nodes."""
+    text = (
+        "A node comes with a block of each family, by the mode of its pools; one real node answers pings while the "
+        "mode changes for all. Kernel: processor time inside netlink calls, for routing and sets; agent: the rest of "
+        "the thread's, from the first message to the last acknowledgement.\n\n"
+    )
+    text += _markdown(("what", "where", "budget", "measured", "verdict"), nodes_budget.rows(results))
+    if others := nodes_budget.ratios(results):
+        text += "\n\nOthers, without an agent (`bench/two_devices.py`):\n\n"
+        text += _markdown(("what", "where", "", "measured", ""), others)
+    return text
 
 
 def _forwarding(results: Results) -> str:

@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from bench import turns
+from bench import nodes_budget, turns
 from bench.results import FELIXPY, Cell, Results
 from bench.statistics import ENOUGH_FOR_P99
 
@@ -52,7 +52,10 @@ class Progress:
             self._status.start()
 
     def step(self, number: int, cell: Cell, what: str) -> None:
-        text = f"{time.monotonic() - self._begin:5.0f} s  {number}/{self._total}  {cell}: {what}"
+        self.say(f"{number}/{self._total}  {cell}: {what}")
+
+    def say(self, what: str) -> None:
+        text = f"{time.monotonic() - self._begin:5.0f} s  {what}"
         if self._status:
             self._status.update(text)
         else:
@@ -61,6 +64,12 @@ class Progress:
     def close(self) -> None:
         if self._status:
             self._status.stop()
+
+
+def show_nodes(console: Console, results: Results) -> None:
+    """What other nodes cost: the budget of it, and beside it what was measured."""
+    for row in (*nodes_budget.rows(results), *nodes_budget.ratios(results)):
+        console.print("   ".join(row), markup=False)
 
 
 def show(console: Console, results: Results, cell: Cell) -> None:

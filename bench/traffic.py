@@ -4,6 +4,8 @@
     first ADDRESS… SECONDS      try TCP and UDP to each address again and again; print when each was first answered
     connect ADDRESS SECONDS     open and close TCP connections; print how many a second
     flood ADDRESS SECONDS       send small UDP datagrams; print how many a second left
+    burst small|large ADDRESS   send UDP in bursts, of 64 bytes, or of 59,000 that the kernel cuts to segments; print
+                                microseconds of each packet in the quickest bursts
 
 Prints one JSON line. Times are monotonic nanoseconds. A connection is closed by a reset, so that no port stays taken.
 Must never run outside a namespace of the benchmark.
@@ -155,12 +157,40 @@ def flood(address: str, seconds: float) -> dict[str, float]:
     return {"per_second": count / (time.monotonic() - begin)}
 
 
+UDP_SEGMENT = 103  # linux/udp.h
+BURSTS = {"small": (b"x" * 64, 50, 400), "large": (b"x" * 59_000, 5, 200)}
+"""Payload, packets of a burst, bursts."""
+QUICKEST = 0.1
+"""So many of the bursts were not disturbed, as far as can be known."""
+
+
+def burst(kind: str, address: str) -> dict[str, list[float]]:
+    """Sending is done by the sender's own thread up to the receiver's socket: the kernel has no other here."""
+    payload, packets, count = BURSTS[kind]
+    times = []
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as datagrams:
+        datagrams.connect((address, SINK))
+        if kind == "large":
+            datagrams.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1_300)
+        for _ in range(count):
+            begin = time.perf_counter_ns()
+            for _ in range(packets):
+                with contextlib.suppress(ConnectionRefusedError):  # of the one before: nobody listens
+                    datagrams.send(payload)
+            times.append((time.perf_counter_ns() - begin) / 1000 / packets)
+            time.sleep(0.0005)
+    times.sort()
+    return {"us": times[: max(1, int(count * QUICKEST))]}
+
+
 def main() -> None:
     mode, *arguments = sys.argv[1:]
     if mode == "serve":
         serve(arguments)
     elif mode == "first":
         print(json.dumps(first(arguments[:-1], float(arguments[-1]))), flush=True)
+    elif mode == "burst":
+        print(json.dumps(burst(*arguments)), flush=True)
     else:
         measure = {"connect": connect, "flood": flood}[mode]
         print(json.dumps(measure(arguments[0], float(arguments[1]))), flush=True)

@@ -378,11 +378,11 @@ def _payload(packet: Packet, payload: Json) -> Any:
 
 
 def _raw_transport(packet: Packet, offset: Any, length: Any) -> Any:
-    """Bits of the transport header without a name: those of an ICMP type with its code, and of ports."""
+    """Bits behind the IP header without a name: an ICMP type with its code, ports, and the network of VXLAN."""
     if packet.icmp_type is not None:
         known: dict[tuple[Any, Any], int | None] = {(0, 8): packet.icmp_type, (8, 8): 0, (0, 16): packet.icmp_type << 8}
     elif packet.protocol in PORTS:
-        known = {(0, 16): packet.source_port, (16, 16): packet.port}
+        known = {(0, 16): packet.source_port, (16, 16): packet.port, (96, 24): packet.vni}
     else:
         return UNJUDGED
     value = known.get((offset, length))

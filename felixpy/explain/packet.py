@@ -34,6 +34,8 @@ class Packet:
     oif: str = ""
     mark: int = 0
     tracked: bool = True
+    vni: int | None = None
+    """Of a packet that is VXLAN: its network."""
     translated: set[str] = field(default_factory=set)
     """``snat``, ``dnat``: what conntrack has decided for this connection."""
 

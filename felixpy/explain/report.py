@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from felixpy.explain.facts import read_kernel
+from felixpy.explain.facts import Kernel, read_kernel
 from felixpy.explain.packet import ECHO_REQUEST, ICMP, ICMPV6, PROTOCOLS, TCP, UDP, Packet
-from felixpy.explain.walk import Outcome, Verdict, explain, tell
+from felixpy.explain.tunnels import read_tunnels
+from felixpy.explain.walk import Encapsulated, Outcome, Verdict, explain, tell
 from felixpy.model.net import Family, family_of, format_address, parse_address, quote
 
 ALWAYS_UNJUDGED = (
@@ -87,7 +88,27 @@ async def answer(packet: Packet, interface: str | None) -> tuple[Verdict, str, l
         packet.iif = interface or ""
         verdict = explain(kernel.node, packet)
         verdict.doubts += kernel.lost(packet)
+        _follow(kernel, verdict)
         return verdict, packet.iif, kernel.missing
+
+
+def _follow(kernel: Kernel, verdict: Verdict) -> None:
+    """Where the way leads into a tunnel, go on with the packet around it: what stops that stops both."""
+    around = read_tunnels().around(verdict)
+    if around is None:
+        return
+    if around.outer is None:
+        verdict.outcome, verdict.by = Outcome.DROPPED, f"the tunnel: {around.fault}; `felixpy show underlay`"
+        verdict.around = Encapsulated(around)
+        return
+    if not around.outer.source:  # the kernel takes the address that its route says
+        around.outer.source = kernel.route(around.outer).source
+    outer = explain(kernel.node, around.outer)
+    verdict.around = Encapsulated(around, outer)
+    verdict.doubts += [f"around it: {doubt}" for doubt in outer.doubts]
+    if outer.outcome is not Outcome.PASSES:
+        verdict.outcome = Outcome.UNKNOWN if outer.outcome is Outcome.UNKNOWN else Outcome.DROPPED
+        verdict.by = f"what stops the packet around it: {outer.by or tell(outer)}"
 
 
 def exit_code(verdict: Verdict) -> int:
@@ -111,11 +132,44 @@ def as_text(
         yield f"says         {each} → {each.did}{f': {each.rule}' if each.rule else ''}"
     for decided in verdict.decisions:
         yield f"policy       {decided} → {decided.did}"
+    if verdict.around is not None:
+        yield from _tunnel_lines(verdict.around)
     yield f"verdict      {tell(verdict)}"
     for doubt in verdict.doubts:
         yield f"not certain  {doubt}"
     for line in (*missing, *ALWAYS_UNJUDGED):
         yield f"not judged   {line}"
+
+
+def _tunnel_lines(encapsulated: Encapsulated) -> Iterator[str]:
+    around = encapsulated.around
+    if around.outer is None or encapsulated.verdict is None:
+        yield f"tunnel       {around.device}: {around.kind}, MTU {around.mtu}: {around.fault}"
+        return
+    yield f"tunnel       {around.device}: {around.kind}, MTU {around.mtu}: {around.outer}"
+    for stage in encapsulated.verdict.stages:
+        what = f": {stage.rule or 'policy'}" if stage.hook != "routing" else ""
+        yield f"  {stage.hook:<10} {stage.where}{what} → {stage.did}"
+    yield f"  around it  {tell(encapsulated.verdict)}"
+
+
+def _tunnel_json(encapsulated: Encapsulated | None) -> dict[str, Any] | None:
+    if encapsulated is None:
+        return None
+    around, verdict = encapsulated.around, encapsulated.verdict
+    found = {"device": around.device, "kind": around.kind, "mtu": around.mtu, "fault": around.fault}
+    if around.outer is None or verdict is None:
+        return found
+    return found | {
+        "source": format_address(verdict.packet.source),
+        "destination": format_address(verdict.packet.destination),
+        "protocol": around.outer.protocol,
+        "port": around.outer.port,
+        "out": verdict.packet.oif,
+        "gateway": format_address(verdict.route.gateway) if verdict.route.gateway else "",
+        "outcome": verdict.outcome.value,
+        "by": verdict.by,
+    }
 
 
 def as_json(packet: Packet, verdict: Verdict, iif: str, missing: list[str]) -> dict[str, Any]:
@@ -137,6 +191,7 @@ def as_json(packet: Packet, verdict: Verdict, iif: str, missing: list[str]) -> d
         "stages": [stage._asdict() for stage in verdict.stages],
         "policies": [decided._asdict() for decided in verdict.decisions],
         "all_policies": [each._asdict() for each in verdict.said],
+        "tunnel": _tunnel_json(verdict.around),
         "doubts": verdict.doubts,
         "not_judged": [*missing, *ALWAYS_UNJUDGED],
     }

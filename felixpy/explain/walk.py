@@ -60,12 +60,30 @@ class Place(NamedTuple):
     position: int
 
 
+class Around(NamedTuple):
+    """What a tunnel makes of a packet; ``fault`` says why it cannot, and then there is no ``outer`` packet."""
+
+    device: str
+    kind: str
+    mtu: int
+    outer: Packet | None = None
+    fault: str = ""
+
+
+class Encapsulated(NamedTuple):
+    """The packet around a packet, and what becomes of it at this node."""
+
+    around: Around
+    verdict: Verdict | None = None
+
+
 @dataclass(slots=True)
 class Verdict:
     """The outcome with what led to it. ``doubts`` are rules that could change it, with what they would do.
 
     ``decisions`` are those of policy on the way; the last one is that of a packet that is dropped by policy. ``said``
-    is what each policy on the way says, also those that are not asked because another one decides before.
+    is what each policy on the way says, also those that are not asked because another one decides before. ``around``
+    is there where the way leads into a tunnel.
     """
 
     outcome: Outcome
@@ -76,6 +94,7 @@ class Verdict:
     doubts: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     said: list[Said] = field(default_factory=list)
+    around: Encapsulated | None = None
 
     @property
     def certain(self) -> bool:

@@ -251,3 +251,26 @@ def test_show_and_plan_know_the_tunnels(lab: Lab) -> None:
         "via 10.48.2.63 dev vxlan.calico onlink",
     ):
         assert part in said
+
+
+def test_explain_follows_a_packet_through_the_tunnel(lab: Lab) -> None:
+    lab.put_cluster("Always", "CrossSubnet")
+    lab.start(N1, N2)
+    becomes(lambda: lab.reaches(N1, N2, 4), "IPv4")
+    asked = ("explain", N1.workload4, N2.workload4, "icmp")
+    said = lab.felixpy(N1, *asked)
+    assert "tunnel       vxlan.calico: VXLAN id 4096, MTU 1450: 10.9.0.1 → 10.9.0.2 udp port 4789" in said
+    assert "around it  passes, leaves by eth0; the far side sees 10.9.0.1" in said
+    assert "verdict      passes, leaves by vxlan.calico" in said
+    assert "not certain" not in said
+    assert "tunnel" not in lab.felixpy(N1, "explain", N1.workload6, N2.workload6, "icmp")
+    inside("n1", "nft", "add table ip other; add chain ip other c { type filter hook output priority 0; }")
+    inside("n1", "nft", "add rule ip other c udp dport 4789 drop")
+    stopped = lab.felixpy(N1, *asked)
+    (verdict,) = [line for line in stopped.splitlines() if line.startswith("verdict ")]
+    assert "dropped by what stops the packet around it: " in verdict and " other chain c: udp dport 4789 drop" in verdict
+    inside("n1", "nft", "delete table ip other")
+    lab.stop(N1)
+    inside("n1", "bridge", "fdb", "del", format_mac(vtep_mac("n2", Family.V4)), "dev", "vxlan.calico")
+    unknown = lab.felixpy(N1, *asked)
+    assert f"vxlan.calico does not know where {format_mac(vtep_mac('n2', Family.V4))} is" in unknown

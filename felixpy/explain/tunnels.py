@@ -1,0 +1,85 @@
+"""The packet around a packet: what leaves the node where the way leads into a tunnel. Only reads the kernel.
+
+VXLAN   gateway → neighbour's MAC → node behind that MAC (FDB); from the device's own address to its port
+IPIP    gateway is the other node
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from felixpy.calc.mtu import Tunnel
+from felixpy.explain.packet import UDP, Packet
+from felixpy.explain.walk import Around, Outcome, Verdict
+from felixpy.model.net import FAMILIES, format_address
+from felixpy.model.vtep import format_mac
+from felixpy.netlink import rtnetlink
+from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkError, NetlinkSocket
+from felixpy.netlink.tunnels import KernelDevice, decode_device, decode_fdb, device_query, fdb_dump_request
+
+IPIP = 4
+
+
+@dataclass(slots=True)
+class Tunnels:
+    """Tunnel devices by name, and what the kernel knows behind them."""
+
+    devices: dict[str, KernelDevice] = field(default_factory=dict)
+    neighbours: Mapping[tuple[str, bytes], bytes] = field(default_factory=dict)
+    """(device, gateway) → MAC."""
+    fdb: Mapping[tuple[str, bytes], bytes] = field(default_factory=dict)
+    """(device, MAC) → node."""
+
+    def around(self, verdict: Verdict) -> Around | None:
+        """The packet around one that leaves by a tunnel; None for one that does not."""
+        inner = verdict.packet
+        device = self.devices.get(inner.oif) if verdict.outcome is Outcome.PASSES else None
+        if device is None:
+            return None
+        gateway = verdict.route.gateway or inner.destination
+        if device.kind == "ipip":
+            outer = Packet(inner.family, device.local, gateway, IPIP)
+            return Around(inner.oif, "IPIP", device.mtu, outer)
+        kind = f"VXLAN id {device.vni}"
+        mac = self.neighbours.get((inner.oif, gateway))
+        if mac is None:
+            fault = f"{format_address(gateway)} has no neighbour entry on {inner.oif}"
+            return Around(inner.oif, kind, device.mtu, fault=fault)
+        node = self.fdb.get((inner.oif, mac))
+        if node is None:
+            return Around(inner.oif, kind, device.mtu, fault=f"{inner.oif} does not know where {format_mac(mac)} is")
+        outer = Packet(inner.family, device.local, node, UDP, device.port, vni=device.vni)
+        return Around(inner.oif, kind, device.mtu, outer)
+
+
+def read_tunnels() -> Tunnels:
+    """Our tunnel devices.
+
+    Raises:
+        NetlinkError: the kernel refused.
+    """
+    found = Tunnels()
+    names: dict[int, str] = {}
+    neighbours: dict[tuple[str, bytes], bytes] = {}
+    fdb: dict[tuple[str, bytes], bytes] = {}
+    with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as socket:
+        for name in (Tunnel.VXLAN, Tunnel.VXLAN_V6, Tunnel.IPIP):
+            with contextlib.suppress(NetlinkError):  # not on this node
+                message = socket.ask(device_query(name))
+                names[rtnetlink.decode_link(message).ifindex] = name
+                found.devices[name] = decode_device(message)
+        if not names:
+            return found
+        for index, device in names.items():
+            if found.devices[device].kind == "vxlan":
+                for entry in filter(None, map(decode_fdb, socket.dump_all(fdb_dump_request(index)))):
+                    fdb[device, entry.mac] = entry.destination
+        for family in FAMILIES:
+            messages = socket.dump_all(rtnetlink.neighbour_dump_request(family))
+            for one in rtnetlink.decode_neighbours(messages):
+                if one.interface in names:
+                    neighbours[names[one.interface], one.address] = one.mac
+    found.neighbours, found.fdb = neighbours, fdb
+    return found
