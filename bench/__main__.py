@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -46,7 +46,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=_sizes, help="workloads preloaded, separated by commas")
     parser.add_argument("--backends", type=_names(("nftables", "legacy", "nft")), help="back-ends, by commas")
     parser.add_argument("--modes", type=_names(("dual", "v4", "v6")), help="families, by commas")
-    parser.add_argument("--nodes", action="store_true", help="measure only what other nodes cost (bench/across.py)")
+    parser.add_argument(
+        "--nodes", action="store_true", help="measure only what other nodes cost; --sizes are then numbers of nodes"
+    )
     parser.add_argument("--no-comparators", action="store_true", help="measure felixpy alone")
     parser.add_argument(
         "--external", metavar="CMD", help="measure another agent, too, by the protocol of bench/README.md"
@@ -84,6 +86,13 @@ def _names(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
     return parse
 
 
+def _nodes(options: argparse.Namespace) -> Sequence[int]:
+    """With how many other nodes is measured what those cost: in a whole run, and where it is asked for."""
+    if options.nodes:
+        return options.sizes or (across.QUICK_SIZES if options.quick else across.SIZES)
+    return () if _is_partial(options) else across.SIZES
+
+
 def cells(options: argparse.Namespace) -> list[tuple[Cell, Effort]]:
     """What is to be measured, in order."""
     if options.nodes:
@@ -103,11 +112,15 @@ def cells(options: argparse.Namespace) -> list[tuple[Cell, Effort]]:
 
 
 async def run(
-    planned: list[tuple[Cell, Effort]], results: Results, console: Console, external: str = "", nodes: str = ""
+    planned: list[tuple[Cell, Effort]],
+    results: Results,
+    console: Console,
+    external: str = "",
+    nodes: Sequence[int] = (),
+    *,
+    quick: bool = False,
 ) -> None:
-    """Measure all cells, one network per mode, then other nodes (``nodes``: ``all`` or ``quick``).
-
-    ``external`` is the command of another agent.
+    """Measure all cells, one network per mode, then so many other nodes; ``external`` is another agent's command.
 
     Raises:
         LabError: it cannot go on; what was measured so far is in ``results``.
@@ -130,7 +143,7 @@ async def run(
                 finally:
                     await rivals.close()
         if nodes:
-            await across.measure(results, progress.say, quick=nodes == "quick")
+            await across.measure(results, progress.say, nodes, quick=quick)
             show_nodes(console, results)
     finally:
         progress.close()
@@ -145,8 +158,8 @@ async def _measure_external(world: World, command: str, cell: Cell, effort: Effo
 
 async def _interruptible(options: argparse.Namespace, results: Results, console: Console) -> None:
     """Take everything away on SIGTERM and Ctrl-C, too."""
-    nodes = ("quick" if options.quick else "all") if options.nodes or not _is_partial(options) else ""
-    task = asyncio.create_task(run(cells(options), results, console, options.external or "", nodes))
+    work = run(cells(options), results, console, options.external or "", _nodes(options), quick=options.quick)
+    task = asyncio.create_task(work)
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, task.cancel)
     await task

@@ -64,7 +64,6 @@ class Network:
         first = await _publish(self.world, content)
         *_, last = content
         marks = await self.subject.marks.until_applied(last, PATIENCE_S)
-        await asyncio.sleep(0.05)
         if scenario:
             self._note(scenario, first, marks)
 
@@ -81,15 +80,15 @@ class Network:
             self.add(scenario, "kernel", sum(int(call.words[-1]) - call.spent for call in calls) / 1e6)
 
 
-async def measure(results: Results, say: Progress, *, quick: bool = False) -> None:
-    """Measure everything.
+async def measure(results: Results, say: Progress, sizes: Sequence[int], *, quick: bool = False) -> None:
+    """Measure everything, with so many other nodes.
 
     Raises:
         LabError: the network cannot be made.
     """
     async with World(Mode.DUAL) as world:
         await _cable(world)
-        for size in QUICK_SIZES if quick else SIZES:
+        for size in sizes:
             cell = Cell(BACKEND, "dual", size)
             say(f"{size:,} other nodes: stream")
             await _retain(world, peers.cluster(world.families, size, peers.NATIVE))

@@ -225,7 +225,8 @@ class SetName(str):
     ALLOWED_SOURCES: ClassVar[SetName]  # (source prefix, input interface): allowSpoofedSourcePrefixes
     POOLS: ClassVar[SetName]  # every pool but LoadBalancer-only ones
     MASQ_POOLS: ClassVar[SetName]  # pools with natOutgoing
-    HOSTS: ClassVar[SetName]  # node addresses and ExternalNodesCIDRList
+    HOSTS: ClassVar[SetName]  # node addresses: exact, as a change of an interval set costs as much as it has members
+    EXTERNAL_HOSTS: ClassVar[SetName]  # ExternalNodesCIDRList
     SERVICE_RANGES: ClassVar[SetName]  # ranges of Services, from the default BGPConfiguration
 
     type: SetType
@@ -252,7 +253,8 @@ _STANDING: Final[Mapping[str, SetType]] = {
     "allowed-sources": SetType.NET_INTERFACE,
     "pools": SetType.NET,
     "masq-pools": SetType.NET,
-    "hosts": SetType.NET,
+    "hosts": SetType.HOST,
+    "external-hosts": SetType.NET,
     "service-ranges": SetType.NET,
 }
 SHAPES: Final[Mapping[str, SetType]] = {
@@ -276,6 +278,7 @@ STANDING_SETS: Final = tuple(SetName(name) for name in _STANDING)
     SetName.POOLS,
     SetName.MASQ_POOLS,
     SetName.HOSTS,
+    SetName.EXTERNAL_HOSTS,
     SetName.SERVICE_RANGES,
 ) = STANDING_SETS
 

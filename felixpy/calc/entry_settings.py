@@ -5,12 +5,11 @@ Invariant: the calculation of entries sees this and no other setting, so where i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from felixpy.calc.mtu import Tunnel
 from felixpy.config import ProgramClusterRoutes, Settings
 from felixpy.model.net import Family, Net
-from felixpy.store.prefixes import Prefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +40,6 @@ class EntrySettings:
     ipip_tunnel_address: bytes | None
     vxlan_tunnel_mac: bytes | None
     vxlan_tunnel_mac_v6: bytes | None
-    external_nodes: Prefixes = field(init=False, compare=False, repr=False)
-    """``external_nodes_cidr_list``, to be asked what it covers."""
 
     def route_source(self, family: Family) -> bytes | None:
         """The ``src`` of our routes."""
@@ -66,9 +63,6 @@ class EntrySettings:
         """The MAC that is set for a VXLAN device."""
         return self.vxlan_tunnel_mac if family is Family.V4 else self.vxlan_tunnel_mac_v6
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "external_nodes", Prefixes(set(self.external_nodes_cidr_list)))
-
     @classmethod
     def of(cls, settings: Settings) -> EntrySettings:
-        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls) if one.init})
+        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls)})

@@ -28,20 +28,13 @@ def pool_entries(pool: IPPool, store: Store, settings: EntrySettings, host: Host
 
 
 def node_entries(node: Node, settings: EntrySettings, host: Host) -> dict[Key, Value]:
-    """A node's addresses as members of the hosts set, where ExternalNodesCIDRList does not cover them."""
-    entries: dict[Key, Value] = {}
-    for family in supported_families(settings, host):
-        address = node.address(family)
-        if address is None:
-            continue
-        net = Net.host(address.packed)
-        if not any(True for _ in settings.external_nodes.covering(net)):
-            entries[ElementKey(SetName.HOSTS, net)] = None
-    return entries
+    """A node's addresses as members of the set of such."""
+    addresses = (node.address(family) for family in supported_families(settings, host))
+    return {ElementKey(SetName.HOSTS, Net.host(address.packed)): None for address in addresses if address}
 
 
 def external_node_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:
-    """ExternalNodesCIDRList as members of the hosts set."""
+    """ExternalNodesCIDRList as members of its set."""
     families = supported_families(settings, host)
     outermost = without_covered(settings.external_nodes_cidr_list)
-    return {ElementKey(SetName.HOSTS, cidr): None for cidr in outermost if cidr.family in families}
+    return {ElementKey(SetName.EXTERNAL_HOSTS, cidr): None for cidr in outermost if cidr.family in families}

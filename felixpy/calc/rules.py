@@ -43,6 +43,8 @@ UDP, TCP, IPIP = 17, 6, 4
 ICMP = {Family.V4: 1, Family.V6: 58}
 VXLAN_PORT = 4789
 LOOPBACK = Net.parse("127.0.0.0/8")
+NODES = (SetName.HOSTS, SetName.EXTERNAL_HOSTS)
+"""Sets of what counts as a node's address."""
 
 
 class Table(StrEnum):
@@ -487,10 +489,7 @@ def _anti_spoofing(settings: RuleSettings) -> Chains:
     if settings.allow_spoofing:
         rules.append(Rule((SourcePairIn(SetName.ALLOWED_SOURCES),), Verdict.RETURN, "allowSpoofedSourcePrefixes"))
     rules.append(Rule((), Verdict.DROP, "spoofed source or unknown workload interface"))
-    arriving, leaving = (
-        _untracked(settings, SourceIn(SetName.HOSTS)),
-        _untracked(settings, DestinationIn(SetName.HOSTS)),
-    )
+    arriving, leaving = _untracked(settings, SourceIn), _untracked(settings, DestinationIn)
     return {
         ChainKey(Table.RAW, "PREROUTING"): (*from_workload(settings, SPOOF_CHECK), *arriving),
         SPOOF_CHECK: tuple(rules),
@@ -498,14 +497,14 @@ def _anti_spoofing(settings: RuleSettings) -> Chains:
     }
 
 
-def _untracked(settings: RuleSettings, other_end: Match) -> tuple[Rule, ...]:
+def _untracked(settings: RuleSettings, other_end: type[SourceIn | DestinationIn]) -> tuple[Rule, ...]:
     """Encapsulated flows between nodes are no connections: each would fill conntrack with the hash of an inner one.
 
     Nobody else's VXLAN, and nothing of a workload, which has no node's address: there NAT may be wanted.
     """
     if not (vxlan := _our_vxlan(settings)):
         return ()
-    return (Rule((*vxlan, other_end), NoTrack(), "VXLAN between nodes"),)
+    return tuple(Rule((*vxlan, other_end(nodes)), NoTrack(), "VXLAN between nodes") for nodes in NODES)
 
 
 def _our_vxlan(settings: RuleSettings) -> tuple[Match, ...]:
@@ -564,12 +563,12 @@ def arriving_tunnels(settings: RuleSettings) -> list[Rule]:
     rules: list[Rule] = []
     if vxlan := _our_vxlan(settings):
         rules += [
-            Rule((*vxlan, SourceIn(SetName.HOSTS)), Verdict.ACCEPT, "VXLAN of a node"),
+            *(Rule((*vxlan, SourceIn(nodes)), Verdict.ACCEPT, "VXLAN of a node") for nodes in NODES),
             Rule(vxlan, Verdict.DROP, "VXLAN of nobody in the cluster"),
         ]
     if Tunnel.IPIP in settings.tunnels:
         rules += [
-            Rule((Protocol(IPIP), SourceIn(SetName.HOSTS)), Verdict.ACCEPT, "IPIP of a node"),
+            *(Rule((Protocol(IPIP), SourceIn(nodes)), Verdict.ACCEPT, "IPIP of a node") for nodes in NODES),
             Rule((Protocol(IPIP),), Verdict.DROP, "IPIP of nobody in the cluster"),
         ]
     return rules
@@ -579,9 +578,9 @@ def leaving_tunnels(settings: RuleSettings) -> list[Rule]:
     """What this node sends encapsulated to other nodes: policy of host endpoints is not asked about it, as in Felix."""
     rules: list[Rule] = []
     if vxlan := _our_vxlan(settings):
-        rules.append(Rule((*vxlan, DestinationIn(SetName.HOSTS)), Verdict.ACCEPT, "VXLAN to a node"))
+        rules += [Rule((*vxlan, DestinationIn(nodes)), Verdict.ACCEPT, "VXLAN to a node") for nodes in NODES]
     if Tunnel.IPIP in settings.tunnels:
-        rules.append(Rule((Protocol(IPIP), DestinationIn(SetName.HOSTS)), Verdict.ACCEPT, "IPIP to a node"))
+        rules += [Rule((Protocol(IPIP), DestinationIn(nodes)), Verdict.ACCEPT, "IPIP to a node") for nodes in NODES]
     return rules
 
 
@@ -658,7 +657,7 @@ def _forward(settings: RuleSettings) -> Chains:
 def _nat_outgoing(settings: RuleSettings) -> Chains:
     leaving: list[Match] = [SourceIn(SetName.MASQ_POOLS), DestinationIn(SetName.POOLS, negated=True)]
     if settings.exclude_hosts:
-        leaving.append(DestinationIn(SetName.HOSTS, negated=True))
+        leaving += [DestinationIn(nodes, negated=True) for nodes in NODES]
     if settings.nat_interface:
         name = settings.nat_interface
         leaving.append(OutInterface(name.rstrip("+"), prefix=name.endswith("+")))

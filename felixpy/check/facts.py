@@ -1,10 +1,11 @@
 """Reads what the checks judge. Each fact stands alone: one that cannot be read stays None and is named in ``unread``.
 
-Invariant: reads only; loads no module, writes no file.
+Invariant: reads only; loads no module, writes no file. To other nodes it sends echo requests (``path_mtu``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -14,7 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from felixpy.calc.host import HostAddress
+from felixpy.calc.entry_settings import EntrySettings
+from felixpy.calc.host import Host, HostAddress
+from felixpy.calc.mtu import device_mtu
+from felixpy.calc.overlay import DEVICES
+from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS
+from felixpy.check.path_mtu import Path as NodePath
+from felixpy.check.path_mtu import ask_paths
 from felixpy.config import Settings
 from felixpy.dataplane.host import is_host_interface, read_host
 from felixpy.dataplane.iptables.detect import Facts as FilterFacts
@@ -74,6 +81,7 @@ class Facts:
     rulesets: dict[Family, list[Ruleset]] = field(default_factory=dict)
     kernel_parts: dict[str, bool] = field(default_factory=dict)  # nf_tables, ip_set, nf_conntrack → answers
     peers: dict[str, dict[Family, str]] = field(default_factory=dict)  # node → family → interface, empty: no route
+    paths: list[NodePath] = field(default_factory=list)  # to other nodes, for packets as large as workloads' become
     stream: Stream | None = None
     service_cidrs: tuple[Net, ...] = ()  # of Kubernetes, where its control plane runs on this node
     cluster_cidrs: tuple[Net, ...] = ()
@@ -101,6 +109,7 @@ async def read_facts(settings: Settings, source: Source, seconds: float) -> Fact
         await _try(facts, f"rules of {family}", lambda family=family: _read_rules(facts, family))  # type: ignore[misc]
     await _try(facts, "stream", lambda: _read_stream(facts, source, seconds))
     await _try(facts, "peers", lambda: _read_peers(facts, settings, links))
+    await _try(facts, "paths to other nodes", lambda: _ask_paths(facts, settings))
     return facts
 
 
@@ -234,6 +243,40 @@ async def _read_stream(facts: Facts, source: Source, seconds: float) -> None:
             facts.stream.pools.append(update.resource)
         if isinstance(update.resource, Node):
             facts.stream.nodes[key.name] = update.resource
+
+
+async def _ask_paths(facts: Facts, settings: Settings) -> None:
+    """Send nodes an echo request of the size that packets of workloads have when they leave this node."""
+    if facts.stream is None or "CAP_NET_RAW" not in facts.capabilities:
+        return
+    sizes = {family: _largest(facts, settings, family) for family in FAMILIES}
+    nodes = [
+        (name, family, address.packed)
+        for name, node in sorted(facts.stream.nodes.items())
+        for family in FAMILIES
+        if name != settings.nodename and (address := node.address(family))
+    ]
+    facts.paths = await asyncio.to_thread(ask_paths, nodes, sizes)
+
+
+def _largest(facts: Facts, settings: Settings, family: Family) -> int:
+    """The largest packet between nodes: what the uplink carries, less where every pool's tunnel is set to less."""
+    own = facts.stream.nodes.get(settings.nodename) if facts.stream else None
+    address = own.address(family) if own else None
+    parent = Host(facts.addresses or ()).interface_with(address.packed) if address else None
+    if parent is None or facts.stream is None:
+        return 0
+    entry_settings, sizes = EntrySettings.of(settings), set()
+    for pool in facts.stream.pools:
+        if pool.cidr.family is family and not pool.load_balancer_only:
+            way = TUNNELS.get(pool.encapsulation)
+            tunnel = DEVICES.get((way, family)) if way and pool.encapsulation not in CROSS_SUBNET else None
+            if tunnel is not None:
+                device = device_mtu(tunnel, parent.mtu, entry_settings.mtu_of(tunnel))
+                sizes.add(min(device.mtu + tunnel.overhead, parent.mtu))
+            else:
+                sizes.add(parent.mtu)
+    return max(sizes, default=0)
 
 
 async def _read_peers(facts: Facts, settings: Settings, links: Links) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from felixpy.calc.host import Host
+from felixpy.calc.mtu import Tunnel
 from felixpy.calc.underlay import CROSS_SUBNET
 from felixpy.check.facts import Facts
 from felixpy.check.finding import Finding, Level
@@ -20,6 +21,7 @@ UNIQUE_LOCAL = Net.parse("fc00::/7")
 LINK_LOCAL = (Net.parse("169.254.0.0/16"), Net.parse("fe80::/10"))
 CONNTRACK_SHARE = 0.8
 FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
+TUNNEL_DEVICES = tuple(tunnel.value for tunnel in Tunnel)
 OK, INFO, WARN, FAIL = Level
 
 
@@ -37,6 +39,7 @@ def judge(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> lis
     found += _others(facts)
     found += _host(settings, facts)
     found += _stream(settings, facts)
+    found += _paths(facts)
     found += _pools(facts, families)
     found += [
         Finding(
@@ -275,9 +278,10 @@ def _host(settings: Settings, facts: Facts) -> Iterator[Finding]:
     else:
         yield Finding("rp_filter", OK, f"net.ipv4.conf.all.rp_filter is {value or 'not known'}", why)
     uplinks = {name for name in facts.default_routes.values() if name in facts.mtus}
-    least = min((facts.mtus[name] for name in uplinks), default=0)
+    carrying = uplinks | {name for name in TUNNEL_DEVICES if facts.links.get(name)}
+    least = min((facts.mtus[name] for name in carrying if name in facts.mtus), default=0)
     large = [name for name, mtu in facts.mtus.items() if name.startswith(settings.interface_prefix) and mtu > least]
-    why = "packets larger than the uplink's MTU are lost where path MTU discovery is filtered"
+    why = "packets larger than the MTU of the uplink or a tunnel are lost where path MTU discovery is filtered"
     if least and large:
         fix = f"let the CNI plugin use an MTU of {least}"
         yield Finding("mtu", WARN, f"{len(large)} workload interfaces have more than {least}", why, fix)
@@ -323,6 +327,24 @@ def _stream(settings: Settings, facts: Facts) -> Iterator[Finding]:
             yield Finding("peer.reach", WARN, found, why, fix)
         else:
             yield Finding("peer.reach", OK, f"a route leads to each of {len(facts.peers)} other nodes", why)
+
+
+def _paths(facts: Facts) -> Iterator[Finding]:
+    """Black holes on the way to other nodes."""
+    known = [path for path in facts.paths if path.small]
+    lost = [path for path in known if not path.full]
+    why = "workloads' full packets are that large on their way to other nodes; what is lost there ends connections"
+    if lost:
+        first = lost[0]
+        told = f"a router tells an MTU of {first.told}" if first.told else "nobody tells why: a black hole"
+        found = f"{len(lost)} of {len(known)} nodes get no packet of {first.size} bytes, first {first}: {told}"
+        fix = "raise the MTU of the network between, or lower that of this node's uplink, which tunnels and pods follow"
+        yield Finding("path.mtu", WARN, found, why, fix)
+    elif known:
+        yield Finding("path.mtu", OK, f"{len(known)} of {len(facts.paths)} ways to nodes carry full packets", why)
+    elif facts.paths:
+        found = f"none of {len(facts.paths)} nodes answers echo requests, so what the way carries is not known"
+        yield Finding("path.mtu", INFO, found, why)
 
 
 def _beyond(settings: Settings, facts: Facts) -> list[str]:

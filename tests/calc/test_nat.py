@@ -100,31 +100,34 @@ def test_pools_of_a_family_that_is_off_are_left_out(off: str, left: str) -> None
 # --- hosts ------------------------------------------------------------------------------------------------------
 
 
-def hosts(settings: Settings) -> set[str]:
+def hosts(settings: Settings) -> tuple[set[str], set[str]]:
+    """Members for nodes, and for ExternalNodesCIDRList."""
     nodes = node("n1", "192.0.2.1/24", "2001:db8::1/64"), node("n2", "192.0.2.2/24"), node("n3")
     calculation = calculated(*nodes, settings=settings)
     calculation.calculate({HOST})
-    return members(calculation, SetName.HOSTS)
+    return members(calculation, SetName.HOSTS), members(calculation, SetName.EXTERNAL_HOSTS)
 
 
 @pytest.mark.parametrize(
     ("external", "expected"),
     [
-        ((), {"192.0.2.1", "192.0.2.2", "2001:db8::1"}),
-        (("203.0.113.7",), {"192.0.2.1", "192.0.2.2", "2001:db8::1", "203.0.113.7"}),
-        (("192.0.2.0/24", "192.0.2.128/25"), {"192.0.2.0/24", "2001:db8::1"}),  # covers nodes and itself
-        (("192.0.2.1",), {"192.0.2.1", "192.0.2.2", "2001:db8::1"}),
+        ((), set()),
+        (("203.0.113.7",), {"203.0.113.7"}),
+        (("192.0.2.0/24", "192.0.2.128/25"), {"192.0.2.0/24"}),  # covers nodes and itself
+        (("192.0.2.1",), {"192.0.2.1"}),
         (("0.0.0.0/0", "::/0"), {"0.0.0.0/0", "::/0"}),
-        (("fd00::/8", "fd00::/8"), {"192.0.2.1", "192.0.2.2", "2001:db8::1", "fd00::/8"}),
+        (("fd00::/8", "fd00::/8"), {"fd00::/8"}),
     ],
 )
 def test_nodes_and_external_nodes_are_hosts(external: tuple[str, ...], expected: set[str]) -> None:
-    assert hosts(replace(SETTINGS, external_nodes_cidr_list=nets(*external))) == in_set(SetName.HOSTS, expected)
+    nodes, others = hosts(replace(SETTINGS, external_nodes_cidr_list=nets(*external)))
+    assert nodes == in_set(SetName.HOSTS, {"192.0.2.1", "192.0.2.2", "2001:db8::1"})
+    assert others == in_set(SetName.EXTERNAL_HOSTS, expected)
 
 
 def test_hosts_of_a_family_that_is_off_are_left_out() -> None:
     settings = replace(SETTINGS, ipv6_support=False, external_nodes_cidr_list=nets("fd00::/8"))
-    assert hosts(settings) == in_set(SetName.HOSTS, {"192.0.2.1", "192.0.2.2"})
+    assert hosts(settings) == (in_set(SetName.HOSTS, {"192.0.2.1", "192.0.2.2"}), set())
 
 
 # --- forwarding of the node -------------------------------------------------------------------------------------

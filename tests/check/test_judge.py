@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from felixpy.check import facts as facts_module
 from felixpy.check.facts import Facts, Stream, _kubernetes_cidrs
 from felixpy.check.finding import Finding, Level, exit_code
 from felixpy.check.judge import judge, wanted_families
+from felixpy.check.path_mtu import Path
 from felixpy.config import NFTablesMode, Settings
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.detect import Facts as FilterFacts
@@ -61,6 +61,35 @@ def bad(facts: Facts, settings: Settings = SETTINGS, families: tuple[Family, ...
     wrong = {finding.id: finding for finding in found if finding.level in (Level.WARN, Level.FAIL)}
     assert all(finding.fix for finding in wrong.values())
     return wrong
+
+
+def path(**fields: Any) -> Path:
+    return Path("n2", Family.V4, bytes((172, 31, 0, 2)), 1500, **fields)
+
+
+@pytest.mark.parametrize(
+    ("paths", "level", "words"),
+    [
+        ([path(small=True, full=True)], Level.OK, "1 of 1 ways to nodes carry full packets"),
+        ([path(small=True, full=True), path()], Level.OK, "1 of 2 ways to nodes carry full packets"),
+        ([path()], Level.INFO, "none of 1 nodes answers"),
+        ([path(small=True)], Level.WARN, "get no packet of 1500 bytes, first n2 at 172.31.0.2: nobody tells why"),
+        ([path(small=True, told=1400)], Level.WARN, "a router tells an MTU of 1400"),
+    ],
+)
+def test_ways_that_do_not_carry_full_packets_are_named(paths: list[Path], level: Level, words: str) -> None:
+    facts = good()
+    facts.paths = paths
+    (found,) = [finding for finding in judge(SETTINGS, facts, FAMILIES) if finding.id == "path.mtu"]
+    assert (found.level, words in found.found) == (level, True)
+
+
+def test_a_tunnel_that_carries_less_than_workloads_may_send_is_named() -> None:
+    facts = good()
+    facts.links["vxlan.calico"], facts.mtus["vxlan.calico"] = True, 1450
+    assert bad(facts)["mtu"].found == "1 workload interfaces have more than 1450"
+    facts.mtus["cali1"] = 1450
+    assert bad(facts) == {}
 
 
 def test_a_good_node_has_no_warning() -> None:

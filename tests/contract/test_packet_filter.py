@@ -84,9 +84,8 @@ def test_of_overlapping_prefixes_at_most_the_second_is_refused(packet_filter: Pa
 
 def test_overlaps_in_other_sets_and_a_prefix_for_its_part_are_fine(packet_filter: PacketFilter) -> None:
     wide, inner = pool(packet_filter, 0), pool(packet_filter, 2)
-    assert (
-        write(packet_filter, chains=dict(rules(packet_filter)), add=[wide, pool(packet_filter, 2, SetName.HOSTS)]) == {}
-    )
+    other = pool(packet_filter, 2, SetName.SERVICE_RANGES)
+    assert write(packet_filter, chains=dict(rules(packet_filter)), add=[wide, other]) == {}
     assert write(packet_filter, add=[inner], remove=[wide]) == {} or not isinstance(packet_filter, NftablesFilter)
     assert inner in read(packet_filter).elements
 

@@ -59,9 +59,9 @@ def nets(family: Family) -> st.SearchStrategy[Net]:
 def members(draw: st.DrawFn, family: Family) -> ElementKey:
     name = draw(st.sampled_from(STANDING_SETS))
     net = draw(nets(family))
-    if name.type is SetType.HOST_INTERFACE:
+    if name.type in (SetType.HOST_INTERFACE, SetType.HOST):
         net = Net.host(net.packed)
-    return ElementKey(name, net, "" if name.type is SetType.NET else draw(st.sampled_from(INTERFACES)))
+    return ElementKey(name, net, "" if name.type in (SetType.NET, SetType.HOST) else draw(st.sampled_from(INTERFACES)))
 
 
 async def programmed(packet_filter: NftablesFilter, change: FilterChange) -> FilterState:

@@ -39,7 +39,12 @@ SAMPLE_MEMBERS = {
 
 def one_of_each(family: Family) -> list[ElementKey]:
     host, net = map(Net.parse, SAMPLE_MEMBERS[family])
-    shapes = {SetType.HOST_INTERFACE: (host, "cali1"), SetType.NET_INTERFACE: (net, "cali1"), SetType.NET: (net, "")}
+    shapes = {
+        SetType.HOST_INTERFACE: (host, "cali1"),
+        SetType.NET_INTERFACE: (net, "cali1"),
+        SetType.NET: (net, ""),
+        SetType.HOST: (host, ""),
+    }
     return [ElementKey(name, *shapes[name.type]) for name in STANDING_SETS]
 
 
@@ -190,7 +195,7 @@ def test_the_whole_address_space_as_allowed_source(nftables: NftablesFilter, fam
 @pytest.mark.parametrize("name", STANDING_SETS)
 def test_more_members_than_one_message_holds(nftables: NftablesFilter, family: Family, name: SetName) -> None:
     number = 2 * ELEMENTS_PER_MESSAGE + 1
-    interface = "" if name.type is SetType.NET else "cali23456789abc"
+    interface = "" if name.type in (SetType.NET, SetType.HOST) else "cali23456789abc"
     keys = [ElementKey(name, Net.host((one * 2).to_bytes(family.bits // 8, "big")), interface) for one in range(number)]
 
     async def check() -> None:

@@ -268,9 +268,29 @@ def test_explain_follows_a_packet_through_the_tunnel(lab: Lab) -> None:
     inside("n1", "nft", "add rule ip other c udp dport 4789 drop")
     stopped = lab.felixpy(N1, *asked)
     (verdict,) = [line for line in stopped.splitlines() if line.startswith("verdict ")]
-    assert "dropped by what stops the packet around it: " in verdict and " other chain c: udp dport 4789 drop" in verdict
+    assert (
+        "dropped by what stops the packet around it: " in verdict and " other chain c: udp dport 4789 drop" in verdict
+    )
     inside("n1", "nft", "delete table ip other")
     lab.stop(N1)
     inside("n1", "bridge", "fdb", "del", format_mac(vtep_mac("n2", Family.V4)), "dev", "vxlan.calico")
     unknown = lab.felixpy(N1, *asked)
     assert f"vxlan.calico does not know where {format_mac(vtep_mac('n2', Family.V4))} is" in unknown
+
+
+def test_check_finds_what_swallows_full_packets(lab: Lab) -> None:
+    """The router's link to n3 carries less than everybody's uplink; first it says so, then nobody does."""
+    lab.put_cluster("CrossSubnet", "CrossSubnet")
+
+    def said() -> dict[str, str]:
+        found = json.loads(lab.felixpy(N1, "check", "--json"))
+        return {one["id"]: one["found"] for one in found}
+
+    assert said()["path.mtu"] == "4 of 4 ways to nodes carry full packets"
+    lab.ip("fabric", "link set to-n3 mtu 1400")
+    assert said()["path.mtu"] == (
+        "2 of 4 nodes get no packet of 1500 bytes, first n3 at 10.9.7.3: a router tells an MTU of 1400"
+    )
+    silence = "oifname br0 icmp type destination-unreachable drop; oifname br0 icmpv6 type packet-too-big drop"
+    inside("fabric", "nft", f"table inet silence {{ chain c {{ type filter hook output priority 0; {silence}; }}; }}")
+    assert said()["path.mtu"].endswith("first n3 at 10.9.7.3: nobody tells why: a black hole")

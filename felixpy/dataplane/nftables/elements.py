@@ -74,6 +74,8 @@ def encode(key: Member) -> bytes:
             return nft.element(net.packed + interface, key_end=_last(net) + interface)
         case SetType.NET:
             return _encode_interval(net)
+        case SetType.HOST:
+            return nft.element(net.packed)
         case _:
             raise ValueError(f"{key.set} holds no members of this kind")
 
@@ -113,6 +115,8 @@ def decode_datagram(name: SetName, family: Family, message: Message) -> set[Memb
             return set(tuples(ElementKey, repeat(name), nets, [_interface(key[length:]) for key in keys]))
     if name.type is SetType.HOST and (keys := nft.decode_keys(message, family.bits // 8)) is not None:
         nets = tuples(Net, keys, repeat(family.bits))
+        if name in STANDING_SETS:
+            return set(tuples(ElementKey, repeat(name), nets, repeat("")))
         return set(tuples(MemberKey, repeat(str(name)), nets, repeat(0), repeat(0)))
     return decode(name, family, nft.decode_elements(message))
 
@@ -128,18 +132,21 @@ def decode(name: SetName, family: Family, elements: Iterable[KernelElement]) -> 
         case SetType.HOST_INTERFACE | SetType.NET_INTERFACE:
             return {_pair(name, one, length) for one in elements}
         case SetType.NET:
-            nets = _intervals(family, elements)
-            if name in STANDING_SETS:
-                return {ElementKey(name, net) for net in nets}
-            return {MemberKey(str(name), net) for net in nets}
+            return _in_set(name, _intervals(family, elements))
         case SetType.INTERFACE:
             return {ElementKey(name, ANY_NET[family], _interface(_whole(one))) for one in elements}
         case SetType.HOST:
-            return {MemberKey(str(name), Net.host(_whole(one))) for one in elements}
+            return _in_set(name, (Net.host(_whole(one)) for one in elements))
         case SetType.HOST_PORT:
             return {_address_port(name, _whole(one), length) for one in elements}
         case _:
             assert_never(name.type)
+
+
+def _in_set(name: SetName, nets: Iterable[Net]) -> set[Member]:
+    if name in STANDING_SETS:
+        return {ElementKey(name, net) for net in nets}
+    return {MemberKey(str(name), net) for net in nets}
 
 
 def decode_map(elements: Iterable[KernelElement]) -> dict[int, str]:

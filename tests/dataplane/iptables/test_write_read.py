@@ -92,9 +92,10 @@ def nets(family: Family) -> st.SearchStrategy[Net]:
 def elements(draw: st.DrawFn, family: Family) -> ElementKey:
     name = draw(st.sampled_from(STANDING_SETS))
     net = draw(nets(family))
-    if name.type is SetType.HOST_INTERFACE:
+    if name.type in (SetType.HOST_INTERFACE, SetType.HOST):
         net = Net.host(net.packed)
-    interface = "" if name.type is SetType.NET else draw(st.sampled_from(["cali1", "cali23456789abc", "tap-ü"]))
+    single = name.type in (SetType.NET, SetType.HOST)
+    interface = "" if single else draw(st.sampled_from(["cali1", "cali23456789abc", "tap-ü"]))
     return ElementKey(name, net, interface)
 
 
