@@ -12,12 +12,17 @@ from prometheus_client import Gauge
 
 from felixpy.agent.status import Subject
 from felixpy.calc.entries import MAIN_TABLE, STANDING_SETS
+from felixpy.calc.overlay import DEVICES
+from felixpy.calc.underlay import Way
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.filter_tables import FilterTables
 from felixpy.dataplane.nftables.filter import EVERY_SET
 from felixpy.model.net import Family
-from felixpy.model.resources import POLICY_KINDS, HostEndpoint, Policy, Profile, Tier
+from felixpy.model.resources import POLICY_KINDS, HostEndpoint, Kind, Policy, Profile, ResourceKey, Tier
 from felixpy.observe.metrics import Metrics
+
+TRAVELS = {device.value: way for (way, _), device in DEVICES.items()}
+"""How packets travel through a device; natively through any other."""
 
 IPSET_VERSIONS = {Family.V4: "inet", Family.V6: "inet6"}
 """Felix's values of the label ``ip_version`` where it counts IP sets; elsewhere it says 4 and 6."""
@@ -34,6 +39,7 @@ def sample(agent: Subject) -> None:
     metrics.stream_want.set(agent.stream.want)
     _sample_tables(agent)
     _sample_routing(agent)
+    _sample_ways(agent)
     _sample_filters(agent)
 
 
@@ -76,6 +82,20 @@ def _sample_routing(agent: Subject) -> None:
         metrics.interfaces.labels(name).set(interfaces)
     for durations, spent in ((metrics.route_resyncs, routes.whole), (metrics.route_partial_resyncs, routes.partial)):
         durations.times, durations.seconds = spent.times, spent.seconds
+
+
+def _sample_ways(agent: Subject) -> None:
+    """What leads nowhere is a way without a nexthop: the node's problem says why."""
+    counts: Counter[tuple[Family, str]] = Counter()
+    for key, nexthop in agent.dataplane.nexthops.table.desired.items():
+        counts[key.family, TRAVELS.get(nexthop.interface, Way.NATIVE)] += 1
+    for way in agent.store.ways.all():
+        pool = agent.store.pools.get(ResourceKey(Kind.IP_POOL, way.namespace))
+        if pool is not None:
+            counts[pool.cidr.family, "none"] += not any(agent.calculation.keys_of_part(way))
+    for family in agent.families():
+        for name in (*Way, "none"):
+            agent.metrics.ways.labels(str(family.version), name).set(counts[family, name])
 
 
 def _sample_filters(agent: Subject) -> None:

@@ -141,11 +141,14 @@ class Calculation:
 
     def keys_of(self, thing: ResourceKey) -> Iterable[Key]:
         """Table keys that an object contributes to, a node by all its parts."""
-        keys = self._entries.get(thing, {}).keys()
+        keys = self.keys_of_part(thing)
         if thing.kind is not Kind.NODE:
             return keys
-        ways = self.store.ways.of_node(thing.name)
-        return chain(keys, *(self._entries.get(way, {}).keys() for way in ways))
+        return chain(keys, *map(self.keys_of_part, self.store.ways.of_node(thing.name)))
+
+    def keys_of_part(self, part: ResourceKey) -> Iterable[Key]:
+        """Table keys that an object contributes to without its ways, or that a way does."""
+        return self._entries.get(part, {}).keys()
 
     def owner_of(self, key: Key) -> ResourceKey | None:
         """The object whose value of a key counts."""

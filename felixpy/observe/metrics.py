@@ -201,6 +201,9 @@ class Metrics:
         self.problems = make.gauge("felixpy_problems", "Objects with something wrong.", "kind")
         self.ignored = make.counter("felixpy_ignored", "Unknown kinds, topics and fields in the stream.", "what")
         self.left_out = make.gauge("felixpy_objects_left_out", "Objects beyond MaxObjects.")
+        self.ways = make.gauge(
+            "felixpy_ways", "Ways to other nodes, one for each pool of a node, by how packets travel.", "family", "way"
+        )
         self.workload_mtu = make.gauge("felixpy_workload_mtu_bytes", "MTU that workloads may use; 0: not known yet.")
 
     def _make_cni(self, make: _Maker) -> None:
