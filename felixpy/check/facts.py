@@ -23,6 +23,8 @@ from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS
 from felixpy.check.path_mtu import Path as NodePath
 from felixpy.check.path_mtu import ask_paths
 from felixpy.config import Settings
+from felixpy.dataplane.devices import ALIAS
+from felixpy.dataplane.fdb import VXLAN_DEVICES
 from felixpy.dataplane.host import is_host_interface, read_host
 from felixpy.dataplane.iptables.detect import Facts as FilterFacts
 from felixpy.dataplane.iptables.detect import gather
@@ -73,6 +75,7 @@ class Facts:
     addresses: tuple[HostAddress, ...] | None = None
     links: dict[str, bool] = field(default_factory=dict)  # name → up
     mtus: dict[str, int] = field(default_factory=dict)
+    unsigned_devices: list[str] = field(default_factory=list)  # under names of our VXLAN devices, not signed as ours
     default_routes: dict[Family, str] = field(default_factory=dict)  # family → interface
     advertised: list[str] = field(default_factory=list)  # interfaces of default routes by router advertisement
     workload_gateway: str = ""  # interface that leads to 169.254.1.1
@@ -175,10 +178,17 @@ async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
             facts.mtus[link.name] = int(Path(f"/sys/class/net/{link.name}/mtu").read_text())
         except (OSError, ValueError):
             continue
+    facts.unsigned_devices = [name for name in VXLAN_DEVICES if name in facts.links and not _is_signed(name)]
     facts.addresses = (await read_host(links, settings.interface_prefix)).addresses
     for name in facts.links:
         if is_host_interface(name, settings.interface_prefix):
             _read_sysctl(facts, f"ipv6/conf/{name}/accept_ra")
+
+
+def _is_signed(name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/sys/class/net/{name}/ifalias").read_text().strip() == ALIAS
+    return False
 
 
 async def _read_routes(facts: Facts, links: Links) -> None:

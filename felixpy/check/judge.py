@@ -241,6 +241,10 @@ def _others(facts: Facts) -> Iterator[Finding]:
         yield Finding("owners.felix", FAIL, felix.partition("; ")[0], why, "remove Calico and restart the node")
     elif facts.filter:
         yield Finding("owners.felix", OK, "no Felix programs this node", why)
+    if facts.unsigned_devices:
+        found = f"{' and '.join(facts.unsigned_devices)} of another program, as Felix leaves behind"
+        why = "felixpy takes over what a pool needs, changed in place where it can be, and leaves the rest alone"
+        yield Finding("owners.tunnels", INFO, found, why, "`ip link del` what no program uses any more")
     programs = {
         whose
         for rulesets in facts.rulesets.values()

@@ -84,6 +84,13 @@ def test_ways_that_do_not_carry_full_packets_are_named(paths: list[Path], level:
     assert (found.level, words in found.found) == (level, True)
 
 
+def test_a_device_that_felix_left_is_named() -> None:
+    facts = good()
+    facts.unsigned_devices = ["vxlan.calico"]
+    (found,) = [finding for finding in judge(SETTINGS, facts, FAMILIES) if finding.id == "owners.tunnels"]
+    assert (found.level, found.found) == (Level.INFO, "vxlan.calico of another program, as Felix leaves behind")
+
+
 def test_a_tunnel_that_carries_less_than_workloads_may_send_is_named() -> None:
     facts = good()
     facts.links["vxlan.calico"], facts.mtus["vxlan.calico"] = True, 1450

@@ -137,6 +137,7 @@ def test_another_address_of_a_node_changes_the_device_in_place(lab: Lab) -> None
 def test_what_cannot_be_changed_is_made_anew(lab: Lab) -> None:
     lab.put_cluster("Always", "Never")
     lab.ip("n1", "link add vxlan.calico type vxlan id 1 dstport 8472 local 10.9.0.1 dev eth0")
+    assert "vxlan.calico of another program, as Felix leaves behind" in lab.felixpy(N1, "check")
     lab.start(N1, N2)
     becomes(lambda: lab.reaches(N1, N2, 4), f"IPv4\n{lab.log(N1)[-3000:]}")
     data = device(N1, 4)["linkinfo"]["info_data"]
