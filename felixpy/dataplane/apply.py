@@ -347,6 +347,11 @@ class Dataplane:
                 )
             )
 
+    @property
+    def in_use(self) -> tuple[Failsafe, ...]:
+        """Where the agent itself is told by, which no policy of the node closes."""
+        return self._in_use
+
     def keep_open(self, server: Failsafe) -> None:
         """Take where the agent is told from: no policy closes that, nor where it was told from lately."""
         if server not in self._in_use:

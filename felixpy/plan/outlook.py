@@ -139,7 +139,9 @@ def _view(agent: Subject, seen: Seen, interfaces: Interfaces) -> View:
     host = agent.calculation.host
     own = {one.net.packed for one in host.addresses} | {net.packed for net in host.loopback}
     in_use = agent.calculation.policy.in_use()
-    walk = Walk(in_use, agent.store, agent.settings, Surroundings(own.__contains__, interfaces.to))
+    walk = Walk(
+        in_use, agent.store, agent.settings, Surroundings(own.__contains__, interfaces.to, agent.dataplane.in_use)
+    )
     judgements = {packet: walk.judge(packet) for packet in seen.packets}
     ends = {address for packet in seen.packets for address in (packet.source, packet.destination)}
     return View(

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from felixpy.calc.policy.classes import Direction
+from felixpy.calc.policy.classes import Direction, EndOfTier, HostEndpointChains, HostEndpointKey, TierChains
+from felixpy.calc.policy.host_layout import joined
 from felixpy.calc.policy.walk import Packet, Surroundings, Walk
-from felixpy.config import EndpointToHostAction, Settings
-from felixpy.model.net import parse_address
+from felixpy.calc.rules import RuleSettings, Verdict, desired_chains
+from felixpy.config import EndpointToHostAction, Failsafe, Settings
+from felixpy.model.net import Family, Net, parse_address
 from felixpy.model.parse import parse_resource
 from felixpy.model.resources import Absent, Resource, ResourceKey
 from tests.policy import walk as second
@@ -126,3 +128,28 @@ def test_before_translation_is_judged_by_what_was_dialled() -> None:
     assert not walk.judge(Packet(other, pod, 6, 40000, 80, None, (own, 30080))).allowed
     assert walk.judge(Packet(other, pod, 6, 40000, 80, None, (own, 30081))).allowed
     assert walk.judge(Packet(other, pod, 6, 40000, 80)).allowed
+
+
+def test_what_the_agent_is_told_by_is_never_judged() -> None:
+    node = host_node(host_policy("out", {"action": "Deny"}, direction="egress"))
+    broker = Failsafe(6, 1883, Net.parse(f"{OTHER}/32"))
+    surroundings = Surroundings(lambda address: address == parse_address(NODE), lambda address: "eth0", (broker,))
+    walk = Walk(node.policy.in_use(), node.store, Settings(), surroundings)
+    own, other = parse_address(NODE), parse_address(OTHER)
+    found = {port: walk.judge(Packet(own, other, 6, 40000, port)).allowed for port in (1883, 1884)}
+    assert found == {1883: True, 1884: False}
+
+
+@pytest.mark.parametrize("place", ["hosts-via-in", "hosts-via-out", "hosts-pre", "hosts-raw-in", "hosts-raw-out"])
+def test_an_interface_with_a_host_endpoint_of_its_own_is_never_asked_what_any_other_is(place: str) -> None:
+    """By the rules that the kernel gets: eth0 has a host endpoint that asks nothing there, and ``*`` one that does."""
+    asked = (TierChains("default", EndOfTier.DENY, ("x",), (False,)),)
+    nothing = HostEndpointChains((), (), (), (), (), (), (), (), (), "eth0")
+    everything = nothing._replace(forward_ingress=asked, forward_egress=asked, pre_dnat=asked,
+                                  untracked_ingress=asked, untracked_egress=asked)  # fmt: skip
+    rules = RuleSettings.of(Settings(), Family.V4, nftables=True)
+    hosts = {HostEndpointKey(Family.V4, "eth0"): nothing, HostEndpointKey(Family.V4, "*"): everything}
+    chains = joined(desired_chains(rules), hosts, rules, is_active=False)
+    (chain,) = [found for key, found in chains.items() if getattr(key, "name", "") == place]
+    of_eth0 = [one.action for one in chain if one.matches and getattr(one.matches[0], "name", "") == "eth0"]
+    assert of_eth0 == [Verdict.RETURN]

@@ -11,7 +11,7 @@ policy, so that no policy takes the node off the network or from its broker. Tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from felixpy.calc.policy.classes import HostEndpointChains, HostEndpointKey, TierChains, text_hash
 from felixpy.calc.policy.policy_rules import tier_chains
@@ -121,8 +121,8 @@ def joined(standing: Chains, hosts: Hosts, settings: RuleSettings, *, is_active:
     forward_in = [name for name, host in by_name.items() if host.forward_ingress]
     forward_out = [name for name, host in by_name.items() if host.forward_egress]
     filtering = Table.FILTER
-    chains[ChainKey(filtering, "hosts-in")] = _dispatch("host-in", by_name, settings, incoming=True)
-    chains[ChainKey(filtering, "hosts-out")] = _dispatch("host-out", by_name, settings, incoming=False)
+    chains[ChainKey(filtering, "hosts-in")] = _dispatch("host-in", by_name, by_name, settings, incoming=True)
+    chains[ChainKey(filtering, "hosts-out")] = _dispatch("host-out", by_name, by_name, settings, incoming=False)
     chains[ChainKey(filtering, "failsafe-in")] = _failsafe(settings, incoming=True, untracked=False)
     chains[ChainKey(filtering, "failsafe-out")] = _failsafe(settings, incoming=False, untracked=False)
     hook = ChainKey(filtering, "INPUT")
@@ -134,19 +134,19 @@ def joined(standing: Chains, hosts: Hosts, settings: RuleSettings, *, is_active:
         Rule((), Jump("hosts-out")),
     )
     if forward_in or forward_out:
-        _join_forward(chains, forward_in, forward_out, settings, is_active=is_active)
+        _join_forward(chains, forward_in, forward_out, by_name, settings, is_active=is_active)
     if pre := [name for name, host in by_name.items() if host.pre_dnat]:
         chains[ChainKey(Table.MANGLE, "PREROUTING")] = (
             Rule((CtState.ESTABLISHED,), Verdict.RETURN),
             Rule((is_accepted,), Verdict.RETURN),
             Rule((), Jump("hosts-pre")),
         )
-        chains[ChainKey(Table.MANGLE, "hosts-pre")] = _dispatch("pre", pre, settings, incoming=True)
+        chains[ChainKey(Table.MANGLE, "hosts-pre")] = _dispatch("pre", pre, by_name, settings, incoming=True)
         chains[ChainKey(Table.MANGLE, "failsafe-in")] = _failsafe(settings, incoming=True, untracked=False)
     raw_in = [name for name, host in by_name.items() if host.untracked_ingress]
     raw_out = [name for name, host in by_name.items() if host.untracked_egress]
     if raw_in or raw_out:
-        _join_raw(chains, raw_in, raw_out, settings)
+        _join_raw(chains, raw_in, raw_out, by_name, settings)
     if settings.in_use:
         _keep_in_use(chains, settings)
     return chains
@@ -172,11 +172,17 @@ def _keep_in_use(chains: Chains, settings: RuleSettings) -> None:
 
 
 def _join_forward(
-    chains: Chains, forward_in: list[str], forward_out: list[str], settings: RuleSettings, *, is_active: bool
+    chains: Chains,
+    forward_in: list[str],
+    forward_out: list[str],
+    hosts: Collection[str],
+    settings: RuleSettings,
+    *,
+    is_active: bool,
 ) -> None:
     filtering, accepted = Table.FILTER, settings.marks.accepted
-    chains[ChainKey(filtering, "hosts-via-in")] = _dispatch("via-in", forward_in, settings, incoming=True)
-    chains[ChainKey(filtering, "hosts-via-out")] = _dispatch("via-out", forward_out, settings, incoming=False)
+    chains[ChainKey(filtering, "hosts-via-in")] = _dispatch("via-in", forward_in, hosts, settings, incoming=True)
+    chains[ChainKey(filtering, "hosts-via-out")] = _dispatch("via-out", forward_out, hosts, settings, incoming=False)
     chains[ChainKey(filtering, "via-done")] = (
         *(Rule((OutInterface(prefix, True),), Goto(FORWARD_TO.name)) for prefix in settings.prefixes),
         *no_service_loops(settings),
@@ -199,16 +205,18 @@ def _join_forward(
         chains[done] = (*rules[:-2], Rule((), Jump("hosts-via-out")), *rules[-2:])
 
 
-def _join_raw(chains: Chains, raw_in: list[str], raw_out: list[str], settings: RuleSettings) -> None:
+def _join_raw(
+    chains: Chains, raw_in: list[str], raw_out: list[str], hosts: Collection[str], settings: RuleSettings
+) -> None:
     raw, mask = Table.RAW, settings.marks.mask
     hook = ChainKey(raw, "PREROUTING")
     chains[hook] = (*chains[hook], Rule((), Jump("hosts-raw-in")))
     clear = Rule((), SetMark(0, mask))
-    chains[ChainKey(raw, "hosts-raw-in")] = (clear, *_dispatch("raw-in", raw_in, settings, incoming=True))
+    chains[ChainKey(raw, "hosts-raw-in")] = (clear, *_dispatch("raw-in", raw_in, hosts, settings, incoming=True))
     chains[ChainKey(raw, "failsafe-in")] = _failsafe(settings, incoming=True, untracked=True)
     hook = ChainKey(raw, "OUTPUT")
     chains[hook] = (*chains.get(hook, ()), Rule((), Jump("hosts-raw-out")))
-    chains[ChainKey(raw, "hosts-raw-out")] = (clear, *_dispatch("raw-out", raw_out, settings, incoming=False))
+    chains[ChainKey(raw, "hosts-raw-out")] = (clear, *_dispatch("raw-out", raw_out, hosts, settings, incoming=False))
     chains[ChainKey(raw, "failsafe-out")] = _failsafe(settings, incoming=False, untracked=True)
 
 
@@ -220,14 +228,17 @@ def _chain(place: str, interface: str) -> str:
 
 
 def _dispatch(
-    place: str, interfaces: Mapping[str, object] | list[str], settings: RuleSettings, *, incoming: bool
+    place: str, asking: Collection[str], hosts: Collection[str], settings: RuleSettings, *, incoming: bool
 ) -> tuple[Rule, ...]:
-    """From an interface to its chain; workloads and the loopback are nobody's, and ``*`` has what is left."""
+    """From an interface to its chain; workloads and the loopback are nobody's, and ``*`` has what is left: no interface
+    that has a host endpoint of its own, also if that one asks nothing here."""
     match = InInterface if incoming else OutInterface
     rules = [Rule((match(prefix, True),), Verdict.RETURN) for prefix in settings.prefixes]
     rules.append(Rule((match("lo"),), Verdict.RETURN))
-    rules += [Rule((match(one),), Goto(_chain(place, one))) for one in sorted(interfaces) if one != ANY]
-    if ANY in interfaces:
+    for one in sorted(hosts if ANY in asking else asking):
+        if one != ANY:
+            rules.append(Rule((match(one),), Goto(_chain(place, one)) if one in asking else Verdict.RETURN))
+    if ANY in asking:
         rules.append(Rule((), Goto(_chain(place, ANY))))
     return tuple(rules)
 

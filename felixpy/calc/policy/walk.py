@@ -43,6 +43,7 @@ from felixpy.store.store import Store
 ICMP = {Family.V4: 1, Family.V6: 58}
 WITH_PORTS = frozenset({6, 17, 132})
 FAILSAFE = "failsafe ports"
+OWN = "a connection of the agent itself"
 NOBODY = "no policy asks"
 NO_CLASS = "policy is not known yet"
 
@@ -101,10 +102,12 @@ class InUse(NamedTuple):
 
 class Surroundings(NamedTuple):
     """What the walk has to know besides. ``is_local``: whether an address is the node's own; ``interface_to`` names the
-    interface of the node that an address is behind, empty where none is known."""
+    interface of the node that an address is behind, empty where none is known; ``in_use``: what the agent is told by.
+    """
 
     is_local: Callable[[bytes], bool]
     interface_to: Callable[[bytes], str]
+    in_use: tuple[Failsafe, ...] = ()
 
 
 class Walk:
@@ -166,6 +169,9 @@ class Walk:
         host = self._host(packet, packet.destination)
         if host is None:
             return Judgement(True, ())
+        remote, port = packet.dialled or (packet.destination, packet.port)
+        if _is_one_of(packet, self._surroundings.in_use, remote, port):
+            return _judgement([Decision(Direction.EGRESS, True, end=OWN)])
         early = self._early(packet, host.untracked_egress, Direction.EGRESS)
         if early is not None:
             return _judgement([early])
