@@ -164,6 +164,7 @@ def details(agent: Subject, unserved: Mapping[str, str] = MappingProxyType({})) 
             "remote_endpoints": len(agent.store.remote),
             "policies": sum(len(agent.store.policy[kind]) for kind, holds in POLICY_KINDS.items() if holds is Policy),
             "active_policies": agent.calculation.policy.counts()["policies"],
+            "active_selectors": agent.calculation.policy.counts()["selectors"],
             "open_endpoints": sum(1 for _ in agent.calculation.policy.open_endpoints()),
         },
         "tables": tables,

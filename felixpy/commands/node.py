@@ -190,6 +190,7 @@ def _status_lines(said: Mapping[str, Any]) -> list[str]:
         "left_out": "left out, beyond MaxObjects",
         "remote_endpoints": "endpoints of other nodes",
         "active_policies": "policies in use here",
+        "active_selectors": "selectors that their rules name",
         "open_endpoints": "endpoints open: without profile and policy",
     }
     found = said["objects"].items()
