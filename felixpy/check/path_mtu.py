@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from felixpy.model.net import Family, format_address
 
 MOST_ASKED = 32
-WAIT_S = 1.0
+ROUNDS, WAIT_S = 2, 0.7
+"""How often nodes are asked, and how long they have to answer."""
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, IPV6_DONTFRAG, PMTUDISC_PROBE = 10, 23, 62, 3  # linux/in.h, linux/in6.h
 HEADERS = {Family.V4: 20 + 8, Family.V6: 40 + 8}
 REQUEST, REPLY, TOO_BIG = {Family.V4: 8, Family.V6: 128}, {Family.V4: 0, Family.V6: 129}, {Family.V4: 3, Family.V6: 2}
@@ -55,10 +56,12 @@ def ask_paths(nodes: Iterable[tuple[str, Family, bytes]], sizes: Mapping[Family,
     identifier = os.getpid() & 0xFFFF
     with contextlib.ExitStack() as stack:
         sockets = {family: stack.enter_context(_socket(family)) for family in {path.family for path in paths}}
-        for path in paths:
-            for sequence, size in ((SMALL, 100), (FULL, path.size)):
-                _send(sockets[path.family], path, identifier, sequence, size)
-        _listen(sockets, {path.address: path for path in paths}, identifier)
+        for _ in range(ROUNDS):  # the first packet to a neighbour may only make it known
+            for path in paths:
+                for sequence, size, answered in ((SMALL, 100, path.small), (FULL, path.size, path.full)):
+                    if not answered:
+                        _send(sockets[path.family], path, identifier, sequence, size)
+            _listen(sockets, {path.address: path for path in paths}, identifier)
     return paths
 
 

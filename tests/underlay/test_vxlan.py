@@ -287,7 +287,7 @@ def test_check_finds_what_swallows_full_packets(lab: Lab) -> None:
         found = json.loads(lab.felixpy(N1, "check", "--json"))
         return {one["id"]: one["found"] for one in found}
 
-    assert said()["path.mtu"] == "4 of 4 ways to nodes carry full packets"
+    becomes(lambda: said()["path.mtu"] == "4 of 4 ways to nodes carry full packets", "IPv6 on the links, too")
     lab.ip("fabric", "link set to-n3 mtu 1400")
     assert said()["path.mtu"] == (
         "2 of 4 nodes get no packet of 1500 bytes, first n3 at 10.9.7.3: a router tells an MTU of 1400"
