@@ -67,6 +67,12 @@ class Network:
         if scenario:
             self._note(scenario, first, marks)
 
+    async def settled(self) -> None:
+        """Until the agent has led everybody through a device that was just made, and writes no more."""
+        await asyncio.sleep(SETTLES_S)
+        while any(mark.stage == "sent" for mark in self.subject.marks.read()):  # noqa: ASYNC110 - a file tells
+            await asyncio.sleep(0.5)
+
     def _note(self, scenario: str, published: int, marks: Sequence[Mark]) -> None:
         begin = next(mark.at for mark in marks if mark.stage == "received")
         ends = [mark.at for mark in marks if mark.stage == "acknowledged"]
@@ -179,7 +185,7 @@ async def _nodes(network: Network) -> None:
     families = network.world.families
     for way, (mode, beyond) in WAYS.items():
         await network.change("", peers.pools(families, mode))
-        await asyncio.sleep(SETTLES_S)
+        await network.settled()
         for number in range(network.times):
             one = peers.documents(families, beyond + network.cell.size + number)
             await network.change(f"nodes: one added, {way}", one)
@@ -191,7 +197,7 @@ async def _addresses(network: Network) -> None:
     families, number = network.world.families, network.cell.size
     for way in ("native", "VXLAN"):
         await network.change("", peers.pools(families, WAYS[way][0]))
-        await asyncio.sleep(SETTLES_S)
+        await network.settled()
         for count in (1, BLOCKS):
             await network.change("", peers.documents(families, number, count=count))
             for turn in range(network.times):
