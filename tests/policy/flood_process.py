@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
 from typing import Any
 
+from felixpy.model.net import FAMILIES, Family
+from tests.policy import packets
 from tests.policy.cases import Case, load
 from tests.policy.flood import flood
-from tests.policy.lab import Lab
+from tests.policy.lab import PATIENT_S, Lab
 from tests.policy.vectors import objects_of
 
 CHANGES = 24
@@ -41,12 +44,35 @@ def flapping(number: int) -> dict[str, Any]:
                           egress=[{"action": "Allow"}])  # fmt: skip
 
 
+def established(lab: Lab, case: Case) -> dict[str, list[bool]]:
+    """Whether datagrams pass, by family: while a policy allows them, the answer, without it, and a new flow then."""
+    numbers = itertools.count(1 << 20)
+    allowing = network_policy("udp", selector="app == 'db'", ingress=[{"action": "Allow", "protocol": "UDP"}])
+    found: dict[str, list[bool]] = {}
+
+    def passes(source: str, destination: str, ports: tuple[int, int], family: Family) -> bool:
+        ends, number = [case.address(name, family) for name in (source, destination)], next(numbers)
+        lab.put(source, packets.packet(ends[0], ends[1], packets.UDP, ports, number), family)
+        return (number, destination) in lab.arrived(PATIENT_S)
+
+    lab.tell({"do": "apply", "put": [allowing]})
+    for family in FAMILIES:
+        there, back = passes("x/a", "x/b", (41000, 90), family), passes("x/b", "x/a", (90, 41000), family)
+        found[str(family)] = [there, back]
+    lab.tell({"do": "apply", "drop": [["NetworkPolicy", "udp", "x"]]})
+    for family in FAMILIES:
+        found[str(family)] += [passes("x/a", "x/b", (port, 90), family) for port in (41000, 41001)]
+    return found
+
+
 def main(backend: str) -> None:
     base = next(case for case in load() if case.name.startswith("001"))
     case = Case(base.name, base.topology, (keeping([80]),), base.matrices)
     with tempfile.TemporaryFile("w+") as log, Lab(case, log) as lab:
         lab.tell({"do": "start", "backend": backend})
         lab.tell({"do": "apply", "put": list(objects_of(case).values())})
+
+        flows = established(lab, case)
 
         def change(number: int) -> None:
             kind = number % 6
@@ -59,7 +85,7 @@ def main(backend: str) -> None:
 
         counts = flood(lab, case, change, changes=CHANGES, batches=BATCHES)
     print(json.dumps({"allowed": len(counts.allowed), "denied": len(counts.denied), "lost": counts.lost,
-                      "leaked": counts.leaked, "arrived": len(counts.arrived)}))  # fmt: skip
+                      "leaked": counts.leaked, "arrived": len(counts.arrived), "flows": flows}))  # fmt: skip
 
 
 if __name__ == "__main__":

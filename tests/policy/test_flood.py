@@ -22,3 +22,8 @@ def test_no_change_of_policy_opens_or_closes_wrongly_in_between(backend: str) ->
     assert counts["allowed"] > LEAST
     assert counts["denied"] > LEAST
     assert (counts["leaked"], counts["lost"]) == (0, 0), counts
+    for family in (
+        "IPv4",
+        "IPv6",
+    ):  # an established flow goes on without the policy that allowed it, a new one does not
+        assert counts["flows"][family] == [True, True, True, False], counts["flows"]

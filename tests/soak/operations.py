@@ -24,6 +24,7 @@ from felixpy.demo.run import BACKENDS
 from felixpy.demo.topology import NODES, PodSpec
 from felixpy.model.net import Family
 from tests.behaviour.world import topic
+from tests.soak.policies import Policies
 
 WORKLOADS = 6
 ADDRESSES = 8
@@ -74,6 +75,7 @@ class Operations:
         """Agents that were found dead although nobody had killed them, with the end of their logs."""
         self._agents_due: set[str] = set()
         self._foreign = 0
+        self.policies = Policies(lab, rng)
         self.every: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "publish endpoint": (30, self.publish_endpoint),
             "delete endpoint": (12, self.delete_endpoint),
@@ -83,6 +85,7 @@ class Operations:
             "publish node": (12, self.publish_node),
             "delete node": (5, self.delete_node),
             "flap uplink": (5, self.flap_uplink),
+            "change policy": (20, self.policies.change),
             "flap": (10, self.flap),
             "replace interface": (6, self.replace_interface),
             "drift": (20, self.drift),
@@ -130,6 +133,7 @@ class Operations:
         of_node3, tunnels = of_third_node(self.lab), crossing(self.lab)
         for document in (*lab_resources(self.lab.mode, self.lab.pods), *of_node3, *tunnels):
             await self.put(document)
+        await self.policies.publish_all()
         await self._add_foreign()
         for node in AGENTS:
             await self.start_agent(node)
@@ -343,3 +347,4 @@ class Operations:
         await lab.start_broker()
         for document in list(self.published.values()):
             await self.put(document)
+        await self.policies.publish_all()

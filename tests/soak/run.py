@@ -98,6 +98,14 @@ class Soak:
             for name, targets in pairs.items()
         ]
 
+        guarded, senders = (P1A, P2A), {"p1b": (P1A, P2A), "p2a": (P1A,), "p1a": (P2A,)}
+        for pod in guarded:
+            own = [f"silence={pod.addresses[family]}" for family in lab.families]
+            self.traffic.append(Traffic(lab.hosts[pod.name], own))
+        for name, to in senders.items():
+            flows = [f"refused={pod.addresses[family]}" for pod in to for family in lab.families]
+            self.traffic.append(Traffic(lab.hosts[name], flows))
+
     async def run(self, seconds: float) -> None:
         await self.operations.begin()
         await asyncio.gather(*(one.start() for one in self.traffic))

@@ -1,9 +1,10 @@
 """Live traffic from one host of the lab until standard input ends; every second one JSON line with what became of it.
 
 Flows are given as arguments, ``kind=address``: ``stream`` (one TCP connection that stays), ``datagrams`` (one UDP
-socket that stays), ``connections`` (a new TCP connection each time). A question is asked again only after its answer,
-so ``lost`` counts questions; a TCP segment that the kernel had to send again is lost too, unless it was answered
-twice. Imports the standard library only: it runs as a plain file inside a namespace.
+socket that stays), ``connections`` (a new TCP connection each time); ``refused`` (datagrams that no policy allows, each
+of a socket of its own) and ``silence`` (who listens for those: each that arrives counts as lost). A question is asked
+again only after its answer, so ``lost`` counts questions; a TCP segment that the kernel had to send again is lost too,
+unless it was answered twice. Imports the standard library only: it runs as a plain file inside a namespace.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass, field
 
 PORT = 7000
+REFUSED_PORT = 7001
 PATIENCE_S = 30.0
 PAUSE_S = 0.02
 CONNECTION_PAUSE_S = 0.05
@@ -121,7 +123,38 @@ def connections(address: str, count: Count) -> None:
         time.sleep(CONNECTION_PAUSE_S)
 
 
-KINDS = {"stream": stream, "datagrams": datagrams, "connections": connections}
+def refused(address: str, count: Count) -> None:
+    """Send what must not arrive; that nobody answers is no loss."""
+    while True:
+        with socket.socket(family_of(address), socket.SOCK_DGRAM) as flow:
+            try:
+                flow.sendto(b"refused", (address, REFUSED_PORT))
+                count.sent += 1
+            except OSError:
+                pass  # refused by the kernel of this very host: as good as not arrived
+        time.sleep(CONNECTION_PAUSE_S)
+
+
+def silence(address: str, count: Count) -> None:
+    """Hear what must not arrive; ``sent`` counts how often nothing did."""
+    with socket.socket(family_of(address), socket.SOCK_DGRAM) as flow:
+        flow.bind((address, REFUSED_PORT))
+        flow.settimeout(1.0)
+        while True:
+            try:
+                _, sender = flow.recvfrom(256)
+                count.missed(f"arrived from {sender[0]} although every policy denies it")
+            except TimeoutError:
+                count.sent += 1
+
+
+KINDS = {
+    "stream": stream,
+    "datagrams": datagrams,
+    "connections": connections,
+    "refused": refused,
+    "silence": silence,
+}
 
 
 def main() -> None:
