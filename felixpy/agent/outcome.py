@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.config import LiveSettings
 from felixpy.dataplane.apply import Dataplane
-from felixpy.model.resources import Kind, ResourceKey, Update
+from felixpy.model.resources import Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.problems import Problems
@@ -87,7 +87,8 @@ class Outcome:
             self._invalid[key] = update.error
         else:
             self._invalid.pop(key, None)
-        if key.kind is Kind.WORKLOAD_ENDPOINT and update.resource is not None:
+        resource = update.resource
+        if isinstance(resource, WorkloadEndpoint) and self._calculation.store.local(resource):
             self._arrivals[key] = update
         else:
             self._arrivals.pop(key, None)

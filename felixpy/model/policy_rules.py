@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import Family, Net, quote
@@ -160,7 +161,13 @@ def endpoint_ports(objects: Iterable[EndpointPortObject], field: str) -> tuple[E
             raise InvalidResource(f"{quote(port.port)} must be from 1 to 65535", field=f"{field}[{index}].port")
         if port.name:
             found.append(EndpointPort(port.name, protocol, port.port))
-    return tuple(found)
+    return _shared(tuple(found))
+
+
+@lru_cache(1 << 12)
+def _shared(ports: tuple[EndpointPort, ...]) -> tuple[EndpointPort, ...]:
+    """One object for ports that are equal: pods of a deployment are many."""
+    return ports
 
 
 def _icmp(raw: IcmpObject | None, field: str) -> Icmp | None:

@@ -145,15 +145,15 @@ def key_of(topic: str) -> ResourceKey | None:
 
 
 def key_on(topic: str, node: str) -> ResourceKey | None:
-    """Key under which a node takes what is at a topic: of another node's endpoint, that node's name is part of it.
+    """Key under which a node takes what is at a topic: of another node's endpoint, the topic itself.
 
-    Nothing keeps publishers from one name on two nodes, and an endpoint that moves is at two topics for a while.
+    Nothing keeps publishers from one name on two nodes, and an endpoint that moves is at two topics for a while. The
+    text is the snapshot's own, so that a key of a hundred thousand endpoints costs no text of its own.
     """
-    key = key_of(topic)
-    if key is None or key.kind not in OF_A_NODE:
-        return key
-    other = unescape(topic.split("/", 2)[1])
-    return key if other == node else key._replace(name=f"{other}/{key.name}")
+    segment, _, rest = topic.partition("/")
+    if segment in NODE_SEGMENTS and rest.partition("/")[0] != escape(node):
+        return ResourceKey(_KIND_AT[segment,], topic) if key_of(topic) else None
+    return key_of(topic)
 
 
 def is_too_long(topic: str) -> bool:

@@ -86,3 +86,18 @@ def test_an_endpoint_beyond_the_last_class_is_an_error_that_names_the_mask_until
             await one.endpoint_is(f"e{last}", "up")
 
     asyncio.run(scenario())
+
+
+def test_of_endpoints_of_other_nodes_nothing_is_kept_but_what_policies_look_at(broker: Broker) -> None:
+    async def scenario() -> None:
+        async with running(broker, NFTABLES) as one:
+            others = [endpoint(f"o{number}", number, node="n2") for number in range(3, 8)]
+            await one.stream.put(*POOLS, GOOD, *others)
+            await one.in_sync()
+            await one.endpoint_is("good", "up")
+            await one.until(lambda: len(one.agent.store.remote) == len(others), "the others")
+            await one.quiet()
+            assert one.agent.outcome._arrivals == {}
+            assert one.agent.store.endpoints.keys() == one.agent.outcome.reported.keys()
+
+    asyncio.run(scenario())

@@ -1,8 +1,9 @@
 """Run cases of policy from a folder through the real agent, on real packets: all pairs, both families.
 
-    python -m tests.policy.vectors FOLDER --backend nftables|legacy|nft [--family 4|6] [--only PATTERN]
+    python -m tests.policy.vectors FOLDER --backend nftables|legacy|nft [--family 4|6] [--only CASES] [--twice CASES]
 
-Each case runs twice: from the state that the one before has left, and from scratch with an agent that has just started.
+Each case runs twice: from the state that the one before has left, and, if ``--twice`` names it, from scratch with an
+agent that has just started.
 Exits with 0 if the kernel decides each cell as the case says, else prints the cells that differ. Needs root; everything
 happens in namespaces of this process's own.
 """
@@ -101,8 +102,10 @@ class Runner:
         return self._lab
 
 
-def run(folder: Path, backend: str, families: Sequence[int], pattern: str, say: Any = print) -> Outcome:
-    """Run a folder of cases both ways."""
+def run(
+    folder: Path, backend: str, families: Sequence[int], pattern: str, twice: str = "*", say: Any = print
+) -> Outcome:
+    """Run a folder of cases, those of the names ``twice`` both ways."""
     cases = [case for case in load(folder) if fnmatch(case.name, pattern)]
     outcome = Outcome()
     with tempfile.TemporaryFile("w+") as log:
@@ -110,7 +113,8 @@ def run(folder: Path, backend: str, families: Sequence[int], pattern: str, say: 
         try:
             for from_scratch in (False, True):
                 way = "from scratch" if from_scratch else "from the state before"
-                for case, wrong, words in runner.run(cases, from_scratch=from_scratch):
+                some = [case for case in cases if fnmatch(case.name, twice)] if from_scratch else cases
+                for case, wrong, words in runner.run(some, from_scratch=from_scratch):
                     outcome.cells += sum(cell.probe.family.version in families for cell in case.cells())
                     lines = [*_told(wrong), *([words] if words else [])]
                     outcome.differences += [f"{case.name} ({backend}, {way}): {line}" for line in lines]
@@ -138,10 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=("nftables", "legacy", "nft"), required=True)
     parser.add_argument("--family", type=int, choices=(4, 6), help="ask for one family alone")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="cases of this name, such as 03*")
+    parser.add_argument("--twice", default="*", metavar="PATTERN", help="cases that also run from scratch; all")
     asked = parser.parse_args(arguments)
     began = time.monotonic()
     families = [asked.family] if asked.family else [4, 6]
-    outcome = run(asked.folder, asked.backend, families, asked.only)
+    outcome = run(asked.folder, asked.backend, families, asked.only, asked.twice)
     for line in outcome.differences if not outcome.cells else ():
         print(line)
     seconds = time.monotonic() - began

@@ -45,7 +45,7 @@ def endpoint(node: str, number: int) -> tuple[str, dict[str, Any]]:
         "pod": f"pod-{number}",
         "endpoint": "eth0",
         "interfaceName": f"cali{number:011x}",
-        "ipNetworks": [f"10.{address}/32", f"fd00:48::{number:x}/128"],
+        "ipNetworks": [f"10.{address}/32", f"fd00:48::{number >> 16:x}:{number & 65535:x}/128"],
         "profiles": [f"kns.{namespace}", f"ksa.{namespace}.default"],
         "ports": [{"name": "web", "protocol": "TCP", "port": 80}],
     }

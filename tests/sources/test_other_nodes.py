@@ -165,8 +165,11 @@ def test_a_message_looks_at_no_other_nodes_scope(monkeypatch: pytest.MonkeyPatch
     ("topic", "expected"),
     [
         ("wep/n1/ns/w", ResourceKey(Kind.WORKLOAD_ENDPOINT, "w", "ns")),
-        ("wep/n2/ns/w", ResourceKey(Kind.WORKLOAD_ENDPOINT, "n2/w", "ns")),
-        ("hep/n2/eth0", ResourceKey(Kind.HOST_ENDPOINT, "n2/eth0")),
+        ("wep/n2/ns/w", ResourceKey(Kind.WORKLOAD_ENDPOINT, "wep/n2/ns/w")),
+        ("hep/n2/eth0", ResourceKey(Kind.HOST_ENDPOINT, "hep/n2/eth0")),
+        ("wep/n2/ns", None),
+        ("wep/n2/ns/", None),
+        ("hep/n2/eth0/more", None),
         ("ippool/a", ResourceKey(Kind.IP_POOL, "a")),
         ("nonsense/a", None),
     ],
@@ -185,7 +188,7 @@ CLUSTER = {
     "wep/n1/default/w": endpoint("w"),
     "wep/n2/default/w": endpoint("w", node="n2", address="10.0.0.2"),
 }
-PEER = wep_key("n2/w")
+PEER = ResourceKey(Kind.WORKLOAD_ENDPOINT, "wep/n2/default/w")
 
 
 def test_endpoints_of_other_nodes_come_beside_the_own_ones_and_go(tmp_path: Path) -> None:
@@ -201,7 +204,7 @@ def test_endpoints_of_other_nodes_come_beside_the_own_ones_and_go(tmp_path: Path
             await sink.until(lambda: wep_key("x") in sink.held and PEER not in sink.held)
             assert wep_key("w") in sink.held
             await put(broker, {"wep/n2/default/bad": b"{}", "wep/n2/default/z": endpoint("z", node="n2")})
-            await sink.until(lambda: wep_key("n2/z") in sink.held)
+            await sink.until(lambda: PEER._replace(name="wep/n2/default/z") in sink.held)
             assert sink.errors == {}
 
     with running(tmp_path) as broker:
