@@ -47,6 +47,11 @@ TOLD_BY_BACKEND = {
     "legacy": TOLD,
     "nft": NFT_VARIANT_TOLD | NFT_TOLD,
 }
+NO_TRANSLATION = ("a table deleted", "every rule of the node flushed")
+TRANSLATED = "stream p1a → ext"
+"""Without any NAT chain the kernel translates no packet, of old connections neither. What the other side sends until
+the chain is back, the node answers itself, with a reset: that stream is over. Those to come are not.
+"""
 IPSETS_UNTOLD = {
     "members deleted": "ipset flush fpy4-from-workload; ipset flush fpy6-to-workload",
     "pools deleted": "ipset flush fpy4-masq-pools; ipset flush fpy6-masq-pools",
@@ -73,9 +78,11 @@ async def test_flows_recover_at_the_next_comparison_where_the_kernel_tells_nothi
 
 
 async def recover(world: TrafficWorld, drifts: dict[str, str]) -> None:
+    broken = None
     async with world.traffic() as traffic:
         for what, command in drifts.items():
+            broken = TRANSLATED if what in NO_TRANSLATION else broken
             await world.node1.run("sh", "-ec", command)
-            print(f"{world.backend}: {what}: {await traffic.recovers()}")
+            print(f"{world.backend}: {what}: {await traffic.recovers(without=broken)}")
     code, plan = await world.plan()
     assert code == 0, plan

@@ -223,12 +223,12 @@ class Lab:
         for spec in specs:
             agent = self.agents.pop(spec.name)
             agent.kill() if kill else agent.terminate()
-            agent.wait(30)
+            agent.wait()
 
     def close(self) -> None:
         for agent in self.agents.values():
             agent.kill()
-            agent.wait(30)
+            agent.wait()
         for name in ("fabric", *(s.name for s in self.specs), *(f"w{s.number}" for s in self.specs)):
             subprocess.run(["ip", "netns", "del", name], check=False)
         self._folder.cleanup()
