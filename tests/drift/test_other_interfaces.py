@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,6 +30,13 @@ class Readings:
         return self.world.agent.dataplane.socket.dumps_sent
 
 
+def at_rest() -> bool:
+    """The kernel has told all of what was made before: carriers, and the end of duplicate address detection."""
+    links = json.loads(sh("ip -j address show"))
+    words = {one.get("tentative", False) for link in links for one in link["addr_info"]}
+    return words == {False} and all(link["operstate"] in ("UP", "UNKNOWN") for link in links)
+
+
 @asynccontextmanager
 async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readings]:
     names = ("Route", "Interface", "NFTables")
@@ -45,7 +53,9 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readings]:
             return await read_kernel()
 
         await world.until(lambda: not world.agent.comparisons.is_asked)
-        await asyncio.sleep(0.5)  # the first comparison, and duplicate address detection of what was made before
+        await world.until(at_rest)
+        await asyncio.sleep(0.2)  # the agent hears of it
+        await world.until(lambda: not world.agent.configuration.host_due)
         monkeypatch.setattr(configuration, "read_host", counted_host)
         monkeypatch.setattr(world.agent.configuration, "read_kernel", counted_kernel)
         yield readings

@@ -31,15 +31,14 @@ spec: {{cidr: 10.{number}.0.0/16}}
 @pytest.fixture
 def broker(network: None, tmp_path: Path) -> Iterator[Broker]:
     passwords = tmp_path / "passwords"
-    passwords.touch()
-    for user in USERS:
-        subprocess.run(["mosquitto_passwd", "-b", str(passwords), user, "secret"], check=True, capture_output=True)
+    passwords.write_text("".join(f"{user}:secret\n" for user in USERS))
+    subprocess.run(["mosquitto_passwd", "-U", str(passwords)], check=True, capture_output=True)
     config = ("allow_anonymous false", f"password_file {passwords}", f"acl_file {ACL}")
     with running(tmp_path, config) as process:
-        for number, node in enumerate(("n1", "n2"), 1):
-            (tmp_path / "x.yaml").write_text(ENDPOINT.format(node=node, number=number))
-            done = felixpy("apply", "-f", str(tmp_path / "x.yaml"), env=as_user(process, "publisher"))
-            assert done.code == 0, done
+        endpoints = [ENDPOINT.format(node=node, number=number) for number, node in enumerate(("n1", "n2"), 1)]
+        (tmp_path / "x.yaml").write_text("---".join(endpoints))
+        done = felixpy("apply", "-f", str(tmp_path / "x.yaml"), env=as_user(process, "publisher"))
+        assert done.code == 0, done
         yield process
 
 
