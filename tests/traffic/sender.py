@@ -5,7 +5,8 @@ with one JSON report of what happened since the report before. Ends with its sta
 (``python -I -S sender.py``) against the responders of the lab.
 
 Loss is never told from a clock, so that a slow machine loses nothing: a stream and a connection lose what the kernel
-says it has sent again (TCP_INFO), a datagram flow what stays unanswered.
+says it has sent again (TCP_INFO), but for what the other side says it had already (RFC 2883): that was late only. A
+datagram flow loses what stays unanswered.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ CONNECTION_TIMEOUT_S = 10.0
 SETTLE_S = 1.0
 """How long a report waits for answers that are on their way, on a machine that has nothing else to do."""
 
-TOTAL_RETRANSMITS = 100
-"""Offset of ``tcpi_total_retrans`` in ``struct tcp_info`` (linux/tcp.h)."""
+TOTAL_RETRANSMITS, DUPLICATES, INFO_BYTES = 100, 216, 224
+"""Offsets of ``tcpi_total_retrans`` and ``tcpi_dsack_dups`` in ``struct tcp_info`` (linux/tcp.h); bytes to ask for."""
 
 
 def family_of(address: str) -> socket.AddressFamily:
@@ -35,8 +36,10 @@ def family_of(address: str) -> socket.AddressFamily:
 
 
 def retransmits(connection: socket.socket) -> int:
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    return int(struct.unpack_from("=I", info, TOTAL_RETRANSMITS)[0])
+    """Segments that were sent again and had not arrived."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)
+    (again,), (duplicates,) = (struct.unpack_from("=I", info, offset) for offset in (TOTAL_RETRANSMITS, DUPLICATES))
+    return max(0, int(again) - int(duplicates))
 
 
 def settle_seconds() -> float:
@@ -177,8 +180,8 @@ class Stream(Flow):
         while self.waits and not self.error and time.monotonic() < until:
             self.tick()
         resent = retransmits(self.socket) if self.socket else 0
-        self.lost = resent - self.known + self.waits + bool(self.error)
-        self.known = resent
+        self.lost = max(0, resent - self.known) + self.waits + bool(self.error)
+        self.known = max(resent, self.known)
 
     def clear(self) -> None:
         error = getattr(self, "error", "")
