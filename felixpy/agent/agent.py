@@ -36,6 +36,7 @@ from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Doubts, Watch
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import Kind, ResourceKey, Update
+from felixpy.node.record import Record
 from felixpy.observe.endpoint_files import EndpointFiles
 from felixpy.observe.endpoint_folders import Folders
 from felixpy.observe.metrics import Metrics
@@ -105,6 +106,11 @@ class Agent:
             on_settings=self._take_settings, on_filters=self._begin_anew, leftovers=self.leftovers,
         )  # fmt: skip
         self.complete = False
+        self.record = Record()
+        """What this node says of itself. Whoever is to tell it waits for ``own_changed``, and says that it has told it
+        by ``introduced``: until then, if it ``introduces_itself``, nothing counts as complete."""
+        self.own_changed = asyncio.Event()
+        self.introduces_itself = False
         self.known = asyncio.Event()
         """Set once the snapshot is complete and its settings are taken."""
         self.ready: dict[Family, bool] = {}
@@ -154,6 +160,11 @@ class Agent:
     def will_ask(self, peer: bytes, port: int) -> None:
         """A source is about to connect, or connected: no policy of ours stands in the way."""
         self._servers.append(Failsafe(TCP, port, Net.host(peer)))
+        self._wake_up()
+
+    def leave_alone(self, destinations: tuple[Net, ...]) -> None:
+        """Take what ip-masq-agent's file says of destinations that keep their source."""
+        self.configuration.leave_alone(destinations)
         self._wake_up()
 
     def ignored(self, what: str) -> None:
@@ -352,6 +363,7 @@ class Agent:
         if not self._pending:
             self._pending = {}  # an emptied dictionary keeps its size, and to walk over it costs that
         dirty: set[ResourceKey] = set()
+        host = self.calculation.host
         for interface, up in self.dataplane.take_links().items():
             dirty |= self.store.link(interface, up=up)
         for update in updates:
@@ -368,6 +380,9 @@ class Agent:
             self.dataplane.keep_open(self._servers.pop(0))
         completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
         completes = completes and not self.doubt()
+        if self._own_node in dirty or (completes and self.introduces_itself):
+            self.own_changed.set()
+        completes = completes and not self.introduces_itself
         if (completes or self.configuration.due) and time.monotonic() >= self.configuration.retry_at:
             self.complete = self.complete or completes
             self.configuration.settings_due |= completes
@@ -382,6 +397,14 @@ class Agent:
                 self.dataplane.want(self.calculation.complete())
             if self.complete:
                 self.known.set()
+        if self.calculation.host is not host:
+            self.own_changed.set()
+
+    def introduced(self) -> None:
+        """This node has said what it is, for the first time or anew."""
+        if self.introduces_itself:
+            self.introduces_itself = False
+            self._wake_up()
 
     def _take(self, update: Update) -> set[ResourceKey]:
         key = update.key
@@ -448,6 +471,7 @@ class Agent:
         self.mtu_file.set(mtu)
         if mtu != self.mtu:
             self.mtu = mtu
+            self.own_changed.set()
             self.metrics.workload_mtu.set(mtu)
             self._telling.is_due = True
 

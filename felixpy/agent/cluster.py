@@ -10,20 +10,37 @@ an API server that is away or refuses is one line in the log, and asked again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import yaml
 
+from felixpy.agent.tunnel_addresses import KINDS
+from felixpy.calc.mtu import Tunnel
+from felixpy.ipam.assignment import NoAddress
 from felixpy.kubernetes.client import CONFLICT, FORBIDDEN, NOT_FOUND, STRATEGIC_PATCH, Api, ApiError
-from felixpy.kubernetes.nodes import ADDRESS_ANNOTATION, KubernetesNode, NodeCondition, decode_own_node
+from felixpy.kubernetes.nodes import (
+    ADDRESS_ANNOTATION,
+    CALICO,
+    KubernetesNode,
+    NodeCondition,
+    NodeStatus,
+    decode_own_node,
+    node_facts,
+)
 from felixpy.model.invalid import UNREADABLE
-from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.model.net import FAMILIES, Family, Net, format_address
+from felixpy.node.detection import Surroundings
+from felixpy.node.interfaces import read_surroundings
+from felixpy.node.own_addresses import OwnAddresses, read_variables
 from felixpy.node.pools import NAMES, PoolSettingError, default_pools
 from felixpy.standing import Standing
 
@@ -32,6 +49,7 @@ RETRY_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 300.0
 """How often the node's object is read to see whether somebody took away what we wrote."""
 
+ADDRESSES = "the node's addresses are not as IP and IP6 say"
 CONDITION, REASON, MESSAGE = "NetworkUnavailable", "FelixpyIsUp", "felixpy programs the network of this node"
 POOLS = "/apis/projectcalico.org/v3/ippools"
 KUBEADM = "/api/v1/namespaces/kube-system/configmaps/kubeadm-config"
@@ -49,6 +67,11 @@ class View:
     families: Callable[[], Collection[Family]]
     pool_families: Callable[[], Collection[Family]]
     """Families that have a pool."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the node's own object, its interfaces or the tunnels that pools need have changed."""
+    tunnels: Callable[[], Awaitable[Mapping[Tunnel, bytes]]] | None = None
+    """Gives addresses of this node's tunnels; None if felixpy gives none here."""
+    surroundings: Callable[[], Surroundings] = read_surroundings
 
 
 class ClusterNode:
@@ -62,6 +85,8 @@ class ClusterNode:
         self._view = view
         self._any_pool = any_pool
         self._environment = environment
+        self._variables = read_variables(environment)
+        self._own_addresses = OwnAddresses(node, self._variables)
         self._standing = Standing(level="warning")
 
     async def run(self) -> None:
@@ -70,8 +95,11 @@ class ClusterNode:
         await self._insist("default pools cannot be made", self.make_pools)
         await _until(self._view.is_ready)
         while True:
+            self._view.changed.clear()
             await self._insist("the node's status cannot be written", self.tell)
-            await asyncio.sleep(LOOK_AGAIN_SECONDS * random.uniform(0.8, 1.2))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN_SECONDS * random.uniform(0.8, 1.2)):
+                    await self._view.changed.wait()
 
     async def _insist(self, what: str, action: Callable[[], Any]) -> None:
         while True:
@@ -79,7 +107,7 @@ class ClusterNode:
                 await action()
                 self._standing.works(what)
                 return
-            except (ApiError, PoolSettingError) as error:
+            except (ApiError, PoolSettingError, NoAddress, OSError) as error:
                 self._standing.fails(what, str(error))
             await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
 
@@ -89,15 +117,35 @@ class ClusterNode:
         """Write what the node's object lacks; nothing if it lacks nothing.
 
         Raises:
-            ApiError
+            ApiError, NoAddress, OSError
         """
         try:
             node = decode_own_node(await self._api.request("GET", self._path))
         except UNREADABLE as error:
             raise ApiError(0, f"{self._path}: not a node: {error}") from None
-        patch = node_patch(node, list(self._view.addresses()), datetime.now(UTC))
+        tunnels = await self._view.tunnels() if self._view.tunnels is not None else None
+        chosen = await self._chosen(node)
+        patch = node_patch(node, list(self._view.addresses()), datetime.now(UTC), chosen, tunnels)
         if patch:
             await self._api.request("PATCH", f"{self._path}/status", patch, content_type=STRATEGIC_PATCH)
+
+    async def _chosen(self, node: KubernetesNode) -> dict[Family, Net | None]:
+        """What Calico's variables say of the families that they speak of; none: nothing is to be told."""
+        variables = self._variables
+        families = [one for one in self._view.families() if variables.wanted[one] or variables.methods[one]]
+        if not families:
+            return {}
+        internal = [entry.address for entry in node.status.addresses or () if entry.type == "InternalIP"]
+        around = replace(await asyncio.to_thread(self._view.surroundings), internal_ips=internal)
+        told = node_facts(msgspec.structs.replace(node, status=NodeStatus())).node  # by its annotations alone
+        found, problems, _ = await asyncio.to_thread(
+            self._own_addresses.find, families, None, told, around, time.monotonic()
+        )
+        if problems:
+            self._standing.fails(ADDRESSES, "; ".join(problems))
+        else:
+            self._standing.works(ADDRESSES)
+        return {family: found.get(family) for family in families}
 
     # --- pools -------------------------------------------------------------------------------------------------
 
@@ -153,10 +201,20 @@ def _range_variable(family: Family) -> str:
     return f"CALICO_IPV{family.version}POOL_CIDR"
 
 
-def node_patch(node: KubernetesNode, addresses: Collection[Net], now: datetime) -> dict[str, Any]:
-    """What to change of a node's object, as a strategic merge patch; empty if it is as it should be."""
+def node_patch(
+    node: KubernetesNode,
+    addresses: Collection[Net],
+    now: datetime,
+    chosen: Mapping[Family, Net | None] = MappingProxyType({}),
+    tunnels: Mapping[Tunnel, bytes] | None = None,
+) -> dict[str, Any]:
+    """What to change of a node's object, as a strategic merge patch; empty if it is as it should be.
+
+    ``chosen``: addresses of families of which somebody has said which; ``tunnels``: None if others give them.
+    """
     patch: dict[str, Any] = {}
-    if annotations := _annotations(node, addresses):
+    annotations: dict[str, str | None] = dict(_annotations(node, addresses, chosen))
+    if annotations := annotations | _tunnel_annotations(node, tunnels):
         patch["metadata"] = {"annotations": annotations}
     if not any(each.type == CONDITION and each.status == "False" for each in node.status.conditions or ()):
         time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -165,7 +223,21 @@ def node_patch(node: KubernetesNode, addresses: Collection[Net], now: datetime) 
     return patch
 
 
-def _annotations(node: KubernetesNode, addresses: Collection[Net]) -> dict[str, str]:
+def _tunnel_annotations(node: KubernetesNode, tunnels: Mapping[Tunnel, bytes] | None) -> dict[str, str | None]:
+    """Addresses of tunnels; None takes an annotation away."""
+    if tunnels is None:
+        return {}
+    written = node.metadata.annotations or {}
+    wanted = {
+        f"{CALICO}{kind.annotation}": format_address(tunnels[tunnel]) if tunnel in tunnels else None
+        for tunnel, kind in KINDS.items()
+    }
+    return {name: text for name, text in wanted.items() if written.get(name) != text}
+
+
+def _annotations(
+    node: KubernetesNode, addresses: Collection[Net], chosen: Mapping[Family, Net | None]
+) -> dict[str, str]:
     """The address of each family, with its subnet: what the kubelet tells has none.
 
     One that stands there and that an interface has was somebody's choice, and stays.
@@ -175,6 +247,10 @@ def _annotations(node: KubernetesNode, addresses: Collection[Net]) -> dict[str, 
     found = {}
     for family in FAMILIES:
         name = ADDRESS_ANNOTATION[family]
+        if family in chosen:
+            if (own := chosen[family]) is not None and written.get(name) != str(own):
+                found[name] = str(own)
+            continue
         if _packed(written.get(name)) in by_address:
             continue
         for entry in node.status.addresses or ():

@@ -9,7 +9,7 @@ done again. It must never write to the kernel, but to remove what other back-end
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from felixpy.agent.outcome import Outcome
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
 from felixpy.config import LiveSettings, Settings, SettingsSource
+from felixpy.config.masq_agent import EVERYTHING
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter
@@ -28,7 +29,7 @@ from felixpy.dataplane.iptables.detect import Choice, Facts, decide, detect, fel
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.watch import Watch
-from felixpy.model.net import Family
+from felixpy.model.net import Family, Net
 from felixpy.standing import Standing
 
 log = structlog.get_logger("felixpy")
@@ -58,6 +59,8 @@ class Configuration:
         self.backend = Backend.NFTABLES
         self.settings_due = self.host_due = False
         self.retry_at = 0.0
+        self.not_masqueraded = tuple(EVERYTHING.values()) if live.settings.ip_masq_agent_config else ()
+        """Destinations that ip-masq-agent's file leaves alone; a change of them makes ``host_due``."""
         self._live = live
         self._calculation = calculation
         self._dataplane = dataplane
@@ -142,7 +145,14 @@ class Configuration:
 
     async def _read_host(self, settings: Settings) -> Host:
         dataplane, ours = self._dataplane, settings.device_route_protocol
-        return await read_host(dataplane.links, settings.interface_prefix, dataplane.routes.ways, self._peers, ours)
+        ways = dataplane.routes.ways
+        host = await read_host(dataplane.links, settings.interface_prefix, ways, self._peers, ours)
+        return replace(host, not_masqueraded=self.not_masqueraded)
+
+    def leave_alone(self, destinations: tuple[Net, ...]) -> None:
+        """Take what ip-masq-agent's file says."""
+        if destinations != self.not_masqueraded:
+            self.not_masqueraded, self.host_due = destinations, True
 
     async def _resolve(self) -> Settings:
         """The settings that the stream and this machine ask for now.

@@ -18,6 +18,7 @@ import structlog
 
 from felixpy.agent.agent import Agent
 from felixpy.agent.attaching import Attaching
+from felixpy.agent.tunnel_addresses import TunnelAddresses
 from felixpy.calc.overlay import workload_mtu
 from felixpy.cni.attachments import LocalAttachments
 from felixpy.cni.conflist import BadNetworkConfiguration, ConflistWriter, default_conflist, given_conflist
@@ -66,6 +67,7 @@ class Containers:
         self._agent = agent
         self._attaching = Attaching(agent)
         self._blocks: CalicoBlocks | None = None
+        self._local: LocalAddresses | None = None
         pods: Pods | None = None
         if source is not None and api is not None:
             from felixpy.agent.pods import ApiPods
@@ -109,7 +111,8 @@ class Containers:
     def _addresses(self, api: Api | None) -> Addresses:
         settings, store = self._settings, self._agent.store
         if settings.ipam_type is not IPAMType.CALICO:
-            return LocalAddresses(self._ranges, _WHERE[settings.ipam_type])
+            self._local = LocalAddresses(self.ranges, _WHERE[settings.ipam_type], self._of_tunnels)
+            return self._local
         if api is None:
             raise PlainError(
                 "FELIX_IPAMTYPE=Calico keeps its blocks in the Kubernetes API, which is not the source of this agent; "
@@ -127,13 +130,23 @@ class Containers:
         self._blocks = CalicoBlocks(KubernetesObjects(api), around)
         return self._blocks
 
+    def tunnel_addresses(self) -> TunnelAddresses:
+        """Addresses of this node's tunnels, of the same store as those of containers."""
+        calculation = self._agent.calculation
+        return TunnelAddresses(self._agent.store, lambda: calculation.settings, self.ranges, self._local, self._blocks)
+
+    def _of_tunnels(self) -> frozenset[bytes]:
+        """Addresses of this node's tunnels, which no container gets."""
+        own = self._agent.store.nodes.get(self._agent.store.node_name)
+        return frozenset(own.tunnel_addresses) if own else frozenset()
+
     def _mtu(self) -> int:
         """What the network between nodes carries in one piece, unless somebody said a number; 0: nobody knows."""
         calculation = self._agent.calculation
         found = workload_mtu(self._agent.store, calculation.settings, calculation.host)
         return self._settings.cni_mtu or (found.mtu if found else 0)
 
-    def _ranges(self, family: Family) -> list[Net]:
+    def ranges(self, family: Family) -> list[Net]:
         """What this node may give addresses of, in the order of the prefixes; each once."""
         store = self._agent.store
         if self._settings.ipam_type is IPAMType.POOLS:
@@ -153,7 +166,7 @@ class Containers:
             raise BadNetworkConfiguration(f"{template}: {error}") from None
 
     def _has_addresses(self, family: Family) -> bool:
-        return not self._blocks.exhausted((family,)) if self._blocks is not None else bool(self._ranges(family))
+        return not self._blocks.exhausted((family,)) if self._blocks is not None else bool(self.ranges(family))
 
     async def _collect_forever(self, blocks: CalicoBlocks) -> None:
         from felixpy.ipam.block import BlockError

@@ -17,12 +17,15 @@ import structlog
 from felixpy.agent import collector
 from felixpy.agent.agent import Agent
 from felixpy.agent.lock import agent_lock
+from felixpy.agent.own_node import OwnNode
 from felixpy.agent.status import details, health
 from felixpy.agent.supervisor import Supervisor
+from felixpy.agent.tunnel_addresses import TunnelAddresses
 from felixpy.cni.attachments import LocalAttachments
 from felixpy.config import DatastoreType, Settings
 from felixpy.config.local import Local, local_sources
 from felixpy.config.table import shown
+from felixpy.node.detection import DetectionError
 from felixpy.observe.connections import raise_descriptor_limit
 from felixpy.observe.control import serve_control_forever
 from felixpy.observe.lag import measure_lag
@@ -79,6 +82,15 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     if containers is not None:
         await containers.open()  # before the source says that it has told everything
 
+    tunnels = containers.tunnel_addresses() if containers is not None else None
+    try:
+        if api is not None:
+            introduction = _cluster_node(settings, api, agent, tunnels)
+        else:
+            introduction = _own_node(agent, mqtt, tunnels)
+    except DetectionError as error:
+        raise PlainError(str(error)) from None
+
     def reload() -> None:
         if mqtt is not None:
             mqtt.reload()
@@ -116,7 +128,8 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
         source.run(agent),
         supervisor.follow(agent.live, agent.is_ready, agent.describe),
         *(containers.parts() if containers is not None else ()),
-        *((_cluster_node(settings, api, agent),) if api is not None else ()),
+        introduction,
+        *((_masq_agent(settings, settings.ip_masq_agent_config, agent),) if settings.ip_masq_agent_config else ()),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -150,6 +163,25 @@ def _containers(
     return Containers(settings, agent, attachments, cluster, api)
 
 
+def _own_node(agent: Agent, mqtt: MqttSource | None, tunnels: TunnelAddresses | None) -> Coroutine[None, None, None]:
+    """What this node says of itself; with a directory it says it to itself alone.
+
+    Raises:
+        DetectionError: a variable of the environment cannot be used.
+    """
+    publish = mqtt.publish_node_state if mqtt is not None else lambda state: None
+    own_node = OwnNode(agent, publish, tunnels=tunnels)
+    agent.introduces_itself = True
+    return own_node.run()
+
+
+def _masq_agent(settings: Settings, file: Path, agent: Agent) -> Coroutine[None, None, None]:
+    from felixpy.agent.masq_agent import MasqAgentFile  # YAML and watchfiles
+
+    reserved = settings.ip_masq_agent_reserved_ranges
+    return MasqAgentFile(file, agent.leave_alone, agent.recent, ipv6=settings.ipv6_support, all_reserved=reserved).run()
+
+
 def _api(settings: Settings) -> Api:
     from felixpy.kubernetes.access import Access
     from felixpy.kubernetes.client import Api
@@ -170,7 +202,14 @@ def _directory_source(settings: Settings) -> Source:
     return DirectorySource(settings.resource_directory)
 
 
-def _cluster_node(settings: Settings, api: Api, agent: Agent) -> Coroutine[None, None, None]:
+def _cluster_node(
+    settings: Settings, api: Api, agent: Agent, tunnels: TunnelAddresses | None
+) -> Coroutine[None, None, None]:
+    """What this node tells its cluster.
+
+    Raises:
+        DetectionError: a variable of the environment cannot be used.
+    """
     from felixpy.agent.cluster import ClusterNode, View
 
     view = View(
@@ -179,5 +218,7 @@ def _cluster_node(settings: Settings, api: Api, agent: Agent) -> Coroutine[None,
         addresses=lambda: [each.net for each in agent.calculation.host.addresses],
         families=agent.families,
         pool_families=lambda: {pool.cidr.family for pool in agent.store.pools.values()},
+        changed=agent.own_changed,
+        tunnels=(lambda: tunnels.find(agent.store.nodes.get(settings.nodename))) if tunnels is not None else None,
     )
     return ClusterNode(settings.nodename, api, view, any_pool=False).run()

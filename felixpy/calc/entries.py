@@ -227,6 +227,7 @@ class SetName(str):
     MASQ_POOLS: ClassVar[SetName]  # pools with natOutgoing
     HOSTS: ClassVar[SetName]  # node addresses: exact, as a change of an interval set costs as much as it has members
     EXTERNAL_HOSTS: ClassVar[SetName]  # ExternalNodesCIDRList
+    NOT_MASQUERADED: ClassVar[SetName]  # destinations that ip-masq-agent's file leaves alone
     SERVICE_RANGES: ClassVar[SetName]  # ranges of Services, from the default BGPConfiguration
 
     type: SetType
@@ -256,6 +257,7 @@ _STANDING: Final[Mapping[str, SetType]] = {
     "hosts": SetType.HOST,
     "external-hosts": SetType.NET,
     "service-ranges": SetType.NET,
+    "not-masqueraded": SetType.NET,
 }
 SHAPES: Final[Mapping[str, SetType]] = {
     "s-": SetType.HOST,
@@ -280,6 +282,7 @@ STANDING_SETS: Final = tuple(SetName(name) for name in _STANDING)
     SetName.HOSTS,
     SetName.EXTERNAL_HOSTS,
     SetName.SERVICE_RANGES,
+    SetName.NOT_MASQUERADED,
 ) = STANDING_SETS
 
 

@@ -17,7 +17,7 @@ from felixpy.calc.endpoints import endpoint_entries
 from felixpy.calc.entries import Key, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, host_entries, supported_families
-from felixpy.calc.nat import external_node_entries, node_entries, pool_entries
+from felixpy.calc.nat import external_node_entries, masq_agent_entries, node_entries, pool_entries
 from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem, way_entries
 from felixpy.calc.policy.graph import KINDS as POLICY_DEPENDS_ON
 from felixpy.calc.policy.graph import PolicyCalculation
@@ -41,7 +41,8 @@ NOTHING: Final[Calculated] = ({}, "")
 
 
 def _host_entries(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
-    return host_entries(settings, host) | external_node_entries(settings, host), ""
+    entries = host_entries(settings, host) | external_node_entries(settings, host)
+    return entries | masq_agent_entries(settings, host), ""
 
 
 def _endpoint(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:

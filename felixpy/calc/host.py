@@ -26,6 +26,7 @@ class HostAddress(NamedTuple):
 class Host:
     """Facts of the node: addresses, whether the kernel has IPv6, and ``net.ipv4.conf.default.rp_filter``.
 
+    ``not_masqueraded``: destinations that ip-masq-agent's file leaves alone; everything while that is not known.
     ``loopback``: addresses of ``lo``, which routers have. ``gateways`` are the next hops of others' routes, ``uplinks``
     the interfaces that default routes go through, ``peers`` what the node is told by: the broker in use.
     """
@@ -37,6 +38,7 @@ class Host:
     gateways: tuple[Way, ...] = ()
     uplinks: tuple[str, ...] = ()
     peers: tuple[Way, ...] = ()
+    not_masqueraded: tuple[Net, ...] = ()
     reserved: Reserved = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

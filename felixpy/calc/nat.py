@@ -33,6 +33,13 @@ def node_entries(node: Node, settings: EntrySettings, host: Host) -> dict[Key, V
     return {ElementKey(SetName.HOSTS, Net.host(address.packed)): None for address in addresses if address}
 
 
+def masq_agent_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:
+    """Destinations that ip-masq-agent's file leaves alone."""
+    families = supported_families(settings, host)
+    outermost = without_covered(host.not_masqueraded)
+    return {ElementKey(SetName.NOT_MASQUERADED, cidr): None for cidr in outermost if cidr.family in families}
+
+
 def external_node_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:
     """ExternalNodesCIDRList as members of its set."""
     families = supported_families(settings, host)

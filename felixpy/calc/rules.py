@@ -28,6 +28,7 @@ from felixpy.config import (
     DenyAction,
     EndpointToHostAction,
     Failsafe,
+    MasqAgentSources,
     NATOutgoingExclusions,
     PortRange,
     ServiceLoopPrevention,
@@ -361,6 +362,7 @@ WORKLOAD_TO_HOST = ChainKey(Table.FILTER, "workload-to-host")
 FORWARD_FROM = ChainKey(Table.FILTER, "forward-from")
 FORWARD_TO = ChainKey(Table.FILTER, "forward-to")
 NAT_OUTGOING = ChainKey(Table.NAT, "nat-outgoing")
+MASQ_AGENT = ChainKey(Table.NAT, "ip-masq-agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +393,7 @@ class RuleSettings:
     vxlan_vni: int = 4096
     tunnels: frozenset[Tunnel] = frozenset()
     service_loops: Verdict | None = Verdict.DROP
+    masq_agent: MasqAgentSources | None = None
 
     @classmethod
     def of(
@@ -434,6 +437,7 @@ class RuleSettings:
             vxlan_vni=settings.vxlan_vni,
             tunnels=frozenset(one for one in tunnels if one.outer is family),
             service_loops=_service_loops(settings),
+            masq_agent=settings.ip_masq_agent_sources if settings.ip_masq_agent_config else None,
         )
 
 
@@ -666,10 +670,30 @@ def _nat_outgoing(settings: RuleSettings) -> Chains:
         # Both actions end the traversal of the nat table, so TCP and UDP never reach the rule without ports.
         rules += [Rule((*leaving, Protocol(number)), _translate(settings, settings.nat_ports)) for number in (TCP, UDP)]
     rules.append(Rule(tuple(leaving), _translate(settings, None), "natOutgoing"))
+    masq_agent = _masq_agent(settings)
+    if masq_agent:
+        rules.append(Rule((), Jump(MASQ_AGENT.name)))
     return {
         ChainKey(Table.NAT, "POSTROUTING"): (Rule((), Jump(NAT_OUTGOING.name)),),
         NAT_OUTGOING: (*_into_tunnels(settings), *rules),
+        **masq_agent,
     }
+
+
+def _masq_agent(settings: RuleSettings) -> Chains:
+    """What ip-masq-agent does, by a file of destinations that keep their source; pools are always such, too."""
+    if settings.masq_agent is None:
+        return {}
+    sources = (SourceIn(SetName.POOLS),) if settings.masq_agent is MasqAgentSources.POOLS else ()
+    rules = [
+        Rule((OutInterface("lo"),), Verdict.RETURN, "to this node"),
+        Rule((DestinationIn(SetName.POOLS),), Verdict.RETURN, "to a pool"),
+        Rule((DestinationIn(SetName.NOT_MASQUERADED),), Verdict.RETURN, "nonMasqueradeCIDRs"),
+    ]
+    if settings.nat_ports:
+        rules += [Rule((*sources, Protocol(number)), Masquerade(settings.nat_ports)) for number in (TCP, UDP)]
+    rules.append(Rule(sources, Masquerade(), "ip-masq-agent"))
+    return {MASQ_AGENT: tuple(rules)}
 
 
 def _translate(settings: RuleSettings, ports: PortRange | None) -> Action:

@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 import yaml
 
-from felixpy.commands.common import local_settings
+from felixpy.commands.common import finish, local_settings
 from felixpy.commands.errors import plain_errors
 from felixpy.commands.options import settings_file
+from felixpy.config import Settings
 from felixpy.model.net import FAMILIES
 from felixpy.node.detection import DetectionError
 from felixpy.node.document import own_node
@@ -22,17 +23,25 @@ from felixpy.plain_error import PlainError
 @click.command()
 @settings_file
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print the Node to publish.")
-def node(config: Path | None, as_yaml: bool) -> None:
+@click.option("--forget", metavar="NODE", help="Delete what a node that is gone said of itself.")
+def node(config: Path | None, as_yaml: bool, forget: str | None) -> None:
     """Say which addresses this node should tell others, by Calico's variables IP, IP6, IP_AUTODETECTION_METHOD.
+
+    A running agent tells them by itself. What a node said stays at the broker when it ends: its workloads may run.
 
     Examples:
 
         felixpy node
 
         felixpy node --yaml | felixpy apply -f -
+
+        felixpy node --forget node7
     """
     with plain_errors():
-        local = local_settings(config, named=True)
+        local = local_settings(config, named=forget is None)
+    if forget is not None:
+        finish(_forget(local.settings, forget))
+    with plain_errors():
         for line in _own_node_lines(local.settings.nodename, as_yaml=as_yaml):
             click.echo(line)
 
@@ -58,3 +67,21 @@ def _own_node_lines(name: str, *, as_yaml: bool) -> Iterator[str]:
         one = found.addresses[family]
         yield f"{family!s:<11} {one.net or 'none'} ({one.how}){f'; {one.warning}' if one.warning else ''}"
     yield f"router id   {found.router_id or 'none: set CALICO_ROUTER_ID=hash'}"
+
+
+async def _forget(settings: Settings, name: str) -> None:
+    """Delete at the broker what a node said of itself.
+
+    Raises:
+        PlainError: no broker, or the node said nothing.
+    """
+    from felixpy.mqtt.publisher import open_publisher
+
+    if not settings.mqtt_enabled:
+        raise PlainError("no MQTT broker is named; set FELIX_MQTTHOST (and FELIX_MQTTPORT)")
+    async with open_publisher(settings) as publisher:
+        if not await publisher.forget(name):
+            raise PlainError(
+                f"node {name} says nothing of itself at this broker; `felixpy get NodeState` lists who does"
+            )
+    click.echo(f"forgot what node {name} said of itself; a Node that was applied stays (felixpy delete)")

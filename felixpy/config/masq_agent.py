@@ -1,8 +1,8 @@
 """The configuration file of ip-masq-agent: which destinations are not masqueraded. Pure.
 
 Keys and defaults are that program's. A file that has something wrong is refused as a whole, so that what is in force
-stays. Invariant: an IPv6 destination is never masqueraded because nobody wrote IPv6 prefixes: pools are always left out
-besides, which is what that program lacks.
+stays. Invariant: an IPv6 destination is never masqueraded because nobody wrote IPv6 prefixes. That program then
+masquerades all of IPv6, pod to pod, too; here pools are always left out besides.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from felixpy.config.values import parse_duration
 from felixpy.model.net import Family, Net, quote
 
 LINK_LOCAL = {Family.V4: Net.parse("169.254.0.0/16"), Family.V6: Net.parse("fe80::/10")}
+EVERYTHING = {Family.V4: Net.parse("0.0.0.0/0"), Family.V6: Net.parse("::/0")}
 RFC_1918 = tuple(Net.parse(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 RESERVED = tuple(
     Net.parse(text)
@@ -50,6 +51,16 @@ class MasqAgentConfig:
         masquerades_local = self.masq_link_local if family is Family.V4 else self.masq_link_local_ipv6
         local = () if masquerades_local else (LINK_LOCAL[family],)
         return (*local, *(net for net in self.non_masquerade_cidrs if net.family is family))
+
+    def left_alone(self) -> tuple[Net, ...]:
+        """What keeps its source address, in both families.
+
+        All of IPv6, unless the file says something of it: names an IPv6 prefix, or that nothing is to be left alone.
+        """
+        cidrs = self.non_masquerade_cidrs
+        speaks_of_ipv6 = not cidrs or any(net.family is Family.V6 for net in cidrs)
+        six = self.not_masqueraded(Family.V6) if speaks_of_ipv6 else (EVERYTHING[Family.V6],)
+        return (*self.not_masqueraded(Family.V4), *six)
 
 
 def defaults(*, all_reserved: bool = False) -> MasqAgentConfig:

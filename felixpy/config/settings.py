@@ -39,6 +39,7 @@ from felixpy.config.values import (
     Failsafe,
     IPAMType,
     IptablesBackend,
+    MasqAgentSources,
     MqttPeers,
     NATOutgoingExclusions,
     NFTablesMode,
@@ -200,6 +201,18 @@ class Settings:
     iptables_nat_outgoing_interface_filter: str = _setting(
         "", "IptablesNATOutgoingInterfaceFilter", pattern(r"[A-Za-z0-9_.-]{1,14}\+|[A-Za-z0-9_.-]{1,15}",
         "an interface name, `+` at its end for any rest"), "Only packets that leave by this interface get natOutgoing.",
+    )  # fmt: skip
+    ip_masq_agent_config: Path | None = _local(
+        None, "IPMasqAgentConfig", OPTIONAL_PATH, "Do what ip-masq-agent does, by this file of it, such as "
+        "`/etc/config/ip-masq-agent`: followed, and its defaults if it is not there. Unset: off.",
+    )  # fmt: skip
+    ip_masq_agent_sources: MasqAgentSources = _setting(
+        MasqAgentSources.ANY, "IPMasqAgentSources", choice(MasqAgentSources),
+        "Whose packets that concerns: everybody's, as with ip-masq-agent, or those from pools.", ours=True,
+    )  # fmt: skip
+    ip_masq_agent_reserved_ranges: bool = _local(
+        False, "IPMasqAgentReservedRanges", BOOLEAN,
+        "Without `nonMasqueradeCIDRs`, leave all reserved IPv4 ranges alone (its `--nomasq-all-reserved-ranges`).",
     )  # fmt: skip
     external_nodes_cidr_list: tuple[Net, ...] = _setting(
         (), "ExternalNodesCIDRList", PREFIXES, "Nodes outside the cluster that count as its nodes.", "ExternalNodesList"

@@ -66,6 +66,11 @@ class NATOutgoingExclusions(StrEnum):
     IP_POOLS_AND_HOST_IPS = "IPPoolsAndHostIPs"
 
 
+class MasqAgentSources(StrEnum):
+    ANY = "Any"
+    POOLS = "Pools"
+
+
 class NFTablesMode(StrEnum):
     AUTO = "Auto"
     ENABLED = "Enabled"

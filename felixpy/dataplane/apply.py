@@ -31,6 +31,7 @@ from felixpy.calc.entries import (
     Route,
     RouteKey,
     RoutingKey,
+    SetName,
     SettingsKey,
     SettingValues,
     Vxlan,
@@ -90,6 +91,9 @@ class Written(NamedTuple):
 K = TypeVar("K")
 D = TypeVar("D")
 C = TypeVar("C")
+
+OF_THE_NODE = frozenset({SetName.HOSTS, SetName.NOT_MASQUERADED})
+"""Sets that a node without any object has members of."""
 
 
 class Dataplane:
@@ -213,8 +217,11 @@ class Dataplane:
         """How many entries of ours the kernel has that nobody wants: what an earlier run made of its objects."""
         routes, ours = self.routes.table, self.settings.device_route_protocol
         count = sum(route.protocol == ours and key not in routes.desired for key, route in routes.committed.items())
-        others: list[AnyTable] = [self.neighbours.table, *(one.elements for one in self.filters.values())]
-        return count + sum(len(table.committed.keys() - table.desired.keys()) for table in others)
+        count += len(self.neighbours.table.committed.keys() - self.neighbours.table.desired.keys())
+        for filters in self.filters.values():
+            members = filters.elements.committed.keys() - filters.elements.desired.keys()
+            count += sum(key.set not in OF_THE_NODE for key in members)
+        return count
 
     @property
     def is_settled(self) -> bool:

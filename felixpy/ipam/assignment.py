@@ -28,7 +28,7 @@ class Wanted:
 
     ``handle`` names the owner; ``requested`` are addresses that must be given, at most one per family; ``ranges`` and
     ``pools`` (names or CIDRs) restrict the choice where they are not empty; ``attributes`` go with the address where
-    the store keeps them.
+    the store keeps them. ``use``: which of a pool's ``allowedUses`` the address is for.
     """
 
     handle: str
@@ -38,6 +38,7 @@ class Wanted:
     pools: Mapping[Family, tuple[str, ...]] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    use: str = "Workload"
 
 
 class Addresses(Protocol):

@@ -64,6 +64,9 @@ CONFIGURATION_SECONDS = 60.0
 AGENT = "felixpy"
 SWEEP_FIRST_SECONDS, SWEEP_LAST_SECONDS = 1.0, 60.0
 
+TUNNEL_TYPES = frozenset({"ipipTunnelAddress", "vxlanTunnelAddress", "vxlanV6TunnelAddress"})
+"""``type`` of an address that is a tunnel's, in Calico's words: no container has it, and yet it is in use."""
+
 Change = Callable[[Block], tuple[Block, Any]]
 
 
@@ -154,6 +157,21 @@ class CalicoBlocks:
                 return f"no {family} pool gives addresses to this node"
         return ""
 
+    async def of_handle(self, handle: str) -> tuple[Net, ...]:
+        """What a handle has in the blocks of this node.
+
+        Raises:
+            NoAddress: it cannot be told now.
+        """
+        found: list[Net] = []
+        try:
+            for cidr in self._own():
+                block = await self._writer(cidr).read()
+                found += [Net.host(packed) for packed in (block.by_handle() if block else {}).get(handle, ())]
+        except Unavailable as error:
+            raise NoAddress(str(error), later=True) from None
+        return tuple(found)
+
     async def collect(self) -> int:
         """Release what this agent gave on this node and no attachment has: what a crash left. Returns how many."""
         count = 0
@@ -163,6 +181,7 @@ class CalicoBlocks:
                 mine = (
                     attribute.secondary.get("agent") == AGENT and attribute.secondary.get("node") == self._around.node
                 )
+                mine = mine and attribute.secondary.get("type", "") not in TUNNEL_TYPES
                 handle = attribute.handle
                 if mine and handle is not None and handle not in self._handles:
                     freed = await self._change(cidr, _releasing_handle(handle))
@@ -175,7 +194,7 @@ class CalicoBlocks:
         around = self._around
         attribute = Attribute(wanted.handle, {**wanted.attributes, "agent": AGENT})
         asked = wanted.pools.get(family, ())
-        pools, unknown = pools_for(around.pools(), family, asked, around.labels(), wanted.namespace_labels)
+        pools, unknown = pools_for(around.pools(), family, asked, around.labels(), wanted.namespace_labels, wanted.use)
         if unknown:
             raise NoAddress(f"{', '.join(unknown)}: no {family} pool has this name or CIDR and gives addresses")
         for address in wanted.requested:

@@ -38,14 +38,13 @@ def pools_for(
     asked: Sequence[str],
     node_labels: Mapping[str, str],
     namespace_labels: Mapping[str, str],
+    use: str = "Workload",
 ) -> tuple[list[IPPool], list[str]]:
     """The pools that addresses of a family may come of, the widest first, and what was asked for and is none.
 
     Pools that are asked for, by name or CIDR, need not select the node and the namespace; disabled ones give nothing.
     """
-    able = [
-        pool for pool in pools if not pool.disabled and pool.cidr.family is family and "Workload" in pool.allowed_uses
-    ]
+    able = [pool for pool in pools if not pool.disabled and pool.cidr.family is family and use in pool.allowed_uses]
     able.sort(key=lambda pool: (pool.cidr.length, pool.cidr, pool.key))
     if asked:
         by_name = {name: pool for pool in able for name in (pool.key.name, str(pool.cidr))}

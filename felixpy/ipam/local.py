@@ -110,6 +110,11 @@ class LocalAddresses:
         return address
 
 
+def second_address(net: Net) -> bytes:
+    """The address that stays free in a wide range for a tunnel: the one behind the network's own."""
+    return _address(net, 1)
+
+
 def usable(net: Net) -> tuple[int, int]:
     """First and last ordinal of a range that a workload can have."""
     size = 1 << (len(net.packed) * 8 - net.length)

@@ -18,8 +18,8 @@ from felixpy.model.objects import Metadata, NodeBGP
 from felixpy.model.objects import NodeSpec as CalicoNodeSpec
 from felixpy.model.resources import IPAMBlock, Kind, Node, ResourceKey
 
-_CALICO = "projectcalico.org/"
-ADDRESS_ANNOTATION = {Family.V4: f"{_CALICO}IPv4Address", Family.V6: f"{_CALICO}IPv6Address"}
+CALICO = "projectcalico.org/"
+ADDRESS_ANNOTATION = {Family.V4: f"{CALICO}IPv4Address", Family.V6: f"{CALICO}IPv6Address"}
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP")
 
 
@@ -101,12 +101,12 @@ def node_facts(node: KubernetesNode) -> NodeFacts:
         bgp=NodeBGP(
             ipv4_address=str(ipv4) if ipv4 else None,
             ipv6_address=str(ipv6) if ipv6 else None,
-            ipv4_ipip_tunnel_addr=annotations.get(f"{_CALICO}IPv4IPIPTunnelAddr"),
+            ipv4_ipip_tunnel_addr=annotations.get(f"{CALICO}IPv4IPIPTunnelAddr"),
         ),
-        ipv4_vxlan_tunnel_addr=annotations.get(f"{_CALICO}IPv4VXLANTunnelAddr"),
-        ipv6_vxlan_tunnel_addr=annotations.get(f"{_CALICO}IPv6VXLANTunnelAddr"),
-        vxlan_tunnel_mac_addr=annotations.get(f"{_CALICO}VXLANTunnelMACAddr"),
-        vxlan_tunnel_mac_addr_v6=annotations.get(f"{_CALICO}VXLANTunnelMACAddrV6"),
+        ipv4_vxlan_tunnel_addr=annotations.get(f"{CALICO}IPv4VXLANTunnelAddr"),
+        ipv6_vxlan_tunnel_addr=annotations.get(f"{CALICO}IPv6VXLANTunnelAddr"),
+        vxlan_tunnel_mac_addr=annotations.get(f"{CALICO}VXLANTunnelMACAddr"),
+        vxlan_tunnel_mac_addr_v6=annotations.get(f"{CALICO}VXLANTunnelMACAddrV6"),
     )
     key, labels = ResourceKey(Kind.NODE, name), dict(node.metadata.labels or {})
     converted = convert_node(key, Metadata(labels=labels), spec, ignore)

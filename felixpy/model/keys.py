@@ -12,6 +12,7 @@ class Kind(StrEnum):
     WORKLOAD_ENDPOINT = "WorkloadEndpoint"
     IP_POOL = "IPPool"
     NODE = "Node"
+    NODE_STATE = "NodeState"  # ours: what a node says of itself
     IPAM_BLOCK = "IPAMBlock"
     BLOCK_AFFINITY = "BlockAffinity"
     FELIX_CONFIGURATION = "FelixConfiguration"

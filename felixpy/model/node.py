@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 from felixpy.model.invalid import Ignored, InvalidResource
 from felixpy.model.net import Family, Net, quote
 from felixpy.model.objects import Metadata, NodeBGP, NodeSpec
-from felixpy.model.resources import Node, ResourceKey
+from felixpy.model.resources import Kind, Node, ResourceKey
 
 # Felix looks at the first two; CalicoNodeIP is written beside spec.bgp and is better than no address at all.
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
@@ -29,7 +30,7 @@ def convert_node(key: ResourceKey, metadata: Metadata, spec: NodeSpec, ignored: 
     labels = metadata.labels or {}
     bgp = spec.bgp
     if bgp is not None and bgp == NodeBGP():
-        return Node(key, labels=labels)
+        return Node(key, labels=labels, routed=False)
     bgp = bgp or NodeBGP()
     texts = {Family.V4: bgp.ipv4_address, Family.V6: bgp.ipv6_address}
     addresses: dict[Family, Net | None] = {}
@@ -55,6 +56,25 @@ def convert_node(key: ResourceKey, metadata: Metadata, spec: NodeSpec, ignored: 
         vxlan_mac_ipv6=tunnels.mac(spec.vxlan_tunnel_mac_addr_v6, "spec.vxlanTunnelMACAddrV6"),
         ipip_ipv4=tunnels.address(bgp.ipv4_ipip_tunnel_addr, Family.V4, "spec.bgp.ipv4IPIPTunnelAddr"),
     )
+
+
+def merged_node(name: str, applied: Node | None, state: Node | None) -> Node | None:
+    """A node out of what was applied of it and what it says of itself: the former wins, field by field.
+
+    Labels, and whether it takes part in routing, are said by what was applied alone.
+    """
+    if applied is None or state is None or not applied.routed:
+        known = applied or state
+        return known if known is applied else known and replace(known, key=ResourceKey(Kind.NODE, name))
+    missing = {
+        one.name: getattr(state, one.name)
+        for one in fields(Node)
+        if one.name not in _APPLIED_ALONE and getattr(applied, one.name) == one.default
+    }
+    return replace(applied, **missing)
+
+
+_APPLIED_ALONE = frozenset({"key", "labels", "routed"})
 
 
 class _Tunnels(NamedTuple):

@@ -37,7 +37,7 @@ from felixpy.model.objects import (
 )
 from felixpy.model.pool import convert_ip_pool
 from felixpy.model.repeated import repeated_key
-from felixpy.model.resources import Absent, FelixConfiguration, Resource
+from felixpy.model.resources import Absent, FelixConfiguration, Node, Resource
 from felixpy.model.workload import convert_workload_endpoint, created
 
 __all__ = [
@@ -64,19 +64,20 @@ CRD_METADATA = "projectcalico.org/metadata"
 
 DEFAULT_NAMESPACE = "default"
 
-_KUBERNETES: Mapping[tuple[str, str], Kind] = {
+_NOT_CALICO: Mapping[tuple[str, str], Kind] = {
     ("networking.k8s.io/v1", "NetworkPolicy"): Kind.KUBERNETES_NETWORK_POLICY,
     ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): Kind.CLUSTER_NETWORK_POLICY,
     ("v1", "Namespace"): Kind.NAMESPACE,
     ("v1", "ServiceAccount"): Kind.SERVICE_ACCOUNT,
     ("v1", "Service"): Kind.SERVICE,
     ("discovery.k8s.io/v1", "EndpointSlice"): Kind.ENDPOINT_SLICE,
+    ("felixpy/v1", "NodeState"): Kind.NODE_STATE,
 }
-"""Kinds that are Kubernetes' own; all others are Calico's."""
+"""Kinds that are Kubernetes' or our own; all others are Calico's."""
 
 _KINDS: Mapping[tuple[str, str], Kind] = {
-    (version, kind.value): kind for version in API_VERSIONS for kind in Kind if kind not in _KUBERNETES.values()
-} | dict(_KUBERNETES)
+    (version, kind.value): kind for version in API_VERSIONS for kind in Kind if kind not in _NOT_CALICO.values()
+} | dict(_NOT_CALICO)
 _KIND_NAMES = frozenset(name for _, name in _KINDS)
 _FREE_FORM = frozenset({Kind.NAMESPACE, Kind.SERVICE_ACCOUNT, Kind.SERVICE, Kind.ENDPOINT_SLICE})
 """Kinds of which we need a few fields of many: the others are not told."""
@@ -277,6 +278,13 @@ def _node(header: Header, ignored: Ignored) -> Resource:
     return convert_node(header.key, header.metadata, read_struct(header.spec, NodeSpec, "spec"), ignored)
 
 
+def _node_state(header: Header, ignored: Ignored) -> Resource:
+    """A Node that its own node wrote: the same fields, and since when it says so."""
+    node = _node(header, ignored)
+    assert isinstance(node, Node)
+    return dataclasses.replace(node, since=created(header.metadata))
+
+
 def _ipam_block(header: Header, ignored: Ignored) -> Resource | Absent:
     report_unknown_fields(header.spec, IPAMBlockSpec, header.key.kind, "spec", ignored)
     return convert_ipam_block(header.key, read_struct(header.spec, IPAMBlockSpec, "spec"))
@@ -307,6 +315,7 @@ _CONVERT: dict[Kind, Callable[[Header, Ignored], Resource | Absent]] = {
     Kind.WORKLOAD_ENDPOINT: _workload_endpoint,
     Kind.IP_POOL: _ip_pool,
     Kind.NODE: _node,
+    Kind.NODE_STATE: _node_state,
     Kind.IPAM_BLOCK: _ipam_block,
     Kind.BLOCK_AFFINITY: _block_affinity,
     Kind.FELIX_CONFIGURATION: _felix_configuration,

@@ -119,13 +119,16 @@ class Node:
     """A node's own addresses, with the prefix length of the node's subnet and host bits kept; and its tunnel ends.
 
     ``vxlan_ipv4``, ``vxlan_ipv6`` and ``ipip_ipv4`` are addresses of tunnel devices. ``vxlan_mac``, ``vxlan_mac_ipv6``
-    are what the Node says; without them MACs follow from its name.
+    are what the Node says; without them MACs follow from its name. ``routed`` is false of one that is to take no part
+    in routing. ``since``: when a node that speaks for itself began to say so (RFC 3339), empty of what was applied.
     """
 
     key: ResourceKey
     ipv4: Net | None = None
     ipv6: Net | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    routed: bool = True
+    since: str = ""
     vxlan_ipv4: bytes | None = None
     vxlan_ipv6: bytes | None = None
     vxlan_mac: bytes | None = None

@@ -78,6 +78,9 @@ def prepare(
         if isinstance(document, BadDocument):
             problems.append(str(document))
             continue
+        if document.resource is not None and document.resource.key.kind is Kind.NODE_STATE:
+            problems.append(f"{document.place}: {document.resource.key}: its node alone says it; apply a Node instead")
+            continue
         strange = _unknown(document)
         bad = _bad_settings(document, strange, notes)
         ignored += document.resource is None

@@ -161,11 +161,20 @@ class Publisher:
         outcome = await self._write(wanted, recount=recount, also=gone if recount else ())
         return replace(outcome, missing=missing)
 
+    async def forget(self, node: str) -> bool:
+        """Delete what a node said of itself; false if it said nothing. One that lives says it again."""
+        topic = topics.node_state_topic(node)
+        await self._retained.read(self._connection, (topic,))
+        if topic not in self._retained.content:
+            return False
+        await self._put(topic, b"")
+        return True
+
     async def get(
         self, kind: Kind | None = None, name: str | None = None, namespace: str | None = None, node: str = "+"
     ) -> Listing:
         """Objects as stored: all, or of a kind, or of a kind and a name."""
-        segments = tuple(dict.fromkeys(topics.SEGMENT.values())) if kind is None else (topics.SEGMENT[kind],)
+        segments = topics.COUNTED_SEGMENTS if kind is None else (topics.SEGMENT[kind],)
         await self._retained.read(self._connection, ("sync/#", *(topics.kind_filter(part, node) for part in segments)))
         for scope, manifest in self._manifests():
             if "wep" in segments and scope != topics.SHARED and manifest.expects("wep") > len(self._in(scope, "wep")):

@@ -10,6 +10,10 @@ was asked, and the manifests are asked for first, so that every node is known be
 Invariants: in sync with a scope that has a manifest only if counts and digests are equal to it; a key is removed only
 by its own deletion or when the whole snapshot is in sync; a broker that lost its topics, or hides them from a user that
 is not the node's, never removes anything. A message costs what its own scope costs, however many nodes there are.
+
+What nodes say of themselves (``nodestate``) is in no manifest: each of these topics has its own writer. It is read to
+its end before anything else is subscribed to, and so known when the rest is proved. Such a topic counts as deleted
+while this node was away only if the broker still has this node's own: then it has lost none.
 """
 
 from __future__ import annotations
@@ -89,6 +93,9 @@ class Snapshot:
         self._unmatched: set[Scope] = set()
         self._unwritten = {self._shared, self._own}
         self._touched: set[Scope] = set()
+        self._states = Group(topics.STATE_SEGMENT)
+        self._own_state = topics.node_state_topic(node)
+        self._states_kept = False
         self._state = SyncState.CONNECTING
         self._last_message = 0.0
         self._last_match = 0.0
@@ -118,6 +125,8 @@ class Snapshot:
         for scope in self._scopes():
             scope.restart()
             self._touch(scope)
+        self._states.restart()
+        self._states_kept = False
         self._state = SyncState.RESYNC
         self._last_message = now
         self._plan.clear()
@@ -137,6 +146,11 @@ class Snapshot:
         self._is_subscribed = True
         self._last_message = max(self._last_message, now)
 
+    def on_states_read(self, now: float) -> None:
+        """Everything that the broker retains of ``state_filter`` has arrived, and nothing was written yet."""
+        self._states_kept = self._own_state in self._states.seen
+        self._last_message = max(self._last_message, now)
+
     def on_rights(self, refusal: str, now: float) -> None:
         """The broker has said whether it takes us for the node: why it does not, in a sentence, or nothing."""
         self._own.refusal = refusal
@@ -145,20 +159,26 @@ class Snapshot:
     def on_message(self, topic: str, payload: bytes, now: float) -> Sequence[Action]:
         """A resource's topic (relative to the root) has this content; empty means deleted."""
         self._last_message, self._heard = now, True
+        if topics.segment_of(topic) == topics.STATE_SEGMENT:
+            return self._take(self._states, topic, payload)
         scope = self._scope(topics.scope_of(topic))
         if scope is None:
             return NOTHING
         group = scope.groups[topics.segment_of(topic)]
-        if payload:
-            actions: tuple[Action, ...] = (Deliver(topic, payload),) if group.put(topic, payload) else NOTHING
-        else:
-            actions = (Remove(topic),) if group.drop(topic) else NOTHING
+        actions = self._take(group, topic, payload)
         self._touched.add(scope)
         if scope.is_peers and (actions or not payload):
             actions = (*actions, *self._count_peers(scope))
         if self._state is SyncState.IN_SYNC or scope.lacks(group):
             return actions
         return (*actions, *self._settle(now))
+
+    @staticmethod
+    def _take(group: Group, topic: str, payload: bytes) -> tuple[Action, ...]:
+        """Note a topic's content; what is news of it."""
+        if payload:
+            return (Deliver(topic, payload),) if group.put(topic, payload) else NOTHING
+        return (Remove(topic),) if group.drop(topic) else NOTHING
 
     def on_manifest(self, scope_name: str, manifest: Manifest | None, now: float, error: str = "") -> Sequence[Action]:
         """A scope's manifest, new or read again: None if there is none any more, ``error`` if it cannot be used."""
@@ -207,6 +227,8 @@ class Snapshot:
             return NOTHING
         groups = [group for scope in self._scopes() for group in scope.groups.values()]
         swept = [Remove(topic) for group in groups for topic in group.sweep()]
+        if self._states_kept:
+            swept += [Remove(topic) for topic in self._states.sweep()]
         stops = self._stop_reading()
         self._plan.clear()
         for scope in list(self._scopes()):
@@ -344,6 +366,11 @@ class Snapshot:
         """Subscribed first, so that a burst that overflows the broker's queue cannot cost the manifests."""
         own = MANIFESTS if self._others.are_followed else topics.manifest_topic(self._own.name)
         return topics.manifest_topic(topics.SHARED), own
+
+    @property
+    def state_filter(self) -> str:
+        """Subscribed before all others, and read to its end."""
+        return topics.kind_filter(topics.STATE_SEGMENT)
 
     @property
     def filters(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ _PLACES = MappingProxyType(
     {
         Kind.IP_POOL: ("ippool",),
         Kind.NODE: ("node",),
+        Kind.NODE_STATE: ("nodestate",),
         Kind.IPAM_BLOCK: ("block",),
         Kind.BLOCK_AFFINITY: ("affinity",),
         Kind.FELIX_CONFIGURATION: ("felixconfig",),
@@ -64,8 +65,15 @@ OF_A_NODE = frozenset({Kind.WORKLOAD_ENDPOINT, Kind.HOST_ENDPOINT})
 """Kinds whose topics name the node that the object is on."""
 
 NODE_SEGMENTS = ("wep", "hep")
+STATE_SEGMENT = SEGMENT[Kind.NODE_STATE]
+"""Each of its topics has a writer of its own, the node, so no manifest counts them."""
+
 _FIRST = ("felixconfig", "ippool", "node", "block", "affinity")  # what follows is read in the light of these
-SHARED_SEGMENTS = tuple(dict.fromkeys((*_FIRST, *(name for name in SEGMENT.values() if name not in NODE_SEGMENTS))))
+SHARED_SEGMENTS = tuple(
+    dict.fromkeys((*_FIRST, *(name for name in SEGMENT.values() if name not in (*NODE_SEGMENTS, STATE_SEGMENT))))
+)
+COUNTED_SEGMENTS = (*SHARED_SEGMENTS, *NODE_SEGMENTS)
+"""What publishers write, and manifests count."""
 
 _ESCAPED = re.compile(r"[%/+#]")
 
@@ -170,8 +178,10 @@ def segment_of(topic: str) -> str:
 
 
 def scope_of(topic: str) -> str:
-    """Scope whose manifest counts a resource's topic: ``shared`` or ``node/<node>`` (escaped)."""
+    """Scope whose manifest counts a resource's topic: ``shared`` or ``node/<node>`` (escaped); empty if none does."""
     segment, _, rest = topic.partition("/")
+    if segment == STATE_SEGMENT:
+        return ""
     return f"node/{rest.partition('/')[0]}" if segment in NODE_SEGMENTS else SHARED
 
 
@@ -205,6 +215,11 @@ def namespace_filters(node: str, namespaces: Iterable[str]) -> list[str]:
     named = set(namespaces)
     filters = [f"wep/{escape(node)}/{name}/+" for name in sorted(named) if is_namespace(name)]
     return filters if len(filters) == len(named) else [*filters, kind_filter("wep", node)]
+
+
+def node_state_topic(node: str) -> str:
+    """What a node says of itself: retained, written by nobody else."""
+    return f"{STATE_SEGMENT}/{escape(node)}"
 
 
 def status_topic(node: str) -> str:

@@ -134,6 +134,8 @@ _METHODS: dict[str, Callable[[str, Family, Surroundings], Net]] = {
     "kubernetes-internal-ip": _internal_ip,
 }
 
+METHOD_NAMES = frozenset(_METHODS)
+
 
 def _list(argument: str) -> list[str]:
     return [item for item in re.split(r"\s*,\s*", argument.strip()) if item]

@@ -82,16 +82,17 @@ def _detected(method: str, family: Family, known: Net | None, around: Surroundin
         if known is None:
             raise
         return OwnAddress(known, "kept", f"no {family} address was found ({error}); {known} is kept")
-    if sticky and known is not None and known.packed != found.packed and _has(known, around.interfaces):
+    if sticky and known is not None and known.packed != found.packed and has_address(known, around.interfaces):
         return OwnAddress(prefix_of(known.packed, around.interfaces), f"kept; {how} it would be {found}")
     return OwnAddress(found, how)
 
 
-def _has(net: Net, interfaces: Iterable[Interface]) -> bool:
+def has_address(net: Net, interfaces: Iterable[Interface]) -> bool:
+    """Whether an interface has an address, and it is no other's."""
     return any(one.net.packed == net.packed and not one.unusable for each in interfaces for one in each.addresses)
 
 
 def _missing(net: Net | None, interfaces: Iterable[Interface]) -> str:
-    if net is None or _has(net, interfaces):
+    if net is None or has_address(net, interfaces):
         return ""
     return f"no interface of this node has {format_address(net.packed)}"

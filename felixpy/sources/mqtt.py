@@ -40,6 +40,7 @@ from felixpy.model.resources import (
 from felixpy.mqtt import topics
 from felixpy.mqtt.connection import (
     Connection,
+    Refused,
     StreamError,
     SubscriptionRefused,
     broker_name,
@@ -49,6 +50,7 @@ from felixpy.mqtt.connection import (
 from felixpy.mqtt.credentials import Credentials, CredentialsChanged
 from felixpy.mqtt.manifest import parse_manifest
 from felixpy.mqtt.outbox import Outbox
+from felixpy.mqtt.own_state import OwnState
 from felixpy.mqtt.reading import Message
 from felixpy.mqtt.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
 from felixpy.sources import Sink, SyncState
@@ -72,6 +74,9 @@ PART_SECONDS = 0.2
 LOOK_UP_SECONDS = 2.0
 PAST_STATUS_SECONDS = 5.0
 """For so long the retained status of endpoints is listened to, once the resources are known."""
+
+ECHO_SECONDS = 5.0
+"""For so long may nothing arrive before what nodes say of themselves counts as read."""
 
 TS_DIGITS = 19
 """Nanoseconds until the year 2286. A longer number is no time, and Python refuses to read a very long one."""
@@ -125,6 +130,10 @@ class MqttSource:
         )
         self._outbox = Outbox()
         self.questions = Questions(settings.mqtt_topic_root, node)
+        self._own_state_topic = topics.node_state_topic(node)
+        self._own_state = OwnState(self._prefix + self._own_state_topic)
+        self._states_read, self._arrived = asyncio.Event(), asyncio.Event()
+        self._is_echoed = False
         self._commands: asyncio.Queue[Read | Stop | Renew] = asyncio.Queue()
         self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
@@ -196,6 +205,11 @@ class MqttSource:
         """Set the agent's retained status; returns at once. Kept and written again after a reconnect."""
         self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)), first=True)
 
+    def publish_node_state(self, payload: Mapping[str, Any]) -> None:
+        """Say of this node what others are to know; returns at once. Retained, and stays when the agent ends."""
+        if not self._observer:
+            self._own_state.put(msgspec.json.encode(dict(payload)))
+
     def publish_endpoint_status(self, namespace: str, name: str, payload: Mapping[str, Any] | None) -> None:
         """Set or (None) delete one endpoint's retained status; returns at once."""
         topic = topics.endpoint_status_topic(self._node, namespace, name)
@@ -210,6 +224,7 @@ class MqttSource:
             self._receive(message, sink)
 
         self._commands, self._in_sync = asyncio.Queue(), asyncio.Event()
+        self._states_read, self._is_echoed = asyncio.Event(), False
         await self._credentials.note()
         async with open_connection(self._settings, self._client_id, receive, self._will()) as connection:
             log.info("stream connected", broker=broker_name(self._settings), client_id=self._client_id)
@@ -246,6 +261,7 @@ class MqttSource:
             self._watch_status(connection),
             self.questions.serve(connection),
             self._credentials.until_changed(),
+            self._say_state(connection),
         )
         tasks = [asyncio.create_task(part) for part in parts]
         try:
@@ -258,6 +274,7 @@ class MqttSource:
 
     async def _subscribe(self, connection: Connection, sink: Sink) -> None:
         """Subscribe, then carry out what the snapshot asks for, one at a time and in order."""
+        await self._read_states(connection)
         await self._subscribe_for_good(connection, lambda: self._snapshot.manifest_filters, sink)
         # The answer comes behind the manifests: how many endpoints there are is known before they are asked for.
         await self._check_rights(connection)
@@ -290,6 +307,38 @@ class MqttSource:
             self._perform(self._snapshot.without_peers(str(refused)), sink)
             await connection.subscribe(tuple(self._prefix + name for name in filters()), options=_OPTIONS)
         self._snapshot.on_subscribed(time.monotonic())
+
+    async def _read_states(self, connection: Connection) -> None:
+        """Read what nodes say of themselves, to its end: no manifest counts it, and routes need it."""
+        probe = self._prefix + topics.probe_topic(self._client_id)
+        await connection.subscribe((probe, self._prefix + self._snapshot.state_filter), options=_OPTIONS)
+        try:
+            await connection.publish(probe, b"nodestate")
+        except Refused:
+            await asyncio.sleep(self._settings.snapshot_quiet_time)
+        else:
+            await self._echo()
+        self._snapshot.on_states_read(time.monotonic())
+        self._states_read.set()
+
+    async def _echo(self) -> None:
+        """Wait for a message of ours to ourselves: what the broker had queued before it has arrived."""
+        while not self._is_echoed:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(ECHO_SECONDS):
+                    await self._arrived.wait()
+            except TimeoutError:
+                log.warning(
+                    "what nodes say of themselves may be incomplete", reason="the broker drops messages when it sends "
+                    "many; raise max_queued_messages in its configuration (see config/mosquitto.conf)",
+                )  # fmt: skip
+                return
+
+    async def _say_state(self, connection: Connection) -> None:
+        """Nothing before it was read: the broker that still has what we said has lost nothing of what others said."""
+        await self._states_read.wait()
+        await self._own_state.run(connection)
 
     async def _check_rights(self, connection: Connection) -> None:
         """Learn whether the broker takes us for this node.
@@ -369,6 +418,9 @@ class MqttSource:
         self.messages += 1
         self.bytes += len(payload)
         key = topics.key_on(topic, self._node)
+        self._arrived.set()
+        if topic == self._own_state_topic:
+            self._own_state.heard(payload)
         if key is not None:
             actions = self._snapshot.on_message(topic, payload, now)
             self._perform(actions, sink, _Arrival(key, now_ns, _published_ns(message)))
@@ -378,6 +430,8 @@ class MqttSource:
             self._judge_past_status(topic, about, payload)
         elif topic == topics.status_topic(self._node):
             self._judge_status(topic, payload)
+        elif topic == topics.probe_topic(self._client_id):
+            self._is_echoed = True
         elif (verb := topics.verb_of(topic, self._node)) is None or not self.questions.take(verb, message):
             sink.ignored(_shown(topic))
 
@@ -392,6 +446,8 @@ class MqttSource:
 
     def _perform(self, actions: Sequence[Action], sink: Sink, came: _Arrival | None = None) -> None:
         for action in actions:
+            if isinstance(action, Deliver | Remove) and self._knows_better(action.topic):
+                continue
             if isinstance(action, Deliver):
                 assert came is not None, action
                 if topics.is_too_long(action.topic):  # a manifest may count it, but it is no object
@@ -409,6 +465,10 @@ class MqttSource:
                 sink.sync_status(action.status)
             else:
                 self._commands.put_nowait(action)
+
+    def _knows_better(self, topic: str) -> bool:
+        """Whether this is what this process says itself."""
+        return topic == self._own_state_topic and self._own_state.is_said
 
 
 class _Arrival(NamedTuple):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.model.node import merged_node
 from felixpy.model.resources import (
     POLICY_KINDS,
     BGPConfiguration,
@@ -46,6 +47,9 @@ class Store:
         self.identities = Identities()
         self.pools: dict[ResourceKey, IPPool] = {}
         self.nodes: dict[str, Node] = {}
+        """What is known of each node: what was applied, and what it says of itself where that says nothing."""
+        self.applied_nodes: dict[str, Node] = {}
+        self.node_states: dict[str, Node] = {}
         self.blocks: dict[ResourceKey, IPAMBlock | BlockAffinity] = {}
         self.configurations: dict[ResourceKey, FelixConfiguration] = {}
         self.bgp_configurations: dict[ResourceKey, BGPConfiguration] = {}
@@ -61,6 +65,9 @@ class Store:
         self._by_remote_address: Index[Net, ResourceKey] = Index()
         self._up: set[str] = set()
         self._by_mac: Index[tuple[Family, bytes], str] = Index()
+        self._by_node_address: Index[bytes, str] = Index()
+        self.watched_addresses: frozenset[bytes] = frozenset()
+        """This node is looked at again when another one begins or ends to tell one of these."""
         self._encapsulations: Counter[tuple[Family, Encapsulation]] = Counter()
         self._encapsulated: dict[Family, frozenset[Encapsulation]] = dict.fromkeys(FAMILIES, frozenset())
         self.ways = Ways()
@@ -161,6 +168,10 @@ class Store:
         """The node that has a VXLAN MAC: this one, else of several the first by name."""
         nodes = self._by_mac.at((family, mac))
         return self.node_name if self.node_name in nodes else min(nodes, default=None)
+
+    def nodes_at(self, address: bytes) -> Collection[str]:
+        """The nodes that say an address is theirs; valid until the next change."""
+        return self._by_node_address.at(address)
 
     def node_keys(self) -> set[ResourceKey]:
         """Every node that is known, led to by a block, or this one, and every way."""
@@ -286,13 +297,29 @@ class Store:
         keys = self._routing_pools.get(cidr)
         return keys[0] if keys else None
 
-    def _node(self, key: ResourceKey, new: Node | None) -> set[ResourceKey]:
+    def _applied_node(self, key: ResourceKey, new: Node | None) -> set[ResourceKey]:
+        _put(self.applied_nodes, key.name, new)
+        return self._node(key)
+
+    def _node_state(self, key: ResourceKey, new: Node | None) -> set[ResourceKey]:
+        _put(self.node_states, key.name, new)
+        return self._node(ResourceKey(Kind.NODE, key.name))
+
+    def _node(self, key: ResourceKey) -> set[ResourceKey]:
+        """Take what is said of a node by now."""
         old = self.nodes.pop(key.name, None)
+        new = merged_node(key.name, self.applied_nodes.get(key.name), self.node_states.get(key.name))
         if new is not None:
             self.nodes[key.name] = new
         if _addresses(old) == _addresses(new):
             return {key}
         dirty = {key, *self.ways.of_node(key.name)}
+        for node, change_holder in ((old, self._by_node_address.discard), (new, self._by_node_address.add)):
+            for net in (node.ipv4, node.ipv6) if node else ():
+                if net is not None:
+                    change_holder(net.packed, key.name)
+                    if net.packed in self.watched_addresses:
+                        dirty.add(ResourceKey(Kind.NODE, self.node_name))
         for node, change in ((old, self._by_mac.discard), (new, self._by_mac.add)):
             for family in FAMILIES if node else ():
                 assert node is not None
@@ -375,6 +402,12 @@ class Store:
             yield from (borrowed.address for borrowed in block.borrowed if borrowed.node != self.node_name)
 
 
+def _put(held: dict[str, Node], name: str, node: Node | None) -> None:
+    held.pop(name, None)
+    if node is not None:
+        held[name] = node
+
+
 def _covering(pool: IPPool | None) -> object:
     """What the choice of the pool of a block depends on."""
     return None if pool is None or pool.load_balancer_only else pool.cidr
@@ -440,7 +473,8 @@ PLACES: Final[Mapping[Kind, Place]] = {
         (WorkloadEndpoint,), Store._endpoint, lambda store: (*store.endpoints, *store.remote)
     ),
     Kind.IP_POOL: Place((IPPool,), Store._pool, lambda store: store.pools),
-    Kind.NODE: Place((Node,), Store._node, Store.node_keys),
+    Kind.NODE: Place((Node,), Store._applied_node, Store.node_keys),
+    Kind.NODE_STATE: Place((Node,), Store._node_state, lambda store: ()),
     Kind.IPAM_BLOCK: Place((IPAMBlock,), Store._block, _blocks_of(Kind.IPAM_BLOCK)),
     Kind.BLOCK_AFFINITY: Place((BlockAffinity,), Store._block, _blocks_of(Kind.BLOCK_AFFINITY)),
     Kind.FELIX_CONFIGURATION: Place((FelixConfiguration,), Store._configuration, lambda store: ()),

@@ -15,6 +15,7 @@ import aiomqtt
 from structlog.testing import capture_logs
 
 from felixpy.agent.agent import Agent
+from felixpy.agent.own_node import OwnNode
 from felixpy.config import SettingsSource, load_environment, resolve
 from felixpy.demo.patience import Patience
 from felixpy.demo.resources import Object, ip_pool, v3
@@ -75,6 +76,8 @@ class Stream:
     def __init__(self, client: aiomqtt.Client) -> None:
         self._client = client
         self.status: dict[str, dict[str, Any]] = {}
+        self.states: dict[str, dict[str, Any]] = {}
+        """What nodes say of themselves."""
         self.history: list[tuple[str, dict[str, Any]]] = []
 
     async def put(self, *documents: Object) -> None:
@@ -88,7 +91,9 @@ class Stream:
     async def follow(self) -> None:
         async for message in self._client.messages:
             key = message.topic.value.removeprefix(f"{ROOT}/status/")
-            if message.payload:
+            if (name := key.removeprefix(f"{ROOT}/nodestate/")) != key:
+                self.states[name] = json.loads(bytes(message.payload) or b"{}")
+            elif message.payload:
                 self.status[key] = json.loads(bytes(message.payload))
                 self.history.append((key, self.status[key]))
             else:
@@ -98,7 +103,7 @@ class Stream:
 @contextlib.asynccontextmanager
 async def stream_to(broker: Broker) -> AsyncIterator[Stream]:
     async with aiomqtt.Client("127.0.0.1", broker.port) as client:
-        await client.subscribe(f"{ROOT}/status/#", qos=1)
+        await client.subscribe([(f"{ROOT}/status/#", 1), (f"{ROOT}/nodestate/#", 1)])
         stream = Stream(client)
         follower = asyncio.create_task(stream.follow())
         try:
@@ -165,9 +170,17 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    broker: Broker, environ: Mapping[str, str] = NFTABLES, *, directory: Path | None = None, file: Path | None = None
+    broker: Broker,
+    environ: Mapping[str, str] = NFTABLES,
+    *,
+    directory: Path | None = None,
+    file: Path | None = None,
+    introduces: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Running]:
-    """An agent that follows the broker (or a directory, with its status seen nowhere) until the block ends."""
+    """An agent that follows the broker (or a directory, with its status seen nowhere) until the block ends.
+
+    ``introduces``: it says itself what it is, by these variables.
+    """
     variables = {
         "NODENAME": NODE,
         "FELIX_MQTTHOST": "" if directory else "127.0.0.1",
@@ -183,7 +196,7 @@ async def running(
         sources.append(load_toml(file))
     with capture_logs() as log:
         async with stream_to(broker) as stream:
-            agent, tasks = _start(sources, directory)
+            agent, tasks = _start(sources, directory, introduces)
             try:
                 yield Running(agent, stream, log)
                 for task in tasks:
@@ -193,14 +206,20 @@ async def running(
                 await end(tasks, 3.0)
 
 
-def _start(sources: list[SettingsSource], directory: Path | None) -> tuple[Agent, list[asyncio.Task[None]]]:
+def _start(
+    sources: list[SettingsSource], directory: Path | None, introduces: Mapping[str, str] | None
+) -> tuple[Agent, list[asyncio.Task[None]]]:
     settings, problems = resolve(sources)
     assert not problems
     settings = replace(settings, nodename=NODE)
     mqtt = None if directory else MqttSource(settings, NODE)
     agent = Agent(settings, sources, status=mqtt)
     source = mqtt or DirectorySource(directory or Path())
-    return agent, [asyncio.create_task(agent.run()), asyncio.create_task(source.run(agent))]
+    parts = [agent.run(), source.run(agent)]
+    if introduces is not None and mqtt is not None:
+        parts.append(OwnNode(agent, mqtt.publish_node_state, environment=introduces).run())
+        agent.introduces_itself = True
+    return agent, [asyncio.create_task(part) for part in parts]
 
 
 # --- the kernel --------------------------------------------------------------------------------------------------

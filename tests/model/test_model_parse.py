@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import Net
+from felixpy.model.node import merged_node
 from felixpy.model.parse import MAX_PAYLOAD_BYTES, Ignored, object_key, parse_json, parse_payload, parse_resource
 from felixpy.model.resources import (
     Absent,
@@ -228,7 +229,36 @@ NAME = {"type": "InternalDNS", "address": "node1.example.org"}
 def test_addresses_of_a_node(spec: Any, ipv4: str | None, ipv6: str | None) -> None:
     node = parse(v3("Node", spec, labels={"zone": "a"}))
     v4, v6 = (Net.parse_interface(text) if text else None for text in (ipv4, ipv6))
-    assert node == Node(ResourceKey(Kind.NODE, "x"), v4, v6, {"zone": "a"})
+    takes_no_part = isinstance(spec, dict) and spec.get("bgp") == {}
+    assert node == Node(ResourceKey(Kind.NODE, "x"), v4, v6, {"zone": "a"}, routed=not takes_no_part)
+
+
+def test_what_was_applied_of_a_node_wins_field_by_field_over_what_it_says() -> None:
+    name = ResourceKey(Kind.NODE, "x")
+    applied = parse(v3("Node", {"bgp": {"ipv4Address": "10.0.0.1/24"}}, labels={"zone": "a"}))
+    said = parse(
+        {
+            "apiVersion": "felixpy/v1",
+            "kind": "NodeState",
+            "metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00.000001Z"},
+            "spec": {
+                "bgp": {"ipv4Address": "10.9.9.9/24", "ipv6Address": "fd00::9/64"},
+                "ipv4VXLANTunnelAddr": "10.48.0.1",
+            },
+        }
+    )
+    assert isinstance(applied, Node) and isinstance(said, Node)
+    both = merged_node("x", applied, said)
+    assert both is not None
+    assert (str(both.ipv4), str(both.ipv6), both.labels) == ("10.0.0.1/24", "fd00::9/64", {"zone": "a"})
+    assert both.vxlan_ipv4 == bytes((10, 48, 0, 1)) and both.key == name
+    alone = merged_node("x", None, said)
+    assert alone is not None and (alone.key, str(alone.ipv4)) == (name, "10.9.9.9/24")
+    assert alone.since == "2026-01-01T00:00:00.000001Z"
+    out = parse(v3("Node", {"bgp": {}}))
+    assert isinstance(out, Node)
+    assert merged_node("x", out, said) == out, "a node that is to take no part in routing was routed to"
+    assert merged_node("x", applied, None) is applied and merged_node("x", None, None) is None
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_a_node_reads_its_own_endpoints_and_what_is_shared_even_if_it_asks_for_e
 
 FORBIDDEN = (
     "wep/n1/default/web1", "wep/n2/default/web2", "wep/n2/default/new", "ippool/pool1", "felixconfig/default",
-    "sync/shared", "sync/node/n1", "status/n2", "status/n2/wep/default/web", "cmd/n2/stop",
+    "sync/shared", "sync/node/n1", "status/n2", "status/n2/wep/default/web", "cmd/n2/stop", "nodestate/n2",
     "cmd/n1/plan", "cmd/n2/plan", "reply/somebody/n2",
 )  # fmt: skip
 
@@ -89,7 +89,9 @@ def test_a_node_writes_its_own_status_and_nothing_else(broker: Broker) -> None:
     assert "WorkloadEndpoint" in content
     client("mosquitto_pub", broker, "n1", "-q", "1", "-r", "-t", f"{ROOT}/status/n1", "-m", "{}")
     client("mosquitto_pub", broker, "n1", "-q", "1", "-r", "-t", f"{ROOT}/status/n1/wep/default/web", "-m", "{}")
-    assert seen(broker, "publisher") == before | {"status/n1", "status/n1/wep/default/web"}
+    client("mosquitto_pub", broker, "n1", "-q", "1", "-r", "-t", f"{ROOT}/nodestate/n1", "-m", "{}")
+    assert seen(broker, "publisher") == before | {"status/n1", "status/n1/wep/default/web", "nodestate/n1"}
+    assert "nodestate/n1" in seen(broker, "n2")
 
 
 def test_a_last_will_is_bound_by_the_rules_too(broker: Broker) -> None:

@@ -618,6 +618,32 @@ def test_a_user_that_may_only_read_is_believed_by_what_it_sees() -> None:
     assert other.state is SyncState.IN_SYNC
 
 
+def test_what_nodes_say_goes_only_if_the_broker_still_has_what_this_one_said() -> None:
+    stream, others = Stream(), {"nodestate/n2": b"2", "nodestate/n3": b"3"}
+    content = {"ippool/a": b"1"}
+    stream.messages({"nodestate/n1": b"1", **others})
+    stream.snapshot.on_states_read(stream.now)
+    stream.messages(content)
+    stream.manifests(content)
+    assert (stream.state, stream.held) == (SyncState.IN_SYNC, {**content, "nodestate/n1": b"1", **others})
+    assert stream.statuses[-1].want == 1
+
+    stream.reconnect()  # to a broker that lost what nodes said; this one says it again before the rest is proved
+    stream.snapshot.on_states_read(stream.now)
+    stream.message("nodestate/n1", b"1")
+    stream.messages(content)
+    stream.manifests(content)
+    assert (stream.state, stream.removed) == (SyncState.IN_SYNC, [])
+
+    stream.reconnect()  # to one that lost nothing
+    stream.messages({"nodestate/n1": b"1", "nodestate/n3": b"3"})
+    stream.snapshot.on_states_read(stream.now)
+    assert stream.removed == []
+    stream.messages(content)
+    stream.manifests(content)
+    assert (stream.state, stream.removed) == (SyncState.IN_SYNC, ["nodestate/n2"])
+
+
 @given(content=CONTENT)
 def test_keys_of_the_generated_topics_are_known(content: dict[str, bytes]) -> None:
     assert all(key_of(topic) is not None for topic in content)

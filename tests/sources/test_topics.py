@@ -57,7 +57,8 @@ def test_key_of_a_topic_is_the_key_of_each_kind(kind: Kind) -> None:
     topic = endpoint_topic("n1", key) if kind in OF_A_NODE else shared_topic(key)
     assert key_of(topic) == key
     assert topic.split("/")[0] == segment_of(topic) == SEGMENT[kind]
-    assert scope_of(topic) == ("node/n1" if kind in OF_A_NODE else "shared")
+    uncounted = "" if kind is Kind.NODE_STATE else "shared"
+    assert scope_of(topic) == ("node/n1" if kind in OF_A_NODE else uncounted)
     assert topic_matches_sub(kind_filter(SEGMENT[kind], "n1"), topic)
     assert topic_matches_sub(kind_filter(SEGMENT[kind]), topic)
 

@@ -47,3 +47,20 @@ def test_all_reserved_ranges() -> None:
 
 def test_empty_file_has_the_defaults() -> None:
     assert parse("", ipv6=True) == parse(None, ipv6=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "six"),
+    [
+        (None, ["::/0"]),
+        ("nonMasqueradeCIDRs: [10.0.0.0/8]", ["::/0"]),
+        ("masqLinkLocalIPv6: true", ["::/0"]),
+        ("nonMasqueradeCIDRs: ['fd00::/8']", ["fe80::/10", "fd00::/8"]),
+        ("nonMasqueradeCIDRs: ['fd00::/8']\nmasqLinkLocalIPv6: true", ["fd00::/8"]),
+        ("nonMasqueradeCIDRs: []", ["fe80::/10"]),
+    ],
+)
+def test_ipv6_is_left_alone_unless_the_file_speaks_of_it(text: str | None, six: list[str]) -> None:
+    alone = parse(text, ipv6=True).left_alone()
+    assert [str(net) for net in alone if net.family is Family.V6] == six
+    assert any(net.family is Family.V4 for net in alone)
