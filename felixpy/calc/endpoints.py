@@ -58,9 +58,14 @@ def endpoint_entries(
             problems.append(f"address {address} is {kept_from}: no workload gets it; give this one another address")
             continue
         present.add(family)
-        entries |= _address_entries(endpoint, address, family, settings)
+        entries |= _address_entries(endpoint, address, settings)
     entries |= _setting_entries(endpoint, present, settings, host)
     entries |= _allowed_source_entries(endpoint, families, settings)
+    problems += endpoint.problems
+    if endpoint.ip_nats and not settings.floating_ips:
+        problems.append("spec.ipNATs has no effect: the setting FloatingIPs is Disabled")
+    elif endpoint.ip_nats:
+        problems += _add_floating(endpoint, entries, store, settings, host)
     if not endpoint.addresses:
         problems.append("no address in spec.ipNetworks: not ready")
     return entries, "; ".join(problems)
@@ -71,24 +76,53 @@ def _taken(place: Net | str, store: Store, owner: object) -> str:
     return "claimed by many endpoints, and another one has it" if crowded else f"already used by {owner}"
 
 
-def _address_entries(
-    endpoint: WorkloadEndpoint, address: Net, family: Family, settings: EntrySettings
-) -> dict[Key, Value]:
+def _address_entries(endpoint: WorkloadEndpoint, address: Net, settings: EntrySettings) -> dict[Key, Value]:
     interface = endpoint.interface
-    if family is Family.V4:
-        metric, scope = settings.ipv4_normal_route_priority, SCOPE_LINK
-    else:
-        metric, scope = settings.ipv6_normal_route_priority, SCOPE_UNIVERSE  # IPv6 has no scopes: the kernel stores 0
-    source = settings.route_source(family)
-    route = Route(RouteType.UNICAST, interface, None, False, source, scope, settings.device_route_protocol)
     entries: dict[Key, Value] = {
-        RouteKey(family, address, metric): route,
+        **_route_entry(interface, address, settings),
         ElementKey(SetName.FROM_WORKLOAD, address, interface): None,
         ElementKey(SetName.TO_WORKLOAD, address, interface): None,
     }
     if endpoint.mac:
         entries[NeighbourKey(interface, address.packed)] = endpoint.mac
     return entries
+
+
+def _route_entry(interface: str, address: Net, settings: EntrySettings) -> dict[Key, Value]:
+    family = address.family
+    if family is Family.V4:
+        metric, scope = settings.ipv4_normal_route_priority, SCOPE_LINK
+    else:
+        metric, scope = settings.ipv6_normal_route_priority, SCOPE_UNIVERSE  # IPv6 has no scopes: the kernel stores 0
+    source = settings.route_source(family)
+    route = Route(RouteType.UNICAST, interface, None, False, source, scope, settings.device_route_protocol)
+    return {RouteKey(family, address, metric): route}
+
+
+def _add_floating(
+    endpoint: WorkloadEndpoint, entries: dict[Key, Value], store: Store, settings: EntrySettings, host: Host
+) -> list[str]:
+    """Add the entries of the floating addresses that lead to addresses which the endpoint has.
+
+    The route says where such an address belongs, for whoever announces routes; what is sent to it is translated before
+    it is routed. Of several that lead to one address the first is what a workload sees that calls itself.
+    """
+    problems = []
+    loops: dict[Net, Net] = {}
+    for external, internal in endpoint.ip_nats:
+        if ElementKey(SetName.TO_WORKLOAD, internal, endpoint.interface) not in entries:
+            continue  # its family is off, or another endpoint has the address, which is told already
+        owner = store.external_owner(external)
+        if owner != endpoint.key:
+            problems.append(f"floating address {external} is {_taken(external, store, owner)}")
+        elif kept_from := host.reserved.kept_from(external.packed, endpoint.interface):
+            problems.append(f"floating address {external} is {kept_from}: no workload gets it; give this one another")
+        else:
+            entries |= _route_entry(endpoint.interface, external, settings)
+            entries[ElementKey(SetName.FLOATING, external)] = internal.packed
+            loops[internal] = min(external, loops.get(internal, external))
+    entries |= {ElementKey(SetName.FLOATING_LOOPS, internal): external.packed for internal, external in loops.items()}
+    return problems
 
 
 def _setting_entries(

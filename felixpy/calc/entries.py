@@ -208,6 +208,8 @@ class SetType(Enum):
     INTERFACE = "interface"
     HOST = "address"
     HOST_PORT = "address, protocol, port"
+    ADDRESS_MAP = "address : address"
+    LOOP_MAP = "the same address twice : address"
 
 
 class SetName(str):
@@ -229,18 +231,24 @@ class SetName(str):
     EXTERNAL_HOSTS: ClassVar[SetName]  # ExternalNodesCIDRList
     NOT_MASQUERADED: ClassVar[SetName]  # destinations that ip-masq-agent's file leaves alone
     SERVICE_RANGES: ClassVar[SetName]  # ranges of Services, from the default BGPConfiguration
+    FLOATING: ClassVar[SetName]  # floating address : the workload's own
+    FLOATING_LOOPS: ClassVar[SetName]  # source and destination, both a workload's own address : its floating one
 
     type: SetType
 
     def __new__(cls, name: str) -> SetName:
         if known := _known.get(name):
             return known
-        shape = _STANDING.get(name) or next((shape for start, shape in SHAPES.items() if name.startswith(start)), None)
+        shape = (
+            _STANDING.get(name)
+            or _MAPS.get(name)
+            or next((shape for start, shape in SHAPES.items() if name.startswith(start)), None)
+        )
         if shape is None:
             raise ValueError(f"no set has the name {name!r}")
         self = super().__new__(cls, name)
         self.type = shape
-        if name in _STANDING:
+        if name in _STANDING or name in _MAPS:
             _known[name] = self
         return self
 
@@ -259,6 +267,7 @@ _STANDING: Final[Mapping[str, SetType]] = {
     "service-ranges": SetType.NET,
     "not-masqueraded": SetType.NET,
 }
+_MAPS: Final[Mapping[str, SetType]] = {"floating": SetType.ADDRESS_MAP, "floating-loops": SetType.LOOP_MAP}
 SHAPES: Final[Mapping[str, SetType]] = {
     "s-": SetType.HOST,
     "c-": SetType.NET,
@@ -285,6 +294,11 @@ STANDING_SETS: Final = tuple(SetName(name) for name in _STANDING)
     SetName.NOT_MASQUERADED,
 ) = STANDING_SETS
 
+ADDRESS_MAPS: Final = tuple(SetName(name) for name in _MAPS)
+"""Maps of addresses to addresses, which are always there, too; with iptables they are chains."""
+
+SetName.FLOATING, SetName.FLOATING_LOOPS = ADDRESS_MAPS
+
 
 @lru_cache(8192)
 def set_type(name: str) -> SetType:
@@ -297,7 +311,7 @@ def set_type(name: str) -> SetType:
 
 
 class ElementKey(NamedTuple):
-    """A member of a set. ``interface`` is empty for sets of prefixes; ``net`` is /32 or /128 in address sets.
+    """A member of a set. ``interface`` is empty for sets of prefixes; ``net`` is /32 or /128 in address sets and maps.
 
     In a set of interfaces ``net`` is the whole address space of the family (``ANY_NET``).
 
@@ -326,6 +340,6 @@ RoutingKey = RouteKey | NeighbourKey | SettingsKey | NexthopKey | DeviceKey | Ad
 """Keys of the tables that are not a packet filter's."""
 
 Key = RoutingKey | ElementKey | PolicyKey
-"""Any table key but a chain's; elements carry no value (None)."""
+"""Any table key but a chain's; elements carry no value (None), but for those of maps: the address, packed."""
 
 Value = Route | bytes | SettingValues | Nexthop | Vxlan | Ipip | PolicyValue

@@ -21,6 +21,7 @@ class EntrySettings:
     ipv6_support: bool
     ip_forwarding: bool
     workload_source_spoofing_any: bool
+    floating_ips: bool
     external_nodes_cidr_list: tuple[Net, ...]
     device_route_protocol: int
     device_route_source_address: bytes | None

@@ -10,7 +10,9 @@ there are: those are set members.
     filter  INPUT        workload interface: no tunnels, established, ICMPv6 essentials, then the configured action
     filter  FORWARD      from a workload: established, not invalid, no tunnels; to one: must be a known pair;
                          to a Service that nobody took: dropped
-    nat     POSTROUTING  source in a natOutgoing pool, destination in no pool: masquerade
+    nat     PREROUTING, OUTPUT  to a floating address: to the workload's own instead (FloatingIPs)
+    nat     POSTROUTING  source in a natOutgoing pool, destination in no pool: masquerade;
+                         a workload that called itself by its floating address: from that address
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from felixpy.calc.entries import SetName
+from felixpy.calc.entries import ADDRESS_MAPS, SetName
 from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.carrier import MarkBits, iptables_marks, nftables_marks
 from felixpy.config import (
@@ -312,6 +314,18 @@ class Goto(NamedTuple):
     chain: str
 
 
+class TranslateDestination(NamedTuple):
+    """Destination NAT to what a map of addresses has for the destination; the next rule if it has nothing."""
+
+    map: SetName
+
+
+class TranslateLoop(NamedTuple):
+    """Source NAT to what a map has for source and destination together; the next rule if it has nothing."""
+
+    map: SetName
+
+
 class SetMark(NamedTuple):
     """Give the bits of ``mask`` in the packet's mark this value; the rule after this one is next."""
 
@@ -343,7 +357,20 @@ class NoTrack(NamedTuple):
     """Keep the packet out of connection tracking (raw table); the rule after this one is next."""
 
 
-Action = Verdict | Jump | Goto | Masquerade | Snat | SetMark | MapMark | GotoClass | Log | NoTrack
+Action = (
+    Verdict
+    | Jump
+    | Goto
+    | Masquerade
+    | Snat
+    | TranslateDestination
+    | TranslateLoop
+    | SetMark
+    | MapMark
+    | GotoClass
+    | Log
+    | NoTrack
+)
 
 
 class Rule(NamedTuple):
@@ -363,6 +390,8 @@ FORWARD_FROM = ChainKey(Table.FILTER, "forward-from")
 FORWARD_TO = ChainKey(Table.FILTER, "forward-to")
 NAT_OUTGOING = ChainKey(Table.NAT, "nat-outgoing")
 MASQ_AGENT = ChainKey(Table.NAT, "ip-masq-agent")
+MAP_CHAINS = {ChainKey(Table.NAT, str(name)): name for name in ADDRESS_MAPS}
+"""The chains that maps of addresses are with iptables. They have no rules here: the members of the map become rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +423,7 @@ class RuleSettings:
     tunnels: frozenset[Tunnel] = frozenset()
     service_loops: Verdict | None = Verdict.DROP
     masq_agent: MasqAgentSources | None = None
+    floating: bool = False
 
     @classmethod
     def of(
@@ -438,6 +468,7 @@ class RuleSettings:
             tunnels=frozenset(one for one in tunnels if one.outer is family),
             service_loops=_service_loops(settings),
             masq_agent=settings.ip_masq_agent_sources if settings.ip_masq_agent_config else None,
+            floating=settings.floating_ips,
         )
 
 
@@ -462,6 +493,7 @@ def desired_chains(settings: RuleSettings) -> Chains:
         **_anti_spoofing(settings),
         **_workload_to_host(settings),
         **_forward(settings),
+        **_floating(settings),
         **_nat_outgoing(settings),
     }
 
@@ -658,6 +690,20 @@ def _forward(settings: RuleSettings) -> Chains:
     }
 
 
+def _floating(settings: RuleSettings) -> Chains:
+    """Floating addresses, for what arrives and for what the node itself sends."""
+    if not settings.floating:
+        return {}
+    rules = (Rule((), TranslateDestination(SetName.FLOATING), "FloatingIPs"),)
+    chains: Chains = {ChainKey(Table.NAT, "PREROUTING"): rules, ChainKey(Table.NAT, "OUTPUT"): rules}
+    return chains if settings.nftables else chains | dict.fromkeys(MAP_CHAINS, ())
+
+
+def _floating_loops(settings: RuleSettings) -> list[Rule]:
+    """A workload that calls its own floating address would otherwise get packets from itself, and drop them."""
+    return [Rule((), TranslateLoop(SetName.FLOATING_LOOPS), "FloatingIPs")] if settings.floating else []
+
+
 def _nat_outgoing(settings: RuleSettings) -> Chains:
     leaving: list[Match] = [SourceIn(SetName.MASQ_POOLS), DestinationIn(SetName.POOLS, negated=True)]
     if settings.exclude_hosts:
@@ -674,7 +720,7 @@ def _nat_outgoing(settings: RuleSettings) -> Chains:
     if masq_agent:
         rules.append(Rule((), Jump(MASQ_AGENT.name)))
     return {
-        ChainKey(Table.NAT, "POSTROUTING"): (Rule((), Jump(NAT_OUTGOING.name)),),
+        ChainKey(Table.NAT, "POSTROUTING"): (*_floating_loops(settings), Rule((), Jump(NAT_OUTGOING.name))),
         NAT_OUTGOING: (*_into_tunnels(settings), *rules),
         **masq_agent,
     }

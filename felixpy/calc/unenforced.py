@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from felixpy.model.policy import Policy
-from felixpy.model.resources import Absent, Kind, Resource
+from felixpy.model.resources import Absent, Kind, Resource, WorkloadEndpoint
 
 Object = Mapping[str, Any]
 
@@ -24,6 +24,8 @@ def unenforced(resource: Resource | Absent, obj: Object) -> list[str]:
 
 def _endpoint(resource: Resource, obj: Object) -> Iterator[str]:
     spec = obj.get("spec")
+    if isinstance(resource, WorkloadEndpoint):
+        yield from resource.problems
     if isinstance(spec, Mapping):
         yield from (f"spec.{field} {text}" for field, text in _ENDPOINT_FIELDS.items() if spec.get(field))
 
@@ -35,7 +37,6 @@ def _policy(resource: Resource, obj: Object) -> Iterator[str]:
 
 _ENDPOINT_FIELDS: Final = {
     "qosControls": "has no effect: felixpy limits neither bandwidth nor connections",
-    "ipNATs": "has no effect: felixpy translates no floating addresses",
 }
 _POLICIES: Final = (
     Kind.TIER,

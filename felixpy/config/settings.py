@@ -173,6 +173,9 @@ class Settings:
         ServiceLoopPrevention.DROP, "ServiceLoopPrevention", choice(ServiceLoopPrevention),
         "What becomes of forwarded packets to a Service that nobody took: the ranges of the default BGPConfiguration.",
     )  # fmt: skip
+    floating_ips: bool = _setting(
+        False, "FloatingIPs", switch("Enabled", "Disabled"), "Whether `ipNATs` of WorkloadEndpoints are honoured."
+    )
     disable_conntrack_invalid_check: bool = _setting(
         False, "DisableConntrackInvalidCheck", BOOLEAN, "Do not drop packets that connection tracking calls invalid."
     )

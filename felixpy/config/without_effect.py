@@ -37,7 +37,6 @@ _NAMES = frozenset(
         "EarlyLogSeverityScreen",
         "FeatureDetectOverride",
         "FeatureGates",
-        "FloatingIPs",
         "GenericXDPEnabled",
         "HealthTimeoutOverrides",
         "IPv4ElevatedRoutePriority",

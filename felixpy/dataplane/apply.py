@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeVar
 
 from felixpy.calc.entries import (
+    ADDRESS_MAPS,
     AddressKey,
     DeviceKey,
     ElementKey,
@@ -34,6 +35,7 @@ from felixpy.calc.entries import (
     SetName,
     SettingsKey,
     SettingValues,
+    Value,
     Vxlan,
 )
 from felixpy.calc.graph import ABSENT, Absent, Changes
@@ -56,7 +58,7 @@ from felixpy.dataplane.report import ApplyReport, Operation
 from felixpy.dataplane.routes import RouteTable
 from felixpy.dataplane.table import Delta, KeyedTable
 from felixpy.dataplane.tunnel_addresses import TunnelAddressTable
-from felixpy.model.net import Family
+from felixpy.model.net import Family, format_address
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.message import Request
@@ -262,7 +264,7 @@ class Dataplane:
             if tables is None:
                 continue
             if type(key) is ElementKey:
-                self._want_member(tables, key, wanted=value is not ABSENT)
+                self._want_member(tables, key, value)
             elif type(key) is MemberKey:
                 tables.elements.drop(key) if value is ABSENT else tables.elements.want(key, None)
             elif not isinstance(key, RoutingKey | ElementKey | MemberKey):
@@ -311,12 +313,16 @@ class Dataplane:
             tables.classes.judged_anew.clear()
         return found
 
-    def _want_member(self, tables: FilterTables, key: ElementKey, *, wanted: bool) -> None:
+    def _want_member(self, tables: FilterTables, key: ElementKey, value: Value | Absent | None) -> None:
+        wanted = value is not ABSENT
         if key in tables.elements.committed:
             (self.release.wanted_again if wanted else self.release.unwanted)(key)
         elif wanted:
             self.release.wanted_anew(key)
-        (tables.want_member if wanted else tables.drop_member)(key)
+        if wanted:
+            tables.want_member(key, value if isinstance(value, bytes) else None)
+        else:
+            tables.drop_member(key)
 
     def _want_nexthop(self, key: NexthopKey, value: object) -> None:
         """Take a nexthop; routes through it are looked at where they depend on it themselves."""
@@ -801,6 +807,8 @@ def _text(key: object, value: object) -> str:
         return f"{key} {value}"
     if isinstance(key, NeighbourKey) and isinstance(value, bytes):
         return f"{key} lladdr {value.hex(':')}"
+    if isinstance(key, ElementKey) and key.set in ADDRESS_MAPS and isinstance(value, int):
+        return f"{key} : {format_address(value.to_bytes(len(key.net.packed)))}"
     if isinstance(key, ChainKey) and isinstance(value, tuple):
         return f"chain {key}: {len(value)} rules"
     return str(key)

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from felixpy.calc.entries import SetType, set_type
+from felixpy.calc.entries import ElementKey, SetType, set_type
 from felixpy.calc.policy.carrier import MarkBits
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.rules import ChainKey, Chains, Goto, Jump, Rule, RuleKey
@@ -41,6 +41,7 @@ class FakePacketFilter:
         self.socket = NetlinkSocket(NETLINK_NETFILTER)  # never used, so never opened
         self.chains: dict[RuleKey, RenderedChain] = {}
         self.elements: set[Member] = set()
+        self.data: dict[ElementKey, int] = {}
         self.sets: set[SetKey] = set()
         self.containers = False
         self.foreign: tuple[str, ...] = ()
@@ -58,7 +59,12 @@ class FakePacketFilter:
     async def read(self, part: Part = Part.ALL) -> FilterState:
         self._break()
         return FilterState(
-            dict(self.chains), set(self.elements), self.containers, foreign=self.foreign, sets=set(self.sets)
+            dict(self.chains),
+            set(self.elements),
+            self.containers,
+            foreign=self.foreign,
+            sets=set(self.sets),
+            data={key: data for key, data in self.data.items() if key in self.elements},
         )
 
     def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
@@ -98,6 +104,8 @@ class FakePacketFilter:
                 refused[key] = words
             else:
                 self.elements.add(key)
+                if isinstance(key, ElementKey) and key in change.data:
+                    self.data[key] = change.data[key]
         if change.chains:
             refused.update(self._write_chains(change.chains))
         return refused

@@ -84,12 +84,12 @@ class FilterTables:
         """All tables of the family's packet filter."""
         return self.chains, self.elements, self.sets
 
-    def _resolve_element(self, key: Member, mark: int | None) -> int | None:
+    def _resolve_element(self, key: Member, data: int | None) -> int | None:
         if not isinstance(key, ElementKey) or key.set.type is not SetType.HOST_INTERFACE:
-            return mark
+            return data
         if key not in self.elements.committed:
             self._release.hold(self.elements, key, key.net.packed)
-        return mark
+        return data
 
     def want_rules(self, settings: RuleSettings) -> None:
         """Take the rules that these settings mean."""
@@ -98,12 +98,14 @@ class FilterTables:
         self.layout.configure(settings)
         self.take_layout()
 
-    def want_member(self, key: ElementKey) -> None:
-        """A member of a standing set is wanted; one of a pair with the class of its interface."""
+    def want_member(self, key: ElementKey, address: bytes | None) -> None:
+        """A member of a standing set is wanted, or of a map with an address; one of a pair with the class of its
+        interface.
+        """
         if key.set in PAIRS:
             self.classes.want_pair(key)
         else:
-            self.elements.want(key, None)
+            self.elements.want(key, None if address is None else int.from_bytes(address))
 
     def drop_member(self, key: ElementKey) -> None:
         if key.set in PAIRS:
@@ -167,8 +169,8 @@ class FilterTables:
             await self.chains.adopt(state.chains, newer_chains, now)
             if state.part is Part.ALL:
                 members: dict[Member, int | None] = dict.fromkeys(state.elements)
-                members |= dict(state.marks.items())
-                state.elements, state.marks = set(), {}
+                members |= dict(state.data.items())
+                state.elements, state.data = set(), {}
                 await self.sets.adopt(dict.fromkeys(state.sets), newer_sets, now)
                 await self.elements.adopt(members, newer_elements, now)
                 self.known = lost == self._answers_lost  # what was read before a write tells nothing of it
@@ -243,6 +245,7 @@ class FilterTables:
         self.chains.record(chains, _those(refused, ChainKey | ClassElement), now, told_chains)
         self.elements.record(elements, _those(refused, ElementKey | MemberKey), now, told_elements)
         self.sets.record(sets, _those(refused, SetKey), now, told_sets)
+        self._release.translated(key for key in elements.put if key not in refused)
 
     async def _fill(
         self,
@@ -257,7 +260,7 @@ class FilterTables:
         Returns the members that remain.
         """
         names = {key.name for key in sets.put}
-        early = {key: mark for key, mark in elements.put.items() if key.set in names}
+        early = {key: data for key, data in elements.put.items() if key.set in names}
         keys = list(early)
         for start in range(0, len(keys) or 1, MEMBERS_TOGETHER):
             part = Delta(put={key: early[key] for key in keys[start : start + MEMBERS_TOGETHER]})
@@ -269,15 +272,14 @@ class FilterTables:
             if not start:
                 self.sets.record(sets, _those(refused, SetKey), now, told_sets)
             await asyncio.sleep(0)
-        rest = {key: mark for key, mark in elements.put.items() if key not in early}
+        rest = {key: data for key, data in elements.put.items() if key not in early}
         return Delta(rest, elements.remove)
 
     def _change(self, elements: Delta[Member, int | None]) -> FilterChange:
         """A change of members alone."""
         change = FilterChange(add=list(elements.put), remove=list(elements.remove))
-        if self.filter.marks_pairs:
-            change.marks = {key: mark for key, mark in elements.put.items() if mark}
-            change.marked_anew = frozenset(key for key in elements.put if key in self.elements.committed)
+        change.data = {key: data for key, data in elements.put.items() if data}
+        change.changed = frozenset(key for key in elements.put if key in self.elements.committed)
         return change
 
     def additions(self, now: float, *, complete: bool) -> Delta[Member, int | None]:
@@ -285,7 +287,7 @@ class FilterTables:
         delta = self.elements.delta(now)
         if not complete and _CLASSIFIES in self.chains.committed:
             # The rules of an earlier run ask for classes, which nobody knows yet: what is there keeps its own.
-            delta.put = {key: mark for key, mark in delta.put.items() if not _is_of_interface(key)}
+            delta.put = {key: data for key, data in delta.put.items() if not _is_of_interface(key)}
         if not delta.remove:
             return delta
         prefixes: dict[Member, int | None] = {
@@ -325,7 +327,7 @@ class FilterTables:
         delta = self.removals(now)
         doomed = {key for key in delta.remove if self._goes_with_its_set(key)} if self.sets.dirty else set()
         if doomed and not sets.remove:
-            delta.remove = {key: mark for key, mark in delta.remove.items() if key not in doomed}
+            delta.remove = {key: data for key, data in delta.remove.items() if key not in doomed}
         if not (delta or sets):
             return
         leaving = [key for key in delta.remove if key not in doomed or SetKey(key.set) not in sets.remove]
@@ -391,6 +393,7 @@ def write_together(
             tables.fail(delta, error, now, report)
         return False
     for tables, delta in deltas:
+        tables._release.translated(delta.put)
         tables.elements.record(delta, {}, now)
         report.written += len(delta.put) + len(delta.remove)
     return True

@@ -48,7 +48,7 @@ class Part(Enum):
 class FilterState:
     """What the kernel holds of ours, one family. ``elements`` says nothing if ``part`` is ``Part.RULES``.
 
-    ``sets`` are those that the calculation names; ``marks`` what members of pairs carry, where it is not 0.
+    ``sets`` are those that the calculation names; ``data`` is what members carry, as in ``FilterChange``.
     ``containers`` is False while standing sets (or the nft table) are missing or of the wrong type;
     ``chains`` lacks a hook whose kernel attachment (base chain, jump) is missing or wrong.
     """
@@ -58,7 +58,7 @@ class FilterState:
     containers: bool = False
     part: Part = Part.ALL
     sets: set[SetKey] = field(default_factory=set)
-    marks: dict[ElementKey, int] = field(default_factory=dict)
+    data: dict[ElementKey, int] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()  # our names that we do not know (an older layout): removed with the next write
 
 
@@ -66,7 +66,8 @@ class FilterState:
 class FilterChange:
     """One write. ``chains`` maps to the whole new rule list, or None to delete the chain.
 
-    ``marks`` are of members in ``add``, of which those in ``marked_anew`` stand in the kernel with another one.
+    ``data`` is what members in ``add`` carry: the mark of a pair, where it is not 0, or the address, as a number, that
+    a map has for one. Those in ``changed`` stand in the kernel with other data.
     ``sets`` maps a set to make to its comment, and one to delete, with all of its members, to None.
     """
 
@@ -74,8 +75,8 @@ class FilterChange:
     add: list[Member] = field(default_factory=list)
     remove: list[Member] = field(default_factory=list)
     sets: dict[SetKey, str | None] = field(default_factory=dict)
-    marks: dict[Member, int] = field(default_factory=dict)
-    marked_anew: frozenset[Member] = frozenset()
+    data: dict[Member, int] = field(default_factory=dict)
+    changed: frozenset[Member] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.chains or self.add or self.remove or self.sets)
@@ -91,8 +92,8 @@ class FilterChange:
             [key for key in self.add if key not in keys],
             [key for key in self.remove if key not in keys],
             {key: comment for key, comment in self.sets.items() if key not in keys},
-            self.marks,
-            self.marked_anew,
+            self.data,
+            self.changed,
         )
 
 

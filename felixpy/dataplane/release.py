@@ -22,6 +22,9 @@ from felixpy.dataplane.table import KeyedTable, Waiting
 from felixpy.model.net import format_address
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
 
+_CONNECTED = frozenset({SetName.TO_WORKLOAD, SetName.FLOATING})
+"""Sets whose members decide once for a whole connection where its packets go."""
+
 
 class AddressRelease:
     """Which addresses are held back. ``changed`` is called when some are free again."""
@@ -33,6 +36,8 @@ class AddressRelease:
         """Members that were found in the kernel and that nobody has wanted yet."""
         self._held: dict[bytes, set[tuple[KeyedTable[Any, Any, Any], RouteKey | ElementKey]]] = {}
         self._cleaner: ConntrackCleaner | None = None
+        self._translated: set[bytes] = set()
+        """Floating addresses that nobody left: nothing of theirs is held back meanwhile."""
 
     def unwanted(self, key: ElementKey) -> None:
         """A member that the kernel holds is no longer wanted: its address leaves."""
@@ -67,7 +72,7 @@ class AddressRelease:
         Raises:
             Waiting: it is; the entry will be marked when the address is free.
         """
-        if address in self._leaving or (self._cleaner is not None and self._cleaner.is_releasing(address)):
+        if address in self._leaving or self._is_releasing(address):
             self._held.setdefault(address, set()).add((table, key))
             raise Waiting(
                 f"{format_address(address)} waits until what its last workload left of it is removed"
@@ -76,7 +81,18 @@ class AddressRelease:
 
     def removed(self, keys: Iterable[Member]) -> None:
         """Members are gone from the kernel: delete the conntrack entries of their addresses."""
-        self._release({key.net.packed for key in keys if key.set is SetName.TO_WORKLOAD})
+        addresses = {key.net.packed for key in keys if key.set in _CONNECTED}
+        self._translated -= addresses
+        self._release(addresses)
+
+    def translated(self, keys: Iterable[Member]) -> None:
+        """Members are in the kernel that were not, or with other data.
+
+        Connections to floating addresses begin anew, also those that went elsewhere untranslated.
+        """
+        if addresses := {key.net.packed for key in keys if key.set is SetName.FLOATING}:
+            self._translated |= addresses
+            self._release(addresses)
 
     def settle(self, present: Callable[[ElementKey], bool]) -> None:
         """Release addresses whose members went without our knowing: by another's hand, or with their back-end."""
@@ -96,11 +112,15 @@ class AddressRelease:
             self._leaving.pop(address, None)
         self._cleaner.release(addresses)
 
+    def _is_releasing(self, address: bytes) -> bool:
+        return self._cleaner is not None and address not in self._translated and self._cleaner.is_releasing(address)
+
     def close(self) -> None:
         if self._cleaner is not None:
             self._cleaner.close()
 
     def _free(self, addresses: frozenset[bytes]) -> None:
+        self._translated -= addresses
         for address in addresses:
             for table, key in self._held.pop(address, ()):
                 table.mark((key,))

@@ -115,6 +115,11 @@ class EndpointPortObject(Object):
     host_ip: Any = msgspec.field(name="hostIP", default=None)
 
 
+class IPNATObject(Object):
+    internal_ip: str | None = msgspec.field(name="internalIP", default=None)
+    external_ip: str | None = msgspec.field(name="externalIP", default=None)
+
+
 class WorkloadEndpointSpec(Object):
     node: str | None = None
     interface_name: str | None = None
@@ -128,7 +133,7 @@ class WorkloadEndpointSpec(Object):
     pod: Any = None
     endpoint: Any = None
     container_id: Any = msgspec.field(name="containerID", default=None)
-    ip_nats: Any = msgspec.field(name="ipNATs", default=None)
+    ip_nats: list[IPNATObject] | None = msgspec.field(name="ipNATs", default=None)
     profiles: list[str] | None = None
     ports: list[EndpointPortObject] | None = None
     service_account_name: str | None = None

@@ -37,6 +37,7 @@ __all__ = [
     "FelixConfiguration",
     "HostEndpoint",
     "IPAMBlock",
+    "IPNat",
     "IPPool",
     "Kind",
     "NetworkSet",
@@ -68,6 +69,13 @@ class Encapsulation(StrEnum):
         return Encapsulation(self.value.removesuffix("CrossSubnet"))
 
 
+class IPNat(NamedTuple):
+    """An address outside that leads to one of a workload's own: a floating IP."""
+
+    external: Net
+    internal: Net
+
+
 @dataclass(frozen=True, slots=True)
 class WorkloadEndpoint:
     """A workload's interface on a node.
@@ -75,6 +83,8 @@ class WorkloadEndpoint:
     ``addresses`` are /32 and /128 only, without duplicates, in the order given; ``mac`` is six bytes;
     ``created`` is ``metadata.creationTimestamp`` as written (RFC 3339 UTC sorts as text), empty if absent.
     ``labels`` hold namespace, orchestrator and service account, too; those of the profiles are not in them.
+    ``ip_nats`` are of one family each and lead to addresses of its own, each external address once; ``problems`` say
+    what of the object was left out.
     """
 
     key: ResourceKey
@@ -87,6 +97,8 @@ class WorkloadEndpoint:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     profiles: tuple[str, ...] = ()
     ports: tuple[EndpointPort, ...] = ()
+    ip_nats: tuple[IPNat, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

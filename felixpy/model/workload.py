@@ -7,14 +7,15 @@ import re
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.names import check_interface, check_name
 from felixpy.model.net import Family, Net, family_of, parse_address, quote
-from felixpy.model.objects import Metadata, WorkloadEndpointSpec
+from felixpy.model.objects import IPNATObject, Metadata, WorkloadEndpointSpec
 from felixpy.model.policies import own_labels, profile_names
 from felixpy.model.policy import NAMESPACE_LABEL, ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LABEL
 from felixpy.model.policy_rules import endpoint_ports
-from felixpy.model.resources import ResourceKey, WorkloadEndpoint
+from felixpy.model.resources import IPNat, ResourceKey, WorkloadEndpoint
 
 MAX_ADDRESSES = 256
 MAX_SOURCE_PREFIXES = 256
+MAX_IP_NATS = 256
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?:(?::[0-9a-fA-F]{2}){5}|(?:-[0-9a-fA-F]{2}){5})")
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
@@ -28,17 +29,21 @@ def convert_workload_endpoint(key: ResourceKey, metadata: Metadata, spec: Worklo
     """
     _check_gateway(spec.ipv4_gateway, Family.V4, "spec.ipv4Gateway")
     _check_gateway(spec.ipv6_gateway, Family.V6, "spec.ipv6Gateway")
+    addresses = _addresses(spec.ip_networks or [])
+    ip_nats, problems = _ip_nats(spec.ip_nats, addresses) if spec.ip_nats else ((), ())
     return WorkloadEndpoint(
         key=key,
         node=check_name(spec.node, "spec.node"),
         interface=check_interface(spec.interface_name, "spec.interfaceName"),
-        addresses=_addresses(spec.ip_networks or []),
+        addresses=addresses,
         mac=_mac(spec.mac) if spec.mac else None,
         allowed_source_prefixes=_source_prefixes(spec.allow_spoofed_source_prefixes or []),
         created=created(metadata),
         labels=_labels(key, metadata, spec),
         profiles=profile_names(spec.profiles, "spec.profiles"),
         ports=endpoint_ports(spec.ports, "spec.ports") if spec.ports else (),
+        ip_nats=ip_nats,
+        problems=problems,
     )
 
 
@@ -118,6 +123,35 @@ def _mac(text: str) -> bytes:
     if mac[0] & 1 or not any(mac):
         raise InvalidResource(f"{text} is not the MAC address of one interface", field="spec.mac")
     return mac
+
+
+def _ip_nats(entries: list[IPNATObject], addresses: tuple[Net, ...]) -> tuple[tuple[IPNat, ...], tuple[str, ...]]:
+    """Floating addresses, and what is wrong with those that are left out: a workload keeps its own network."""
+    if len(entries) > MAX_IP_NATS:
+        raise InvalidResource(f"has {len(entries)} entries; at most {MAX_IP_NATS} are possible", field="spec.ipNATs")
+    found: dict[Net, IPNat] = {}
+    problems = []
+    for index, entry in enumerate(entries):
+        try:
+            nat = _ip_nat(entry, addresses)
+            if found.setdefault(nat.external, nat) != nat:
+                raise ValueError(f"{nat.external} leads to {found[nat.external].internal} already")
+        except ValueError as error:
+            problems.append(f"spec.ipNATs[{index}] is left out: {error}")
+    return tuple(found.values()), tuple(problems)
+
+
+def _ip_nat(entry: IPNATObject, addresses: tuple[Net, ...]) -> IPNat:
+    external = Net.host(parse_address(entry.external_ip or ""))
+    internal = Net.host(parse_address(entry.internal_ip or ""))
+    _check_unicast(external.packed)
+    if external.family is not internal.family:
+        raise ValueError(f"{external} and {internal} are of two families")
+    if internal not in addresses:
+        raise ValueError(f"{internal} is not in spec.ipNetworks")
+    if external in addresses:
+        raise ValueError(f"{external} is the workload's own already")
+    return IPNat(external, internal)
 
 
 def _source_prefixes(texts: list[str]) -> tuple[Net, ...]:

@@ -44,7 +44,7 @@ NFT_SET_ANONYMOUS, NFT_SET_CONSTANT, NFT_SET_INTERVAL, NFT_SET_MAP = 0x1, 0x2, 0
 NFT_SET_CONCAT = 0x80
 NFT_SET_ELEM_INTERVAL_END = 0x1
 SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DESC, SET_ID, SET_USERDATA = 1, 2, 3, 4, 5, 9, 10, 13
-SET_DATA_TYPE = 6
+SET_DATA_TYPE, SET_DATA_LEN = 6, 7
 ELEMENT_KEY, ELEMENT_DATA, ELEMENT_FLAGS, ELEMENT_KEY_END = 1, 2, 3, 10
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_COMPAT, RULE_USERDATA = 1, 2, 3, 4, 5, 7
 MATCH_NAME, MATCH_INFO = 1, 3
@@ -72,14 +72,14 @@ NFT_CT_SOURCE = {Family.V4: 19, Family.V6: 21}  # NFT_CT_SRC_IP, NFT_CT_SRC_IP6
 CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
 NF_NAT_RANGE_PROTO_SPECIFIED, NF_NAT_RANGE_PROTO_RANDOM_FULLY = 0x2, 0x10
 NF_NAT_RANGE_MAP_IPS = 0x1
-NFT_NAT_SNAT = 0
+NFT_NAT_SNAT, NFT_NAT_DNAT = 0, 1
 NFT_REJECT_ICMP_UNREACH = 0
 ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH = 3, 4
 
 NFT_LIMIT_PKTS = 0
 
 UDATA_RULE_COMMENT = 0
-UDATA_SET_KEYBYTEORDER, UDATA_SET_COMMENT = 0, 7
+UDATA_SET_KEYBYTEORDER, UDATA_SET_DATABYTEORDER, UDATA_SET_COMMENT = 0, 1, 7
 BYTEORDER_HOST_ENDIAN, BYTEORDER_BIG_ENDIAN = 1, 2
 
 
@@ -110,22 +110,24 @@ class Hook(NamedTuple):
 
 
 class KernelSet(NamedTuple):
-    """A set's shape; ``data_type`` is that of a map's values, or 0."""
+    """A set's shape; ``data_type`` and ``data_length`` are those of a map's values, or 0; verdicts have no length."""
 
     name: str
     key_type: int
     key_length: int
     flags: int
     data_type: int = 0
+    data_length: int = 0
 
 
 class KernelElement(NamedTuple):
-    """An element as the kernel prints it; ``chain`` is where a verdict map's goes to."""
+    """An element as the kernel prints it; ``chain`` is where a verdict map's goes to, ``data`` another map's value."""
 
     key: bytes
     key_end: bytes | None
     interval_end: bool
     chain: str = ""
+    data: bytes = b""
 
 
 # Attributes that felixpy sets, per expression; others that a newer kernel prints are its defaults and are not compared.
@@ -158,6 +160,9 @@ NOT_IN_KERNEL = (errno.EINVAL, errno.EOPNOTSUPP)
 
 def be32(value: int) -> bytes:
     return struct.pack(">I", value & 0xFFFFFFFF)
+
+
+_VERDICT_TYPE: Final = be32(NFT_DATA_VERDICT)
 
 
 def name(text: str) -> bytes:
@@ -246,6 +251,8 @@ def new_set(
     ]
     if shape.data_type:
         parts.append(attribute(SET_DATA_TYPE, be32(shape.data_type)))
+    if shape.data_length:
+        parts.append(attribute(SET_DATA_LEN, be32(shape.data_length)))
     if fields:
         concat = nested(2, *(nested(1, attribute(1, be32(length))) for length in fields))
         parts.append(nested(SET_DESC, concat))
@@ -262,7 +269,8 @@ def _set_userdata(shape: KernelSet, fields: Sequence[int], comment: str) -> byte
     order = BYTEORDER_HOST_ENDIAN if in_host_order else 0 if fields else BYTEORDER_BIG_ENDIAN
     text = name(comment) if comment else b""
     about = bytes((UDATA_SET_COMMENT, len(text))) + text if comment else b""
-    return struct.pack("=BBI", UDATA_SET_KEYBYTEORDER, 4, order) + about
+    data = struct.pack("=BBI", UDATA_SET_DATABYTEORDER, 4, BYTEORDER_BIG_ENDIAN) if shape.data_length else b""
+    return struct.pack("=BBI", UDATA_SET_KEYBYTEORDER, 4, order) + data + about
 
 
 @cache
@@ -271,11 +279,13 @@ def _key_headers(length: int) -> bytes:
     return nested(1, nested(ELEMENT_KEY, attribute(1, bytes(length))))[: -((length + 3) & ~3)]
 
 
-def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = False) -> bytes:
-    """One list entry of an element message."""
-    if key_end is None and not interval_end and not len(key) & 3:
+def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = False, data: bytes = b"") -> bytes:
+    """One list entry of an element message; ``data`` is what a map has for the key."""
+    if key_end is None and not interval_end and not data and not len(key) & 3:
         return _key_headers(len(key)) + key
     parts = [nested(ELEMENT_KEY, attribute(1, key))]
+    if data:
+        parts.append(nested(ELEMENT_DATA, attribute(1, data)))
     if interval_end:
         parts.append(attribute(ELEMENT_FLAGS, be32(NFT_SET_ELEM_INTERVAL_END)))
     if key_end is not None:
@@ -450,6 +460,11 @@ def decode_port_ranges(elements: Iterable[KernelElement], flags: int) -> list[tu
     return [(port, last) for (port, begins), last in zip(ends, after, strict=True) if begins]
 
 
+def lookup_data(map_name: str) -> Expression:
+    """Register 1 becomes what a map has for it; the rule ends if that is nothing."""
+    return Expression("lookup", ((1, name(map_name)), (2, be32(REG_1)), (3, be32(REG_1))))
+
+
 def lookup(set_name: str, *, negated: bool = False) -> Expression:
     flags = ((5, be32(1)),) if negated else ()
     return Expression("lookup", ((1, name(set_name)), (2, be32(REG_1)), *flags))
@@ -494,14 +509,19 @@ def masquerade(flags: int, *, port_registers: tuple[int, int] | None = None) -> 
     return Expression("masq", ((1, be32(flags)), *ports))
 
 
-def source_nat(
-    family: Family, address_register: int, flags: int, *, port_registers: tuple[int, int] | None = None
+def address_nat(
+    family: Family,
+    address_register: int,
+    flags: int,
+    *,
+    port_registers: tuple[int, int] | None = None,
+    destination: bool = False,
 ) -> Expression:
     ports = ((5, be32(port_registers[0])), (6, be32(port_registers[1]))) if port_registers else ()
     return Expression(
         "nat",
         (
-            (1, be32(NFT_NAT_SNAT)),
+            (1, be32(NFT_NAT_DNAT if destination else NFT_NAT_SNAT)),
             (2, be32(NFPROTO[family])),
             (3, be32(address_register)),
             (4, be32(address_register)),
@@ -594,6 +614,7 @@ def decode_set(message: Message) -> tuple[str, KernelSet]:
         _number(found.get(SET_KEY_LEN, b"\0")),
         flags,
         _number(found.get(SET_DATA_TYPE, b"\0")),
+        _number(found.get(SET_DATA_LEN, b"\0")) if found.get(SET_DATA_TYPE) != _VERDICT_TYPE else 0,
     )
     return _text(found[SET_TABLE]), shape
 
@@ -634,6 +655,11 @@ def _printed_key_headers(length: int) -> bytes:
     return b"".join(ATTRIBUTE.pack(length + inside, 1) for inside in (12, 8, 4))
 
 
+def _map_value(data: bytes) -> bytes:
+    """The value of an element of a map; empty for a verdict."""
+    return dict(attributes(data)).get(1, b"")
+
+
 def _verdict_chain(data: bytes) -> str:
     """The chain that an element of a verdict map goes to; empty for any other verdict."""
     verdict = dict(attributes(dict(attributes(data)).get(2, b"")))
@@ -652,6 +678,7 @@ def decode_elements(message: Message) -> list[KernelElement]:
                 key_end[4:] if key_end is not None else None,
                 bool(_number(found.get(ELEMENT_FLAGS, b"\0")) & NFT_SET_ELEM_INTERVAL_END),
                 _verdict_chain(found[ELEMENT_DATA]) if ELEMENT_DATA in found else "",
+                _map_value(found[ELEMENT_DATA]) if ELEMENT_DATA in found else b"",
             )
         )
     return elements

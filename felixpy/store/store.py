@@ -57,6 +57,7 @@ class Store:
         self.pool_cidrs, self.masqueraded_cidrs = Prefixes(), Prefixes()
         """CIDRs of pools that count as pools, and of those with natOutgoing."""
         self._by_address: Claims[Net] = Claims(self._rank)
+        self._by_external: Claims[Net] = Claims(self._rank)
         self._by_interface: Claims[str] = Claims(lambda key: (Youngest(self.endpoints[key].created), key))
         self._pools_at: Index[Net, ResourceKey] = Index()
         self._routing_pools: dict[Net, list[ResourceKey]] = {}
@@ -103,8 +104,11 @@ class Store:
         (self._up.add if up else self._up.discard)(interface)
         dirty: set[ResourceKey] = set()
         for key in self._by_interface.at(interface):
-            for address in self.endpoints[key].addresses:
+            endpoint = self.endpoints[key]
+            for address in endpoint.addresses:
                 dirty.update(self._by_address.ranked_anew(address, key))
+            for nat in endpoint.ip_nats:
+                dirty.update(self._by_external.ranked_anew(nat.external, key))
         return dirty
 
     def held(self, key: ResourceKey) -> object | None:
@@ -137,13 +141,20 @@ class Store:
         """
         return self._by_address.owner(address)
 
+    def external_owner(self, address: Net) -> ResourceKey | None:
+        """The local endpoint that a floating address leads to: one that has it as its own, else by the same rule."""
+        return self._by_address.owner(address) or self._by_external.owner(address)
+
     def is_crowded(self, place: Net | str) -> bool:
         """Whether so many endpoints claim an address or interface that what is told of one must not name another."""
-        return (self._by_address if isinstance(place, Net) else self._by_interface).is_crowded(place)  # type: ignore[arg-type]
+        if isinstance(place, str):
+            return self._by_interface.is_crowded(place)
+        return self._by_address.is_crowded(place) or self._by_external.is_crowded(place)
 
     def claimants(self, addresses: Iterable[Net]) -> set[ResourceKey]:
-        """The local endpoints that claim any of some addresses."""
-        return {key for address in addresses for key in self._by_address.at(address)}
+        """The local endpoints that claim any of some addresses, as their own or as floating ones."""
+        claims = self._by_address, self._by_external
+        return {key for address in addresses for one in claims for key in one.at(address)}
 
     def interface_owner(self, interface: str) -> ResourceKey | None:
         """The local endpoint behind this interface, by the same rule."""
@@ -196,6 +207,8 @@ class Store:
             had = old.addresses
             for address in had:
                 dirty.update(self._by_address.discard(address, key))
+            for nat in old.ip_nats:
+                dirty.update(self._by_external.discard(nat.external, key))
             dirty.update(self._by_interface.discard(old.interface, key))
             del self.endpoints[key]
         if new is not None and not self.local(new):
@@ -205,11 +218,15 @@ class Store:
             has = new.addresses
             for address in has:
                 dirty.update(self._by_address.add(address, key))
+            for nat in new.ip_nats:
+                dirty.update(self._by_external.add(nat.external, key))
             dirty.update(self._by_interface.add(new.interface, key))
         if had != has:
             for address in {*had, *has}:
                 if len(self._by_address.at(address)) <= 1:  # whether anybody has it may be new
                     dirty.update(self._by_remote_address.at(address))
+                    if floating := self._by_external.owner(address):
+                        dirty.add(floating)
         return dirty
 
     def peer(self, key: ResourceKey) -> Peer | None:

@@ -17,6 +17,7 @@ from felixpy.model.resources import (
     Borrowed,
     Encapsulation,
     IPAMBlock,
+    IPNat,
     IPPool,
     Kind,
     Node,
@@ -52,7 +53,9 @@ def endpoint(
     mac: str = "",
     sources: Iterable[str] = (),
     created: str = "",
+    floating: Iterable[tuple[str, str]] = (),
 ) -> WorkloadEndpoint:
+    """``floating``: external addresses, each with the internal one."""
     return WorkloadEndpoint(
         ResourceKey(Kind.WORKLOAD_ENDPOINT, name, "default"),
         node,
@@ -61,6 +64,7 @@ def endpoint(
         bytes.fromhex(mac.replace(":", "")) if mac else None,
         nets(*sources),
         created,
+        ip_nats=tuple(IPNat(*nets(*pair)) for pair in floating),
     )
 
 

@@ -24,7 +24,7 @@ from tests.calc.samples import HOST_FACTS, NODE, SETTINGS, affinity, block, endp
 
 WORLD = [
     endpoint("a", "10.65.0.2", "fd00:65::2", mac="ee:ee:ee:ee:ee:01", sources=["198.51.100.0/24"]),
-    endpoint("b", "10.65.0.3"),
+    endpoint("b", "10.65.0.3", floating=[("203.0.113.9", "10.65.0.3")]),
     pool("four", "10.65.0.0/16", nat=True),
     pool("six", "fd00:65::/64", nat=True),
     pool("tunnel", "10.66.0.0/16", encapsulation=Encapsulation.VXLAN),

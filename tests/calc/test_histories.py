@@ -35,9 +35,13 @@ NODE_ADDRESSES = [
 
 @st.composite
 def endpoints(draw: st.DrawFn) -> WorkloadEndpoint:
+    own = draw(st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True))
+    leads = [(one, it) for one in ADDRESSES if one not in own for it in own if (":" in one) == (":" in it)]
+    floating = st.lists(st.sampled_from(leads), max_size=2, unique_by=lambda pair: pair[0]) if leads else st.just([])
     return endpoint(
         draw(st.sampled_from("abc")),
-        *draw(st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True)),
+        *own,
+        floating=draw(floating),
         interface=draw(st.sampled_from(["cali1", "cali2", "eth0"])),
         node=draw(st.sampled_from(NODES[:2])),
         mac=draw(st.sampled_from(["", "ee:ee:ee:ee:ee:01", "ee:ee:ee:ee:ee:02"])),
@@ -89,7 +93,10 @@ def updates(draw: st.DrawFn) -> Update:
 Batches = st.lists(st.lists(updates(), min_size=1, max_size=4), max_size=12)
 
 
-def new(settings: Settings = SETTINGS, host: Host = HOST_FACTS) -> Calculation:
+FLOATING = replace(SETTINGS, floating_ips=True)
+
+
+def new(settings: Settings = FLOATING, host: Host = HOST_FACTS) -> Calculation:
     return Calculation(Store(settings.nodename), settings, host)
 
 
@@ -120,7 +127,7 @@ def outcome(calculation: Calculation) -> tuple[dict[Key, Value | Absent], dict[R
     return calculation.entries(), calculation.problems
 
 
-def from_scratch(remaining: Sequence[Update], settings: Settings = SETTINGS, host: Host = HOST_FACTS) -> Calculation:
+def from_scratch(remaining: Sequence[Update], settings: Settings = FLOATING, host: Host = HOST_FACTS) -> Calculation:
     calculation = new(settings, host)
     for update in remaining:
         calculation.store.apply(update)
@@ -218,6 +225,7 @@ OTHER_SETTINGS = [
     replace(SETTINGS, workload_source_spoofing_any=True, ipv4_normal_route_priority=7),
     *(replace(SETTINGS, program_cluster_routes=one) for one in ProgramClusterRoutes),
     replace(SETTINGS, vxlan_enabled=False, ipip_enabled=True),
+    replace(SETTINGS, floating_ips=True),
     replace(SETTINGS, external_nodes_cidr_list=nets("192.0.2.0/24"), interface_prefix=("eth", "cali1")),
 ]
 OTHER_HOSTS = [HOST_FACTS, replace(HOST_FACTS, ipv6=False), replace(HOST_FACTS, addresses=(), rp_filter=2)]
@@ -235,7 +243,7 @@ def test_changes_of_settings_and_of_the_host_are_like_a_start_with_them(
 ) -> None:
     calculation, mirror = new(), dict[Key, Value]()
     follow(mirror, calculation.calculate({HOST}))
-    wanted, host = SETTINGS, HOST_FACTS
+    wanted, host = FLOATING, HOST_FACTS
     for batch, wanted, host in steps:
         follow(mirror, take(calculation, batch))
         follow(mirror, calculation.reconfigure(wanted, host))
@@ -249,7 +257,7 @@ def test_the_small_world_does_meet() -> None:
     found: set[str] = set()
 
     @given(Batches)
-    @settings(max_examples=240, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=480, deadline=None, derandomize=True, database=None)
     def look(batches: list[list[Update]]) -> None:
         calculation = new()
         for batch in batches:
@@ -259,5 +267,5 @@ def test_the_small_world_does_meet() -> None:
             found.update(reason.split(" ")[0] for reason in calculation.problems.values())
 
     look()
-    assert found >= {"rivals", "address", "interface", "no", "node", "this"}
+    assert found >= {"rivals", "address", "floating", "interface", "no", "node", "this"}
     assert NODE in NODES

@@ -28,6 +28,7 @@ from felixpy.model.resources import (
     Borrowed,
     Encapsulation,
     IPAMBlock,
+    IPNat,
     IPPool,
     Kind,
     Node,
@@ -73,6 +74,12 @@ def endpoint(number: int, *, at: int | None = None, interface: int | None = None
     return WorkloadEndpoint(key(Kind.WORKLOAD_ENDPOINT, number), node, name, nets, created=created)
 
 
+def floating(number: int, *, at: int | None = None) -> WorkloadEndpoint:
+    made = endpoint(number)
+    external = Net.parse(f"198.{18 + (number >> 16)}.{number >> 8 & 255}.{number & 255}" if at is None else address(at))
+    return replace(made, ip_nats=(IPNat(external, made.addresses[0]),))
+
+
 def pool(number: int, cidr: str, **changes: object) -> IPPool:
     made = IPPool(key(Kind.IP_POOL, number), Net.parse(cidr), 26, nat_outgoing=True)
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -105,6 +112,11 @@ OBJECTS: dict[str, Callable[[int], Iterable[Resource]]] = {
     "endpoints with one address, the older later": lambda n: (endpoint(i, at=1) for i in reversed(range(n))),
     "endpoints with one interface": lambda n: (endpoint(i, interface=1) for i in range(n)),
     "endpoints with one address and interface": lambda n: (endpoint(i, at=1, interface=1) for i in range(n)),
+    "endpoints with floating addresses": lambda n: map(floating, range(n)),
+    "endpoints with one floating address": lambda n: (floating(i, at=10 << 24) for i in range(n)),
+    "endpoints with the floating address of others": lambda n: (
+        *(floating(i, at=1 << 24) for i in range(n)), *(endpoint((1 << 16) + i, at=1 << 24) for i in range(n))
+    ),
     "pools": lambda n: (pool(i, small(i)) for i in range(n)),
     "pools in a wide one": lambda n: (WIDE, *(pool(i, small(i)) for i in range(n))),
     "pools of one CIDR": lambda n: (pool(i, "10.0.0.0/16") for i in range(n)),
@@ -196,7 +208,7 @@ def at_once(store: Store, calculation: Calculation, resources: list[Resource]) -
 
 def counted(name: str, number: int) -> int:
     store = Store("n1")
-    calculation = Calculation(store, Settings(), Host())
+    calculation = Calculation(store, Settings(floating_ips=True), Host())
     resources = list(OBJECTS[name](number))
     found = calls(lambda: (at_once if name in ORDERED else history)(store, calculation, resources))
     assert not calculation.problems and not calculation.entries()

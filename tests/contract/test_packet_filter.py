@@ -135,6 +135,51 @@ def test_a_chain_that_rules_jump_to_is_not_deleted(packet_filter: PacketFilter) 
     assert read(packet_filter).chains == chains
 
 
+def test_maps_hold_an_address_for_each_member_and_get_another_one(packet_filter: PacketFilter) -> None:
+    """With iptables they are chains: what stands in these is members, and no rule of the chain."""
+    one, two = (floating(packet_filter, number) for number in (1, 2))
+    loop = ElementKey(SetName.FLOATING_LOOPS, one.net)
+    chains = rules(packet_filter, floating_ips=True)
+    first, other = number_of("10.65.0.1"), number_of("10.65.0.2")
+    data = {one: first, two: first, loop: other}
+    assert write(packet_filter, chains=dict(chains), add=[one, two, loop], data=dict(data)) == {}
+    assert contents(packet_filter) == (chains, data)
+    assert write(packet_filter, add=[one], data={one: other}, changed=frozenset({one})) == {}
+    assert write(packet_filter, remove=[two]) == {}
+    assert contents(packet_filter) == (chains, {one: other, loop: other})
+    assert write(packet_filter, remove=[one, two, loop], chains=dict(chains)) == {}
+    assert contents(packet_filter) == (chains, {})
+
+
+def test_maps_keep_their_members_when_rules_change_and_go_with_theirs(packet_filter: PacketFilter) -> None:
+    one, first = floating(packet_filter, 1), number_of("10.65.0.1")
+    before, off = rules(packet_filter, floating_ips=True), rules(packet_filter)
+    assert write(packet_filter, chains=dict(before), add=[one], data={one: first}) == {}
+    hook = ChainKey(Table.NAT, "POSTROUTING")
+    assert write(packet_filter, chains={hook: off[hook]}) == {}
+    assert contents(packet_filter) == ({**before, hook: off[hook]}, {one: first})
+    gone = dict.fromkeys(before.keys() - off.keys())
+    assert write(packet_filter, chains={**off, **gone}) == {}
+    assert write(packet_filter, remove=[one]) == {}
+    assert contents(packet_filter) == (off, {})
+
+
+def number_of(text: str) -> int:
+    """An address that fits a map of either family."""
+    return int.from_bytes(Net.parse(text).packed)
+
+
+def floating(packet_filter: PacketFilter, number: int) -> ElementKey:
+    text = f"203.0.113.{number}" if packet_filter.family is Family.V4 else f"2001:db8:f::{number}"
+    return ElementKey(SetName.FLOATING, Net.parse(text))
+
+
+def contents(packet_filter: PacketFilter) -> tuple[dict[Any, RenderedChain], dict[ElementKey, int]]:
+    state = read(packet_filter)
+    assert state.elements == state.data.keys()
+    return dict(state.chains), state.data
+
+
 def test_everything_goes_and_may_go_again(packet_filter: PacketFilter) -> None:
     assert write(packet_filter, chains=dict(rules(packet_filter)), add=[member(packet_filter, 1)]) == {}
     for _ in range(2):

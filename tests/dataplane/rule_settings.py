@@ -44,6 +44,7 @@ def rule_settings(family: Family) -> st.SearchStrategy[RuleSettings]:
         sees_errors=st.booleans(),
         tunnels=st.sampled_from([frozenset(), frozenset(one for one in Tunnel if one.outer is family)]),
         service_loops=st.sampled_from([None, Verdict.DROP, Verdict.REJECT]),
+        floating=st.booleans(),
     )
 
 

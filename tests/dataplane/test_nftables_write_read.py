@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
+from felixpy.calc.entries import ADDRESS_MAPS, STANDING_SETS, ElementKey, SetName, SetType
 from felixpy.calc.rules import NAT_OUTGOING, ChainKey, Table, Verdict, desired_chains
 from felixpy.config import EndpointToHostAction, PortRange
 from felixpy.dataplane.nftables.filter import ELEMENTS_PER_MESSAGE, NftablesFilter
@@ -112,11 +112,16 @@ def test_a_chain_that_nobody_wants_goes_with_its_jump(nftables: NftablesFilter) 
 def test_nft_prints_the_table_and_makes_the_same_one_of_its_text(nftables: NftablesFilter, family: Family) -> None:
     """``nft`` as oracle: its own bytes for the text that it prints decode to the rules and members that we wrote."""
     rules = dataclasses.replace(
-        default_rules(family), allow_spoofing=True, exclude_hosts=True, nat_ports=PortRange(1024, 2048)
+        default_rules(family), allow_spoofing=True, exclude_hosts=True, nat_ports=PortRange(1024, 2048), floating=True
     )
     wanted = nftables.render(desired_chains(rules))
     elements = one_of_each(family)
-    written = asyncio.run(programmed(nftables, FilterChange(chains=dict(wanted), add=elements)))
+    external = Net.parse(SAMPLE_MEMBERS[family][0])
+    internal = Net.host(external.packed[:-1] + b"\x09")
+    mapped = {ElementKey(name, external): int.from_bytes(internal.packed) for name in ADDRESS_MAPS}
+    change = FilterChange(chains=dict(wanted), add=[*elements, *mapped], data=dict(mapped))
+    written = asyncio.run(programmed(nftables, change))
+    assert written.data == mapped
     word = "ip" if family is Family.V4 else "ip6"
     text = run("nft", "list", "ruleset")
     assert text.startswith(f"table {word} felixpy {{")
@@ -127,6 +132,10 @@ def test_nft_prints_the_table_and_makes_the_same_one_of_its_text(nftables: Nftab
     host, net = SAMPLE_MEMBERS[family]
     assert f'{host.partition("/")[0]} . "cali1"' in text
     assert f'{net} . "cali1"' in text
+    from_, to = (str(net).partition("/")[0] for net in (external, internal))
+    assert f"{{ {from_} : {to} }}" in text and f"{{ {from_} . {from_} : {to} }}" in text
+    assert f"dnat to {word} daddr map @floating" in text
+    assert f"snat to {word} saddr . {word} daddr map @floating-loops" in text
     assert text.count("drop") >= 3
 
     run("nft", "flush", "ruleset")

@@ -22,6 +22,7 @@ from felixpy.model.resources import (
     Encapsulation,
     FelixConfiguration,
     IPAMBlock,
+    IPNat,
     IPPool,
     Kind,
     Node,
@@ -87,6 +88,50 @@ def test_a_workload_endpoint() -> None:
     )
 
 
+def nats_of(*pairs: tuple[object, object]) -> WorkloadEndpoint:
+    found = parse(workload(ipNATs=[{"externalIP": external, "internalIP": internal} for external, internal in pairs]))
+    assert isinstance(found, WorkloadEndpoint)
+    return found
+
+
+def test_floating_addresses_of_a_workload() -> None:
+    found = nats_of(("203.0.113.9", "10.48.0.1"), ("2001:db8::9", "fd00:48::1"), ("203.0.113.9", "10.48.0.1"))
+    external, internal = hosts("203.0.113.9", "2001:db8::9"), hosts("10.48.0.1", "fd00:48::1")
+    assert found.ip_nats == tuple(map(IPNat, external, internal)) and found.problems == ()
+    assert parse(workload(ipNATs=None)).ip_nats == ()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("external", "internal", "words"),
+    [
+        ("203.0.113.9", "10.48.0.2", "10.48.0.2/32 is not in spec.ipNetworks"),
+        ("203.0.113.9", "fd00:48::1", "two families"),
+        ("10.48.0.1", "10.48.0.1", "is the workload's own already"),
+        ("127.0.0.1", "10.48.0.1", "not a unicast address"),
+        ("fe80::1", "fd00:48::1", "not a unicast address"),
+        ("203.0.113.0/24", "10.48.0.1", "203.0.113.0/24"),
+        (None, "10.48.0.1", "''"),
+        ("203.0.113.9", None, "''"),
+    ],
+)
+def test_a_floating_address_that_leads_nowhere_is_left_out_and_told(external: str, internal: str, words: str) -> None:
+    """The workload keeps its network, and its other floating addresses."""
+    found = nats_of((external, internal), ("203.0.113.10", "10.48.0.1"))
+    assert found.addresses == hosts("10.48.0.1", "fd00:48::1")
+    assert found.ip_nats == (IPNat(*hosts("203.0.113.10", "10.48.0.1")),)
+    (problem,) = found.problems
+    assert problem.startswith("spec.ipNATs[0] is left out: ") and words in problem
+
+
+def test_a_floating_address_leads_to_one_address() -> None:
+    networks = ["10.48.0.1", "10.48.0.2"]
+    pairs = [{"externalIP": "203.0.113.9", "internalIP": one} for one in networks]
+    found = parse(workload(ipNetworks=networks, ipNATs=pairs))
+    assert isinstance(found, WorkloadEndpoint)
+    assert found.ip_nats == (IPNat(*hosts("203.0.113.9", "10.48.0.1")),)
+    assert found.problems == ("spec.ipNATs[1] is left out: 203.0.113.9/32 leads to 10.48.0.1/32 already",)
+
+
 @pytest.mark.parametrize(
     ("networks", "addresses"),
     [
@@ -133,6 +178,8 @@ def test_addresses_of_a_workload(networks: object, addresses: tuple[Net, ...]) -
         ({"mac": "00:00:00:00:00:00"}, "spec.mac", "of one interface"),
         ({"allowSpoofedSourcePrefixes": ["10.0.0.0/33"]}, "spec.allowSpoofedSourcePrefixes[0]", "prefix length"),
         ({"allowSpoofedSourcePrefixes": ["10.0.0.0/8"] * 257}, "spec.allowSpoofedSourcePrefixes", "at most 256"),
+        ({"ipNATs": [{}] * 257}, "spec.ipNATs", "at most 256"),
+        ({"ipNATs": {"internalIP": "10.48.0.1"}}, "spec.ipNATs", "list"),
     ],
 )
 def test_a_bad_workload_endpoint_is_refused_by_field(changes: dict[str, Any], field: str, reason: str) -> None:

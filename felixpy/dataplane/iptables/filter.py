@@ -17,8 +17,9 @@ from felixpy.calc.entries import SetName
 from felixpy.calc.policy.carrier import MarkBits
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.policy.layout import class_of_chain
-from felixpy.calc.rules import ChainKey, Chains, RuleKey, Table
+from felixpy.calc.rules import MAP_CHAINS, ChainKey, Chains, RuleKey, Table
 from felixpy.config import ChainInsertMode
+from felixpy.dataplane.iptables.address_maps import AddressMaps, is_map_member
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.plan import TablePlan, foreign_chains, plan_removal, plan_write, present_chains
 from felixpy.dataplane.iptables.render import render_chains
@@ -65,6 +66,7 @@ class IptablesFilter(ABC):
         self.family = family
         self.patient = patient
         self.sets = IpSets(family, max_ipset_size)
+        self.maps = AddressMaps(family)
         self.tools = tools or Tools()
         self._insert_mode = insert_mode
         self._foreign_chains: tuple[str, ...] = ()
@@ -101,24 +103,27 @@ class IptablesFilter(ABC):
         Raises:
             NetlinkError, FilterError: the kernel or the tool refused to tell.
         """
+        moment = self.maps.moment
         saved = await self._save()
         self._saved = saved, time.monotonic()
+        chains = present_chains(saved, self._insert_mode)
+        translated, differs = self.maps.take(chains, moment)
         self._hooked |= {(table, chain) for table, content in saved.items() for chain in content.jumps}
         headers = self.sets.headers()
         usable = self.sets.usable(headers)
-        if not usable:
+        if not usable or differs:
             part = Part.ALL  # sets tell nothing: who removed some has emptied others
-        elements, marks = await self.sets.read(headers) if part is Part.ALL else (set(), {})
+        elements, data = await self.sets.read(headers) if part is Part.ALL else (set(), {})
         self._foreign_chains = tuple(foreign_chains(saved))
         self._foreign_sets = tuple(self.sets.foreign(headers))
         return FilterState(
-            chains=present_chains(saved, self._insert_mode),
-            elements=elements,
+            chains=chains,
+            elements=elements | translated.keys(),
             containers=usable,
             part=part,
             foreign=self._foreign_chains + self._foreign_sets,
             sets=self.sets.policy_sets(headers),
-            marks=marks,
+            data=data | translated,
         )
 
     @property
@@ -176,16 +181,16 @@ class IptablesFilter(ABC):
         errors: dict[FilterKey, str] = {}
         made = {key: comment for key, comment in change.sets.items() if comment is not None}
         errors.update(self.sets.make(made).items())
-        later = [key for key in change.add if key in change.marked_anew]
-        early = [key for key in change.add if key not in change.marked_anew] if later else change.add
-        errors.update((await self.sets.add(early, change.marks)).items())
-        if change.chains or (self._foreign_chains and not change):
-            try:
-                errors.update((await self._write_chains(change.chains)).items())
-            except FilterError as error:  # the rules fail; members need no tool and go on
-                errors.update(dict.fromkeys(change.chains, str(error)))
-        errors.update((await self.sets.add(later, change.marks)).items())
-        errors.update((await self.sets.remove(change.remove)).items())
+        added, removed, translated = change.add, change.remove, _translated(change)
+        if translated:
+            added, removed = ([key for key in keys if key not in translated] for keys in (added, removed))
+        later = [key for key in added if key in change.changed]
+        early = [key for key in added if key not in change.changed] if later else added
+        errors.update((await self.sets.add(early, change.data)).items())
+        if change.chains or translated or (self._foreign_chains and not change):
+            errors.update(await self._write_rules(change, translated))
+        errors.update((await self.sets.add(later, change.data)).items())
+        errors.update((await self.sets.remove(removed)).items())
         errors.update(self.sets.destroy(key for key, comment in change.sets.items() if comment is None).items())
         if self._foreign_sets:
             self.sets.destroy_unused(self._foreign_sets)
@@ -193,10 +198,12 @@ class IptablesFilter(ABC):
         return errors
 
     def member_requests(self, change: FilterChange) -> list[Request] | None:
-        """Messages of a change of members, unless a set has to go with it or a prefix is held as its halves."""
-        return (
-            None if self._foreign_sets or change.sets else self.sets.requests(change.add, change.remove, change.marks)
-        )
+        """Messages of a change of members, unless a set has to go with it, a map is a chain, or a prefix is held as its
+        halves.
+        """
+        if self._foreign_sets or change.sets or _translated(change):
+            return None
+        return self.sets.requests(change.add, change.remove, change.data)
 
     def send_members(self, requests: Sequence[Request]) -> bool:
         """Send such messages; whether the kernel took all of them.
@@ -273,6 +280,21 @@ class IptablesFilter(ABC):
         """Close the socket; the kernel stays as it is."""
         self.sets.close()
 
+    async def _write_rules(self, change: FilterChange, translated: set[Member]) -> dict[FilterKey, str]:
+        """Write chains, and as such the maps of addresses. Returns words for what was refused of both."""
+        chains = self.maps.chains(change)
+        with self.maps.writing(change) as refused:
+            errors: dict[RuleKey, str]
+            try:
+                errors = await self._write_chains(chains)
+            except FilterError as error:  # the rules fail; members of sets need no tool and go on
+                errors = dict.fromkeys(chains, str(error))
+            refused.update(errors)
+        words: dict[FilterKey, str] = {key: text for key, text in errors.items() if key in change.chains}
+        if lost := [text for key, text in errors.items() if key in MAP_CHAINS]:
+            words |= dict.fromkeys(translated, lost[0])
+        return words
+
     async def _write_chains(self, chains: Mapping[RuleKey, RenderedChain | None]) -> dict[RuleKey, str]:
         saved = await self._present()
         hidden = {table for table, content in saved.items() if content.hidden}
@@ -335,3 +357,8 @@ class IptablesFilter(ABC):
     @abstractmethod
     async def _commit(self, plans: Sequence[TablePlan]) -> dict[str, str]:
         """Apply plans, each table as a whole or not at all. Returns words by table for what was refused."""
+
+
+def _translated(change: FilterChange) -> set[Member]:
+    """Members of maps of addresses: those are chains here."""
+    return set(filter(is_map_member, (*change.add, *change.remove)))

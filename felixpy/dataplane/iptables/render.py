@@ -49,6 +49,8 @@ from felixpy.calc.rules import (
     SourceIn,
     SourcePairIn,
     SourcePortIn,
+    TranslateDestination,
+    TranslateLoop,
     Verdict,
     Vni,
 )
@@ -346,6 +348,8 @@ def _action(family: Family, action: Action) -> list[str]:
             return ["-j", "MASQUERADE", *(["--to-ports", _ports(ports)] if ports else []), "--random-fully"]
         case Snat(address, ports):
             return ["-j", "SNAT", "--to-source", _to_source(family, address, ports), "--random-fully"]
+        case TranslateDestination(name) | TranslateLoop(name):
+            return ["-j", chain_name(name)]
         case _:
             assert_never(action)
 

@@ -43,6 +43,10 @@ def set_shape(name: SetName, family: Family) -> KernelSet:
         case SetType.HOST_PORT:
             triple = (address << 6 | nft.TYPE_INET_PROTOCOL) << 6 | nft.TYPE_INET_SERVICE
             return KernelSet(name, triple, length + 8, 0)
+        case SetType.ADDRESS_MAP:
+            return KernelSet(name, address, length, nft.NFT_SET_MAP, address, length)
+        case SetType.LOOP_MAP:
+            return KernelSet(name, address << 6 | address, 2 * length, nft.NFT_SET_MAP, address, length)
         case _:
             assert_never(name.type)
 
@@ -59,11 +63,15 @@ def set_fields(name: SetName, family: Family) -> tuple[int, ...]:
     return ()
 
 
-def encode(key: Member) -> bytes:
-    """List entries of one member: one, or two for an interval (its start and its open end)."""
+def encode(key: Member, data: int | None = None) -> bytes:
+    """List entries of one member: one, or two for an interval (its start and its open end).
+
+    ``data`` is the address that a map has for it, which a message that removes it does not name.
+    """
     net = key.net
     if isinstance(key, MemberKey):
         return _encode_member(key)
+    address = b"" if data is None else data.to_bytes(len(net.packed))
     match key.set.type:
         case SetType.HOST_INTERFACE:
             return nft.element(net.packed + nft.interface_name(key.interface))
@@ -76,6 +84,10 @@ def encode(key: Member) -> bytes:
             return _encode_interval(net)
         case SetType.HOST:
             return nft.element(net.packed)
+        case SetType.ADDRESS_MAP:
+            return nft.element(net.packed, data=address)
+        case SetType.LOOP_MAP:
+            return nft.element(net.packed * 2, data=address)
         case _:
             raise ValueError(f"{key.set} holds no members of this kind")
 
@@ -139,6 +151,8 @@ def decode(name: SetName, family: Family, elements: Iterable[KernelElement]) -> 
             return _in_set(name, (Net.host(_whole(one)) for one in elements))
         case SetType.HOST_PORT:
             return {_address_port(name, _whole(one), length) for one in elements}
+        case SetType.ADDRESS_MAP | SetType.LOOP_MAP:
+            return set(decode_addresses(name, family, elements))
         case _:
             assert_never(name.type)
 
@@ -147,6 +161,22 @@ def _in_set(name: SetName, nets: Iterable[Net]) -> set[Member]:
     if name in STANDING_SETS:
         return {ElementKey(name, net) for net in nets}
     return {MemberKey(str(name), net) for net in nets}
+
+
+def decode_addresses(name: SetName, family: Family, elements: Iterable[KernelElement]) -> dict[ElementKey, int]:
+    """Members of a map of addresses, and what it has for them.
+
+    Raises:
+        NotOursError: somebody put something into the map that is no member in our form.
+    """
+    length = family.bits // 8
+    found = {}
+    for one in elements:
+        key = _whole(one)
+        if name.type is SetType.LOOP_MAP and key[:length] != key[length:]:
+            raise NotOursError("two addresses")
+        found[ElementKey(name, Net.host(key[:length]))] = int.from_bytes(one.data)
+    return found
 
 
 def decode_map(elements: Iterable[KernelElement]) -> dict[int, str]:

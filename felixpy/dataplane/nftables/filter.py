@@ -10,9 +10,10 @@ import errno
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
-from felixpy.calc.entries import STANDING_SETS, SetName, SetType, set_type
+from felixpy.calc.entries import ADDRESS_MAPS, STANDING_SETS, ElementKey, SetName, SetType, set_type
 from felixpy.calc.policy.carrier import CLASS_SETS, MAPS, MarkBits, number_of
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.policy.layout import class_of_chain
@@ -35,13 +36,16 @@ from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSo
 from felixpy.slices import in_slices
 
 TABLE = "felixpy"
-CREATION_ORDER = (*STANDING_SETS[:2], *CLASS_SETS, *STANDING_SETS[2:])
+CREATION_ORDER = (*STANDING_SETS[:2], *CLASS_SETS, *STANDING_SETS[2:], *ADDRESS_MAPS)
 """The kernel finds a set by its name in the order in which they were made: first those that each endpoint writes."""
 
 EVERY_SET = frozenset(CREATION_ORDER)
 EVERY_MAP = frozenset(MAPS.values())
 FIRST_POLICY_SET, FIRST_PORT_SET = 100, 1 << 20  # numbers of sets within a transaction
 ELEMENTS_PER_MESSAGE = 400  # an attribute holds 64 KiB; an IPv6 interval takes up to 120 bytes
+
+
+_NO_DATA: Final[Mapping[Member, int]] = MappingProxyType({})
 
 
 class _Step(NamedTuple):
@@ -72,6 +76,7 @@ class _Seen:
     anonymous: dict[str, int] = field(default_factory=dict)  # flags by name
     chains: dict[RuleKey, list[nft.NftRule | str]] = field(default_factory=dict)
     elements: set[Member] = field(default_factory=set)
+    data: dict[ElementKey, int] = field(default_factory=dict)
     tainted: set[SetName] = field(default_factory=set)
     replace: bool = False
     dormant: bool = False
@@ -164,6 +169,7 @@ class NftablesFilter:
                 break
         self._seen = seen
         members, seen.elements = seen.elements, set()  # to keep them would cost as much as the table that they go into
+        data, seen.data = seen.data, {}
         if seen.replace:
             return FilterState()
         return FilterState(
@@ -172,6 +178,7 @@ class NftablesFilter:
             containers=seen.is_whole,
             part=seen.part,
             sets=set(seen.policy_sets),
+            data=data,
         )
 
     async def create_containers(self) -> None:
@@ -227,8 +234,8 @@ class NftablesFilter:
         if (text := nft.set_of(message)) in EVERY_MAP:
             return Part.RULES
         name = _set_name(text)
-        if name is None or name.type in (SetType.NET, SetType.NET_INTERFACE):
-            return Part.ALL  # of an interval the kernel tells each end by itself
+        if name is None or name.type in (SetType.NET, SetType.NET_INTERFACE) or name in ADDRESS_MAPS:
+            return Part.ALL  # of an interval the kernel tells each end by itself, and of a map there is more to know
         try:
             found = elements.decode(name, self.family, nft.decode_elements(message))
         except elements.NotOursError:
@@ -301,6 +308,12 @@ class NftablesFilter:
         ends: list[nft.KernelElement] = []
         try:
             request = nft.get_elements(self.family, TABLE, name)
+            if name in ADDRESS_MAPS:
+                for some in await self.socket.decode_sliced(request, nft.decode_elements):
+                    found = elements.decode_addresses(name, self.family, some)
+                    seen.elements |= found.keys()
+                    seen.data |= found
+                return
             if name.type is SetType.NET:
                 for some in await self.socket.decode_sliced(request, nft.decode_elements):
                     ends += some  # the ends of an interval may come in two messages
@@ -436,25 +449,33 @@ class NftablesFilter:
         ]
 
     def _element_steps(self, change: FilterChange, per_message: int) -> list[_Step]:
-        """Interval sets refuse overlaps even within a transaction, so their removals go before additions."""
+        """Interval sets refuse overlaps even within a transaction, so their removals go before additions; so does what
+        a map has for a key, before it gets something else.
+        """
         steps: list[_Step] = []
+        if change.changed:
+            anew = [key for key in change.add if key in change.changed and key.set in ADDRESS_MAPS]
+            steps += self._steps_of(nft.DELSETELEM, anew, per_message)
         if change.remove:
             intervals = [key for key in change.remove if set_type(key.set) in _INTERVALS]
             steps += self._steps_of(nft.DELSETELEM, intervals, per_message)
-        steps += self._steps_of(nft.NEWSETELEM, change.add, per_message)
+        steps += self._steps_of(nft.NEWSETELEM, change.add, per_message, change.data)
         if change.remove:
             others = [key for key in change.remove if set_type(key.set) not in _INTERVALS]
             steps += self._steps_of(nft.DELSETELEM, others, per_message)
         return steps
 
-    def _steps_of(self, command: int, keys: Iterable[Member], per_message: int) -> Iterator[_Step]:
+    def _steps_of(
+        self, command: int, keys: Iterable[Member], per_message: int, data: Mapping[Member, int] = _NO_DATA
+    ) -> Iterator[_Step]:
         by_set: dict[str, list[Member]] = {}
         for key in keys:
             by_set.setdefault(key.set, []).append(key)
         for name, members in by_set.items():
             for start in range(0, len(members), per_message):
                 chunk = members[start : start + per_message]
-                request = nft.set_elements(command, self.family, TABLE, name, map(elements.encode, chunk))
+                entries = map(elements.encode, chunk, map(data.get, chunk))
+                request = nft.set_elements(command, self.family, TABLE, name, entries)
                 yield _Step(request, tuple(chunk), gone=command == nft.DELSETELEM)
 
     def _commit(self, steps: list[_Step]) -> dict[int, Refusal]:

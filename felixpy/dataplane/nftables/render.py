@@ -46,6 +46,8 @@ from felixpy.calc.rules import (
     SourcePairIn,
     SourcePortIn,
     Table,
+    TranslateDestination,
+    TranslateLoop,
     Verdict,
     Vni,
 )
@@ -65,7 +67,9 @@ HOOKS: dict[ChainKey, Hook] = {
     ChainKey(Table.FILTER, "INPUT"): Hook("filter", nft.HOOK_INPUT, 0),
     ChainKey(Table.FILTER, "FORWARD"): Hook("filter", nft.HOOK_FORWARD, 0),
     ChainKey(Table.FILTER, "OUTPUT"): Hook("filter", nft.HOOK_OUTPUT, 0),
-    # After kube-proxy's postrouting at 100, as Felix does: a Service's own masquerade comes first.
+    # After kube-proxy's at -100 and 100, as Felix does: a Service's own translation comes first.
+    ChainKey(Table.NAT, "PREROUTING"): Hook("nat", nft.HOOK_PREROUTING, -90),
+    ChainKey(Table.NAT, "OUTPUT"): Hook("nat", nft.HOOK_OUTPUT, -90),
     ChainKey(Table.NAT, "POSTROUTING"): Hook("nat", nft.HOOK_POSTROUTING, 110),
 }
 
@@ -127,6 +131,13 @@ def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
             expressions += _masquerade(ports)
         case Snat(address, ports):
             expressions += _snat(family, address, ports)
+        case TranslateDestination(name):
+            load = [_address(family, source=False), nft.lookup_data(name)]
+            expressions += [*load, nft.address_nat(family, nft.REG_1, nft.NF_NAT_RANGE_MAP_IPS, destination=True)]
+        case TranslateLoop(name):
+            load = [_address(family, source=True), _address(family, source=False, register=_behind_address(family))]
+            load.append(nft.lookup_data(name))
+            expressions += [*load, nft.address_nat(family, nft.REG_1, nft.NF_NAT_RANGE_MAP_IPS)]
         case _:
             assert_never(rule.action)
     return NftRule(tuple(expressions), rule.comment)
@@ -198,11 +209,11 @@ def _interface(key: int, name: str, prefix: bool) -> list[Expression]:
     return [nft.meta(key), nft.compare(data)] if data else []
 
 
-def _address(family: Family, *, source: bool, length: int | None = None) -> Expression:
+def _address(family: Family, *, source: bool, length: int | None = None, register: int = nft.REG_1) -> Expression:
     """The address, or its first ``length`` bytes."""
     if family is Family.V4:
-        return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 12 if source else 16, length or 4)
-    return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 8 if source else 24, length or 16)
+        return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 12 if source else 16, length or 4, register)
+    return nft.payload(nft.NFT_PAYLOAD_NETWORK_HEADER, 8 if source else 24, length or 16, register)
 
 
 def _pair(family: Family, name: str, *, source: bool, negated: bool = False) -> list[Expression]:
@@ -283,7 +294,7 @@ def _snat(family: Family, address: bytes, ports: PortRange | None) -> list[Expre
     load = nft.immediate(address, nft.REG_1)
     flags = nft.NF_NAT_RANGE_PROTO_RANDOM_FULLY | nft.NF_NAT_RANGE_MAP_IPS
     if ports is None:
-        return [load, nft.source_nat(family, nft.REG_1, flags)]
+        return [load, nft.address_nat(family, nft.REG_1, flags)]
     registers = (nft.REG_2, nft.REG_2 + 1)
     flags |= nft.NF_NAT_RANGE_PROTO_SPECIFIED
-    return [load, *_ports(ports, nft.REG_2), nft.source_nat(family, nft.REG_1, flags, port_registers=registers)]
+    return [load, *_ports(ports, nft.REG_2), nft.address_nat(family, nft.REG_1, flags, port_registers=registers)]
