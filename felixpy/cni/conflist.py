@@ -98,7 +98,7 @@ _CALICO_ONLY = frozenset(
     {
         "datastore_type", "nodename", "nodename_file_optional", "kubernetes", "policy", "log_level", "log_file_path",
         "log_file_max_size", "log_file_max_age", "log_file_max_count", "etcd_endpoints", "container_settings",
-        "feature_control", "policy_setup_timeout_seconds", "endpoint_status_dir",
+        "policy_setup_timeout_seconds", "endpoint_status_dir",
     }
 )  # fmt: skip
 """Fields of Calico's plugin by which it finds the API and its log, for which our plugin has no use."""

@@ -47,7 +47,10 @@ class Ipam:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What standard input says. ``mtu`` 0: the agent's. ``valid``: of GC, (container, interface) that live."""
+    """What standard input says. ``mtu`` 0: the agent's. ``valid``: of GC, (container, interface) that live.
+
+    ``floating``: whether pods may ask for floating addresses, as Calico's plugin has it (``feature_control``).
+    """
 
     version: str
     network: str
@@ -56,6 +59,7 @@ class Configuration:
     previous: Mapping[str, Any] | None = None
     addresses: tuple[Net, ...] = ()
     mac: bytes | None = None
+    floating: bool = False
     valid: frozenset[tuple[str, str]] | None = None
 
 
@@ -140,8 +144,17 @@ def parse_configuration(written: Mapping[str, Any], command: str = "ADD") -> Con
         previous=_object(written.get("prevResult"), "prevResult") or None,
         addresses=_requested(runtime.get("ips"), "runtimeConfig.ips"),
         mac=_mac(runtime.get("mac"), "runtimeConfig.mac"),
+        floating=_floating(written.get("feature_control")),
         valid=_valid(written.get("cni.dev/valid-attachments")) if command == "GC" else None,
     )
+
+
+def _floating(written: object) -> bool:
+    """Other features of Calico's plugin are not of this one, and pods that ask for them are refused by name."""
+    found = _object(written, "feature_control").get("floating_ips", False)
+    if not isinstance(found, bool):
+        raise CniError(Code.BAD_CONFIGURATION, "feature_control.floating_ips must be true or false")
+    return found
 
 
 def parse_ipam(written: Mapping[str, Any]) -> Ipam:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -47,6 +47,10 @@ RELEASE_FIRST_SECONDS, RELEASE_LAST_SECONDS = 1.0, 60.0
 ACCEPT_AGAIN_SECONDS = 0.1
 LISTEN = 128
 NO_CALLS = "calls of the CNI plugin cannot be taken"
+_NO_FLOATING: Final = (
+    "cni.projectcalico.org/floatingIPs: the network configuration does not allow it; "
+    'give it "feature_control": {"floating_ips": true}'
+)
 
 
 class NotProgrammed(Exception):
@@ -358,6 +362,8 @@ class CniServer:
         if wishes.refused:
             code = Code.TRY_AGAIN if wishes.later else Code.UNSUPPORTED_FIELD
             raise CniError(code, f"pod {call.namespace}/{call.pod}: {wishes.refused}")
+        if wishes.floating and not call.configuration.floating:
+            raise CniError(Code.UNSUPPORTED_FIELD, f"pod {call.namespace}/{call.pod}: {_NO_FLOATING}")
         return wishes
 
     def _wanted(self, call: Call, wishes: PodWishes) -> Wanted:

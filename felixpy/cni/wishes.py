@@ -7,7 +7,7 @@ is worse than one that does not start. Source: Calico's documentation of ``cni.p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,20 +17,23 @@ from felixpy.model.net import FAMILIES, Family, Net, quote
 PREFIX = "cni.projectcalico.org/"
 _REFUSED = {
     "ipAddrsNoIpam": "addresses that no store of addresses knows could be given twice; use ipAddrs",
-    "floatingIPs": "felixpy has no floating addresses; use a Service",
 }
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
 
 
 @dataclass(frozen=True, slots=True)
 class PodWishes:
-    """What is asked for. ``refused``: why it cannot be had, in one sentence; then nothing else counts."""
+    """What is asked for. ``refused``: why it cannot be had, in one sentence; then nothing else counts.
+
+    ``floating``: the floating addresses; they are no addresses of the pod's own.
+    """
 
     addresses: tuple[Net, ...] = ()
     pools: Mapping[Family, tuple[str, ...]] = field(default_factory=dict)
     mac: bytes | None = None
     families: tuple[Family, ...] = ()
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    floating: tuple[Net, ...] = ()
     refused: str = ""
     later: bool = False
     """Whether the refusal may end by itself: the API does not tell of the pod yet."""
@@ -56,6 +59,7 @@ def wishes_of(
             _mac(pod.get(f"{PREFIX}hwAddr", "")),
             _families(both),
             dict(namespace_labels or {}),
+            tuple(_single_addresses(pod, "floatingIPs")),
         )
     except _Refused as error:
         return PodWishes(refused=str(error))
@@ -73,17 +77,22 @@ def _texts(annotations: Mapping[str, str], name: str) -> tuple[str, ...]:
 
 def _addresses(pod: Mapping[str, str]) -> tuple[Net, ...]:
     found: dict[Family, Net] = {}
-    for text in _texts(pod, "ipAddrs"):
-        try:
-            net = Net.parse(text)
-        except ValueError as error:
-            raise _Refused(f"{PREFIX}ipAddrs: {error}") from None
-        if not net.is_host:
-            raise _Refused(f"{PREFIX}ipAddrs: {quote(text)} is not a single address")
+    for net in _single_addresses(pod, "ipAddrs"):
         if net.family in found:
             raise _Refused(f"{PREFIX}ipAddrs: {found[net.family]} and {net} are two addresses of one family")
         found[net.family] = net
     return tuple(found.values())
+
+
+def _single_addresses(pod: Mapping[str, str], name: str) -> Iterator[Net]:
+    for text in _texts(pod, name):
+        try:
+            net = Net.parse(text)
+        except ValueError as error:
+            raise _Refused(f"{PREFIX}{name}: {error}") from None
+        if not net.is_host:
+            raise _Refused(f"{PREFIX}{name}: {quote(text)} is not a single address")
+        yield net
 
 
 def _mac(text: str) -> bytes | None:

@@ -13,15 +13,17 @@ import msgspec
 
 from felixpy.kubernetes.names import endpoint_key, interface_name
 from felixpy.model.invalid import InvalidResource
-from felixpy.model.objects import EndpointPortObject, Metadata, WorkloadEndpointSpec
+from felixpy.model.net import Family, format_address, quote
+from felixpy.model.objects import EndpointPortObject, IPNATObject, Metadata, WorkloadEndpointSpec
 from felixpy.model.resources import ResourceKey, WorkloadEndpoint
-from felixpy.model.workload import convert_workload_endpoint
+from felixpy.model.workload import convert_workload_endpoint, ip_nats
 
 CNI = "cni.projectcalico.org/"
 POD_IPS = "cni.projectcalico.org/podIPs"
 POD_IP = "cni.projectcalico.org/podIP"
 AWS_POD_IPS = "vpc.amazonaws.com/pod-ips"
 SPOOFED = "cni.projectcalico.org/allowedSourcePrefixes"
+FLOATING = "cni.projectcalico.org/floatingIPs"
 
 ORCHESTRATOR = "k8s"
 _MOST_LABEL_CHARACTERS = 62
@@ -135,7 +137,29 @@ def pod_facts(pod: Pod, prefix: str) -> PodFacts:
         )
     except InvalidResource as error:
         return replace(facts, error=str(error))
-    return replace(facts, endpoint=converted, annotated=annotated)
+    return replace(facts, endpoint=with_floating(converted, facts), annotated=annotated)
+
+
+def with_floating(endpoint: WorkloadEndpoint, pod: PodFacts) -> WorkloadEndpoint:
+    """The endpoint with the floating addresses that its pod asks for: each leads to the address of its family.
+
+    Of a family in which the pod has no address there is none, as in Calico. ``endpoint`` has its addresses already.
+    """
+    written = dict(pod.asks).get(FLOATING)
+    if not written:
+        return endpoint
+    external = _json_list(written)
+    if external is None:
+        problem = f'annotation {FLOATING} is left out: {quote(written)} is not a list of texts like ["192.0.2.9"]'
+        return replace(endpoint, problems=(problem,))
+    own = {address.family: address for address in reversed(endpoint.addresses)}
+    asked_for = [(text, own.get(Family.V6 if ":" in text else Family.V4)) for text in external]
+    entries = [IPNATObject(format_address(to.packed), text) for text, to in asked_for if to is not None]
+    try:
+        nats, problems = ip_nats(entries, endpoint.addresses)
+    except InvalidResource as error:
+        return replace(endpoint, problems=(f"annotation {FLOATING} is left out: {error}",))
+    return replace(endpoint, ip_nats=nats, problems=problems)
 
 
 def asked(annotations: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.names import check_interface, check_name
@@ -30,7 +31,7 @@ def convert_workload_endpoint(key: ResourceKey, metadata: Metadata, spec: Worklo
     _check_gateway(spec.ipv4_gateway, Family.V4, "spec.ipv4Gateway")
     _check_gateway(spec.ipv6_gateway, Family.V6, "spec.ipv6Gateway")
     addresses = _addresses(spec.ip_networks or [])
-    ip_nats, problems = _ip_nats(spec.ip_nats, addresses) if spec.ip_nats else ((), ())
+    nats, problems = ip_nats(spec.ip_nats, addresses) if spec.ip_nats else ((), ())
     return WorkloadEndpoint(
         key=key,
         node=check_name(spec.node, "spec.node"),
@@ -42,7 +43,7 @@ def convert_workload_endpoint(key: ResourceKey, metadata: Metadata, spec: Worklo
         labels=_labels(key, metadata, spec),
         profiles=profile_names(spec.profiles, "spec.profiles"),
         ports=endpoint_ports(spec.ports, "spec.ports") if spec.ports else (),
-        ip_nats=ip_nats,
+        ip_nats=nats,
         problems=problems,
     )
 
@@ -125,7 +126,7 @@ def _mac(text: str) -> bytes:
     return mac
 
 
-def _ip_nats(entries: list[IPNATObject], addresses: tuple[Net, ...]) -> tuple[tuple[IPNat, ...], tuple[str, ...]]:
+def ip_nats(entries: Sequence[IPNATObject], addresses: tuple[Net, ...]) -> tuple[tuple[IPNat, ...], tuple[str, ...]]:
     """Floating addresses, and what is wrong with those that are left out: a workload keeps its own network."""
     if len(entries) > MAX_IP_NATS:
         raise InvalidResource(f"has {len(entries)} entries; at most {MAX_IP_NATS} are possible", field="spec.ipNATs")

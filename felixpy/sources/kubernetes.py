@@ -22,7 +22,7 @@ from felixpy.kubernetes.client import FORBIDDEN, NOT_FOUND, Api, ApiError
 from felixpy.kubernetes.kinds import DISCOVERY_SECONDS, KINDS, Discovery, KindOfObject, Read, reader
 from felixpy.kubernetes.names import endpoint_key
 from felixpy.kubernetes.nodes import NodeFacts, decode_node, pod_cidr_blocks
-from felixpy.kubernetes.pods import PodFacts, decode_pod
+from felixpy.kubernetes.pods import PodFacts, decode_pod, with_floating
 from felixpy.kubernetes.reflector import Collection, ObjectKey, Reflector
 from felixpy.model.resources import IPAMBlock, Kind, ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import Sink, SyncState, SyncStatus
@@ -374,7 +374,8 @@ def attached_endpoint(pod: PodFacts, attachment: Attachment | None) -> WorkloadE
         return endpoint if pod.annotated else None
     if _is_another(pod, attachment):
         return None
-    return replace(endpoint, interface=attachment.interface, addresses=attachment.addresses, mac=attachment.mac)
+    here = replace(endpoint, interface=attachment.interface, addresses=attachment.addresses, mac=attachment.mac)
+    return with_floating(here, pod)
 
 
 def _is_another(pod: PodFacts, attachment: Attachment) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_annotations(node: Node, cluster: Cluster) -> None:
         "addresses": ({"ipAddrs": '["10.48.7.77","fd00:48:0:7::77"]'}, ["10.48.7.77", "fd00:48:0:7::77"]),
         "mac": ({"hwAddr": "0a:00:00:00:00:07"}, None),
         "six": ({"ipFamilies": '["IPv6"]'}, None),
-        "floating": ({"floatingIPs": '["192.0.2.9"]'}, "no floating addresses"),
+        "floating": ({"floatingIPs": '["192.0.2.9"]'}, "the network configuration does not allow it"),
         "elsewhere": ({"ipAddrs": '["10.99.0.1"]'}, "10.99.0.1 that is asked for is in no range"),
         "taken": ({"ipAddrs": '["10.48.7.77"]'}, "10.48.7.77 that is asked for is in use"),
     }
@@ -115,6 +116,32 @@ def test_annotations(node: Node, cluster: Cluster) -> None:
             assert expected is None or addresses(answer.result) == expected
     assert results["mac"]["interfaces"][1]["mac"] == "0a:00:00:00:00:07"
     assert [":" in address for address in addresses(results["six"])] == [True]
+
+
+@pytest.mark.parametrize("node", [{"FELIX_FLOATINGIPS": "Enabled"}], indirect=True)
+def test_floating_addresses_as_calicos_plugin_gives_them(node: Node, cluster: Cluster) -> None:
+    asked = ["203.0.113.9", "2001:db8:f::9"]
+    cluster.pod("one", {f"{PREFIX}floatingIPs": json.dumps(asked)})
+    cluster.pod("two")
+    one, two = node.container("one"), node.container("two")
+    node.add(two)
+    allowed = node.conf(feature_control={"floating_ips": True})
+    result = node.add(one, allowed)
+    assert len(addresses(result)) == 2 and not set(asked) & set(addresses(result)), "they are not the pod's own"
+    for address in asked:
+        two.ping(address)
+        one.ping(address)
+    node.delete(one)
+    node.delete(two)
+    node.wait(lambda: node.leaks() == NOTHING)
+
+
+def test_floating_addresses_that_the_agent_does_not_have_are_no_pod(node: Node, cluster: Cluster) -> None:
+    cluster.pod("one", {f"{PREFIX}floatingIPs": '["203.0.113.9"]'})
+    one = node.container("one")
+    answer = node.call("ADD", one, node.conf(feature_control={"floating_ips": True}))
+    assert answer.code == 1 and "the setting FloatingIPs is Disabled" in answer.result["msg"]
+    node.wait(lambda: node.leaks() == NOTHING)
 
 
 @CALICO

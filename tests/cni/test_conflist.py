@@ -16,6 +16,7 @@ from felixpy.cni.conflist import (
     default_conflist,
     given_conflist,
 )
+from felixpy.cni.errors import CniError
 from felixpy.cni.request import parse_configuration
 from felixpy.cni.server import NodeState
 from felixpy.model.net import FAMILIES, Family
@@ -32,6 +33,7 @@ CALICO: dict[str, Any] = {
             "datastore_type": "kubernetes",
             "nodename": "n1",
             "mtu": 1440,
+            "feature_control": {"floating_ips": True},
             "ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"},
             "policy": {"type": "k8s"},
             "kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
@@ -56,9 +58,18 @@ def test_a_configuration_of_calico_serves_as_it_is() -> None:
         "type": "felixpy-cni",
         "socket": str(SOCKET),
         "mtu": 1440,
+        "feature_control": {"floating_ips": True},
         "ipam": CALICO["plugins"][0]["ipam"],
     }
     assert written["plugins"][1] == CALICO["plugins"][1]
+
+
+def test_whether_pods_may_ask_for_floating_addresses() -> None:
+    plugin = {"name": "n", "cniVersion": "1.0.0", "type": "felixpy-cni", "ipam": {"type": "felixpy-ipam"}}
+    assert not parse_configuration(plugin).floating
+    assert parse_configuration({**plugin, "feature_control": {"floating_ips": True, "ip_addrs_no_ipam": True}}).floating
+    with pytest.raises(CniError, match=r"feature_control\.floating_ips"):
+        parse_configuration({**plugin, "feature_control": {"floating_ips": "yes"}})
 
 
 def test_a_plugin_alone_becomes_a_list() -> None:

@@ -26,6 +26,12 @@ def test_what_is_understood() -> None:
     assert wishes.namespace_labels == {"team": "a"}
 
 
+def test_floating_addresses_are_the_pods_own_wish_and_may_be_several_of_a_family() -> None:
+    asked = annotated(floatingIPs='["203.0.113.9", "203.0.113.10", "2001:db8::9"]')
+    assert wishes_of(asked, {}).floating == tuple(map(Net.parse, ("203.0.113.9", "203.0.113.10", "2001:db8::9")))
+    assert wishes_of({}, asked).floating == ()
+
+
 def test_the_pod_comes_before_its_namespace() -> None:
     namespace = annotated(ipv4pools='["pool-b"]', ipv6pools='["six"]')
     assert wishes_of({}, namespace).pools == {Family.V4: ("pool-b",), Family.V6: ("six",)}
@@ -41,7 +47,8 @@ def test_the_pod_comes_before_its_namespace() -> None:
         (annotated(ipAddrs='["10.48.7.9", "10.48.7.10"]'), "two addresses of one family"),
         (annotated(ipAddrs='["nonsense"]'), "'nonsense'"),
         (annotated(ipAddrsNoIpam='["10.48.7.9"]'), "could be given twice"),
-        (annotated(floatingIPs='["10.0.0.1"]'), "no floating addresses"),
+        (annotated(floatingIPs="10.0.0.1"), "floatingIPs: '10.0.0.1' is not a list"),
+        (annotated(floatingIPs='["10.0.0.0/24"]'), "not a single address"),
         (annotated(hwAddr="01:00:00:00:00:01"), "hwAddr"),
         (annotated(ipFamilies='["IPv5"]'), "'IPv5'"),
         (annotated(ipv4pools='{"a": 1}'), "ipv4pools"),

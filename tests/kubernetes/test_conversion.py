@@ -13,7 +13,7 @@ from felixpy.kubernetes.nodes import NodeFacts, decode_node, pod_cidr_blocks
 from felixpy.kubernetes.pods import PodFacts, decode_pod
 from felixpy.model.net import Net
 from felixpy.model.policy import EndpointPort
-from felixpy.model.resources import FelixConfiguration, IPAMBlock, IPPool, Kind, WorkloadEndpoint
+from felixpy.model.resources import FelixConfiguration, IPAMBlock, IPNat, IPPool, Kind, WorkloadEndpoint
 
 JSON = dict[str, Any]
 
@@ -148,6 +148,28 @@ def test_prefixes_that_a_pod_may_send_from() -> None:
     found = endpoint(annotated(allowedSourcePrefixes='["10.1.2.3/8", "fd00::/8"]'))
     assert [str(each) for each in found.allowed_source_prefixes] == ["10.0.0.0/8", "fd00::/8"]
     assert endpoint(annotated(allowedSourcePrefixes="10.0.0.0/8")).allowed_source_prefixes == ()
+
+
+def test_floating_addresses_lead_to_the_address_of_their_family() -> None:
+    asked = annotated(floatingIPs='["203.0.113.9", "2001:db8::9", "203.0.113.10"]')
+    both = endpoint(merged(asked, {"status": {"podIPs": [{"ip": "10.48.0.1"}, {"ip": "fd48::1"}]}}))
+    four, six = Net.parse("10.48.0.1"), Net.parse("fd48::1")
+    external = [Net.parse(text) for text in ("203.0.113.9", "2001:db8::9", "203.0.113.10")]
+    assert both.ip_nats == (IPNat(external[0], four), IPNat(external[1], six), IPNat(external[2], four))
+    one = endpoint(merged(asked, {"status": {"podIP": "10.48.0.1"}}))
+    assert one.ip_nats == (IPNat(external[0], four), IPNat(external[2], four)), "the pod has no IPv6 address"
+    assert (one.problems, endpoint(asked).ip_nats, endpoint(annotated(floatingIPs="[]")).ip_nats) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [("203.0.113.9", "is not a list of texts"), ('["203.0.113.0/24"]', "203.0.113.0/24"), ('["127.0.0.1"]', "unicast")],
+)
+def test_a_mistaken_annotation_of_floating_addresses_costs_the_pod_nothing_else(written: str, words: str) -> None:
+    found = endpoint(merged(annotated(floatingIPs=written), {"status": {"podIP": "10.48.0.1"}}))
+    assert found.addresses == (Net.parse("10.48.0.1"),) and found.ip_nats == ()
+    (problem,) = found.problems
+    assert words in problem
 
 
 def test_what_is_no_pod_is_said() -> None:

@@ -15,7 +15,7 @@ from felixpy.kubernetes.client import Api, ApiError
 from felixpy.kubernetes.kinds import Read
 from felixpy.kubernetes.names import endpoint_key
 from felixpy.model.net import Net
-from felixpy.model.resources import IPAMBlock, Kind, ResourceKey, WorkloadEndpoint
+from felixpy.model.resources import IPAMBlock, IPNat, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.sources.kubernetes import PODS, KubernetesSource
 from felixpy.sources.once import Collected
 from tests.kubernetes.test_conversion import POD, merged
@@ -95,6 +95,19 @@ def test_pod_then_attachment() -> None:
         assert world.endpoint.labels["app"] == "db"
         world.detach()
         assert world.endpoint is None
+
+    asyncio.run(run())
+
+
+def test_floating_addresses_lead_to_what_the_attachment_has() -> None:
+    """The API tells of the pod's own addresses later than the plugin knows them."""
+
+    async def run() -> None:
+        world = World()
+        world.watch_brings(metadata={"annotations": {"cni.projectcalico.org/floatingIPs": '["203.0.113.9"]'}})
+        world.attach()
+        assert world.endpoint is not None
+        assert world.endpoint.ip_nats == (IPNat(Net.parse("203.0.113.9"), Net.parse("10.48.0.7")),)
 
     asyncio.run(run())
 
