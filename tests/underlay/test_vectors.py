@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.underlay import vectors
 
+PROJECT = Path(__file__).resolve().parents[2]
 CASES = Path(__file__).parent / "cases"
 ALL = list(vectors.cases(sorted(CASES.glob("*.json"))))
 
@@ -19,6 +21,13 @@ def test_product_says_what_the_case_expects(case: dict[str, Any]) -> None:
     answers = vectors.answers(case)
     assert answers
     assert not [answer for answer in answers if not answer.agrees]
+
+
+def test_what_is_asked_elsewhere_is_there() -> None:
+    said = [answer.not_asked for case in ALL for answer in vectors.answers(case)]
+    named = {path for words in said for path in re.findall(r"tests/[\w/.]*\w", words)}
+    assert named
+    assert [path for path in sorted(named) if not (PROJECT / path).exists()] == []
 
 
 @pytest.mark.parametrize(
