@@ -130,6 +130,7 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
         *(containers.parts() if containers is not None else ()),
         introduction,
         *((_masq_agent(settings, settings.ip_masq_agent_config, agent),) if settings.ip_masq_agent_config else ()),
+        *((_events(api, agent),) if api is not None else ()),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -222,3 +223,9 @@ def _cluster_node(
         tunnels=(lambda: tunnels.find(agent.store.nodes.get(settings.nodename))) if tunnels is not None else None,
     )
     return ClusterNode(settings.nodename, api, view, any_pool=False).run()
+
+
+def _events(api: Api, agent: Agent) -> Coroutine[None, None, None]:
+    from felixpy.agent.events import Events
+
+    return Events(api, agent.outcome.problems.items).run()

@@ -102,4 +102,6 @@ def test_it_may_read_every_kind_that_it_follows_and_write_little() -> None:
         assert all(any((group.rpartition("/")[0], name, verb) in may for name in (kind.plural, "*")) for kind in KINDS
                    for group in kind.groups)  # fmt: skip
     writes = {(name, verb) for _, name, verb in may if verb not in ("get", "list", "watch")}
-    assert {name for name, _ in writes} == {"nodes/status", "ippools", "ipamblocks", "blockaffinities", "ipamhandles"}
+    calico = {"ippools", "ipamblocks", "blockaffinities", "ipamhandles"}
+    assert {name for name, _ in writes} == {"nodes/status", "events", *calico}
+    assert [verb for name, verb in writes if name == "events"] == ["create"]
