@@ -156,8 +156,9 @@ def test_what_profiles_add(profiles: list[str], resources: list[Resource], expec
 
 def test_a_policy_of_the_node_that_selects_workloads_by_the_same_words_is_not_asked_of_them() -> None:
     before = {"preDNAT": True, "applyOnForward": True}
-    node = Node("n1", OPEN).put(pod("a", "10.0.0.1"), policy("a"), policy("b", ingress=[DENY], **before))
-    assert order_of(node, "a") == "default:a:Deny > Deny"
+    several = [policy("b", ingress=[DENY], **before), policy("a"), pod("a", "10.0.0.1")]
+    for objects in (several, several[::-1]):  # whoever comes last decides when it is asked
+        assert order_of(Node("n1", OPEN).put(*objects), "a") == "default:a:Deny > Deny"
 
 
 def test_of_two_profiles_with_one_label_the_first_counts_and_an_own_label_before_both() -> None:
