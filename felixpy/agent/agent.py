@@ -98,6 +98,7 @@ class Agent:
         self._standing = Standing(self.recent.note, self.recent.over)
         written = Standing(self.recent.note, self.recent.over, level="warning")
         self.mtu_file, self.mtu = MTUFile(settings.mtu_file, written), 0
+        self._mtu_is_due = True
         self.files = EndpointFiles(settings.endpoint_status_path_prefix, folders=Folders.of(settings), standing=written)
         self.outcome = Outcome(self.calculation, self.dataplane, live, self.metrics, status, self.recent, self.files)
         self.leftovers = Leftovers(self._ended)
@@ -387,6 +388,7 @@ class Agent:
             self.complete = self.complete or completes
             self.configuration.settings_due |= completes
             try:
+                self._mtu_is_due = True
                 await self.configuration.take(complete=self.complete)
             except (OSError, FilterError):
                 self.complete = self.complete and not completes  # not before the stream's settings are known
@@ -411,6 +413,7 @@ class Agent:
         self.outcome.arrived(update)
         labels = self.store.labels if key == self._own_node else {}
         dirty = self.store.apply(update)
+        self._mtu_is_due |= key.kind is Kind.IP_POOL or key == self._own_node
         if key.kind is Kind.FELIX_CONFIGURATION or (key == self._own_node and self.store.labels != labels):
             self.configuration.settings_due = True
         return dirty | {key}
@@ -466,9 +469,15 @@ class Agent:
             self.leftovers.look(self.backend, self.families(), self.settings)
 
     def _tell_mtu(self) -> None:
+        """What it depends on are pools, this node, settings and interfaces; the file's folder may come later."""
+        if self._mtu_is_due:
+            self._mtu_is_due = False
+            self._take_mtu()
+        self.mtu_file.set(self.mtu)
+
+    def _take_mtu(self) -> None:
         found = workload_mtu(self.store, self.calculation.settings, self.calculation.host)
         mtu = found.mtu if found else 0
-        self.mtu_file.set(mtu)
         if mtu != self.mtu:
             self.mtu = mtu
             self.own_changed.set()

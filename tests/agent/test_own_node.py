@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from felixpy.agent import agent
+from felixpy.calc.overlay import workload_mtu
 from felixpy.demo.resources import Object, ip_pool, v3
 from felixpy.node import own_addresses
 from tests.agent.bench import NODE, Running, routes, running
@@ -153,5 +155,34 @@ def test_a_node_does_not_tell_what_another_one_tells_until_that_is_gone(broker: 
         await found.stream.raw("nodestate/n2", b"")
         await says(found, ipv4Address="192.0.2.1/24")
         await found.until(lambda: what not in found.problems, "the end of the conflict")
+
+    follow(broker, scenario)
+
+
+def test_the_mtu_is_calculated_when_what_it_depends_on_has_changed(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calculated: list[object] = []
+
+    def counted(*arguments: Any) -> Any:
+        calculated.append(arguments)
+        return workload_mtu(*arguments)
+
+    monkeypatch.setattr(agent, "workload_mtu", counted)
+
+    async def scenario(found: Running) -> None:
+        await publish(found, *POOLS)
+        await found.in_sync()
+        await found.until(lambda: found.agent.mtu == 1500, "the MTU of workloads")
+        await found.quiet()
+        before = len(calculated)
+        for number in range(5):
+            spec = {"node": NODE, "interfaceName": f"cali{number}", "ipNetworks": [f"10.48.0.{number + 1}/32"]}
+            await publish(found, v3("WorkloadEndpoint", f"e{number}", spec, "default"))
+            await found.until(lambda count=number + 1: len(found.agent.store.endpoints) == count, "an endpoint")
+        await found.quiet()
+        assert len(calculated) == before
+        await publish(found, ip_pool("tunnel", "10.60.0.0/16", vxlanMode="Always"))
+        await found.until(lambda: found.agent.mtu == 1450, "the MTU of VXLAN")
 
     follow(broker, scenario)
