@@ -95,9 +95,17 @@ def decode_own_node(body: bytes) -> KubernetesNode:
 
 
 def node_facts(node: KubernetesNode) -> NodeFacts:
-    name, annotations = node.metadata.name, node.metadata.annotations or {}
+    name, spec = node.metadata.name, calico_spec(node)
+    key, labels = ResourceKey(Kind.NODE, name), dict(node.metadata.labels or {})
+    converted = convert_node(key, Metadata(labels=labels), spec, ignore)
+    return NodeFacts(name, converted, tuple(pod_cidrs(node)))
+
+
+def calico_spec(node: KubernetesNode) -> CalicoNodeSpec:
+    """The ``spec`` of the Calico Node that a node is."""
+    annotations = node.metadata.annotations or {}
     ipv4, ipv6 = (_address(node, family) for family in FAMILIES)
-    spec = CalicoNodeSpec(
+    return CalicoNodeSpec(
         bgp=NodeBGP(
             ipv4_address=str(ipv4) if ipv4 else None,
             ipv6_address=str(ipv6) if ipv6 else None,
@@ -108,9 +116,6 @@ def node_facts(node: KubernetesNode) -> NodeFacts:
         vxlan_tunnel_mac_addr=annotations.get(f"{CALICO}VXLANTunnelMACAddr"),
         vxlan_tunnel_mac_addr_v6=annotations.get(f"{CALICO}VXLANTunnelMACAddrV6"),
     )
-    key, labels = ResourceKey(Kind.NODE, name), dict(node.metadata.labels or {})
-    converted = convert_node(key, Metadata(labels=labels), spec, ignore)
-    return NodeFacts(name, converted, tuple(pod_cidrs(node)))
 
 
 def pod_cidrs(node: KubernetesNode) -> list[Net]:

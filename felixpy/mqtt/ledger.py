@@ -24,15 +24,21 @@ class Ledger:
 
     def change(self, topic: str, before: bytes, after: bytes) -> None:
         """A topic's content changes; empty is absent."""
-        if before:
+        self.change_hash(
+            topic, content_hash(topic, before) if before else None, content_hash(topic, after) if after else None
+        )
+
+    def change_hash(self, topic: str, before: int | None, after: int | None) -> None:
+        """``change`` for who keeps no more of a content than its hash; None is absent."""
+        if before is not None:
             self._add(topic, before, -1)
-        if after:
+        if after is not None:
             self._add(topic, after, +1)
 
-    def _add(self, topic: str, payload: bytes, sign: int) -> None:
+    def _add(self, topic: str, digest: int, sign: int) -> None:
         segment = topics.segment_of(topic)
         self._counts[segment] += sign
-        self._digests[segment] = (self._digests[segment] + sign * content_hash(topic, payload)) % MODULUS
+        self._digests[segment] = (self._digests[segment] + sign * digest) % MODULUS
         if segment == "wep":
             self._namespaces[topics.unescape(topic.split("/")[2])] += sign
 
