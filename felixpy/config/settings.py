@@ -378,7 +378,8 @@ class Settings:
     mqtt_topic_root: str = _local("felixpy/v1", "MQTTTopicRoot", TOPIC, "Root of all topics.")
     mqtt_peers: MqttPeers = _local(
         MqttPeers.AUTO, "MQTTPeers", choice(MqttPeers),
-        "Whether the endpoints of other nodes are followed over MQTT, which policies ask for; Auto: up to 10,000.",
+        "Whether the endpoints of other nodes are followed over MQTT, which policies ask for; Auto: up to 10,000; Hub: "
+        "as `felixpy hub` tells of them.",
     )  # fmt: skip
     mqtt_client_id: str = _local(
         "", "MQTTClientID", TEXT, "Client id; empty: node's name and random bits, new at each start."

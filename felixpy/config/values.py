@@ -54,6 +54,7 @@ class MqttPeers(StrEnum):
     AUTO = "Auto"
     ENABLED = "Enabled"
     DISABLED = "Disabled"
+    HUB = "Hub"
 
 
 class AllowAction(StrEnum):

@@ -118,13 +118,6 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     v4: bytes = b""
     v6: bytes = b""
 
-    @property
-    def nets(self) -> tuple[Net, ...]:
-        """The addresses as networks of one address each."""
-        found = [Net.host(self.v4[at : at + _V4_BYTES]) for at in range(0, len(self.v4), _V4_BYTES)]
-        found += [Net.host(self.v6[at : at + _V6_BYTES]) for at in range(0, len(self.v6), _V6_BYTES)]
-        return tuple(found)
-
 
 GONE = -1
 
@@ -143,11 +136,18 @@ _DECODER = msgspec.msgpack.Decoder(Peers)
 
 
 class Record(msgspec.Struct, frozen=True):
-    """An endpoint as a writer keeps it: its identity's id and its addresses."""
+    """An endpoint as both sides keep it: its identity's id and its addresses, one behind the other."""
 
     identity: str
     v4: bytes = b""
     v6: bytes = b""
+
+    @property
+    def nets(self) -> tuple[Net, ...]:
+        """The addresses as networks of one address each."""
+        found = [Net.host(self.v4[at : at + _V4_BYTES]) for at in range(0, len(self.v4), _V4_BYTES)]
+        found += [Net.host(self.v6[at : at + _V6_BYTES]) for at in range(0, len(self.v6), _V6_BYTES)]
+        return tuple(found)
 
 
 def record(identity: str, nets: Iterable[Net]) -> Record:

@@ -51,10 +51,12 @@ from felixpy.mqtt.credentials import Credentials, CredentialsChanged
 from felixpy.mqtt.manifest import parse_manifest
 from felixpy.mqtt.outbox import Outbox
 from felixpy.mqtt.own_state import OwnState
+from felixpy.mqtt.peers import is_peers
 from felixpy.mqtt.reading import Message
 from felixpy.mqtt.snapshot import Action, Deliver, Read, Remove, Renew, Report, Snapshot, Stop
-from felixpy.sources import Sink, SyncState
+from felixpy.sources import Sink, SyncState, SyncStatus
 from felixpy.sources.ending import end
+from felixpy.sources.hub_peers import HubPeers
 from felixpy.sources.questions import Questions
 from felixpy.standing import Standing
 
@@ -83,8 +85,8 @@ TS_DIGITS = 19
 
 LOST = "stream lost"
 
-PEERS_FOLLOWED = {MqttPeers.DISABLED: 0, MqttPeers.AUTO: 10_000, MqttPeers.ENABLED: 1 << 30}
-"""Up to how many endpoints of other nodes a node follows."""
+PEERS_FOLLOWED = {MqttPeers.DISABLED: 0, MqttPeers.AUTO: 10_000, MqttPeers.ENABLED: 1 << 30, MqttPeers.HUB: 0}
+"""Up to how many endpoints of other nodes a node follows one by one."""
 
 SHARED_NODE = "another agent publishes the status of this node"
 
@@ -128,6 +130,8 @@ class MqttSource:
             quiet_time=settings.snapshot_quiet_time,
             peers=PEERS_FOLLOWED[settings.mqtt_peers],
         )
+        self._hub = HubPeers() if settings.mqtt_peers is MqttPeers.HUB else None
+        self._status = self._told = SyncStatus(SyncState.CONNECTING)
         self._outbox = Outbox()
         self.questions = Questions(settings.mqtt_topic_root, node)
         self._own_state_topic = topics.node_state_topic(node)
@@ -231,6 +235,8 @@ class MqttSource:
             self._connected_at = time.monotonic()
             if peer := connection.peer:
                 self.on_connected(peer)
+            if self._hub is not None:
+                self._hub.on_connected()
             self._perform(self._snapshot.on_connected(time.monotonic()), sink)
             self._outbox.resend()
             try:
@@ -262,6 +268,7 @@ class MqttSource:
             self.questions.serve(connection),
             self._credentials.until_changed(),
             self._say_state(connection),
+            *((self._hub.follow(connection, self._prefix),) if self._hub is not None else ()),
         )
         tasks = [asyncio.create_task(part) for part in parts]
         try:
@@ -426,6 +433,10 @@ class MqttSource:
             self._perform(actions, sink, _Arrival(key, now_ns, _published_ns(message)))
         elif scope := topics.scope_of_manifest(topic):
             self._perform(self._manifest(scope, payload, now), sink)
+        elif self._hub is not None and is_peers(topic):
+            for update in self._hub.on_message(topic, payload):
+                sink.update(update)
+            self._tell(self._status, sink)
         elif about := topics.topic_of_status(topic):
             self._judge_past_status(topic, about, payload)
         elif topic == topics.status_topic(self._node):
@@ -453,22 +464,42 @@ class MqttSource:
                 if topics.is_too_long(action.topic):  # a manifest may count it, but it is no object
                     sink.ignored(_shown(action.topic))
                 else:
+                    self._note_own(came.key, sink, exists=True)
                     sink.update(_parse(action, came, sink))
             elif isinstance(action, Remove):
                 key = topics.key_on(action.topic, self._node)
                 assert key is not None, action
                 received_ns, published_ns = came[1:] if came else (time.monotonic_ns(), 0)
                 sink.update(Update(key, None, "", received_ns, published_ns))
+                self._note_own(key, sink, exists=False)
             elif isinstance(action, Report):
                 if action.status.state is SyncState.IN_SYNC:
                     self._in_sync.set()
-                sink.sync_status(action.status)
+                self._tell(action.status, sink)
             else:
                 self._commands.put_nowait(action)
 
     def _knows_better(self, topic: str) -> bool:
         """Whether this is what this process says itself."""
         return topic == self._own_state_topic and self._own_state.is_said
+
+    def _note_own(self, key: ResourceKey, sink: Sink, *, exists: bool) -> None:
+        """An endpoint of this node came or went: the hub tells of it as well."""
+        if self._hub is not None and key.kind is Kind.WORKLOAD_ENDPOINT:
+            for update in self._hub.own(key, exists=exists):
+                sink.update(update)
+
+    def _tell(self, status: SyncStatus, sink: Sink) -> None:
+        """Tell the state of the stream: with a hub it is not in sync before the other nodes' endpoints are known."""
+        self._status = status
+        if self._hub is not None:
+            pending = self._hub.pending
+            waits = pending and status.state is SyncState.IN_SYNC
+            status = replace(status, state=SyncState.RESYNC, reason=pending) if waits else status
+            status = replace(status, peers=pending)
+        if status != self._told:
+            self._told = status
+            sink.sync_status(status)
 
 
 class _Arrival(NamedTuple):

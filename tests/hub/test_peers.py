@@ -92,8 +92,7 @@ class Broker:
                 del self.seen[name]
             else:
                 assert identity is not None
-                nets = tuple(Net.host(record.v4[at : at + 4]) for at in range(0, len(record.v4), 4))
-                self.seen[name] = identity, nets
+                self.seen[name] = identity, record.nets
 
     def expected(self) -> dict[bytes, str]:
         return {name: found.identity for shard in self.table._shards for name, found in shard.items()}
@@ -110,7 +109,8 @@ def test_a_reader_that_joins_knows_all_and_hears_each_change_once() -> None:
     broker.connect()
     assert broker.stream.is_complete
     assert set(broker.seen) == {endpoint_hash(key("a")), endpoint_hash(key("b"))}
-    identity, _ = broker.seen[endpoint_hash(key("a"))]
+    identity, nets = broker.seen[endpoint_hash(key("a"))]
+    assert nets == (V4, V6)
     assert identity == IdentityContent({"app": "web", "tier": "x"}, ("kns.shop",), (("http", 6, 80),))
     broker.told = 0
     broker.table.put(key("a"), endpoint("a", "db"))

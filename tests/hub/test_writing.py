@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from felixpy.config import Settings
+from felixpy.config import MqttPeers, Settings
 from felixpy.demo.patience import Patience
 from felixpy.hub.content import ClusterContent
 from felixpy.hub.objects import object_reader, pod_reader, read_node
@@ -21,15 +21,15 @@ from felixpy.kubernetes.access import Access, Identity
 from felixpy.kubernetes.client import Api
 from felixpy.kubernetes.kinds import CALICO_V3, KINDS
 from felixpy.kubernetes.names import endpoint_key
-from felixpy.model.resources import Kind, ResourceKey
+from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
 from felixpy.mqtt.mirror import EPOCH
-from felixpy.mqtt.peers import DELTA, decode_peers
+from felixpy.mqtt.peers import DELTA, decode_peers, endpoint_hash
 from felixpy.sources import SyncState
 from felixpy.sources.mqtt import MqttSource
 from tests.broker import Broker
 from tests.hub.test_objects import NODE, raw
 from tests.kubernetes.test_conversion import POD, merged
-from tests.sources.stream_lab import endpoint, following, pool, put, retained, settings_for
+from tests.sources.stream_lab import Recorder, endpoint, following, pool, put, retained, settings_for
 
 WEB = endpoint_key("n1", "shop", "web-0")
 
@@ -86,6 +86,12 @@ class Cluster:
             await asyncio.gather(task, return_exceptions=True)
 
 
+def addresses(sink: Recorder, key: ResourceKey) -> list[str]:
+    found = sink.held[key]
+    assert isinstance(found, WorkloadEndpoint)
+    return [str(net) for net in found.addresses]
+
+
 async def until(condition: Any) -> None:
     patience = Patience(30)
     while not condition():
@@ -109,7 +115,7 @@ async def test_nodes_are_in_sync_with_what_the_api_tells(broker: Broker) -> None
         }
         await until(lambda: writing.in_sync)
         cluster.pod("10.0.0.8")
-        await sink.until(lambda: str(sink.held[WEB].addresses[0]) == "10.0.0.8/32")  # type: ignore[union-attr]
+        await sink.until(lambda: addresses(sink, WEB) == ["10.0.0.8/32"])
         cluster.pod(exists=False)
         await sink.until(lambda: WEB not in sink.held)
         assert sink.status.state is SyncState.IN_SYNC
@@ -202,3 +208,45 @@ async def test_another_writer_is_overwritten(broker: Broker, others: dict[str, A
         topic = next(iter(others))
         while not msgspec.json.decode((await retained(broker, "sync/#"))[topic])["counts"]:
             assert not patience.over()
+
+
+@in_a_loop
+async def test_a_node_takes_the_endpoints_of_others_from_the_hub(broker: Broker) -> None:
+    cluster = Cluster(settings_for(broker))
+    cluster.node()
+    cluster.node("n2")
+    cluster.pod()
+    cluster.pod("10.0.0.9", "db-0", "n2")
+    peer = ResourceKey(Kind.WORKLOAD_ENDPOINT, f"peer/{endpoint_hash(endpoint_key('n2', 'shop', 'db-0')).hex()}")
+    source = MqttSource(settings_for(broker, mqtt_peers=MqttPeers.HUB), "n1")
+    async with following(source) as sink:
+        async with cluster.written():
+            await sink.state(SyncState.IN_SYNC)
+            assert {key for key in sink.held if key.kind is Kind.WORKLOAD_ENDPOINT} == {WEB, peer}
+            found = sink.held[peer]
+            assert isinstance(found, WorkloadEndpoint)
+            assert (found.node, found.labels["app"], found.profiles) == ("", "web", ("kns.shop",))
+            assert addresses(sink, peer) == ["10.0.0.9/32"]
+            cluster.pod("10.0.0.10", "db-0", "n2")
+            cluster.pod("10.0.0.8")
+            await sink.until(lambda: addresses(sink, peer) == ["10.0.0.10/32"])
+            await sink.until(lambda: addresses(sink, WEB) == ["10.0.0.8/32"])
+            assert sum(key.kind is Kind.WORKLOAD_ENDPOINT for key in sink.held) == 2
+            cluster.pod(name="db-0", node="n2", exists=False)
+            await sink.until(lambda: peer not in sink.held)
+            cluster.pod("10.0.0.11", "db-0", "n2")
+            await sink.until(lambda: peer in sink.held)
+        told = len(sink.updates)
+        await sink.lost(broker.restart)  # no hub, and a broker that lost everything: nothing goes
+        async with cluster.written():
+            await sink.state(SyncState.IN_SYNC)
+        assert len(sink.updates) == told
+
+
+@in_a_loop
+async def test_a_node_says_that_no_hub_tells_it_of_others(broker: Broker) -> None:
+    await put(broker, {"sync/shared": {"counts": {}}, "sync/node/n1": {"counts": {}}})
+    source = MqttSource(settings_for(broker, mqtt_peers=MqttPeers.HUB), "n1")
+    async with following(source) as sink:
+        await sink.until(lambda: "does felixpy hub run" in sink.status.reason)
+        assert sink.status.state is SyncState.RESYNC

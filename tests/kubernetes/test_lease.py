@@ -67,7 +67,7 @@ def test_one_holds_and_another_goes_on_when_it_lets_go() -> None:
         await one.acquire()
         holding, waiting = asyncio.create_task(one.hold()), asyncio.create_task(two.acquire())
         writes = server.writes
-        while server.writes < writes + 20:
+        while server.writes < writes + 20:  # noqa: ASYNC110  progress of another task
             await asyncio.sleep(0.01)
         assert (server.holder, waiting.done()) == ("one", False)
         holding.cancel()
