@@ -35,9 +35,9 @@ from felixpy.plain_error import PlainError
 from felixpy.standing import Standing
 
 if TYPE_CHECKING:
+    from felixpy.agent.pods import PodSource
     from felixpy.ipam.blocks import CalicoBlocks
     from felixpy.kubernetes.client import Api
-    from felixpy.sources.kubernetes import KubernetesSource
 
 log = structlog.get_logger("felixpy")
 
@@ -59,7 +59,7 @@ class Containers:
         settings: Settings,
         agent: Agent,
         attachments: LocalAttachments,
-        source: KubernetesSource | None = None,
+        source: PodSource | None = None,
         api: Api | None = None,
     ) -> None:
         assert settings.cni_socket is not None

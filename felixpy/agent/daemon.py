@@ -22,7 +22,7 @@ from felixpy.agent.status import details, health
 from felixpy.agent.supervisor import Supervisor
 from felixpy.agent.tunnel_addresses import TunnelAddresses
 from felixpy.cni.attachments import LocalAttachments
-from felixpy.config import DatastoreType, Settings
+from felixpy.config import DatastoreType, MqttPeers, Settings
 from felixpy.config.local import Local, local_sources
 from felixpy.config.table import shown
 from felixpy.node.detection import DetectionError
@@ -42,6 +42,7 @@ from felixpy.sources.ending import end
 if TYPE_CHECKING:
     from felixpy.agent.containers import Containers
     from felixpy.kubernetes.client import Api
+    from felixpy.sources.attached import AttachedPods
     from felixpy.sources.kubernetes import KubernetesSource
     from felixpy.sources.mqtt import MqttSource
 
@@ -66,10 +67,11 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     settings = local.settings
     store = datastore(settings)
     mqtt = _mqtt_source(settings) if store is DatastoreType.MQTT else None
-    api = _api(settings) if store is DatastoreType.KUBERNETES else None
+    has_hub = mqtt is not None and settings.mqtt_peers is MqttPeers.HUB and settings.cni_socket is not None
+    api = _api(settings) if has_hub or store is DatastoreType.KUBERNETES else None
     attachments = LocalAttachments() if settings.cni_socket is not None else None
-    cluster = _cluster_source(api, settings, attachments) if api is not None else None
-    source: Source = mqtt or cluster or _directory_source(settings)
+    cluster = _cluster_source(api, settings, attachments, mqtt) if api is not None else None
+    source: Source = cluster or mqtt or _directory_source(settings)
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
@@ -191,7 +193,14 @@ def _api(settings: Settings) -> Api:
     return Api(Access(cluster_identity(settings)))
 
 
-def _cluster_source(api: Api, settings: Settings, attachments: LocalAttachments | None) -> KubernetesSource:
+def _cluster_source(
+    api: Api, settings: Settings, attachments: LocalAttachments | None, mqtt: MqttSource | None
+) -> KubernetesSource | AttachedPods:
+    """The cluster as the API tells of it, or as a hub does over MQTT."""
+    if mqtt is not None and attachments is not None:
+        from felixpy.sources.attached import AttachedPods
+
+        return AttachedPods(mqtt, settings.nodename, settings.interface_prefix[0], api, attachments)
     from felixpy.sources.kubernetes import KubernetesSource
 
     return KubernetesSource(settings, api, attachments)

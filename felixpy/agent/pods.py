@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from felixpy.cni.wishes import PodWishes, wishes_of
 from felixpy.kubernetes.client import NOT_FOUND, Api, ApiError
-from felixpy.kubernetes.pods import asked
-from felixpy.sources.kubernetes import KubernetesSource
+from felixpy.kubernetes.pods import PodFacts, asked
 
 NAMESPACE_SECONDS = 60.0
 MOST_NAMESPACES = 1000
@@ -36,10 +35,17 @@ class _Namespace(NamedTuple):
     labels: Mapping[str, str]
 
 
+class PodSource(Protocol):
+    """A source that knows this node's pods."""
+
+    async def pod(self, namespace: str, name: str, uid: str) -> PodFacts:
+        """Raises ApiError: there is none, or it cannot be told now."""
+
+
 class ApiPods:
     """``Pods`` of the CNI server."""
 
-    def __init__(self, source: KubernetesSource, api: Api, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, source: PodSource, api: Api, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._api = api
         self._clock = clock
