@@ -37,6 +37,7 @@ COMMANDS = {
     "demo": "demo",
     "version": "main",
     "ipam": "ipam",
+    "hub": "hub",
 }
 """Modules of this package by the command that each has under its own name, in the order of the help."""
 
