@@ -41,6 +41,7 @@ from felixpy.sources.ending import end
 
 if TYPE_CHECKING:
     from felixpy.agent.containers import Containers
+    from felixpy.agent.pods import PodSource
     from felixpy.kubernetes.client import Api
     from felixpy.sources.attached import AttachedPods
     from felixpy.sources.kubernetes import KubernetesSource
@@ -159,7 +160,7 @@ def _mqtt_source(settings: Settings) -> MqttSource:
 
 
 def _containers(
-    settings: Settings, agent: Agent, attachments: LocalAttachments, cluster: KubernetesSource | None, api: Api | None
+    settings: Settings, agent: Agent, attachments: LocalAttachments, cluster: PodSource | None, api: Api | None
 ) -> Containers:
     from felixpy.agent.containers import Containers
 

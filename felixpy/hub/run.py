@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import uuid4
 
@@ -112,17 +112,20 @@ class Hub:
     def metrics(self) -> bytes:
         """As Prometheus reads them."""
         registry = CollectorRegistry()
-        values = {
-            "leader": ("1 while this hub writes", self.leads),
-            "in_sync": ("1 while the broker holds what the cluster is", self.writing.in_sync),
-            "objects": ("Topics with an object", len(self.cluster.content)),
-            "nodes": ("Nodes", len(self.cluster.nodes)),
-            "endpoints": ("Endpoints that others can talk to", len(self.cluster.peers)),
-            "identities": ("Different labels, profiles and ports", self.cluster.peers.identities),
-            "refused_objects": ("Objects that cannot be used", len(self.cluster.refused)),
-            "delta": ("Number of the latest delta", self.cluster.peers.number),
-            "written_topics": ("Topics written since the start", self.writing.counts.topics),
-        }
-        for name, (meaning, value) in values.items():
-            Gauge(f"felixpy_hub_{name}", meaning, registry=registry).set(value)
+        for name, (meaning, value) in METRICS.items():
+            Gauge(name, meaning, registry=registry).set(value(self))
         return generate_latest(registry)
+
+
+METRICS: dict[str, tuple[str, Callable[[Hub], float]]] = {
+    "felixpy_hub_leader": ("1 while this hub writes", lambda hub: hub.leads),
+    "felixpy_hub_in_sync": ("1 while the broker holds what the cluster is", lambda hub: hub.writing.in_sync),
+    "felixpy_hub_objects": ("Topics with an object", lambda hub: len(hub.cluster.content)),
+    "felixpy_hub_nodes": ("Nodes", lambda hub: len(hub.cluster.nodes)),
+    "felixpy_hub_endpoints": ("Endpoints that others can talk to", lambda hub: len(hub.cluster.peers)),
+    "felixpy_hub_identities": ("Different labels, profiles and ports", lambda hub: hub.cluster.peers.identities),
+    "felixpy_hub_refused_objects": ("Objects that cannot be used", lambda hub: len(hub.cluster.refused)),
+    "felixpy_hub_delta": ("Number of the latest delta", lambda hub: hub.cluster.peers.number),
+    "felixpy_hub_written_topics": ("Topics written since the start", lambda hub: hub.writing.counts.topics),
+}
+"""Gauges: name, meaning, value."""
