@@ -16,6 +16,7 @@ from felixpy.kubernetes.kinds import Read
 from felixpy.kubernetes.names import endpoint_key
 from felixpy.model.net import Net
 from felixpy.model.resources import IPAMBlock, IPNat, Kind, ResourceKey, WorkloadEndpoint
+from felixpy.sources import SyncState
 from felixpy.sources.kubernetes import PODS, KubernetesSource
 from felixpy.sources.once import Collected
 from tests.kubernetes.test_conversion import POD, merged
@@ -77,6 +78,17 @@ class World:
     @property
     def addresses(self) -> list[str]:
         return [str(each) for each in self.endpoint.addresses] if self.endpoint else []
+
+
+def test_the_last_list_completes_the_snapshot_without_a_pause() -> None:
+    """The API tells when a list is whole: no quiet time, not even a turn of the loop."""
+    world = World()
+    awaited = [*world.source._unlisted]
+    assert len(awaited) > 5
+    for what in awaited:
+        assert world.sink.status.state is not SyncState.IN_SYNC
+        world.source.listed(what)
+    assert world.sink.status.state is SyncState.IN_SYNC
 
 
 def test_pod_then_attachment() -> None:
