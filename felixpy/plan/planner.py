@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from felixpy.plan.beside import BesideError, beside
-from felixpy.plan.outlook import Subject, outlook
+
+if TYPE_CHECKING:
+    from felixpy.plan.outlook import Subject
 
 MOST_WAITING = 8
 
@@ -29,6 +32,13 @@ class Planner:
         self._waiting += 1
         try:
             async with self._busy:
-                return await beside(lambda: outlook(self._agent, data))
+                return await beside(lambda: _outlook(self._agent, data))
         finally:
             self._waiting -= 1
+
+
+def _outlook(agent: Subject, data: bytes) -> bytes:
+    """In the copy, which loads what plans need: no agent has to at its start."""
+    from felixpy.plan.outlook import outlook
+
+    return outlook(agent, data)

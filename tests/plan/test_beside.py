@@ -97,7 +97,7 @@ def test_questions_over_the_control_socket(tmp_path: Path, monkeypatch: pytest.M
         return b'{"answer": 1}'
 
     monkeypatch.setattr(planner, "beside", slow)
-    monkeypatch.setattr(planner, "outlook", lambda agent, data: data)
+    monkeypatch.setattr(planner, "_outlook", lambda agent, data: data)
 
     async def talk() -> None:
         plans = Planner(None)  # type: ignore[arg-type]
