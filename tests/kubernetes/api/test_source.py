@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import uuid
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from felixpy.agent import events
 from felixpy.agent.cluster import ClusterNode, View
 from felixpy.config import Settings
 from felixpy.kubernetes.access import Access, Identity, Material
@@ -168,6 +170,35 @@ def test_the_node_tells_of_itself_and_makes_pools_with_its_rights_only(server: S
         server.kubectl("delete", "node", "n9")
 
     asyncio.run(run())
+
+
+def test_events_on_an_object_are_written_with_the_agents_rights_and_shown_by_kubectl(
+    server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "SPACING_SECONDS", 0)
+    policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+              "metadata": {"name": "web", "namespace": namespace}, "spec": {"podSelector": {}}}  # fmt: skip
+    pool = {"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "told"},
+            "spec": {"cidr": "10.51.0.0/16"}}  # fmt: skip
+    server.apply(policy, pool)
+    standing = [(ResourceKey(Kind.KUBERNETES_NETWORK_POLICY, "web", namespace), "a rule denies everything"),
+                (ResourceKey(Kind.IP_POOL, "told"), "no tunnel")]  # fmt: skip
+
+    async def run() -> None:
+        for _ in range(2):  # nodes
+            async with Api(Access(server.agent())) as api:
+                await events.Events(api, lambda: standing).tell()
+
+    asyncio.run(run())
+    for place, kind, words in (
+        (namespace, "NetworkPolicy", "a rule denies everything"),
+        ("default", "IPPool", "no tunnel"),
+    ):
+        (found,) = json.loads(server.kubectl("-n", place, "get", "events", "-o", "json", "--field-selector",
+                                             f"involvedObject.kind={kind}"))["items"]  # fmt: skip
+        assert (found["message"], found["reason"], found["type"]) == (words, "NotEnforced", "Warning")
+    assert "no tunnel" in server.kubectl("describe", "ippools.projectcalico.org", "told")
+    server.kubectl("delete", "pool", "told")
 
 
 def test_without_rights_the_reason_names_them_and_nothing_is_in_sync(server: Server) -> None:
