@@ -34,7 +34,7 @@ from felixpy.netlink.connections import Stage
 from felixpy.plan import connections
 from felixpy.plan.change import ChangeError, read
 from felixpy.plan.connections import Interfaces, Seen
-from felixpy.plan.taken import Taken, taken
+from felixpy.plan.taken import Taken, as_written, taken
 from felixpy.sources import SyncStatus
 from felixpy.sources.chosen import datastore
 from felixpy.store.store import Store
@@ -162,8 +162,10 @@ def _names(agent: Subject, addresses: set[bytes]) -> dict[bytes, str]:
         if one.net.packed in addresses
     }
     for key, peer in agent.store.remote.items():
-        name = key.name.rpartition("/")[2]  # over MQTT the node's comes before it
-        found |= {net.packed: f"{key.namespace}/{name}" for net in peer.nets if net.packed in addresses}
+        for net in peer.nets:
+            if net.packed in addresses:
+                written = as_written(key)
+                found[net.packed] = f"{written.namespace}/{written.name}"
     for key, endpoint in agent.store.endpoints.items():
         found |= {net.packed: f"{key.namespace}/{key.name}" for net in endpoint.addresses if net.packed in addresses}
     return found

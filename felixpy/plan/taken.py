@@ -1,6 +1,6 @@
 """A change as it reaches this node's store: under which keys its objects are there, and what becomes of each.
 
-Over MQTT an endpoint of another node is kept by node and name (``topics.key_on``), and one that is applied leaves the
+Over MQTT an endpoint of another node is kept by its topic (``topics.key_on``), and one that is applied leaves the
 node that it was on, as ``felixpy apply`` does it. Where endpoints of other nodes are not followed, none comes. Pure.
 """
 
@@ -46,12 +46,16 @@ def _taken(store: Store, asked: Update, *, over_mqtt: bool, follows_peers: bool)
     return Taken(asked, (*moved, here), "move" if moved else _verb(store, key, here.resource))
 
 
+def as_written(key: ResourceKey) -> ResourceKey:
+    """The key of an object as people write it, however it is stored."""
+    return (topics.key_of(key.name) if "/" in key.name else None) or key
+
+
 def _held(store: Store, key: ResourceKey) -> list[ResourceKey]:
-    """Keys under which an endpoint is stored: of this node, or of others by node and name."""
+    """Keys under which an endpoint is stored: of this node, or of others by their topics."""
     own = store.endpoints if key.kind is Kind.WORKLOAD_ENDPOINT else store.policy[key.kind]
     others = store.remote if key.kind is Kind.WORKLOAD_ENDPOINT else own
-    end = f"/{key.name}"
-    found = [one for one in others if one.namespace == key.namespace and one.name.endswith(end)]
+    found = [one for one in others if one != key and as_written(one) == key]
     return [key, *found] if key in own else found
 
 

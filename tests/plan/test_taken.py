@@ -31,6 +31,12 @@ def stored(node: str, kind: str) -> Update:
     return Update(key, replace(found, key=key))  # type: ignore[type-var]
 
 
+def shown(key: ResourceKey) -> str:
+    """An endpoint's name, with its node if it is stored as one of another node."""
+    levels = key.name.split("/")
+    return key.name if len(levels) == 1 else f"{levels[1]}/{levels[-1]}"
+
+
 @pytest.mark.parametrize("kind", ["WorkloadEndpoint", "HostEndpoint"])
 @pytest.mark.parametrize(
     ("there", "asked", "follows", "names", "verb"),
@@ -56,7 +62,7 @@ def test_an_endpoint_over_mqtt_leaves_the_node_that_it_was_on(
     key = endpoint("n1", kind).key
     update = Update(key, endpoint(asked, kind) if asked else None)
     (found,) = taken(store, [update], over_mqtt=True, follows_peers=follows)
-    assert [f"{'+' if one.resource else '-'}{one.key.name}" for one in found.updates] == names
+    assert [f"{'+' if one.resource else '-'}{shown(one.key)}" for one in found.updates] == names
     assert found.verb == verb
 
 
