@@ -21,7 +21,7 @@ IN := $(DESTDIR)$(PREFIX)
 export PREFIX DESTDIR IN
 RUNNING_SYSTEMD := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 
-.PHONY: help setup demo test test-quick soak fuzz bench lint clean cni install uninstall deb
+.PHONY: help setup demo test test-quick test-kernels soak fuzz bench lint clean cni install uninstall deb
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,11 @@ test-api: .venv/ready ## the Kubernetes source against a real API server, in a p
 	@.ci/setup kubernetes
 	@$(AS_ROOT) tests/kubernetes/build.sh --missing kube
 	@FELIXPY_TEST_API=1 $(PYTEST) tests/kubernetes/api $(ARGS)
+
+test-kernels: .venv/ready ## IPIP and WireGuard with packets, on a Debian kernel that is booted under qemu, about 4 minutes
+	@.ci/setup kernels || { echo "test-kernels: not run: qemu cannot be installed here" >&2; exit 1; }
+	@$(PYTHON) -m compileall -q felixpy tests
+	@$(AS_ROOT) tests/kernels/boot $(PYTHON) -m pytest -q --color=no -p no:cacheprovider $(if $(ARGS),$(ARGS),tests/kernels tests/underlay/test_wireguard.py)
 
 soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600 ARGS="--backend legacy --seed 1"
 	@$(AS_ROOT) $(PYTHON) -m tests.soak.run $(SECONDS) $(ARGS)

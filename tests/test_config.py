@@ -34,7 +34,7 @@ from felixpy.config import (
     resolve_stream,
     settings_table_markdown,
 )
-from felixpy.config.values import MAX_FAILSAFES, MAX_INTERFACE_PREFIXES, MAX_PREFIXES
+from felixpy.config.values import MAX_FAILSAFES, MAX_INTERFACE_PREFIXES, MAX_PREFIXES, MAX_TABLE_RANGES
 from felixpy.model.net import Net, parse_address
 from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey
 
@@ -164,6 +164,7 @@ def test_a_bad_value_is_a_problem_and_leaves_the_default(variable: str, text: st
         ("failsafe_inbound_host_ports", MAX_FAILSAFES, "{}"),
         ("failsafe_outbound_host_ports", MAX_FAILSAFES, "{}"),
         ("external_nodes_cidr_list", MAX_PREFIXES, "2001:db8::{:x}"),
+        ("route_table_ranges", MAX_TABLE_RANGES, "{}"),
     ],
 )
 def test_a_list_has_a_limit_and_a_longer_one_is_a_short_problem(attribute: str, most: int, entry: str) -> None:
@@ -185,6 +186,7 @@ def test_every_list_setting_is_known_to_have_a_limit() -> None:
         "failsafe_inbound_host_ports",
         "failsafe_outbound_host_ports",
         "external_nodes_cidr_list",
+        "route_table_ranges",
     }
 
 

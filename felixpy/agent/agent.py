@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -188,6 +188,11 @@ class Agent:
     @property
     def settings(self) -> Settings:
         return self.configuration.settings
+
+    @property
+    def wireguard_keys(self) -> Mapping[Family, bytes]:
+        """The public keys of this node's WireGuard devices that stand."""
+        return self.dataplane.devices.public_keys()
 
     @property
     def backend(self) -> Backend:
@@ -438,6 +443,10 @@ class Agent:
         self.failures = report.failures
         if report.unknown:
             self.comparisons.ask()
+        if self.dataplane.devices.public_keys() != self.calculation.host.wireguard_keys:
+            self.configuration.host_due = True
+            self.own_changed.set()
+            self._wake_up()
         if self.complete and not self._pending:
             await self._settled()
         if self._untidied >= UPDATES_PER_TIDY:

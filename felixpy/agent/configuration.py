@@ -99,7 +99,7 @@ class Configuration:
         await self._read_what_is_ours()
         self.host_due = False  # what changes from here on is due again
         self._calculation.host = await self._read_host(self.settings)
-        self._dataplane.want(self._calculation.calculate({HOST}))
+        self._dataplane.want(self._calculation.calculate({HOST, *self._calculation.store.node_keys()}))
         await self._use_backend(facts)
 
     def reload(self, sources: Sequence[SettingsSource]) -> None:
@@ -147,7 +147,8 @@ class Configuration:
         dataplane, ours = self._dataplane, settings.device_route_protocol
         ways = dataplane.routes.ways
         host = await read_host(dataplane.links, settings.interface_prefix, ways, self._peers, ours)
-        return replace(host, not_masqueraded=self.not_masqueraded)
+        keys = dataplane.devices.public_keys()
+        return replace(host, not_masqueraded=self.not_masqueraded, wireguard_keys=keys)
 
     def leave_alone(self, destinations: tuple[Net, ...]) -> None:
         """Take what ip-masq-agent's file says."""

@@ -22,6 +22,7 @@ from felixpy.config import Settings
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.parse import parse_resource
 from felixpy.model.resources import Kind, Node, ResourceKey, Update
+from felixpy.model.wireguard import format_key
 from felixpy.node.detection import Surroundings
 from felixpy.node.interfaces import read_surroundings
 from felixpy.node.own_addresses import NEVER, OwnAddresses, read_variables
@@ -42,6 +43,9 @@ class Subject(Protocol):
 
     @property
     def settings(self) -> Settings: ...
+
+    @property
+    def wireguard_keys(self) -> Mapping[Family, bytes]: ...
 
     def families(self) -> tuple[Family, ...]: ...
 
@@ -108,6 +112,7 @@ class OwnNode:
             self._agent.record.say("given", spec=tunnel_fields(await self._tunnels.find(told)))
             conflicts += self._tunnels.problems.values()
         self._agent.record.say("settings", spec=settings_fields(self._agent.settings))
+        self._agent.record.say("wireguard", status=key_fields(self._agent.wireguard_keys))
         self._agent.record.say("underlay", status={"mtu": self._agent.mtu} if self._agent.mtu else None)
         self._tell(kept, told, "; ".join([*self._problems, *conflicts]))
 
@@ -152,6 +157,12 @@ def settings_fields(settings: Settings) -> dict[str, Any]:
     macs = {"vxlanTunnelMACAddr": settings.vxlan_tunnel_mac, "vxlanTunnelMACAddrV6": settings.vxlan_tunnel_mac_v6}
     found = tunnel_fields({tunnel: packed for tunnel, packed in addresses.items() if packed})
     return found | {name: mac.hex(":") for name, mac in macs.items() if mac}
+
+
+def key_fields(keys: Mapping[Family, bytes]) -> dict[str, str]:
+    """The public keys of this node's WireGuard devices, as fields of a Node's status."""
+    names = {Family.V4: "wireguardPublicKey", Family.V6: "wireguardPublicKeyV6"}
+    return {names[family]: format_key(key) for family, key in keys.items()}
 
 
 def _bgp(addresses: Mapping[Family, Net]) -> dict[str, str]:

@@ -9,6 +9,7 @@ beside the workload's and win.
 
 from __future__ import annotations
 
+from felixpy.calc import wireguard
 from felixpy.calc.entries import Key, Route, RouteType, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
@@ -26,9 +27,11 @@ def block_entries(
     if block.cidr.family not in supported_families(settings, host):
         return {}, ""
     pool = store.covering_pool(block.cidr)
-    if not _is_ours_to_make(pool, settings):
-        return {}, ""
     entries: dict[Key, Value] = {}
+    if block.host == store.node_name:
+        entries |= wireguard.local_entries((block.cidr,), settings, host)
+    if not _is_ours_to_make(pool, settings):
+        return entries, ""
     problems: list[str] = []
     if block.host == store.node_name:
         if block.cidr.is_host:

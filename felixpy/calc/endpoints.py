@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from felixpy.calc import wireguard
 from felixpy.calc.entries import (
     ElementKey,
     Key,
@@ -46,6 +47,7 @@ def endpoint_entries(
     problems = []
     families = supported_families(settings, host)
     present: set[Family] = set()
+    had: list[Net] = []
     for address in endpoint.addresses:
         family = address.family
         if family not in families:
@@ -58,7 +60,9 @@ def endpoint_entries(
             problems.append(f"address {address} is {kept_from}: no workload gets it; give this one another address")
             continue
         present.add(family)
+        had.append(address)
         entries |= _address_entries(endpoint, address, settings)
+    entries |= wireguard.local_entries(tuple(had), settings, host)
     entries |= _setting_entries(endpoint, present, settings, host)
     entries |= _allowed_source_entries(endpoint, families, settings)
     problems += endpoint.problems

@@ -13,6 +13,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from felixpy.calc.policy.classes import PolicyKey, PolicyValue
 from felixpy.model.net import Family, Net, family_of, format_address
+from felixpy.model.wireguard import format_key
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN
 
@@ -22,6 +23,8 @@ class RouteType(IntEnum):
 
     UNICAST = 1
     BLACKHOLE = 6
+    THROW = 9
+    """Here is no answer: go on with the next rule's table."""
 
 
 class RouteKey(NamedTuple):
@@ -37,7 +40,8 @@ class RouteKey(NamedTuple):
     tos: int = 0
 
     def __str__(self) -> str:
-        return f"{self.destination}{f' tos {self.tos:#04x}' if self.tos else ''} metric {self.metric}"
+        table = f" table {self.table}" if self.table != MAIN_TABLE else ""
+        return f"{self.destination}{f' tos {self.tos:#04x}' if self.tos else ''} metric {self.metric}{table}"
 
 
 class NexthopKey(NamedTuple):
@@ -82,8 +86,8 @@ class Route(NamedTuple):
     nexthop: NexthopKey | None = None
 
     def __str__(self) -> str:
-        if self.type is RouteType.BLACKHOLE:
-            return "blackhole"
+        if self.type is not RouteType.UNICAST:
+            return self.type.name.lower()
         if self.nexthop is not None:
             return f"nexthop {self.nexthop}"
         via = f"via {format_address(self.gateway)} " if self.gateway else ""
@@ -143,6 +147,60 @@ class Ipip(NamedTuple):
 
     def __str__(self) -> str:
         return f"ipip mtu {self.mtu} up"
+
+
+class WireGuard(NamedTuple):
+    """A WireGuard device, but for its private key, which stays with the dataplane.
+
+    ``mark`` is what its own encrypted packets carry, so that no rule leads them into it again.
+    """
+
+    port: int
+    mark: int
+    mtu: int
+    threaded: bool = False
+
+    def __str__(self) -> str:
+        threaded = " threaded" if self.threaded else ""
+        return f"wireguard listen-port {self.port} fwmark {self.mark:#x} mtu {self.mtu}{threaded}"
+
+
+class PeerKey(NamedTuple):
+    """Another node as a peer of a WireGuard device: what the kernel knows it by is its public key."""
+
+    family: Family
+    interface: str
+    public_key: bytes
+
+    def __str__(self) -> str:
+        return f"{format_key(self.public_key)} dev {self.interface}"
+
+
+class Peer(NamedTuple):
+    """Where a peer is, and what it may send and is sent: sorted. ``keepalive`` is seconds, 0 for none."""
+
+    endpoint: bytes
+    port: int
+    allowed: tuple[Net, ...]
+    keepalive: int
+
+    def __str__(self) -> str:
+        address = format_address(self.endpoint)
+        endpoint = f"[{address}]:{self.port}" if len(self.endpoint) == 16 else f"{address}:{self.port}"
+        keepalive = f" persistent-keepalive {self.keepalive}" if self.keepalive else ""
+        return f"endpoint {endpoint} allowed-ips {','.join(map(str, self.allowed)) or '(none)'}{keepalive}"
+
+
+class PolicyRuleKey(NamedTuple):
+    """A routing policy rule: packets without the mark ask this table, before those of higher numbers; no value."""
+
+    family: Family
+    priority: int
+    table: int
+    mark: int
+
+    def __str__(self) -> str:
+        return f"{self.priority}: not from all fwmark {self.mark:#x}/{self.mark:#x} lookup {self.table}"
 
 
 class AddressKey(NamedTuple):
@@ -336,10 +394,12 @@ class ElementKey(NamedTuple):
 
 ANY_NET: Final = {Family.V4: Net(bytes(4), 0), Family.V6: Net(bytes(16), 0)}
 
-RoutingKey = RouteKey | NeighbourKey | SettingsKey | NexthopKey | DeviceKey | AddressKey | FdbKey
+RoutingKey = (
+    RouteKey | NeighbourKey | SettingsKey | NexthopKey | DeviceKey | AddressKey | FdbKey | PeerKey | PolicyRuleKey
+)
 """Keys of the tables that are not a packet filter's."""
 
 Key = RoutingKey | ElementKey | PolicyKey
 """Any table key but a chain's; elements carry no value (None), but for those of maps: the address, packed."""
 
-Value = Route | bytes | SettingValues | Nexthop | Vxlan | Ipip | PolicyValue
+Value = Route | bytes | SettingValues | Nexthop | Vxlan | Ipip | WireGuard | Peer | PolicyValue

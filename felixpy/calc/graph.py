@@ -12,6 +12,7 @@ from heapq import heapify, heappop, heappush
 from itertools import chain
 from typing import Final, cast
 
+from felixpy.calc import wireguard
 from felixpy.calc.cluster_routes import block_entries
 from felixpy.calc.endpoints import endpoint_entries
 from felixpy.calc.entries import Key, Value
@@ -25,7 +26,7 @@ from felixpy.calc.policy.output import GONE
 from felixpy.calc.policy.settings import PolicySettings
 from felixpy.calc.services import service_entries
 from felixpy.config import ProgramClusterRoutes, Settings
-from felixpy.model.net import Family
+from felixpy.model.net import FAMILIES, Family
 from felixpy.model.policy import PolicyAction
 from felixpy.model.resources import Kind, ResourceKey
 from felixpy.store.store import Store
@@ -60,11 +61,16 @@ def _node(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host)
         return _way(thing, store, settings, host)
     node = store.nodes.get(thing.name)
     entries: dict[Key, Value] = {}
-    problems: list[str] = []
     if thing.name == store.node_name:
         entries, problems = own_node_entries(store, settings, host)
-    elif node:
-        entries = other_node_entries(node, store, settings, host)
+        encrypted, others = wireguard.own_node_entries(store, settings, host)
+    else:
+        problems = []
+        if node:
+            entries = other_node_entries(node, store, settings, host)
+        encrypted, others = wireguard.other_node_entries(thing.name, store, settings, host)
+    entries |= encrypted
+    problems += others
     if node:
         entries |= node_entries(node, settings, host)
     return entries, "; ".join(dict.fromkeys(problems))
@@ -181,6 +187,7 @@ class Calculation:
 
     def _use(self, settings: Settings) -> None:
         self.settings = EntrySettings.of(settings)
+        self.store.encrypts = any(map(self.settings.encrypts, FAMILIES))
         self.store.encapsulation_decides = settings.program_cluster_routes is not ProgramClusterRoutes.ENABLED
 
     def use_peers(self, unknown: str) -> set[ResourceKey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Host:
     ``not_masqueraded``: destinations that ip-masq-agent's file leaves alone; everything while that is not known.
     ``loopback``: addresses of ``lo``, which routers have. ``gateways`` are the next hops of others' routes, ``uplinks``
     the interfaces that default routes go through, ``peers`` what the node is told by: the broker in use.
+    ``wireguard_keys`` are the public keys of this node's own devices that stand.
     """
 
     addresses: tuple[HostAddress, ...] = ()
@@ -39,6 +41,7 @@ class Host:
     uplinks: tuple[str, ...] = ()
     peers: tuple[Way, ...] = ()
     not_masqueraded: tuple[Net, ...] = ()
+    wireguard_keys: Mapping[Family, bytes] = field(default_factory=dict)
     reserved: Reserved = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,5 +81,13 @@ def host_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:
     """Forwarding for the whole node. Per-interface forwarding does not suffice in IPv6 (DESIGN §11.2)."""
     if not settings.ip_forwarding:
         return {}
-    forwarding = SettingValues(forwarding=1)
-    return {SettingsKey(ALL_INTERFACES, family): forwarding for family in supported_families(settings, host)}
+    families = supported_families(settings, host)
+    entries: dict[Key, Value] = {SettingsKey(ALL_INTERFACES, family): _FORWARDING for family in families}
+    if Family.V4 in families and settings.encrypts(Family.V4) and settings.wireguard_host_encryption_enabled:
+        entries[SettingsKey(ALL_INTERFACES, Family.V4)] = _FORWARDING_BY_MARK
+    return entries
+
+
+_FORWARDING = SettingValues(forwarding=1)
+_FORWARDING_BY_MARK = SettingValues(forwarding=1, src_valid_mark=1)
+"""With host encryption the reverse path filter has to see by the mark that a packet came to the device itself."""

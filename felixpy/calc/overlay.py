@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from felixpy.calc import wireguard
 from felixpy.calc.entries import (
     MAIN_TABLE,
     AddressKey,
@@ -271,6 +272,7 @@ def workload_mtu(store: Store, settings: EntrySettings, host: Host) -> DeviceMTU
         parents.append(parent.mtu)
         used = [way for way in (Way.VXLAN, Way.IPIP) if (way, family) in DEVICES]
         tunnels = [DEVICES[way, family] for way in used if is_in_use(way, family, store, settings)]
+        tunnels += [wireguard.TUNNELS[family]] if settings.encrypts(family) else []
         devices += [device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel)).mtu for tunnel in tunnels]
     if not parents:
         return None

@@ -392,6 +392,8 @@ NAT_OUTGOING = ChainKey(Table.NAT, "nat-outgoing")
 MASQ_AGENT = ChainKey(Table.NAT, "ip-masq-agent")
 MAP_CHAINS = {ChainKey(Table.NAT, str(name)): name for name in ADDRESS_MAPS}
 """The chains that maps of addresses are with iptables. They have no rules here: the members of the map become rules."""
+INCOMING_MARK = ChainKey(Table.RAW, "incoming-mark")
+WIREGUARD = frozenset({Tunnel.WIREGUARD, Tunnel.WIREGUARD_V6})
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,6 +423,9 @@ class RuleSettings:
     vxlan_port: int = VXLAN_PORT
     vxlan_vni: int = 4096
     tunnels: frozenset[Tunnel] = frozenset()
+    wireguard_name: str = ""
+    wireguard_port: int = 0
+    wireguard_incoming_mark: int = 0
     service_loops: Verdict | None = Verdict.DROP
     masq_agent: MasqAgentSources | None = None
     floating: bool = False
@@ -466,6 +471,9 @@ class RuleSettings:
             vxlan_port=settings.vxlan_port,
             vxlan_vni=settings.vxlan_vni,
             tunnels=frozenset(one for one in tunnels if one.outer is family),
+            wireguard_name=settings.wireguard_interface_name if v4 else settings.wireguard_interface_name_v6,
+            wireguard_port=settings.wireguard_listening_port if v4 else settings.wireguard_listening_port_v6,
+            wireguard_incoming_mark=wireguard_bit(settings) if settings.wireguard_host_encryption_enabled else 0,
             service_loops=_service_loops(settings),
             masq_agent=settings.ip_masq_agent_sources if settings.ip_masq_agent_config else None,
             floating=settings.floating_ips,
@@ -473,8 +481,18 @@ class RuleSettings:
 
 
 def mark_bits(settings: Settings, *, nftables: bool) -> MarkBits:
-    """What the bits of the mark mask mean for a back-end."""
-    return nftables_marks(settings.nftables_mark_mask) if nftables else iptables_marks(settings.iptables_mark_mask)
+    """What the bits of the mark mask mean for a back-end; WireGuard's is not among them."""
+    free = ~wireguard_bit(settings)
+    if nftables:
+        return nftables_marks(settings.nftables_mark_mask & free)
+    return iptables_marks(settings.iptables_mark_mask & free)
+
+
+def wireguard_bit(settings: Settings) -> int:
+    """The bit that packets of WireGuard's devices carry, 0 if none is wanted."""
+    if not (settings.wireguard_enabled or settings.wireguard_enabled_v6):
+        return 0
+    return settings.wireguard_mark
 
 
 def _log_limit(settings: Settings) -> Limit | None:
@@ -526,10 +544,13 @@ def _anti_spoofing(settings: RuleSettings) -> Chains:
         rules.append(Rule((SourcePairIn(SetName.ALLOWED_SOURCES),), Verdict.RETURN, "allowSpoofedSourcePrefixes"))
     rules.append(Rule((), Verdict.DROP, "spoofed source or unknown workload interface"))
     arriving, leaving = _untracked(settings, SourceIn), _untracked(settings, DestinationIn)
+    incoming = _incoming_mark(settings)
+    first = tuple(Rule((), Jump(chain.name)) for chain in incoming if isinstance(chain, ChainKey))
     return {
-        ChainKey(Table.RAW, "PREROUTING"): (*from_workload(settings, SPOOF_CHECK), *arriving),
+        ChainKey(Table.RAW, "PREROUTING"): (*first, *from_workload(settings, SPOOF_CHECK), *arriving),
         SPOOF_CHECK: tuple(rules),
         **({ChainKey(Table.RAW, "OUTPUT"): leaving} if leaving else {}),
+        **incoming,
     }
 
 
@@ -579,6 +600,24 @@ def _invalid(settings: RuleSettings) -> list[Rule]:
     return [Rule((CtState.INVALID,), Verdict(settings.deny))] if settings.check_invalid else []
 
 
+def _incoming_mark(settings: RuleSettings) -> Chains:
+    """With host encryption: what came neither from this node nor out of its tunnel carries the mark.
+
+    So the reverse path filter looks for its sender where the packet came from, and not in the tunnel.
+    """
+    if not (settings.wireguard_incoming_mark and settings.tunnels & WIREGUARD):
+        return {}
+    mark = settings.wireguard_incoming_mark
+    inside = (InInterface("lo"), InInterface(settings.wireguard_name))
+    workloads = (InInterface(prefix, True) for prefix in settings.prefixes)
+    return {
+        INCOMING_MARK: (
+            *(Rule((one,), Verdict.RETURN) for one in (*inside, *workloads)),
+            Rule((), SetMark(mark, mark), "from outside of WireGuard"),
+        )
+    }
+
+
 def _no_tunnels(settings: RuleSettings) -> list[Rule]:
     """What a tunnel's end would unpack, on the node itself or behind it: its inner source was checked by nobody."""
     rules = []
@@ -607,6 +646,9 @@ def arriving_tunnels(settings: RuleSettings) -> list[Rule]:
             *(Rule((Protocol(IPIP), SourceIn(nodes)), Verdict.ACCEPT, "IPIP of a node") for nodes in NODES),
             Rule((Protocol(IPIP),), Verdict.DROP, "IPIP of nobody in the cluster"),
         ]
+    if settings.tunnels & WIREGUARD:
+        # Whoever sends it: the device takes nothing that a peer has not encrypted.
+        rules.append(Rule((Protocol(UDP, settings.wireguard_port),), Verdict.ACCEPT, "WireGuard"))
     return rules
 
 
@@ -627,7 +669,8 @@ def _into_tunnels(settings: RuleSettings) -> list[Rule]:
     """
     rules: list[Rule] = []
     for tunnel in sorted(settings.tunnels):
-        foreign = OutInterface(tunnel), LocalSource(of_output=True, negated=True), LocalSource(of_output=False)
+        name = settings.wireguard_name if tunnel in WIREGUARD else tunnel
+        foreign = OutInterface(name), LocalSource(of_output=True, negated=True), LocalSource(of_output=False)
         udp = Masquerade(PortRange(min(settings.vxlan_port + 1, 65535), 65535))
         rules.append(Rule((*foreign, Protocol(UDP)), udp, "this node into a tunnel"))
         rules.append(Rule(foreign, Masquerade(), "this node into a tunnel"))

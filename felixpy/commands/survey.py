@@ -75,7 +75,7 @@ class Line(NamedTuple):
     note: str = ""
 
 
-UNDERLAY = ("devices", "addresses", "fdb", "nexthops")
+UNDERLAY = ("devices", "peers", "addresses", "fdb", "nexthops", "rules of routing")
 """Tables of how packets get to other nodes."""
 
 

@@ -27,6 +27,8 @@ from felixpy.config.values import (
     ProgramClusterRoutes,
     Rate,
     ServiceLoopPrevention,
+    TableRange,
+    tables_of,
 )
 
 __all__ = [
@@ -55,9 +57,11 @@ __all__ = [
     "Settings",
     "SettingsFileError",
     "SettingsSource",
+    "TableRange",
     "load_environment",
     "load_toml",
     "resolve",
     "resolve_stream",
     "settings_table_markdown",
+    "tables_of",
 ]

@@ -159,10 +159,15 @@ def _as_text(raw: object) -> str:
         return ",".join(str(item) for item in raw)
     if isinstance(raw, list) and all(isinstance(item, Mapping) and {*item} <= _PORT_FIELDS for item in raw):
         return ",".join(map(_port_text, raw))
-    raise ValueError("is neither text, number, boolean nor a list of texts or of ports")
+    if isinstance(raw, list) and all(isinstance(item, Mapping) and {*item} == _RANGE_FIELDS for item in raw):
+        return ",".join(f"{one['min']}-{one['max']}" for one in raw)
+    if isinstance(raw, Mapping) and {*raw} == _RANGE_FIELDS:
+        return f"{raw['min']}-{raw['max']}"
+    raise ValueError("is neither text, number, boolean nor a list of texts, of ports or of ranges")
 
 
 _PORT_FIELDS = frozenset({"protocol", "port", "net"})
+_RANGE_FIELDS = frozenset({"min", "max"})
 
 
 def _port_text(port: Mapping[str, object]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +17,9 @@ from felixpy.config.values import (
     BOOLEAN,
     FAILSAFES,
     HOST,
+    INTERFACE_NAME,
     INTERFACE_PREFIXES,
+    LEAST_MARK_BITS,
     MAC,
     MARK_MASK,
     NODE_NAME,
@@ -28,6 +32,7 @@ from felixpy.config.values import (
     RATE,
     ROUTE_PROTOCOL,
     SECRET,
+    TABLE_RANGES,
     TEXT,
     TOPIC,
     AllowAction,
@@ -48,12 +53,14 @@ from felixpy.config.values import (
     ProgramClusterRoutes,
     Rate,
     ServiceLoopPrevention,
+    TableRange,
     address,
     choice,
     duration,
     integer,
     pattern,
     switch,
+    whole_seconds,
     word,
 )
 from felixpy.model.net import Family, Net
@@ -105,6 +112,13 @@ _CONTROL_PLANE = tuple(Failsafe(6, port) for port in (179, 2379, 2380, 5473, 644
 _FAILSAFE_IN = (Failsafe(6, 22), Failsafe(17, 68), *_CONTROL_PLANE)
 _FAILSAFE_OUT = (Failsafe(17, 53), Failsafe(17, 67), *_CONTROL_PLANE)
 _PRIORITY_MOST = (1 << 31) - 2  # as in Felix; the kernel takes 32 bits
+
+
+def _wireguard_mark(*masks: int) -> int:
+    common = reduce(and_, masks)
+    bit = 1 << common.bit_length() - 1 if common else 0
+    enough = all("1" * LEAST_MARK_BITS in f"{mask & ~bit:b}" for mask in masks)
+    return bit if enough else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +288,51 @@ class Settings:
         None, "VXLANTunnelMACAddr", MAC, "MAC of `vxlan.calico`. Unset: as the Node says, or made from its name."
     )
     vxlan_tunnel_mac_v6: bytes | None = _setting(None, "VXLANTunnelMACAddrV6", MAC, "The same for `vxlan-v6.calico`.")
+    wireguard_enabled: bool = _setting(
+        False, "WireguardEnabled", BOOLEAN, "Encrypt IPv4 between nodes that publish a key."
+    )
+    wireguard_enabled_v6: bool = _setting(False, "WireguardEnabledV6", BOOLEAN, "The same for IPv6.")
+    wireguard_listening_port: int = _setting(
+        51820, "WireguardListeningPort", integer(1, 65535), "UDP port of `wireguard.cali`; the same on all nodes."
+    )
+    wireguard_listening_port_v6: int = _setting(
+        51821, "WireguardListeningPortV6", integer(1, 65535), "UDP port of `wg-v6.cali`; the same on all nodes."
+    )
+    wireguard_interface_name: str = _setting(
+        "wireguard.cali", "WireguardInterfaceName", INTERFACE_NAME, "Device of WireGuard over IPv4."
+    )
+    wireguard_interface_name_v6: str = _setting(
+        "wg-v6.cali", "WireguardInterfaceNameV6", INTERFACE_NAME, "Device of WireGuard over IPv6."
+    )
+    wireguard_mtu: int = _setting(
+        0, "WireguardMTU", integer(0, 65535), "MTU of `wireguard.cali`. 0: what the underlay carries."
+    )
+    wireguard_mtu_v6: int = _setting(0, "WireguardMTUV6", integer(0, 65535), "The same for `wg-v6.cali`.")
+    wireguard_routing_rule_priority: int = _setting(
+        99, "WireguardRoutingRulePriority", integer(1, 32765), "Priority of the rules that lead into the devices."
+    )
+    wireguard_persistent_keep_alive: int = _setting(
+        0, "WireguardPersistentKeepAlive", whole_seconds(65535), "How often a silent peer is told that we are there. "
+        "0: never.",
+    )  # fmt: skip
+    wireguard_host_encryption_enabled: bool = _setting(
+        False, "WireguardHostEncryptionEnabled", BOOLEAN, "Encrypt what nodes send each other, too."
+    )
+    wireguard_threading_enabled: bool = _setting(
+        False, "WireguardThreadingEnabled", BOOLEAN, "Let threads of the kernel do WireGuard's work (`threaded`)."
+    )
+    route_table_ranges: tuple[TableRange, ...] = _setting(
+        (TableRange(1, 250),), "RouteTableRanges", TABLE_RANGES, "Routing tables that WireGuard may take: of IPv4 the "
+        "first, of IPv6 the second.", "RouteTableRange",
+    )  # fmt: skip
+    wireguard_key_directory: Path = _local(
+        Path("/var/lib/felixpy"), "WireguardKeyDirectory", PATH, "Where the private keys are kept, `wireguard.key` and "
+        "`wireguard-v6.key`: made once, readable by root alone.",
+    )  # fmt: skip
+    wireguard_userspace: Path | None = _local(
+        None, "WireguardUserspace", OPTIONAL_PATH, "Program that makes the devices where the kernel has no WireGuard, "
+        "such as `/usr/bin/wireguard-go`. Unset: none.",
+    )  # fmt: skip
     remove_external_routes: bool = _setting(
         True, "RemoveExternalRoutes", BOOLEAN, "Remove routes over workload interfaces that are not ours."
     )
@@ -411,6 +470,14 @@ class Settings:
     def mqtt_enabled(self) -> bool:
         """MQTT is the source if a broker is named and nothing else is asked for."""
         return bool(self.mqtt_host) and self.datastore_type in (DatastoreType.AUTO, DatastoreType.MQTT)
+
+    @property
+    def wireguard_mark(self) -> int:
+        """The bit of the mark that packets of WireGuard's devices carry: the highest one that is in both masks.
+
+        0 if one of them has not enough left without it.
+        """
+        return _wireguard_mark(self.nftables_mark_mask, self.iptables_mark_mask)
 
 
 def _declarations() -> dict[str, Declaration]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -130,6 +130,16 @@ class ProgramClusterRoutes(StrEnum):
     IPIP = "EnabledIPIPOnly"
     NO_ENCAPSULATION = "EnabledNoEncapOnly"
     DISABLED = "Disabled"
+
+
+class TableRange(NamedTuple):
+    """Numbers of routing tables, both ends among them."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
 
 
 class IPAMType(StrEnum):
@@ -273,6 +283,12 @@ def duration(least: float = 0.0, most: float = 1e9) -> Parser[float]:
     return Parser(expected, parse, (0.0,) if not least else ())
 
 
+def whole_seconds(most: int) -> Parser[int]:
+    """As ``duration``, for what counts in whole seconds."""
+    seconds = duration(0.0, float(most))
+    return Parser(seconds.expected, lambda text: round(seconds.parse(text)), (0,))
+
+
 def _parse_port_range(text: str) -> PortRange | None:
     first, colon, last = text.partition(":")
     bounds = [int(part) for part in (first, last or first) if re.fullmatch("[0-9]{1,5}", part)]
@@ -389,6 +405,42 @@ INTERFACE_PREFIXES = Parser(
     f"prefixes of interface names, at most 14 characters each, separated by commas, at most {MAX_INTERFACE_PREFIXES}",
     _parse_interface_prefixes,
 )
+
+
+def _parse_interface_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
+        raise ValueError("is no name of an interface")
+    return text
+
+
+INTERFACE_NAME = Parser("a name of an interface, at most 15 characters", _parse_interface_name)
+
+MAX_TABLE_RANGES = 100
+_KERNEL_TABLES = range(253, 256)  # default, main, local
+
+
+def _parse_table_ranges(text: str) -> tuple[TableRange, ...]:
+    found = []
+    for item in _items(text, MAX_TABLE_RANGES):
+        match = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", item)
+        if match is None:
+            raise ValueError("is not a list of ranges")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= 0xFFFFFFFF:
+            raise ValueError("is out of range, or its ends are swapped")
+        found.append(TableRange(first, last))
+    if not found:
+        raise ValueError("is not a list of ranges")
+    return tuple(found)
+
+
+TABLE_RANGES = Parser("ranges of numbers like `1-250`, separated by commas", _parse_table_ranges)
+
+
+def tables_of(ranges: tuple[TableRange, ...]) -> Iterator[int]:
+    """Numbers of tables that may be taken, without the kernel's own."""
+    for first, last in ranges:
+        yield from (number for number in range(first, last + 1) if number not in _KERNEL_TABLES)
 
 
 def pattern(regex: str, expected: str, *, zero: bool = True) -> Parser[str]:

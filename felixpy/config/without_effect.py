@@ -18,12 +18,10 @@ _PREFIXES = (
     "localsubnetl2reachability",
     "metadata",
     "prometheus",
-    "routetablerange",
     "typha",
     "usagereporting",
     "vxlan",
     "windows",
-    "wireguard",
     "xdp",
 )
 

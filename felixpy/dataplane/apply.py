@@ -1,7 +1,7 @@
 """One apply: make the kernel equal to what is wanted, for all tables, in an order that never breaks traffic.
 
-    set members and rules in  →  tunnel devices  →  addresses, FDB, neighbours, nexthops, routes in, in this order  →
-    settings  →  the same out, the other way round  →  set members out
+    set members and rules in  →  tunnel devices  →  WireGuard's peers  →  addresses, FDB, neighbours, nexthops, routes,
+    rules of routing in, in this order  →  settings  →  the same out, the other way round  →  set members out
 
 Only this module decides about writing; it is driven by one task. Nothing is removed, and no rule is changed, before the
 stream has said that its snapshot is complete (``complete``): additions alone may go early, and only into rules that
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from felixpy.calc.entries import (
     ADDRESS_MAPS,
+    MAIN_TABLE,
     AddressKey,
     DeviceKey,
     ElementKey,
@@ -29,6 +30,9 @@ from felixpy.calc.entries import (
     NeighbourKey,
     Nexthop,
     NexthopKey,
+    Peer,
+    PeerKey,
+    PolicyRuleKey,
     Route,
     RouteKey,
     RoutingKey,
@@ -37,14 +41,16 @@ from felixpy.calc.entries import (
     SettingValues,
     Value,
     Vxlan,
+    WireGuard,
 )
+from felixpy.calc.entry_settings import wireguard_tables
 from felixpy.calc.graph import ABSENT, Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.classes import Direction, MemberKey
 from felixpy.calc.rules import ChainKey, RuleSettings
 from felixpy.config import Failsafe, Settings
-from felixpy.dataplane.devices import KEYS, DeviceTable
+from felixpy.dataplane.devices import DeviceTable
 from felixpy.dataplane.fdb import FdbTable
 from felixpy.dataplane.filter_tables import FilterTables, write_together
 from felixpy.dataplane.interface_settings import InterfaceSettingTable
@@ -53,16 +59,19 @@ from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.nexthops import NexthopTable
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import PacketFilter, Part
+from felixpy.dataplane.policy_rules import PolicyRuleTable
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport, Operation
 from felixpy.dataplane.routes import RouteTable
 from felixpy.dataplane.table import Delta, KeyedTable
 from felixpy.dataplane.tunnel_addresses import TunnelAddressTable
+from felixpy.dataplane.wireguard import PeerTable, WireGuardDevices, WireGuardSettings
 from felixpy.model.net import Family, format_address
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.message import Request
 from felixpy.netlink.nexthop import nexthop_request
+from felixpy.netlink.rule import rule_request
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
 from felixpy.netlink.tunnels import address_request, fdb_request
 from felixpy.netlink.xtables import knows_match
@@ -82,12 +91,14 @@ class Written(NamedTuple):
     """A table that goes into the common batches of routing: how an entry is made or replaced, and removed.
 
     ``only_new``: until the snapshot is complete what stands is left as it is, because it follows from several objects.
+    ``when_complete``: until then nothing is made, because it leads past what may still come.
     """
 
     table: AnyTable
     put: Callable[[Any, Any], Request]
     remove: Callable[[Any, Any], Request]
     only_new: bool = False
+    when_complete: bool = False
 
 
 K = TypeVar("K")
@@ -116,12 +127,18 @@ class Dataplane:
         self.socket = NetlinkSocket(NETLINK_ROUTE)
         self.release = AddressRelease()
         ownership = Ownership.of(settings)
-        self.devices = DeviceTable(links, clock)
-        self.addresses = TunnelAddressTable(links, ownership, clock, self.devices.lingers)
+        self.wireguard = WireGuardDevices(WireGuardSettings.of(settings))
+        self.devices = DeviceTable(links, clock, self.wireguard)
+        self.peers = PeerTable(links, self.wireguard, self.devices.standing)
+        self.policy_rules = PolicyRuleTable(ownership, clock)
+        self.addresses = TunnelAddressTable(
+            links, ownership, clock, self.devices.lingers, lambda: self.devices.keys.keys()
+        )
         self.fdb = FdbTable(links, clock)
         self.neighbours = NeighbourTable(links, ownership, clock)
         self.nexthops = NexthopTable(links, ownership, clock)
         self.routes = RouteTable(links, ownership, clock, self.release, self.nexthops)
+        self.routes.tables = _tables(settings)
         self.interface_settings = InterfaceSettingTable(links, clock, believes_start=True)
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
@@ -133,11 +150,13 @@ class Dataplane:
         self._closed: set[Family] = set()
         self._tables: dict[type, AnyTable] = {
             DeviceKey: self.devices.table,
+            PeerKey: self.peers.table,
             AddressKey: self.addresses.table,
             FdbKey: self.fdb.table,
             NeighbourKey: self.neighbours.table,
             NexthopKey: self.nexthops.table,
             RouteKey: self.routes.table,
+            PolicyRuleKey: self.policy_rules.table,
             SettingsKey: self.interface_settings.table,
         }
         self._routing = (
@@ -169,14 +188,22 @@ class Dataplane:
                 lambda key, value: self.routes.request(key, value),
                 lambda key, value: rtnetlink.route_request(key, value, delete=True),
             ),
+            Written(
+                self.policy_rules.table,
+                lambda key, value: rule_request(value),
+                lambda key, value: rule_request(value, delete=True),
+                when_complete=True,
+            ),
         )
         """In the order in which entries are made; they go the other way round."""
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; with another ownership the kernel is to be read next."""
         self.settings = settings
-        for one in (self.routes, self.neighbours, self.nexthops, self.addresses):
+        for one in (self.routes, self.neighbours, self.nexthops, self.addresses, self.policy_rules):
             one.ownership = Ownership.of(settings)
+        self.wireguard.settings = WireGuardSettings.of(settings)
+        self.routes.tables |= _tables(settings)
 
     def use_filters(self, filters: Mapping[Family, PacketFilter], entries: Changes) -> None:
         """Take another back-end or other families, to be read next; ``entries`` is everything wanted."""
@@ -249,6 +276,7 @@ class Dataplane:
     def close(self) -> None:
         self.socket.close()
         self.release.close()
+        self.wireguard.close()
         for tables in self.filters.values():
             tables.filter.close()
 
@@ -374,7 +402,8 @@ class Dataplane:
 
     def _present_tunnels(self) -> frozenset[Tunnel]:
         """Tunnels that have a device, or will: as long as one stands it could unpack something."""
-        return frozenset(Tunnel(key.name) for key in {**self.devices.table.desired, **self.devices.table.committed})
+        known = {**self.devices.table.desired, **self.devices.table.committed}
+        return frozenset(map(self.devices.tunnel_of, known))
 
     def _tunnels_changed(self) -> None:
         """The first pool that needs a tunnel, and the last one, change rules."""
@@ -429,6 +458,7 @@ class Dataplane:
             links = await self.socket.decode_sliced(rtnetlink.link_dump_request(), rtnetlink.decode_link)
             self.link_events(await self.links.adopt(links, newer))
         await self._read_table(self.devices.table, self.devices.read)
+        await self._read_peers()
         await self._read_table(self.addresses.table, self.addresses.read)
         await self._read_table(self.fdb.table, self.fdb.read)
         await self._read_table(self.neighbours.table, self.neighbours.read)
@@ -438,12 +468,20 @@ class Dataplane:
         if had_objects != self.nexthops.has_objects:
             self.routes.table.mark([key for key, route in self.routes.table.desired.items() if route.nexthop])
         await self._read_table(self.routes.table, self.routes.read)
+        await self._read_table(self.policy_rules.table, self.policy_rules.read)
         await self._read_table(self.interface_settings.table, self.interface_settings.read)
         failures = {}
         for family in list(self.filters):
             if reason := await self.read_filter(family):
                 failures[family] = reason
         return failures
+
+    async def _read_peers(self) -> None:
+        """Read WireGuard's peers; the devices look at their key files again, of which nothing tells."""
+        devices, table = self.devices.table, self.peers.table
+        devices.mark([key for key in self.wireguard.names.values() if key in devices.desired])
+        with table.reading() as newer:
+            await table.adopt(await self.peers.read(), newer, self.clock())
 
     async def _read_table(
         self, table: KeyedTable[K, D, C], read: Callable[[NetlinkSocket], Awaitable[dict[K, C]]]
@@ -482,11 +520,13 @@ class Dataplane:
         await self._apply_additions(report, complete=complete)
         self._close(complete=complete)
         if complete or not self._closed:
-            self._apply_devices(report, complete=complete)
+            await self._apply_devices(report, complete=complete)
+            await self._apply_peers(report, removals=False)
             await self._apply_routing(report, removals=False, complete=complete)
             await self._apply_settings(report)
         if complete:
             await self._apply_routing(report, removals=True, complete=complete)
+            await self._apply_peers(report, removals=True)
             self._remove_devices(report)
             await self._apply_removals(report)
             self.release.settle(self._holds)
@@ -580,7 +620,9 @@ class Dataplane:
             times += [table.next_retry() for table in self._tables.values()]
             times += [self.routes.next_removal(), self.devices.next_removal()]
             if self.nexthops.table.dirty:
-                times += [self.clock() + seconds for name in KEYS if (seconds := self.devices.settles_in(name))]
+                times += [
+                    self.clock() + seconds for name in self.devices.keys if (seconds := self.devices.settles_in(name))
+                ]
         return min((at for at in times if at is not None), default=None)
 
     # --- settings, neighbours, routes --------------------------------------------------------------------------
@@ -609,7 +651,7 @@ class Dataplane:
         report.written += len(delta.put) - len(refused)
         tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
 
-    def _apply_devices(self, report: ApplyReport, *, complete: bool) -> None:
+    async def _apply_devices(self, report: ApplyReport, *, complete: bool) -> None:
         """Tunnel devices, each by itself: they are few, and what hangs on them has to know their indexes."""
         table = self.devices.table
         if not table.dirty:
@@ -622,11 +664,30 @@ class Dataplane:
             delta.put = {key: value for key, value in delta.put.items() if key not in table.committed}
         refused: dict[DeviceKey, str] = {}
         for key, device in delta.put.items():
-            events, reason = self.devices.write(key, device, self.socket)
+            events, reason = await self.devices.write(key, device, self.socket)
             self.link_events(events)
             if reason:
                 refused[key] = reason
+            self.peers.table.mark(list(self.peers.table.wanted_on(key.name)))
         report.written += len(delta.put) - len(refused)
+        table.record(delta, refused, now)
+
+    async def _apply_peers(self, report: ApplyReport, *, removals: bool) -> None:
+        """WireGuard's peers: before the routes to what they have, and out of the way after those."""
+        table = self.peers.table
+        if not table.dirty:
+            return
+        report.looked_at |= table.dirty
+        now = self.clock()
+        delta = table.delta(now)
+        if removals:
+            delta.put = {}
+        else:
+            delta.remove = {}
+        if not delta:
+            return
+        refused = await self.peers.write(delta.put, delta.remove)
+        report.written += len(delta.put) + len(delta.remove) - len(refused)
         table.record(delta, refused, now)
 
     def _remove_devices(self, report: ApplyReport) -> None:
@@ -698,6 +759,8 @@ class Dataplane:
                 delta.put = {}
             else:
                 delta.remove = {}
+                if one.when_complete and not complete:
+                    delta.put = {}
                 if one.only_new and not complete:
                     delta.put = {key: value for key, value in delta.put.items() if key not in one.table.committed}
             if one.table is self.nexthops.table:
@@ -709,7 +772,7 @@ class Dataplane:
 
     def _hold_nexthops(self, delta: Delta[NexthopKey, Any]) -> None:
         """What has a way that works keeps it until the device of the new one has settled; it stays dirty."""
-        names = {name for name in KEYS if self.devices.settles_in(name)}
+        names = {name for name in self.devices.keys if self.devices.settles_in(name)}
         indexes = {self.links.by_name[name].ifindex for name in names if name in self.links.by_name}
         if indexes:
             known = self.nexthops.table.committed
@@ -786,6 +849,11 @@ class Dataplane:
         return refused
 
 
+def _tables(settings: Settings) -> frozenset[int]:
+    """The routing tables that we have a part of; what an earlier run left is found, too."""
+    return frozenset({MAIN_TABLE, *wireguard_tables(settings.route_table_ranges).values()})
+
+
 def _describe(table: AnyTable, now: float) -> list[Operation]:
     table.recall()
     delta = table.delta(now)
@@ -803,7 +871,7 @@ def _describe(table: AnyTable, now: float) -> list[Operation]:
 
 
 def _text(key: object, value: object) -> str:
-    if isinstance(value, Route | SettingValues | Nexthop | Vxlan | Ipip):
+    if isinstance(value, Route | SettingValues | Nexthop | Vxlan | Ipip | WireGuard | Peer):
         return f"{key} {value}"
     if isinstance(key, NeighbourKey) and isinstance(value, bytes):
         return f"{key} lladdr {value.hex(':')}"

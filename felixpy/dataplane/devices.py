@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from felixpy.calc.entries import DeviceKey, Ipip, Vxlan
+from felixpy.calc.entries import DeviceKey, Ipip, Vxlan, WireGuard
 from felixpy.calc.mtu import Tunnel
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
+from felixpy.dataplane.wireguard import WireGuardDevices, is_wireguard
+from felixpy.dataplane.wireguard_channel import KERNEL, USERSPACE
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message, Request, attribute
 from felixpy.netlink.rtnetlink import IFLA_IFNAME, RTM_DELLINK, decode_link
@@ -25,22 +27,24 @@ from felixpy.netlink.tunnels import (
     KernelDevice,
     decode_device,
     device_delete_request,
+    device_kind_dump_request,
     device_query,
     device_settings_request,
     device_unsign_request,
     vxlan_change_request,
     vxlan_create_request,
+    wireguard_create_request,
 )
 
 ALIAS = "felixpy"
 """Signs a device as ours; it is what ``ip link`` shows people, too."""
 
-KEYS = {
+POOLS_KEYS = {
     Tunnel.VXLAN.value: DeviceKey(Family.V4, Tunnel.VXLAN),
     Tunnel.VXLAN_V6.value: DeviceKey(Family.V6, Tunnel.VXLAN_V6),
     Tunnel.IPIP.value: DeviceKey(Family.V4, Tunnel.IPIP),
 }
-"""Devices that may be ours, by name."""
+"""Devices that pools need, by name; those of WireGuard have the names that the settings give them."""
 
 LINGER_SECONDS = 10.0
 """For so long a device that nobody needs takes what other nodes still send."""
@@ -48,19 +52,20 @@ LINGER_SECONDS = 10.0
 SETTLING_SECONDS = 1.0
 """For so long after a device was made the others may need to make theirs."""
 
-_NAMES = tuple(name.encode() for name in KEYS)
 _NO_IPIP = "this kernel has no IPIP (module ipip)"
 
 
 class DeviceTable:
     """Keyed table of tunnel devices with its way to read and write."""
 
-    def __init__(self, links: Links, clock: Callable[[], float]) -> None:
+    def __init__(self, links: Links, clock: Callable[[], float], wireguard: WireGuardDevices) -> None:
         self.links = links
+        self.wireguard = wireguard
+        self._former: dict[str, DeviceKey] = {}
         self._clock = clock
         self._lingers_until: dict[DeviceKey, float] = {}
         self._settles_at: dict[str, float] = {}
-        self.table: KeyedTable[DeviceKey, Vxlan | Ipip, KernelDevice] = KeyedTable(
+        self.table: KeyedTable[DeviceKey, Vxlan | Ipip | WireGuard, KernelDevice] = KeyedTable(
             "devices",
             self._resolve,
             ours=lambda key, device: device.alias == ALIAS,
@@ -68,6 +73,27 @@ class DeviceTable:
             interface_of=lambda key, device: device.parent if isinstance(device, Vxlan) else None,
             describe=lambda device: f"a {device.kind or 'strange'} device",
         )
+
+    @property
+    def keys(self) -> dict[str, DeviceKey]:
+        """Devices that may be ours, by name."""
+        return {**self._former, **POOLS_KEYS, **self.wireguard.names}
+
+    def tunnel_of(self, key: DeviceKey) -> Tunnel:
+        """Which tunnel a device is."""
+        if key.name in POOLS_KEYS:
+            return Tunnel(key.name)
+        return Tunnel.WIREGUARD if key.family is Family.V4 else Tunnel.WIREGUARD_V6
+
+    def standing(self, name: str) -> KernelDevice | None:
+        """A device that is as it is wanted, by its name."""
+        key = self.keys.get(name)
+        return self.table.committed.get(key) if key is not None else None
+
+    def public_keys(self) -> dict[Family, bytes]:
+        """The public keys of this node's WireGuard devices that stand."""
+        wanted = ((key, self.table.committed.get(key)) for key in self.wireguard.names.values())
+        return {key.family: one.key for key, one in wanted if one and one.key and key in self.table.desired}
 
     def drop(self, key: DeviceKey) -> None:
         """No longer need a device."""
@@ -77,7 +103,7 @@ class DeviceTable:
 
     def lingers(self, name: str) -> bool:
         """Whether a device that nobody needs stays for a while."""
-        key = KEYS.get(name)
+        key = self.keys.get(name)
         return key is not None and key not in self.table.desired and self._clock() < self._lingers_until.get(key, 0.0)
 
     def settles_in(self, name: str) -> float:
@@ -93,7 +119,9 @@ class DeviceTable:
         ]
         return min(waits, default=None)
 
-    def _resolve(self, key: DeviceKey, device: Vxlan | Ipip) -> KernelDevice:
+    def _resolve(self, key: DeviceKey, device: Vxlan | Ipip | WireGuard) -> KernelDevice:
+        if isinstance(device, WireGuard):
+            return self.wireguard.resolve(key, device, ALIAS, self.table.committed.get(key))
         if isinstance(device, Ipip):
             return KernelDevice("ipip", device.mtu, True, ALIAS)
         link = self.links.by_name.get(device.parent) if device.parent else None
@@ -118,15 +146,32 @@ class DeviceTable:
             NetlinkError: the kernel refused.
         """
         found = {}
-        for name, key in KEYS.items():
+        self._former = await self._read_former(socket)
+        for name, key in self.keys.items():
             device = self._ask(socket, name) if name in self.links.by_name else None
             if device is not None and (key in self.table.desired or device.alias == ALIAS):
                 found[key] = device
         return found
 
+    async def _read_former(self, socket: NetlinkSocket) -> dict[str, DeviceKey]:
+        """WireGuard devices that we made under another name: they would keep the port."""
+        found: dict[str, DeviceKey] = {}
+        for kind in (KERNEL, USERSPACE):
+            try:
+                links = await socket.dump_sliced(device_kind_dump_request(kind))
+            except NetlinkError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                continue
+            for link in links:
+                device, name = decode_device(link), decode_link(link).name
+                if device.alias == ALIAS and device.kind == kind:
+                    found[name] = DeviceKey(Family.V4, name)
+        return found
+
     def _ask(self, socket: NetlinkSocket, name: str) -> KernelDevice | None:
         try:
-            return decode_device(socket.ask(device_query(name)))
+            return self._completed(name, decode_device(socket.ask(device_query(name))))
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -134,23 +179,39 @@ class DeviceTable:
 
     def notify(self, message: Message) -> None:
         """Take a link notification."""
-        if not any(name in message.payload for name in _NAMES):
+        keys = self.keys
+        if not any(name.encode() in message.payload for name in keys):
             return
-        key = KEYS.get(decode_link(message).name)
+        key = keys.get(decode_link(message).name)
         if key is None:
             return
-        device = decode_device(message)
+        device, known = decode_device(message), self.table.committed.get(key)
+        if known is not None and is_wireguard(known) and known.kind == device.kind:
+            device = device._replace(port=known.port, mark=known.mark, key=known.key, threaded=known.threaded)
+        elif message.type != RTM_DELLINK:
+            device = self._completed(key.name, device)
         if message.type == RTM_DELLINK:
             if key in self.table.committed:
                 self.table.observe(key, MISSING, self._clock())
         elif key in self.table.desired or device.alias == ALIAS:
             self.table.observe(key, device, self._clock())
 
-    def write(self, key: DeviceKey, wanted: KernelDevice, socket: NetlinkSocket) -> tuple[LinkEvents, str]:
+    def _completed(self, name: str, device: KernelDevice) -> KernelDevice:
+        """With what no link message tells."""
+        return (
+            self.wireguard.complete(name, device) if name in self.wireguard.names and is_wireguard(device) else device
+        )
+
+    async def write(self, key: DeviceKey, wanted: KernelDevice, socket: NetlinkSocket) -> tuple[LinkEvents, str]:
         """Make one device as it is wanted. Returns what that does to links, and why it could not be done."""
         try:
             present = self._ask(socket, key.name)
-            events, reason = self._write(key.name, present, wanted, socket)
+            if is_wireguard(wanted):
+                events, reason = await self._write_wireguard(key, present, wanted, socket)
+            else:
+                events, reason = self._write(key.name, present, wanted, socket)
+            if reason and key.name not in self.links.by_name:
+                return events, reason
             stands = socket.ask(device_query(key.name))
         except NetlinkError as error:
             reason = _NO_IPIP if wanted.kind == "ipip" and error.errno == errno.ENODEV else str(error)
@@ -158,8 +219,10 @@ class DeviceTable:
         except OSError as error:
             return LinkEvents(), str(error)
         events = _both(events, self.links.notify([stands]))
-        device = decode_device(stands)
+        device = self._completed(key.name, decode_device(stands))
         self.table.learn(key, device)
+        if is_wireguard(wanted):
+            wanted = self.wireguard.resolve(key, self._wireguard_wanted(key), ALIAS, device)
         if not reason and device != wanted:
             reason = f"the kernel made it otherwise: {_difference(wanted, device)}"
         return events, reason
@@ -194,6 +257,44 @@ class DeviceTable:
         )
         lost = {name} if present.mac != wanted.mac else set[str]()  # its neighbours go with the MAC
         return _both(events, LinkEvents(changed=lost, lost=lost)), _send(socket, settings)
+
+    def _wireguard_wanted(self, key: DeviceKey) -> WireGuard:
+        wanted = self.table.desired[key]
+        assert isinstance(wanted, WireGuard)
+        return wanted
+
+    async def _write_wireguard(
+        self, key: DeviceKey, present: KernelDevice | None, wanted: KernelDevice, socket: NetlinkSocket
+    ) -> tuple[LinkEvents, str]:
+        """
+        Raises:
+            OSError: the kernel refused, or the program behind the device, or there is no key.
+        """
+        name, events = key.name, LinkEvents()
+        if present is not None and not is_wireguard(present):
+            return events, f"{name} is another program's: a device of kind {present.kind or 'unknown'}"
+        if present is None:
+            refusals = socket.transact([wireguard_create_request(name, wanted.mtu)])
+            if any(one.errno == errno.EOPNOTSUPP for one in refusals.values()):
+                if reason := await self.wireguard.make_in_user_space(name):
+                    return events, reason
+            elif refusals:
+                return events, str(next(iter(refusals.values())))
+            link = socket.ask(device_query(name))
+            events = self.links.notify([link])
+            present = decode_device(link)
+        self.wireguard.configure(key, present, wanted)
+        settings = device_settings_request(
+            self._index(name, socket),
+            mtu=wanted.mtu if present.mtu != wanted.mtu else 0,
+            alias=wanted.alias if present.alias != wanted.alias else "",
+            up=not present.up,
+        )
+        if reason := _send(socket, settings):
+            return events, f"UDP port {wanted.port}: {reason}" if "in use" in reason else reason
+        if wanted.threaded is not None and wanted.threaded != self.wireguard.complete(name, present).threaded:
+            self.wireguard.use_threads(name, wanted.threaded)
+        return events, ""
 
     def _index(self, name: str, socket: NetlinkSocket) -> int:
         return decode_link(socket.ask(device_query(name))).ifindex
@@ -240,4 +341,8 @@ def _both(one: LinkEvents, other: LinkEvents) -> LinkEvents:
 
 def _difference(wanted: KernelDevice, device: KernelDevice) -> str:
     pairs = zip(KernelDevice._fields, wanted, device, strict=True)
-    return ", ".join(f"{name} {got} and not {want}" for name, want, got in pairs if want != got)
+    return ", ".join(f"{name} {_shown(got)} and not {_shown(want)}" for name, want, got in pairs if want != got)
+
+
+def _shown(value: object) -> object:
+    return (value.hex() or "none") if isinstance(value, bytes) else value

@@ -40,6 +40,9 @@ async def read_host(
     read = await read_addresses([*own, *([loopback.ifindex] if loopback else [])])
     usable = [(links.by_index.get(address.interface), address.net) for address in read if is_usable(address)]
     addresses = [HostAddress(link.name, net, link.up, link.mtu) for link, net in usable if link and link.name != "lo"]
+    subnets = {one.net.packed for one in addresses if not one.net.is_host}
+    # With host encryption a tunnel has the node's address, too; the interface that has its subnet is the one.
+    addresses = [one for one in addresses if not (one.net.is_host and one.net.packed in subnets)]
     addresses.sort()  # links have the order in which they came: to tell the same in another order is no change
     links.addressed = frozenset(address.interface for address in addresses)
     rp_filter = read_proc(f"{PROC_SYS_NET}/ipv4/conf/default/rp_filter")

@@ -1,4 +1,4 @@
-"""Routes of the main table: desired routes by interface name, kernel routes by index.
+"""Routes of the main table and of WireGuard's: desired routes by interface name, kernel routes by index.
 
 Ours are the routes with our protocol number, and, with RemoveExternalRoutes, whatever stands on a workload interface
 except what the kernel itself put there. An external route is left alone while its interface is young: a CNI plugin
@@ -15,6 +15,7 @@ import errno
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 
 from felixpy.calc.entries import MAIN_TABLE, NexthopKey, Route, RouteKey
 from felixpy.dataplane.links import Links
@@ -88,6 +89,8 @@ class RouteTable:
         self._formerly_ours = {OUR_PROTOCOL}
         self._clock = clock
         self._release = release
+        self.tables: frozenset[int] = frozenset({MAIN_TABLE})
+        """The routing tables that we have a part of."""
         self.ways = Ways()
         self._ways_being_read: list[Ways] = []
         self._displaced: set[RouteKey] = set()
@@ -136,8 +139,8 @@ class RouteTable:
         ways = Ways()
         self._ways_being_read.append(ways)
         try:
-            for family in Family:
-                dumped = await self._dump(socket, family, interface, ways)
+            for family, number in product(Family, self.tables):
+                dumped = await self._dump(socket, family, number, interface, ways)
                 async for parts in in_slices(emptied(dumped, dumped.pop), 1):  # from the last, as in ``decode``
                     found.update(*parts)
         finally:
@@ -148,10 +151,10 @@ class RouteTable:
         return found
 
     async def _dump(
-        self, socket: NetlinkSocket, family: Family, interface: int, ways: Ways
+        self, socket: NetlinkSocket, family: Family, table: int, interface: int, ways: Ways
     ) -> list[dict[RouteKey, KernelRoute]]:
         try:
-            request = rtnetlink.route_dump_request(family, MAIN_TABLE, interface)
+            request = rtnetlink.route_dump_request(family, table, interface)
             return await socket.decode_together(request, lambda some: self.decode(some, ways))
         except NetlinkError as error:
             # The kernel makes the table with its first route; an interface may have gone since it was told of.
@@ -160,7 +163,7 @@ class RouteTable:
             return []
 
     def decode(self, messages: Iterable[Message], ways: Ways | None = None) -> dict[RouteKey, KernelRoute]:
-        """Routes of the main table that are ours; the first of those with one key, which is the one in effect.
+        """Routes of our tables that are ours; the first of those with one key, which is the one in effect.
 
         ``ways`` takes those of the others.
         """
@@ -168,7 +171,7 @@ class RouteTable:
         # Each interface of a full node has a route for its link-local addresses.
         some = []
         for message in messages:
-            if rtnetlink.is_default_route(message):
+            if rtnetlink.is_default_route(message) and rtnetlink.route_table(message) == MAIN_TABLE:
                 ways.add_default(rtnetlink.decode_ways(message.payload))
             if not self._never_ours(rtnetlink.route_protocol(message)):
                 some.append(message)
@@ -183,7 +186,7 @@ class RouteTable:
         return {
             RouteKey(*key): self._through_object(route)
             for key, route in routes
-            if key.table == MAIN_TABLE and self._ours(key.destination, route)
+            if key.table in self.tables and self._ours(key.destination, route)
         }
 
     def _through_object(self, route: KernelRoute) -> KernelRoute:
@@ -193,14 +196,14 @@ class RouteTable:
         return route._replace(interface=0, gateway=None, onlink=False)
 
     async def occupants(self, socket: NetlinkSocket, keys: Collection[RouteKey]) -> dict[RouteKey, KernelRoute]:
-        """What stands under keys of the main table, whosever it is.
+        """What stands under keys of our tables, whosever it is.
 
         Raises:
             NetlinkError: the kernel refused, or the table kept changing.
         """
         found: dict[RouteKey, KernelRoute] = {}
-        for family in {key.family for key in keys}:
-            request = rtnetlink.route_dump_request(family, MAIN_TABLE)
+        for family, table in {(key.family, key.table) for key in keys}:
+            request = rtnetlink.route_dump_request(family, table)
             for some in reversed(await socket.decode_together(request, rtnetlink.decode_routes)):
                 routes = ((RouteKey(*key), self._through_object(route)) for key, route in reversed(some))
                 found.update((key, route) for key, route in routes if key in keys)
@@ -218,9 +221,9 @@ class RouteTable:
     def notify(self, message: Message) -> None:
         """Take a route notification. A foreign route that takes the place of a wanted one counts too."""
         decoded = rtnetlink.decode_route(message)
-        if decoded is None or decoded[0].table != MAIN_TABLE:
+        if decoded is None or decoded[0].table not in self.tables:
             return
-        if message.type == rtnetlink.RTM_NEWROUTE:
+        if message.type == rtnetlink.RTM_NEWROUTE and decoded[0].table == MAIN_TABLE:
             self._note_way(message, decoded[1])
         key, route = RouteKey(*decoded[0]), self._through_object(decoded[1])
         if message.type == rtnetlink.RTM_DELROUTE:

@@ -7,11 +7,10 @@ address of a device is what lets it take packets, so it stays as long as the dev
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from felixpy.calc.entries import AddressKey
 from felixpy.calc.mtu import Tunnel
-from felixpy.dataplane.devices import KEYS
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
@@ -31,10 +30,12 @@ class TunnelAddressTable:
         ownership: Ownership,
         clock: Callable[[], float],
         lingers: Callable[[str], bool] = lambda device: False,
+        devices: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self.links = links
         self.ownership = ownership
         self._clock = clock
+        self._devices = devices
         self.table: KeyedTable[AddressKey, None, KernelAddress] = KeyedTable(
             "addresses",
             self._resolve,
@@ -64,7 +65,7 @@ class TunnelAddressTable:
             NetlinkError: the kernel refused.
         """
         found: dict[AddressKey, KernelAddress] = {}
-        for name in KEYS:
+        for name in self._devices():
             if (link := self.links.by_name.get(name)) is None:
                 continue
             try:
@@ -86,7 +87,7 @@ class TunnelAddressTable:
         """Take an address notification."""
         address = decode_tunnel_address(message)
         name = self.links.name_of(address.interface) if address else None
-        if address is None or name not in KEYS:
+        if address is None or name is None or name not in self._devices():
             return
         key = AddressKey(address.net.packed, name)
         if message.type == RTM_DELADDR:

@@ -19,7 +19,7 @@ from felixpy.dataplane.packet_filter import Part
 from felixpy.dataplane.table import MISSING
 from felixpy.dataplane.writers import nftables_writers, routing_writer
 from felixpy.model.net import Family
-from felixpy.netlink import nexthop, rtnetlink
+from felixpy.netlink import nexthop, rtnetlink, rule
 from felixpy.netlink.inventory import is_usable
 from felixpy.netlink.message import Message
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
@@ -189,6 +189,8 @@ class Watch:
                         (dataplane.fdb if is_fdb(message) else dataplane.neighbours).notify(message)
                 case nexthop.RTM_NEWNEXTHOP | nexthop.RTM_DELNEXTHOP:
                     self._nexthop(message)
+                case rule.RTM_NEWRULE | rule.RTM_DELRULE:
+                    dataplane.policy_rules.notify(message)
                 case rtnetlink.RTM_NEWLINK | rtnetlink.RTM_DELLINK:
                     if not rtnetlink.is_af_specific(message):
                         dataplane.devices.notify(message)

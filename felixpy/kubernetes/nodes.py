@@ -14,12 +14,14 @@ from felixpy.model.invalid import ignore
 from felixpy.model.names import cidr_name
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.node import convert_node
-from felixpy.model.objects import Metadata, NodeBGP
+from felixpy.model.objects import Metadata, NodeBGP, NodeWireguard
 from felixpy.model.objects import NodeSpec as CalicoNodeSpec
+from felixpy.model.objects import NodeStatus as CalicoNodeStatus
 from felixpy.model.resources import IPAMBlock, Kind, Node, ResourceKey
 
 CALICO = "projectcalico.org/"
 ADDRESS_ANNOTATION = {Family.V4: f"{CALICO}IPv4Address", Family.V6: f"{CALICO}IPv6Address"}
+KEY_ANNOTATION = {Family.V4: f"{CALICO}WireguardPublicKey", Family.V6: f"{CALICO}WireguardPublicKeyV6"}
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP")
 
 
@@ -97,7 +99,7 @@ def decode_own_node(body: bytes) -> KubernetesNode:
 def node_facts(node: KubernetesNode) -> NodeFacts:
     name, spec = node.metadata.name, calico_spec(node)
     key, labels = ResourceKey(Kind.NODE, name), dict(node.metadata.labels or {})
-    converted = convert_node(key, Metadata(labels=labels), spec, ignore)
+    converted = convert_node(key, Metadata(labels=labels), spec, ignore, calico_status(node))
     return NodeFacts(name, converted, tuple(pod_cidrs(node)))
 
 
@@ -115,6 +117,19 @@ def calico_spec(node: KubernetesNode) -> CalicoNodeSpec:
         ipv6_vxlan_tunnel_addr=annotations.get(f"{CALICO}IPv6VXLANTunnelAddr"),
         vxlan_tunnel_mac_addr=annotations.get(f"{CALICO}VXLANTunnelMACAddr"),
         vxlan_tunnel_mac_addr_v6=annotations.get(f"{CALICO}VXLANTunnelMACAddrV6"),
+        wireguard=NodeWireguard(
+            interface_ipv4_address=annotations.get(f"{CALICO}IPv4WireguardInterfaceAddr"),
+            interface_ipv6_address=annotations.get(f"{CALICO}IPv6WireguardInterfaceAddr"),
+        ),
+    )
+
+
+def calico_status(node: KubernetesNode) -> CalicoNodeStatus:
+    """The ``status`` of the Calico Node that a node is."""
+    annotations = node.metadata.annotations or {}
+    return CalicoNodeStatus(
+        wireguard_public_key=annotations.get(KEY_ANNOTATION[Family.V4]),
+        wireguard_public_key_v6=annotations.get(KEY_ANNOTATION[Family.V6]),
     )
 
 

@@ -8,15 +8,18 @@ from typing import NamedTuple
 
 from felixpy.model.invalid import Ignored, InvalidResource
 from felixpy.model.net import Family, Net, quote
-from felixpy.model.objects import Metadata, NodeBGP, NodeSpec
+from felixpy.model.objects import Metadata, NodeBGP, NodeSpec, NodeStatus, NodeWireguard
 from felixpy.model.resources import Kind, Node, ResourceKey
+from felixpy.model.wireguard import parse_key
 
 # Felix looks at the first two; CalicoNodeIP is written beside spec.bgp and is better than no address at all.
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP", "CalicoNodeIP")
 
 
-def convert_node(key: ResourceKey, metadata: Metadata, spec: NodeSpec, ignored: Ignored) -> Node:
+def convert_node(
+    key: ResourceKey, metadata: Metadata, spec: NodeSpec, ignored: Ignored, status: NodeStatus | None = None
+) -> Node:
     """Check and convert.
 
     ``spec.bgp`` comes first if it is a CIDR, then ``spec.addresses``; a bare address in ``spec.bgp`` is the last
@@ -45,6 +48,7 @@ def convert_node(key: ResourceKey, metadata: Metadata, spec: NodeSpec, ignored: 
     for reason in wrong:
         ignored(f"Node {key.name}: {reason}")
     tunnels = _Tunnels(key.name, ignored)
+    wireguard, status = spec.wireguard or NodeWireguard(), status or NodeStatus()
     return Node(
         key,
         ipv4=addresses.get(Family.V4),
@@ -55,6 +59,14 @@ def convert_node(key: ResourceKey, metadata: Metadata, spec: NodeSpec, ignored: 
         vxlan_mac=tunnels.mac(spec.vxlan_tunnel_mac_addr, "spec.vxlanTunnelMACAddr"),
         vxlan_mac_ipv6=tunnels.mac(spec.vxlan_tunnel_mac_addr_v6, "spec.vxlanTunnelMACAddrV6"),
         ipip_ipv4=tunnels.address(bgp.ipv4_ipip_tunnel_addr, Family.V4, "spec.bgp.ipv4IPIPTunnelAddr"),
+        wireguard_ipv4=tunnels.address(
+            wireguard.interface_ipv4_address, Family.V4, "spec.wireguard.interfaceIPv4Address"
+        ),
+        wireguard_ipv6=tunnels.address(
+            wireguard.interface_ipv6_address, Family.V6, "spec.wireguard.interfaceIPv6Address"
+        ),
+        wireguard_public_key=tunnels.key(status.wireguard_public_key, "status.wireguardPublicKey"),
+        wireguard_public_key_ipv6=tunnels.key(status.wireguard_public_key_v6, "status.wireguardPublicKeyV6"),
     )
 
 
@@ -92,6 +104,15 @@ class _Tunnels(NamedTuple):
             self.ignored(f"Node {self.node}: {field}: {error.reason}")
             return None
         return net.packed
+
+    def key(self, text: str | None, field: str) -> bytes | None:
+        if not text:
+            return None
+        try:
+            return parse_key(text)
+        except ValueError as error:
+            self.ignored(f"Node {self.node}: {field}: {quote(text)} {error}")
+            return None
 
     def mac(self, text: str | None, field: str) -> bytes | None:
         if not text:

@@ -58,11 +58,23 @@ class NodeBGP(Object):
     route_reflector_cluster_id: Any = msgspec.field(name="routeReflectorClusterID", default=None)
 
 
+class NodeWireguard(Object):
+    interface_ipv4_address: str | None = msgspec.field(name="interfaceIPv4Address", default=None)
+    interface_ipv6_address: str | None = msgspec.field(name="interfaceIPv6Address", default=None)
+
+
+class NodeStatus(Object):
+    wireguard_public_key: str | None = None
+    wireguard_public_key_v6: str | None = msgspec.field(name="wireguardPublicKeyV6", default=None)
+    pod_cidrs: Any = msgspec.field(name="podCIDRs", default=None)
+    mtu: Any = None
+
+
 class NodeSpec(Object):
     bgp: NodeBGP | None = None
     addresses: list[NodeAddress] | None = None
     orch_refs: Any = None
-    wireguard: Any = None
+    wireguard: NodeWireguard | None = None
     ipv4_vxlan_tunnel_addr: str | None = msgspec.field(name="ipv4VXLANTunnelAddr", default=None)
     ipv6_vxlan_tunnel_addr: str | None = msgspec.field(name="ipv6VXLANTunnelAddr", default=None)
     vxlan_tunnel_mac_addr: str | None = msgspec.field(name="vxlanTunnelMACAddr", default=None)

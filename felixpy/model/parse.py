@@ -29,6 +29,7 @@ from felixpy.model.objects import (
     IPPoolSpec,
     Metadata,
     NodeSpec,
+    NodeStatus,
     UsualEndpoint,
     WorkloadEndpointSpec,
     read_struct,
@@ -275,7 +276,19 @@ def _ip_pool(header: Header, ignored: Ignored) -> Resource:
 
 def _node(header: Header, ignored: Ignored) -> Resource:
     report_unknown_fields(header.spec, NodeSpec, header.key.kind, "spec", ignored)
-    return convert_node(header.key, header.metadata, read_struct(header.spec, NodeSpec, "spec"), ignored)
+    spec = read_struct(header.spec, NodeSpec, "spec")
+    return convert_node(header.key, header.metadata, spec, ignored, _node_status(header, ignored))
+
+
+def _node_status(header: Header, ignored: Ignored) -> NodeStatus:
+    """What others wrote of a node besides: if it cannot be read, the node is what its ``spec`` says."""
+    status = header.object.get("status")
+    report_unknown_fields(status, NodeStatus, header.key.kind, "status", ignored)
+    try:
+        return read_struct(status, NodeStatus, "status")
+    except InvalidResource as error:
+        ignored(f"Node {header.key.name}: {error}")
+        return NodeStatus()
 
 
 def _node_state(header: Header, ignored: Ignored) -> Resource:

@@ -130,9 +130,10 @@ class IPPool:
 class Node:
     """A node's own addresses, with the prefix length of the node's subnet and host bits kept; and its tunnel ends.
 
-    ``vxlan_ipv4``, ``vxlan_ipv6`` and ``ipip_ipv4`` are addresses of tunnel devices. ``vxlan_mac``, ``vxlan_mac_ipv6``
-    are what the Node says; without them MACs follow from its name. ``routed`` is false of one that is to take no part
-    in routing. ``since``: when a node that speaks for itself began to say so (RFC 3339), empty of what was applied.
+    ``vxlan_ipv4``, ``vxlan_ipv6``, ``ipip_ipv4``, ``wireguard_ipv4`` and ``wireguard_ipv6`` are addresses of tunnel
+    devices. ``vxlan_mac``, ``vxlan_mac_ipv6`` are what the Node says; without them MACs follow from its name.
+    ``routed`` is false of one that is to take no part in routing. ``since``: when a node that speaks for itself began
+    to say so (RFC 3339), empty of what was applied.
     """
 
     key: ResourceKey
@@ -146,6 +147,10 @@ class Node:
     vxlan_mac: bytes | None = None
     vxlan_mac_ipv6: bytes | None = None
     ipip_ipv4: bytes | None = None
+    wireguard_ipv4: bytes | None = None
+    wireguard_ipv6: bytes | None = None
+    wireguard_public_key: bytes | None = None
+    wireguard_public_key_ipv6: bytes | None = None
 
     def address(self, family: Family) -> Net | None:
         return self.ipv4 if family is Family.V4 else self.ipv6
@@ -159,9 +164,17 @@ class Node:
         said = self.vxlan_mac if family is Family.V4 else self.vxlan_mac_ipv6
         return said or vtep_mac(self.key.name, family)
 
+    def wireguard_address(self, family: Family) -> bytes | None:
+        """The address of its WireGuard device of a family."""
+        return self.wireguard_ipv4 if family is Family.V4 else self.wireguard_ipv6
+
+    def wireguard_key(self, family: Family) -> bytes | None:
+        """The public key of its WireGuard device of a family."""
+        return self.wireguard_public_key if family is Family.V4 else self.wireguard_public_key_ipv6
+
     @property
     def tunnel_addresses(self) -> tuple[bytes, ...]:
-        """Every address of its tunnel devices."""
+        """Every address of the tunnel devices that pools need."""
         return tuple(filter(None, (self.vxlan_ipv4, self.vxlan_ipv6, self.ipip_ipv4)))
 
 

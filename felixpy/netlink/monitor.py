@@ -22,9 +22,9 @@ from felixpy.netlink.transport import (
     open_socket,
 )
 
-# linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF,
-# NEXTHOP
-ROUTE_GROUPS: Final = (1, 3, 5, 7, 9, 11, 24, 25, 32)
+# linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE,
+# IPV4_NETCONF, IPV6_NETCONF, NEXTHOP
+ROUTE_GROUPS: Final = (1, 3, 5, 7, 8, 9, 11, 19, 24, 25, 32)
 NFTABLES_GROUPS: Final = (7,)  # linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES
 
 NETLINK_ADD_MEMBERSHIP, SO_ATTACH_FILTER = 1, 26
@@ -62,7 +62,7 @@ class Monitor:
 
 
 def monitor_routing(ignored_ports: Iterable[int]) -> Monitor:
-    """Links, addresses, routes, neighbours and interface settings."""
+    """Links, addresses, routes, rules, neighbours and interface settings."""
     return Monitor(NETLINK_ROUTE, ROUTE_GROUPS, ignored_ports)
 
 

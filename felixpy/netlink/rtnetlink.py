@@ -227,6 +227,11 @@ def route_protocol(message: Message) -> int:
     return message.payload[5]
 
 
+def route_table(message: Message) -> int:
+    """The routing table of a route (``rtm_table``), where its number is below 256."""
+    return message.payload[4]
+
+
 def is_default_route(message: Message) -> bool:
     """Whether a route message is of a default route (``rtm_dst_len``)."""
     return message.payload[1] == 0

@@ -61,6 +61,7 @@ class KernelDevice(NamedTuple):
     """A tunnel device as the kernel has it; what does not belong to its kind is 0 or empty.
 
     ``plain``: neither learning, nor of a group or a remote end, nor with external tunnel data. ``link`` is an index.
+    ``mark``, the public ``key`` and ``threaded`` (None: nobody can tell) are WireGuard's, and no link message has them.
     """
 
     kind: str
@@ -73,6 +74,9 @@ class KernelDevice(NamedTuple):
     link: int = 0
     mac: bytes = b""
     plain: bool = True
+    mark: int = 0
+    key: bytes = b""
+    threaded: bool | None = None
 
 
 class KernelAddress(NamedTuple):
@@ -129,6 +133,23 @@ def _vxlan_way(device: KernelDevice) -> list[bytes]:
     if device.link:
         parts.append(attribute(IFLA_VXLAN_LINK, _U32.pack(device.link)))
     return parts
+
+
+def wireguard_create_request(name: str, mtu: int) -> Request:
+    """Make a WireGuard device, down: its port is opened when it goes up."""
+    info = nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"wireguard"))
+    parts = (
+        _LINK.pack(0, 0, 0, 0, 0, 0),
+        attribute(IFLA_IFNAME, name.encode() + b"\0"),
+        attribute(IFLA_MTU, _U32.pack(mtu)),
+    )
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, b"".join((*parts, info)))
+
+
+def device_kind_dump_request(kind: str) -> Request:
+    """Dump the links of one kind; the kernel filters."""
+    info = nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, kind.encode()))
+    return Request(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + info)
 
 
 def device_settings_request(

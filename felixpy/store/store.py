@@ -69,9 +69,13 @@ class Store:
         self._by_node_address: Index[bytes, str] = Index()
         self.watched_addresses: frozenset[bytes] = frozenset()
         """This node is looked at again when another one begins or ends to tell one of these."""
+        self._blocks_on: Index[str, ResourceKey] = Index()
+        self._by_wireguard_key: Index[tuple[Family, bytes], str] = Index()
         self._encapsulations: Counter[tuple[Family, Encapsulation]] = Counter()
         self._encapsulated: dict[Family, frozenset[Encapsulation]] = dict.fromkeys(FAMILIES, frozenset())
         self.ways = Ways()
+        self.encrypts = False
+        """Whether nodes are WireGuard's peers, so that a block of a node changes what the node is calculated to."""
         self.encapsulation_decides = False
         """Whether it depends on a pool's encapsulation if its blocks are routed at all (``ProgramClusterRoutes``)."""
 
@@ -184,9 +188,29 @@ class Store:
         """The nodes that say an address is theirs; valid until the next change."""
         return self._by_node_address.at(address)
 
+    def key_owners(self, family: Family, key: bytes) -> Collection[str]:
+        """The nodes that publish a WireGuard key."""
+        return self._by_wireguard_key.at((family, key))
+
+    def prefixes_of(self, node: str, family: Family) -> Iterator[Net]:
+        """What blocks say is on a node: whole blocks, and addresses that it borrowed.
+
+        Of several blocks of one CIDR one counts, the same as for its route.
+        """
+        for key in self._blocks_on.at(node):
+            block = self.blocks[key]
+            if block.cidr.family is not family or min(self._blocks_at.at(block.cidr), key=_block_rank) != key:
+                continue
+            if block.host == node:
+                yield block.cidr
+            if isinstance(block, IPAMBlock):
+                yield from (one.address for one in block.borrowed if one.node == node)
+
     def node_keys(self) -> set[ResourceKey]:
         """Every node that is known, led to by a block, or this one, and every way."""
         names = {self.node_name, *self.nodes, *self.ways.nodes()}
+        if self.encrypts:
+            names.update(self._blocks_on.places())  # a peer's blocks need no pool
         return {ResourceKey(Kind.NODE, name) for name in names}.union(self.ways.all())
 
     def _all_of(self, name: str) -> set[ResourceKey]:
@@ -343,6 +367,12 @@ class Store:
                 shared = change((family, node.vtep_mac(family)), key.name)
                 for name in shared:
                     dirty |= self._all_of(name)
+        for node, change_key in ((old, self._by_wireguard_key.discard), (new, self._by_wireguard_key.add)):
+            for family in FAMILIES if node else ():
+                assert node is not None
+                if public_key := node.wireguard_key(family):
+                    shared = change_key((family, public_key), key.name)
+                    dirty.update(ResourceKey(Kind.NODE, name) for name in shared)
         for node, change_address in ((old, self._by_remote_address.discard), (new, self._by_remote_address.add)):
             for address in node.tunnel_addresses if node else ():
                 change_address(Net.host(address), key)
@@ -361,6 +391,10 @@ class Store:
         if new is not None:
             self._blocks_at.add(new.cidr, key)
             self._block_cidrs.add(new.cidr)
+        for name in block_nodes(old):
+            self._blocks_on.discard(name, key)
+        for name in block_nodes(new):
+            self._blocks_on.add(name, key)
         for address in self._remote_addresses(old):
             self._by_remote_address.discard(address, key)
         if new is not None:
@@ -368,12 +402,25 @@ class Store:
             for address in self._remote_addresses(new):
                 self._by_remote_address.add(address, key)
         dirty = {key, *self._lead(key, new)}
+        if self.encrypts:
+            dirty |= self._peers_of(old, new)
         for name in block_nodes(old) | block_nodes(new):
             node = self.nodes.get(name)
             for block in (old, new):
                 if node and block and any(block.cidr.covers(address) for address in node.tunnel_addresses):
                     dirty.add(node.key)  # which routes the address by itself where no block does
         return dirty
+
+    def _peers_of(self, *changed: IPAMBlock | BlockAffinity | None) -> set[ResourceKey]:
+        """The nodes that a block, or another one of its CIDR, says something of."""
+        names: set[str] = set()
+        for block in changed:
+            if block is None:
+                continue
+            names |= block_nodes(block)
+            for key in self._blocks_at.at(block.cidr):
+                names |= block_nodes(self.blocks.get(key))
+        return {ResourceKey(Kind.NODE, name) for name in names}
 
     def _lead(self, key: ResourceKey, thing: IPAMBlock | BlockAffinity | Node | None) -> set[ResourceKey]:
         """Take note of the ways along which a block or a node's own tunnel addresses lead.
@@ -442,7 +489,22 @@ def _tunnels(encapsulated: Mapping[Family, frozenset[Encapsulation]]) -> object:
 
 def _addresses(node: Node | None) -> object:
     """What the ways to a node depend on; if it is our own, those to all."""
-    return node and (node.ipv4, node.ipv6, node.tunnel_addresses, node.vxlan_mac, node.vxlan_mac_ipv6)
+    return node and (
+        node.ipv4,
+        node.ipv6,
+        node.tunnel_addresses,
+        node.vxlan_mac,
+        node.vxlan_mac_ipv6,
+        node.wireguard_ipv4,
+        node.wireguard_ipv6,
+        node.wireguard_public_key,
+        node.wireguard_public_key_ipv6,
+    )
+
+
+def _block_rank(key: ResourceKey) -> tuple[bool, ResourceKey]:
+    """Of several blocks of one CIDR the first counts."""
+    return key.kind is Kind.BLOCK_AFFINITY, key
 
 
 def _is_on(block: IPAMBlock | BlockAffinity, node: str, address: Net) -> bool:

@@ -30,6 +30,7 @@ from felixpy.store.store import Store
 
 NODE = "n1"
 SETTINGS = Settings(nodename=NODE)
+ENCRYPTED = Settings(nodename=NODE, wireguard_enabled=True, wireguard_enabled_v6=True)
 HOST_FACTS = Host(
     (
         HostAddress("eth0", Net.parse_interface("192.0.2.1/24")),
@@ -82,7 +83,17 @@ def pool(
     return IPPool(ResourceKey(Kind.IP_POOL, name), net, size, nat, disabled, encapsulation, frozenset(uses))
 
 
-def node(name: str, *addresses: str, vxlan: Iterable[str] = (), ipip: str = "", mac: str = "") -> Node:
+def node(
+    name: str,
+    *addresses: str,
+    vxlan: Iterable[str] = (),
+    ipip: str = "",
+    mac: str = "",
+    key: int = 0,
+    wireguard: Iterable[str] = (),
+) -> Node:
+    """``key``: the byte that both WireGuard keys are made of, 0 for none."""
+    ours = {net.family: net.packed for net in map(Net.parse, wireguard)}
     parsed = {net.family: net for net in map(Net.parse_interface, addresses)}
     ends = {net.family: net.packed for net in map(Net.parse, vxlan)}
     return Node(
@@ -93,6 +104,10 @@ def node(name: str, *addresses: str, vxlan: Iterable[str] = (), ipip: str = "", 
         vxlan_ipv6=ends.get(Family.V6),
         vxlan_mac=bytes.fromhex(mac.replace(":", "")) or None,
         ipip_ipv4=Net.parse(ipip).packed if ipip else None,
+        wireguard_ipv4=ours.get(Family.V4),
+        wireguard_ipv6=ours.get(Family.V6),
+        wireguard_public_key=bytes((key,) * 32) if key else None,
+        wireguard_public_key_ipv6=bytes((key,) * 32) if key else None,
     )
 
 

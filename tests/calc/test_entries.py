@@ -11,6 +11,8 @@ from felixpy.calc.entries import (
     FdbKey,
     NeighbourKey,
     NexthopKey,
+    PeerKey,
+    PolicyRuleKey,
     RouteKey,
     SetName,
     SettingsKey,
@@ -25,6 +27,8 @@ KEYS = (
     FdbKey(NAME, ADDRESS, Family.V4),
     NeighbourKey(NAME, ADDRESS),
     NexthopKey(Family.V4, NAME, NAME),
+    PeerKey(Family.V4, NAME, ADDRESS),
+    PolicyRuleKey(Family.V4, 99, 1, 1),
     RouteKey(Family.V4, NET, 0),
     SettingsKey(NAME, Family.V4),
 )

@@ -14,13 +14,14 @@ from felixpy.calc.graph import HOST, Calculation, policy_settings
 from felixpy.calc.host import supported_families
 from felixpy.config import Failsafe, Rate, Settings
 from felixpy.config.settings import DECLARATIONS
-from felixpy.config.values import PortRange
+from felixpy.config.values import PortRange, TableRange
 from felixpy.model.net import Net, parse_address
 from felixpy.model.policy import Policy, PolicyAction, Rule
 from felixpy.model.resources import Encapsulation, Kind, ResourceKey, Update
 from felixpy.model.selectors import ALL
 from felixpy.store.store import Store
-from tests.calc.samples import HOST_FACTS, NODE, SETTINGS, affinity, block, endpoint, nets, node, pool
+from tests.calc.samples import ENCRYPTED as SETTINGS
+from tests.calc.samples import HOST_FACTS, NODE, affinity, block, endpoint, nets, node, pool
 
 WORLD = [
     endpoint("a", "10.65.0.2", "fd00:65::2", mac="ee:ee:ee:ee:ee:01", sources=["198.51.100.0/24"]),
@@ -31,7 +32,7 @@ WORLD = [
     pool("tunnel6", "fd00:66::/64", encapsulation=Encapsulation.VXLAN),
     pool("ipip", "10.67.0.0/16", encapsulation=Encapsulation.IPIP),
     node(NODE, "192.0.2.1/24", "2001:db8::1/64"),
-    node("n2", "192.0.2.2/24", "2001:db8::2/64"),
+    node("n2", "192.0.2.2/24", "2001:db8::2/64", key=2),
     block("10.65.0.0/26", NODE),
     block("10.65.0.64/26", "n2"),
     affinity("fd00:65::40/122", "n2"),
@@ -57,6 +58,11 @@ ANOTHER: dict[str, Any] = {
     "external_nodes_cidr_list": nets("192.0.2.0/24"),
     "failsafe_inbound_host_ports": (Failsafe(6, 2222),),
     "failsafe_outbound_host_ports": (Failsafe(17, 53, Net.parse("192.0.2.53/32")),),
+    "wireguard_mtu": 1400,
+    "wireguard_mtu_v6": 1400,
+    "wireguard_interface_name": "wg4",
+    "wireguard_interface_name_v6": "wg6",
+    "route_table_ranges": (TableRange(7, 8),),
     "log_action_rate_limit": Rate(10, 60),
 }
 """Another value, where the default does not show one."""

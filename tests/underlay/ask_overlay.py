@@ -1,4 +1,4 @@
-"""Cases of VXLAN, IPIP and WireGuard: resources, and what the calculation makes of them."""
+"""Cases of VXLAN and IPIP: resources, and what the calculation makes of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from felixpy.calc.entries import (
     RouteType,
     Vxlan,
 )
-from felixpy.calc.graph import HOST, Calculation
+from felixpy.calc.graph import HOST, Calculation, Changes
 from felixpy.calc.host import Host, HostAddress
 from felixpy.calc.mtu import Tunnel
 from felixpy.config import SettingsSource, resolve
@@ -55,9 +55,7 @@ PACKETS = "tests/underlay/test_vxlan.py sends packets and looks at the kernel"
 
 def ask(case: dict[str, Any]) -> Iterator[Answer]:
     given, expect = case["given"], case["expect"]
-    if case["id"].startswith("wg"):
-        yield elsewhere("everything", "WireGuard is not there yet")
-    elif "names" in given:
+    if "names" in given:
         yield from _macs(given, expect)
     elif "existing" in given:
         yield from _compatible(given)
@@ -120,8 +118,10 @@ def _node(given: Mapping[str, Any]) -> dict[str, Any]:
         "ipv6VXLANTunnelAddr": known.get("vxlan6"),
         "vxlanTunnelMACAddr": known.get("vxlanTunnelMACAddr"),
         "vxlanTunnelMACAddrV6": known.get("vxlanTunnelMACAddrV6"),
+        "wireguard": {"interfaceIPv4Address": known.get("wireguard4")},
     }
-    return _document("Node", given["name"], spec)
+    status = {"wireguardPublicKey": known.get("wireguardPublicKey")}
+    return {**_document("Node", given["name"], spec), "status": status}
 
 
 def _block(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,11 +166,16 @@ class World:
             tuple(HostAddress(parent["name"], Net.parse_interface(one), True, parent["mtu"]) for one in addresses)
         )
 
-    def take(self, *documents: dict[str, Any]) -> None:
+    def take(self, *documents: dict[str, Any]) -> Changes:
+        changes: Changes = {}
         for document in documents:
             resource = parse_resource(document)
             if resource is not None and not isinstance(resource, Absent):
-                self.calculation.calculate(self.calculation.store.apply(Update(resource.key, resource)))
+                changes |= self.calculation.calculate(self.calculation.store.apply(Update(resource.key, resource)))
+        return changes
+
+    def take_node(self, given: Mapping[str, Any]) -> Changes:
+        return self.take(_node(given))
 
     def of(self, kind: type[Key]) -> dict[Any, Any]:
         return {key: value for key, value in self.calculation.entries().items() if isinstance(key, kind)}

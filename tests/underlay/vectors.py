@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 FAMILIES = {
     "vxlan": "tests.underlay.ask_overlay",
     "ipip": "tests.underlay.ask_overlay",
-    "wg": "tests.underlay.ask_overlay",
+    "wg": "tests.underlay.ask_wireguard",
     "rules": "tests.underlay.ask_rules",
     "mtu": "tests.underlay.ask_mtu",
     "start": "tests.underlay.ask_start",

@@ -1,0 +1,1 @@
+"""Packets on a second kernel: what the kernel of a test machine may lack."""
