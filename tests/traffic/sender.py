@@ -42,10 +42,10 @@ def retransmits(connection: socket.socket) -> int:
     return max(0, int(again) - int(duplicates))
 
 
-def settle_seconds() -> float:
+def stretched(seconds: float) -> float:
     """More beside busy processes, by as much as they share the processors (as ``felixpy.demo.patience.stretched``)."""
     load, _, _, running, _ = Path("/proc/loadavg").read_text().split()
-    return SETTLE_S * max(1.0, max(float(load), int(running.partition("/")[0])) / len(os.sched_getaffinity(0)))
+    return seconds * max(1.0, max(float(load), int(running.partition("/")[0])) / len(os.sched_getaffinity(0)))
 
 
 class Flow(threading.Thread):
@@ -121,7 +121,7 @@ class Datagrams(Flow):
 
     def settle(self) -> None:
         """Nothing is sent meanwhile, so this time is no silence of the flow's."""
-        began, seconds = time.monotonic(), settle_seconds()
+        began, seconds = time.monotonic(), stretched(SETTLE_S)
         while self.answered < self.sent and time.monotonic() < began + seconds:
             self.receive(time.monotonic() + 0.01)
         self.lost = self.sent - self.answered
@@ -159,7 +159,7 @@ class Stream(Flow):
 
     def step(self) -> None:
         if self.socket is None:
-            self.socket = socket.create_connection(self.peer, timeout=CONNECTION_TIMEOUT_S)
+            self.socket = socket.create_connection(self.peer, timeout=stretched(CONNECTION_TIMEOUT_S))
         if not self.waits:
             self.socket.sendall(b"?")
             self.sent += 1
@@ -176,7 +176,7 @@ class Stream(Flow):
         time.sleep(STREAM_S)
 
     def settle(self) -> None:
-        until = time.monotonic() + settle_seconds()
+        until = time.monotonic() + stretched(SETTLE_S)
         while self.waits and not self.error and time.monotonic() < until:
             self.tick()
         resent = retransmits(self.socket) if self.socket else 0
@@ -195,7 +195,7 @@ class Connections(Flow):
     def tick(self) -> None:
         self.sent += 1
         with socket.socket(self.family, socket.SOCK_STREAM) as connection:
-            connection.settimeout(CONNECTION_TIMEOUT_S)
+            connection.settimeout(stretched(CONNECTION_TIMEOUT_S))
             self.doing = "connecting"
             try:
                 self.ask(connection)
