@@ -5,7 +5,7 @@
 #                                       (felixpy's own), or a focus of your own; none: the first four
 # FAMILIES=dual|ipv4|ipv6  PROXY=nftables|iptables (mode of kube-proxy)  BACKEND=nftables|legacy|nft (of felixpy; else it chooses)
 # ENCAPSULATION=vxlan|ipip (of the pools; else none)
-# PROCS=4 specs at a time  OUT=folder of reports and logs  KEEP=1 leaves the cluster  RUN=folder of one that is kept: only the suites
+# PROCS=4 specs at a time  ATTEMPTS=1 for a spec that fails  OUT=folder of reports and logs  KEEP=1 leaves the cluster  RUN=folder of one that is kept: only the suites
 set -u
 here=$(cd "$(dirname "$0")" && pwd); root=$(cd "$here/../.." && pwd)
 export CACHE=${CACHE:-$HOME/.cache/felixpy-kubernetes}
@@ -90,9 +90,10 @@ run() { # suite
 	choose "$1"
 	report=$OUT/$(tr -c 'a-zA-Z0-9\n' '-' <<<"$1").xml log=$OUT/$(tr -c 'a-zA-Z0-9\n' '-' <<<"$1").log
 	for one in "${skip[@]}"; do flags+=("--skip=$one"); done
-	nsenter --net="/run/netns/$P-cp" "$BIN/ginkgo" --procs="$PROCS" --no-color --timeout="${TIMEOUT:-60m}" --focus="$focus" "${flags[@]}" \
+	nsenter --net="/run/netns/$P-cp" "$BIN/ginkgo" --procs="$PROCS" --no-color --timeout="${TIMEOUT:-60m}" --flake-attempts="${ATTEMPTS:-1}" --focus="$focus" "${flags[@]}" \
 		--output-dir="$OUT" --junit-report="$(basename "$report")" "$BIN/e2e.test" -- \
 		-kubeconfig "$RUN/kubeconfig" -kubectl-path "$BIN/kubectl" -provider skeleton -num-nodes 2 >"$log" 2>&1
+	one=$(grep -c 'Attempt #1 Failed' "$log"); [ "$one" = 0 ] || say "$1: $one specs failed at first and were run again"
 	"$PYTHON" "$here/counts.py" "$1" "$report" $((SECONDS - start)) "$here/expected/$1.txt" || status=1
 }
 
