@@ -155,11 +155,11 @@ async def test_objects_beyond_the_limit_are_left_out_counted_logged_once_and_tol
     probe = Probe()
     async with World.made(tmp_path) as world:
         await world.put_all({**POOL, **endpoints(range(1, 10))})
-        world.start_agent(**probe.settings, FELIX_MAXOBJECTS="10")
+        world.start_agent(**probe.settings, FELIX_MAXOBJECTS="11")  # with what the node says of itself
         await world.says("in-sync")
         await world.put(endpoints(range(10, 16)))
         await world.put_all({**POOL, **endpoints(range(1, 16))}, rev=2)
-        await world.says("degraded", "6 objects beyond FELIX_MAXOBJECTS=10 are left out")
+        await world.says("degraded", "6 objects beyond FELIX_MAXOBJECTS=11 are left out")
         assert kernel_pairs() == pairs(range(1, 10))
         assert await probe.metric("felixpy_objects_left_out") == 6
         assert len(world.events("object limit")) == 1
