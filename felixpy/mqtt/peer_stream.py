@@ -109,10 +109,10 @@ class PeerStream:
         return [self._changed(endpoint, self._known[shard_of(endpoint)].get(endpoint)) for endpoint in waiting]
 
     def _on_delta(self, delta: Peers) -> list[Changed]:
-        follows = self._heard and delta.epoch == self._epoch and delta.number == self._number + 1
         if self._heard and (delta.epoch, delta.number) == (self._epoch, self._number):
             return []
-        if (self._heard and not follows) or (self._read and delta.epoch != self._epoch):
+        follows = self._heard and delta.epoch == self._epoch and delta.number == self._number + 1
+        if not follows and (self._heard or self._read):  # what was read before the first delta may miss one
             self._read_anew()
         self._heard, self._epoch, self._number = True, delta.epoch, delta.number
         if len(self._read) < SHARDS:

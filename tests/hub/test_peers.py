@@ -89,7 +89,7 @@ class Broker:
         for name, record, identity in self.stream.on_message(topic, payload):
             self.told += 1
             if record is None:
-                del self.seen[name]
+                self.seen.pop(name, None)  # one whose identity never came was not told
             else:
                 assert identity is not None
                 self.seen[name] = identity, record.nets
