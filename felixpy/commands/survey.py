@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from felixpy.agent.agent import Agent
+from felixpy.agent.own_node import OwnNode
 from felixpy.calc.entries import ElementKey, Key
 from felixpy.calc.rules import ChainKey
 from felixpy.cni.remains import Remains
-from felixpy.config import Settings, SettingsSource
+from felixpy.config import DatastoreType, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter, remove_leftovers
@@ -20,9 +21,11 @@ from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.report import Operation
 from felixpy.model.net import FAMILIES, Family
+from felixpy.node.detection import DetectionError
 from felixpy.observe.endpoint_folders import FOLDER, Folders, describe, empty
 from felixpy.plain_error import PlainError
 from felixpy.sources import Source, SyncState
+from felixpy.sources.chosen import datastore
 from felixpy.sources.once import read_once
 
 
@@ -58,11 +61,28 @@ async def survey(
             agent.update(update)
         agent.sync_status(collected.status)
         await agent.absorb()
+        await _introduce(agent)
         await agent.dataplane.read_occupants()
         agent.dataplane.plan()  # compares everything, so that state_of tells what the kernel holds from what it lacks
         yield agent
     finally:
         agent.close()
+
+
+async def _introduce(agent: Agent) -> None:
+    """Take this node's own addresses as a running agent does, where the stream does not tell what one said of itself.
+
+    Raises:
+        SurveyError: a variable of the environment cannot be used.
+    """
+    store = agent.store
+    if store.node_name in store.node_states or datastore(agent.settings) is DatastoreType.KUBERNETES:
+        return
+    try:
+        await OwnNode(agent, lambda document: None).decide()
+    except DetectionError as error:
+        raise SurveyError(str(error)) from None
+    await agent.absorb()
 
 
 class Line(NamedTuple):
