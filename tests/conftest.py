@@ -65,6 +65,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # started in the background: no program of a test would end by it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if told := getattr(config, "workerinput", {}).get("shuffle"):
         config.option.shuffle = told
     elif config.option.shuffle == "new":

@@ -53,7 +53,6 @@ def test_an_encoding_without_arrows_shows_escapes(network: None) -> None:
 def test_ctrl_c_while_it_starts_ends_it_without_a_traceback() -> None:
     script = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 class Interrupt:
     def find_spec(self, name, *more):
         if name == "felixpy.commands.main":
