@@ -208,6 +208,8 @@ def test_files_at_a_prefix_that_is_left_are_planned_to_go_and_go(node: None, tmp
 
 def test_an_empty_path_in_the_settings_file_switches_off_what_it_is_for(node: None, tmp_path: Path) -> None:
     file, run = tmp_path / "felixpy.toml", Path("/run/felixpy")
+    for left in run.glob("*.sock"):  # of an agent that a test killed
+        left.unlink()
     file.write_text('EndpointStatusPathPrefix = ""\nControlSocket = ""\n')
     env = {**NFTABLES, **resources(tmp_path / "r", *POOLS, endpoint("n1-k8s-unseen-eth0", 1))}
     with agent(env, tmp_path / "log", "--config", str(file)):

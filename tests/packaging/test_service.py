@@ -304,4 +304,4 @@ def test_removal_leaves_the_settings_only(machine: Machine, node: Node) -> None:
     assert machine.run("systemctl is-active felixpy", check=False).strip() == "inactive"
     kept = {"/etc/default/felixpy", "/etc/felixpy", "/etc/felixpy/felixpy.toml", "/etc/felixpy/resources"}
     left = {name for name in files(machine) - node.before if "felixpy" in name}
-    assert left == kept | {"/etc/felixpy/resources/node.yaml"}
+    assert left == kept | {"/etc/felixpy/resources/node.yaml", "/var/lib/felixpy"}
