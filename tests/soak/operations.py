@@ -133,13 +133,13 @@ class Operations:
         of_node3, tunnels = of_third_node(self.lab), crossing(self.lab)
         for document in (*lab_resources(self.lab.mode, self.lab.pods), *of_node3, *tunnels):
             await self.put(document)
-        await self.policies.publish_all()
         await self._add_foreign()
         for node in AGENTS:
             await self.start_agent(node)
         for node in AGENTS:
             await self.lab.agents[node].wait_ready()
         await self._until_tunnels_stand()
+        await self.policies.publish_all()  # which let no ping through
 
     async def _until_tunnels_stand(self) -> None:
         """In the first second a new device leads nobody through it who had another way."""
