@@ -59,7 +59,7 @@ test-api: .venv/ready ## the Kubernetes source against a real API server, in a p
 	@$(AS_ROOT) tests/kubernetes/build.sh --missing kube
 	@FELIXPY_TEST_API=1 $(PYTEST) tests/kubernetes/api $(ARGS)
 
-test-kernels: .venv/ready ## IPIP and WireGuard with packets, on a Debian kernel that is booted under qemu, about 4 minutes
+test-kernels: .venv/ready ## IPIP and WireGuard with packets, on a Debian kernel that is booted under qemu, about 10 minutes
 	@.ci/setup kernels || { echo "test-kernels: not run: qemu cannot be installed here" >&2; exit 1; }
 	@$(PYTHON) -m compileall -q felixpy tests
 	@$(AS_ROOT) tests/kernels/boot $(PYTHON) -m pytest -q --color=no -p no:cacheprovider $(if $(ARGS),$(ARGS),tests/kernels tests/underlay/test_wireguard.py)
