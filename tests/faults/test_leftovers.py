@@ -98,7 +98,7 @@ def test_what_cannot_be_removed_is_said_once_and_tried_again_ever_later(
 
         def churn_on() -> bool:
             churn()
-            return told(log)[1:] == ["over"]
+            return told(log)[-1] == "over"  # a search under way at the installation may have missed half of it
 
         await node.until(churn_on)
 

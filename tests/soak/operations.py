@@ -21,7 +21,7 @@ from felixpy.demo.lab import Lab
 from felixpy.demo.networks import NODE3, P3A, add_third_node, crossing, of_third_node, pool
 from felixpy.demo.resources import Object, block, felix_configuration, ip_pool, lab_resources, v3, workload_endpoint
 from felixpy.demo.run import BACKENDS
-from felixpy.demo.topology import NODES, PodSpec
+from felixpy.demo.topology import NODES, P1B, P2A, PodSpec
 from felixpy.model.net import Family
 from tests.behaviour.world import topic
 from tests.soak.policies import Policies
@@ -139,12 +139,19 @@ class Operations:
         for node in AGENTS:
             await self.lab.agents[node].wait_ready()
         await self._until_tunnels_stand()
-        await self.policies.publish_all()  # which let no ping through
+        await self.policies.publish_all()
+        await self._until_policies_stand()
 
     async def _until_tunnels_stand(self) -> None:
         """In the first second a new device leads nobody through it who had another way."""
         for target in (P3A.addresses[family] for family in self.lab.families):
             while not await self.lab.pod("p1a").ping(target):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.1)
+
+    async def _until_policies_stand(self) -> None:
+        """They let no ping through, to whatever node."""
+        for target in (one.addresses[family] for one in (P1B, P2A, P3A) for family in self.lab.families):
+            while await self.lab.pod("p1a").ping(target):  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.1)
 
     async def _add_uplink(self) -> None:
