@@ -8,6 +8,7 @@ stands, and say why.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,8 @@ def encode(obj: Any) -> bytes:
     metadata = obj.get("metadata") or {}
     kept = {name: metadata[name] for name in _KEPT_METADATA if metadata.get(name)}
     content = {name: value for name, value in obj.items() if name not in _LEFT_OUT}
-    return msgspec.json.encode({**content, "metadata": kept}, order="deterministic")
+    # Not by msgspec, which sorts keys from 0.19 on only.
+    return json.dumps({**content, "metadata": kept}, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def pod_reader(prefix: str) -> Callable[[msgspec.Raw], Published]:
