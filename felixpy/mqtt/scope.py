@@ -154,6 +154,10 @@ class Scope:
             return quiet and self.got > 0 and self.matches()
         return self.matches() and (quiet or manifest.exact(self.segments))
 
+    def size(self, group: Group) -> int:
+        """As many topics as one of the groups is known to have."""
+        return max(len(group.known), self.manifest.expects(group.segment) if self.manifest else 0)
+
     @property
     def _stale(self) -> bool:
         return any(group.has_stale for group in self.groups.values())

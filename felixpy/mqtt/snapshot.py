@@ -53,9 +53,9 @@ class Remove(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Subscribe (again) to a filter, so that the broker sends its retained topics; then call ``on_subscribed``."""
+    """Subscribe (again) to filters, so that the broker sends their retained topics; then call ``on_subscribed``."""
 
-    filter: str
+    filters: tuple[str, ...]
 
 
 class Stop(NamedTuple):
@@ -99,8 +99,8 @@ class Snapshot:
         self._state = SyncState.CONNECTING
         self._last_message = 0.0
         self._last_match = 0.0
-        self._plan: deque[str] = deque()
-        self._reading = ""
+        self._plan: deque[tuple[str, ...]] = deque()
+        self._reading: tuple[str, ...] = ()
         self._is_subscribed = False
         self._heard = False
         self._reread = False
@@ -130,7 +130,7 @@ class Snapshot:
         self._state = SyncState.RESYNC
         self._last_message = now
         self._plan.clear()
-        self._reading, self._reread = "", False
+        self._reading, self._reread = (), False
         self._retry_seconds = RETRY_FIRST_SECONDS
         return self._report("reading the retained topics")
 
@@ -138,7 +138,7 @@ class Snapshot:
         """The connection is gone. Nothing is removed."""
         self._state = SyncState.CONNECTING
         self._plan.clear()
-        self._reading = ""
+        self._reading = ()
         return self._report(reason)
 
     def on_subscribed(self, now: float) -> None:
@@ -293,8 +293,8 @@ class Snapshot:
         for scope in gone:
             self._forget(scope)
         own = (*self.manifest_filters, *self.filters)
-        reads = tuple(Read(name) for name in own if topics.segment_of(name) in (*topics.NODE_SEGMENTS, "sync"))
-        return (*removed, *reads, *(Stop(name) for name in (MANIFESTS, *FILTERS)))
+        reads = tuple(name for name in own if topics.segment_of(name) in (*topics.NODE_SEGMENTS, "sync"))
+        return (*removed, Read(reads), *(Stop(name) for name in (MANIFESTS, *FILTERS)))
 
     def _forget(self, scope: Scope) -> None:
         for among in (self._touched, self._unmatched, self._unwritten):
@@ -318,16 +318,30 @@ class Snapshot:
     def _start_reread(self, now: float) -> Sequence[Action]:
         report = self._report(self._why()) if self._state is SyncState.RESYNC else NOTHING
         self._reread, self._heard, self._last_message = True, False, now
-        self._plan.extend(self.manifest_filters)
+        self._plan.append(self.manifest_filters)
         for scope in self._scopes():
+            self._plan.extend(self._parts(scope))
             for group in scope.doubtful():
-                self._plan.extend(self._parts(scope, group))
                 group.restart()
                 self._touched.add(scope)
         return (*report, self._read_part())
 
-    def _parts(self, scope: Scope, group: Group) -> Iterator[str]:
-        """Filters that together cover a kind, each with as few topics as can be."""
+    def _parts(self, scope: Scope) -> Iterator[tuple[str, ...]]:
+        """Filters that together cover what is doubtful, each part with as few topics as can be.
+
+        Kinds that seem to have none are looked for together: each part costs its quiet end.
+        """
+        nothing: list[str] = []
+        for group in scope.doubtful():
+            filters = self._filters_of(scope, group)
+            if scope.size(group):
+                yield from ((name,) for name in filters)
+            else:
+                nothing.extend(filters)
+        if nothing:
+            yield tuple(nothing)
+
+    def _filters_of(self, scope: Scope, group: Group) -> Iterator[str]:
         node = topics.unescape(scope.name.removeprefix("node/"))
         if group.segment != "wep":
             yield topics.kind_filter(group.segment, node)
@@ -357,9 +371,9 @@ class Snapshot:
         return not self._heard and any(scope.manifest for scope in self._scopes())
 
     def _stop_reading(self) -> Sequence[Action]:
-        reading, self._reading = self._reading, ""
-        permanent = reading in self.filters or reading in self.manifest_filters
-        return NOTHING if not reading or permanent else (Stop(reading),)
+        reading, self._reading = self._reading, ()
+        permanent = {*self.filters, *self.manifest_filters}
+        return tuple(Stop(name) for name in reading if name not in permanent)
 
     @property
     def manifest_filters(self) -> tuple[str, ...]:

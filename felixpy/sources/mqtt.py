@@ -293,13 +293,12 @@ class MqttSource:
                     f"the MQTT broker {broker_name(self._settings)} sends nothing of what it retains; its queue for a "
                     "client is too short (max_queued_messages, see config/mosquitto.conf)"
                 )
-            name = self._prefix + command.filter
             if isinstance(command, Stop):
-                await connection.unsubscribe(name)
+                await connection.unsubscribe(self._prefix + command.filter)
             else:
-                if command.filter in self._snapshot.manifest_filters:
+                if not set(self._snapshot.manifest_filters).isdisjoint(command.filters):
                     await self._check_rights(connection)
-                await connection.subscribe((name,), options=_OPTIONS)
+                await connection.subscribe(tuple(self._prefix + name for name in command.filters), options=_OPTIONS)
                 self._snapshot.on_subscribed(time.monotonic())
 
     async def _subscribe_for_good(

@@ -70,10 +70,10 @@ class Stream:
                 case Remove(topic):
                     del self.held[topic]
                     self.removed.append(topic)
-                case Read(name):
-                    self.reads.append(name)
+                case Read(names):
+                    self.reads.extend(names)
                     self.snapshot.on_subscribed(self.now)
-                    if not self.is_deaf:
+                    for name in () if self.is_deaf else names:
                         self.messages({t: p for t, p in self.retained.items() if topic_matches_sub(name, t)})
                         self.read_manifest(name)
                 case Renew():

@@ -53,6 +53,21 @@ def permissive(lab: Lab) -> Iterator[None]:
     lab.put(v3("FelixConfiguration", "default", allowed))
     yield
     lab.put(v3("FelixConfiguration", "default", {}))
+    for family in (4, 6):
+        becomes(lambda family=family: not workload_tunnels(family), "the agent's rules are back")
+
+
+def workload_tunnels(family: int) -> int:
+    """How many packets of tunnels come from a workload to the router, of some that it is sent now."""
+    with counting(
+        "fabric", "input", OURS, *(["ip protocol 4"] if family == 4 else []), "udp dport 4790", family=TABLES[family]
+    ) as routed:
+        to_workload("w2", family, ROUTER[family])
+        if family == 4:
+            forge_ipip("w2", ROUTER[4], N2.workload4, N1.workload4)
+        forge_vxlan("w2", ROUTER[family], workload(N2, family), workload(N1, family), bytes(6), port=4790)
+        becomes(lambda: routed()[-1] >= FORGED, "what may pass, and was sent last")
+        return sum(routed()[:-1])
 
 
 def to_workload(name: str, family: int, target: str, vni: int = 4096) -> None:
