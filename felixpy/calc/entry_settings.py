@@ -46,6 +46,7 @@ class EntrySettings:
     ipip_tunnel_address: bytes | None
     vxlan_tunnel_mac: bytes | None
     vxlan_tunnel_mac_v6: bytes | None
+    crossed_families: frozenset[Family]
     wireguard_enabled: bool
     wireguard_enabled_v6: bool
     wireguard_interface_name: str

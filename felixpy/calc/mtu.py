@@ -35,7 +35,7 @@ class Tunnel(StrEnum):
 
     @property
     def outer(self) -> Family:
-        """The family of the packets that the tunnel sends, which is also the one that it carries."""
+        """The family of the packets that the tunnel sends, which is also the one that it carries above all."""
         return Family.V6 if self in (Tunnel.VXLAN_V6, Tunnel.WIREGUARD_V6) else Family.V4
 
     @property

@@ -6,8 +6,10 @@
     way          the nexthop of a node and a pool              native or through a tunnel, see ``underlay``
 
 IPv4 goes by the address of the other's device, as with Calico; IPv6 by the link-local address of its MAC: the former
-lies in the other's own block, and the kernel checks IPv6 gateways against the routes that stand. Invariant: an IPv4
-address that is missing or wrong never takes a node's IPv6, nor the other way round.
+lies in the other's own block, and the kernel checks IPv6 gateways against the routes that stand. Where settings say so,
+one family's packets travel through the other's device between two nodes of which one has no address of theirs: then
+both ends come to the same, and to no way at all otherwise. Invariant: an IPv4 address that is missing or wrong never
+takes a node's IPv6, nor the other way round.
 """
 
 from __future__ import annotations
@@ -38,12 +40,14 @@ from felixpy.calc.host import Host, supported_families
 from felixpy.calc.mtu import DeviceMTU, Tunnel, device_mtu, pod_mtu
 from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way, subnet_warning, way_to
 from felixpy.config import ProgramClusterRoutes
-from felixpy.model.net import Family, Net, format_address
+from felixpy.model.net import Family, Net, format_address, parse_address
 from felixpy.model.resources import Encapsulation, IPPool, Node
 from felixpy.model.vtep import link_local
 from felixpy.store.store import Store
 
 _LOOSE = SettingValues(rp_filter=2)
+_SCOPE_LINK = 253
+_WORKLOAD_GATEWAY = Net.host(parse_address("169.254.1.1"))
 
 METRIC = {Family.V4: 0, Family.V6: 1024}
 """One metric for all cluster routes. IPv6 stores 1024 for a route without one."""
@@ -53,7 +57,7 @@ DEVICES = {
     (Way.VXLAN, Family.V6): Tunnel.VXLAN_V6,
     (Way.IPIP, Family.V4): Tunnel.IPIP,
 }
-"""The device of a tunnel; IPIP carries IPv4 only."""
+"""The device of a tunnel over a family, which carries that family; IPIP carries IPv4 only."""
 
 _BY_WAY = {way: frozenset(one for one, tunnel in TUNNELS.items() if tunnel is way) for way in Way}
 
@@ -83,6 +87,29 @@ def _override(way: Way, family: Family, settings: EntrySettings) -> bool | None:
     return {Way.VXLAN: settings.vxlan_enabled, Way.IPIP: settings.ipip_enabled}.get(way)
 
 
+def carried_families(way: Way, outer: Family, store: Store, settings: EntrySettings, host: Host) -> tuple[Family, ...]:
+    """Families that this node's tunnel over one of them carries; none if it needs no such device."""
+    families = supported_families(settings, host)
+    if outer not in families or _override(way, outer, settings) is False:
+        return ()
+    return tuple(
+        family
+        for family in families
+        if (family is outer or (way is Way.VXLAN and family in settings.crossed_families))
+        and is_in_use(way, family, store, settings)
+    )
+
+
+def outer_family(family: Family, node: Node, store: Store, settings: EntrySettings, host: Host) -> Family:
+    """The family of the VXLAN packets around those of a family to a node: itself, or the other one where they cross."""
+    own = store.nodes.get(store.node_name)
+    if own is None or family not in settings.crossed_families or (own.address(family) and node.address(family)):
+        return family
+    other = family.other
+    carries = family in carried_families(Way.VXLAN, other, store, settings, host)
+    return other if carries and own.address(other) and node.address(other) else family
+
+
 def pool_problem(pool: IPPool, settings: EntrySettings) -> str:
     """Why blocks of a pool on other nodes get no route, whatever the nodes are; empty if they may."""
     way = TUNNELS.get(pool.encapsulation)
@@ -102,6 +129,10 @@ def nexthop_to(
     """Where packets of a pool for another node go first, and what is wrong; no nexthop where there is no way."""
     family = pool.cidr.family
     node = store.nodes.get(node_name)
+    if node is not None and TUNNELS.get(pool.encapsulation) is Way.VXLAN:
+        outer = outer_family(family, node, store, settings, host)
+        if outer is not family:
+            return _vxlan_nexthop(node, family, outer, store)
     address = node.address(family) if node else None
     if node is None or address is None:
         return None, f"node {node_name} has no {family} address"
@@ -125,17 +156,20 @@ def nexthop_to(
         return None, f"{way} does not carry {family}"
     if way is Way.IPIP:
         return Nexthop(device, address.packed), ""
-    return _vxlan_nexthop(node, family, device, store)
+    return _vxlan_nexthop(node, family, family, store)
 
 
-def _vxlan_nexthop(node: Node, family: Family, device: Tunnel, store: Store) -> tuple[Nexthop | None, str]:
-    if problem := _mac_conflict(node, family, store):
+def _vxlan_nexthop(node: Node, family: Family, outer: Family, store: Store) -> tuple[Nexthop | None, str]:
+    if problem := _mac_conflict(node, outer, store):
         return None, problem
-    tunnel_address = node.vxlan_address(family)
-    missing = "" if tunnel_address else f"node {node.key.name} has no {family} VXLAN tunnel address yet"
-    if family is Family.V6:
-        return Nexthop(device, link_local(node.vtep_mac(family))), missing
-    return (Nexthop(device, tunnel_address) if tunnel_address else None), missing
+    missing = "" if node.vxlan_address(family) else f"node {node.key.name} has no {family} VXLAN tunnel address yet"
+    gateway = _vxlan_gateway(node, family, outer)
+    return (Nexthop(DEVICES[Way.VXLAN, outer], gateway) if gateway else None), missing
+
+
+def _vxlan_gateway(node: Node, family: Family, outer: Family) -> bytes | None:
+    """The address by which packets of a family go to a node's VXLAN device over another, or the same."""
+    return node.vxlan_address(family) if family is Family.V4 else link_local(node.vtep_mac(outer))
 
 
 def way_entries(
@@ -152,7 +186,7 @@ def other_node_entries(node: Node, store: Store, settings: EntrySettings, host: 
     """What another node gives this one's kernel besides membership of sets, and nexthops of the ways to it."""
     entries: dict[Key, Value] = {}
     for family in supported_families(settings, host):
-        entries |= _tunnel_end(node, family, store, settings)
+        entries |= _tunnel_end(node, family, store, settings, host)
     for address in _addresses_without_block(node, store, settings):
         pool = store.covering_pool(address)
         if pool is not None and way_entries(node.key.name, pool, store, settings, host)[0]:
@@ -165,16 +199,21 @@ def other_node_entries(node: Node, store: Store, settings: EntrySettings, host: 
     return entries
 
 
-def _tunnel_end(node: Node, family: Family, store: Store, settings: EntrySettings) -> Iterator[tuple[Key, Value]]:
-    """FDB entry and neighbour of another node's VXLAN device."""
-    address = node.address(family)
-    if address is None or not is_in_use(Way.VXLAN, family, store, settings) or _mac_conflict(node, family, store):
+def _tunnel_end(
+    node: Node, family: Family, store: Store, settings: EntrySettings, host: Host
+) -> Iterator[tuple[Key, Value]]:
+    """FDB entry and neighbour of the VXLAN device of another node that packets of a family go to."""
+    outer = outer_family(family, node, store, settings, host)
+    address, own = node.address(outer), store.nodes.get(store.node_name)
+    if own is None or own.address(outer) is None:
+        return  # this node has no such device
+    if address is None or not is_in_use(Way.VXLAN, family, store, settings) or _mac_conflict(node, outer, store):
         return
-    gateway = node.vxlan_address(family) if family is Family.V4 else link_local(node.vtep_mac(family))
+    gateway = _vxlan_gateway(node, family, outer)
     if gateway is None:
         return
-    device, mac = DEVICES[Way.VXLAN, family], node.vtep_mac(family)
-    yield FdbKey(device, mac, family), address.packed
+    device, mac = DEVICES[Way.VXLAN, outer], node.vtep_mac(outer)
+    yield FdbKey(device, mac, outer), address.packed
     yield NeighbourKey(device, gateway), mac
 
 
@@ -213,36 +252,56 @@ def own_node_entries(store: Store, settings: EntrySettings, host: Host) -> tuple
     entries: dict[Key, Value] = {}
     problems: list[str] = []
     own = store.nodes.get(store.node_name)
-    families = supported_families(settings, host)
-    for (way, family), tunnel in DEVICES.items():
-        if family not in families or not is_in_use(way, family, store, settings):
+    for (way, outer), tunnel in DEVICES.items():
+        carried = carried_families(way, outer, store, settings, host)
+        address = own.address(outer) if own else None
+        if not carried or (address is None and _can_do_without(own, outer, carried, settings)):
             continue
-        address = own.address(family) if own else None
         parent = host.interface_with(address.packed) if address else None
         if own is None or address is None or parent is None:
-            why = f"no interface has {format_address(address.packed)}" if address else f"it has no {family} address yet"
+            why = f"no interface has {format_address(address.packed)}" if address else f"it has no {outer} address yet"
             problems.append(f"no {tunnel} on this node: {why}")
             continue
-        mtu = device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel))
+        mtu = device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel), carries_ipv6=Family.V6 in carried)
         if mtu.problem:
             problems.append(mtu.problem)
         if way is Way.IPIP:
-            entries[DeviceKey(family, tunnel)] = Ipip(mtu.mtu)
+            entries[DeviceKey(outer, tunnel)] = Ipip(mtu.mtu)
         else:
-            mac = settings.vxlan_mac(family) or own.vtep_mac(family)
+            mac = settings.vxlan_mac(outer) or own.vtep_mac(outer)
             link = parent.interface if mtu.fits else ""
-            entries[DeviceKey(family, tunnel)] = Vxlan(
+            entries[DeviceKey(outer, tunnel)] = Vxlan(
                 settings.vxlan_vni, settings.vxlan_port, address.packed, link, mac, mtu.mtu
             )
-        if family is Family.V4:  # while nodes change their ways one after another, packets come in by the other one
-            entries[SettingsKey(tunnel, family)] = _LOOSE
-        if tunnel_address := own_tunnel_address(tunnel, own, settings):
-            entries[AddressKey(tunnel_address, tunnel)] = None
-    for family in families:
+        for family in carried:
+            entries |= _inner_entries(way, tunnel, family, own, settings)
+    for family in supported_families(settings, host):
         if CROSS_SUBNET & store.encapsulations(family) and own is not None:
             warning = subnet_warning(store.node_name, own.address(family))
             problems += [warning] if warning else []
     return entries, problems
+
+
+def _can_do_without(own: Node | None, outer: Family, carried: tuple[Family, ...], settings: EntrySettings) -> bool:
+    """Whether nothing is missing where a node without an address of a family has no tunnel over it."""
+    return outer not in carried or (
+        own is not None and outer in settings.crossed_families and bool(own.address(outer.other))
+    )
+
+
+def _inner_entries(way: Way, tunnel: Tunnel, family: Family, own: Node, settings: EntrySettings) -> dict[Key, Value]:
+    """What a family that goes through a device needs on it."""
+    entries: dict[Key, Value] = {}
+    if family is Family.V4:  # while nodes change their ways one after another, packets come in by the other one
+        entries[SettingsKey(tunnel, family)] = _LOOSE
+    if address := own_tunnel_address(DEVICES[way, family], own, settings):
+        entries[AddressKey(address, tunnel)] = None
+    if family is Family.V4 and tunnel.outer is Family.V6 and own.ipv4 is None:
+        # The kernel answers workloads that ask for their gateway only if it has a route to that.
+        entries[route_key(_WORKLOAD_GATEWAY)] = Route(
+            RouteType.UNICAST, tunnel, scope=_SCOPE_LINK, protocol=settings.device_route_protocol
+        )
+    return entries
 
 
 def own_tunnel_address(tunnel: Tunnel, own: Node | None, settings: EntrySettings) -> bytes | None:
@@ -270,10 +329,13 @@ def workload_mtu(store: Store, settings: EntrySettings, host: Host) -> DeviceMTU
         if parent is None:
             continue
         parents.append(parent.mtu)
-        used = [way for way in (Way.VXLAN, Way.IPIP) if (way, family) in DEVICES]
-        tunnels = [DEVICES[way, family] for way in used if is_in_use(way, family, store, settings)]
-        tunnels += [wireguard.TUNNELS[family]] if settings.encrypts(family) else []
-        devices += [device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel)).mtu for tunnel in tunnels]
+        for (way, outer), tunnel in DEVICES.items():
+            if outer is family and (carried := carried_families(way, outer, store, settings, host)):
+                ipv6 = Family.V6 in carried
+                devices.append(device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel), carries_ipv6=ipv6).mtu)
+        if settings.encrypts(family):
+            tunnel = wireguard.TUNNELS[family]
+            devices.append(device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel)).mtu)
     if not parents:
         return None
     return pod_mtu(min(parents), [*devices, *parents], ipv6=Family.V6 in families)

@@ -394,6 +394,7 @@ MAP_CHAINS = {ChainKey(Table.NAT, str(name)): name for name in ADDRESS_MAPS}
 """The chains that maps of addresses are with iptables. They have no rules here: the members of the map become rules."""
 INCOMING_MARK = ChainKey(Table.RAW, "incoming-mark")
 WIREGUARD = frozenset({Tunnel.WIREGUARD, Tunnel.WIREGUARD_V6})
+VXLAN = frozenset({Tunnel.VXLAN, Tunnel.VXLAN_V6})
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +424,7 @@ class RuleSettings:
     vxlan_port: int = VXLAN_PORT
     vxlan_vni: int = 4096
     tunnels: frozenset[Tunnel] = frozenset()
+    crossed: frozenset[Tunnel] = frozenset()
     wireguard_name: str = ""
     wireguard_port: int = 0
     wireguard_incoming_mark: int = 0
@@ -443,10 +445,12 @@ class RuleSettings:
     ) -> RuleSettings:
         """``sees_errors``: whether the kernel can look into packets (``ErrorByPairIn``, ``Vni``).
 
-        ``tunnels``: those that this node has a device of; of the others' packets nothing is said. ``in_use``: where the
-        agent itself is told from, which no policy of a host endpoint closes.
+        ``tunnels``: those that this node has a device of; of the others' packets nothing is said. Kept are those whose
+        packets are of the family, and apart from these, as ``crossed``, those over the other one that carry it.
+        ``in_use``: where the agent itself is told from, which no policy of a host endpoint closes.
         """
-        v4 = family is Family.V4
+        v4, there = family is Family.V4, frozenset(tunnels)
+        crosses = family in settings.crossed_families
         return cls(
             family=family,
             prefixes=settings.interface_prefix,
@@ -470,7 +474,8 @@ class RuleSettings:
             log_limit=_log_limit(settings),
             vxlan_port=settings.vxlan_port,
             vxlan_vni=settings.vxlan_vni,
-            tunnels=frozenset(one for one in tunnels if one.outer is family),
+            tunnels=frozenset(one for one in there if one.outer is family),
+            crossed=frozenset(one for one in there & VXLAN if crosses and one.outer is not family),
             wireguard_name=settings.wireguard_interface_name if v4 else settings.wireguard_interface_name_v6,
             wireguard_port=settings.wireguard_listening_port if v4 else settings.wireguard_listening_port_v6,
             wireguard_incoming_mark=wireguard_bit(settings) if settings.wireguard_host_encryption_enabled else 0,
@@ -566,7 +571,7 @@ def _untracked(settings: RuleSettings, other_end: type[SourceIn | DestinationIn]
 
 def _our_vxlan(settings: RuleSettings) -> tuple[Match, ...]:
     """What tells VXLAN of our network from that of others on the same port; nothing where that cannot be told."""
-    if not (settings.tunnels & {Tunnel.VXLAN, Tunnel.VXLAN_V6} and settings.sees_errors):
+    if not (settings.tunnels & VXLAN and settings.sees_errors):
         return ()
     return Protocol(UDP, settings.vxlan_port), Vni(settings.vxlan_vni)
 
@@ -668,7 +673,7 @@ def _into_tunnels(settings: RuleSettings) -> list[Rule]:
     Its UDP never gets a source port at which answers would be taken for VXLAN.
     """
     rules: list[Rule] = []
-    for tunnel in sorted(settings.tunnels):
+    for tunnel in sorted(settings.tunnels | settings.crossed):
         name = settings.wireguard_name if tunnel in WIREGUARD else tunnel
         foreign = OutInterface(name), LocalSource(of_output=True, negated=True), LocalSource(of_output=False)
         udp = Masquerade(PortRange(min(settings.vxlan_port + 1, 65535), 65535))

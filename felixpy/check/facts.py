@@ -10,19 +10,19 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, HostAddress
-from felixpy.calc.mtu import device_mtu
+from felixpy.calc.mtu import Tunnel, device_mtu
 from felixpy.calc.overlay import DEVICES
-from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS
+from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way
 from felixpy.check.path_mtu import Path as NodePath
 from felixpy.check.path_mtu import ask_paths
-from felixpy.config import Settings
+from felixpy.config import LiveSettings, Settings, SettingsSource
 from felixpy.dataplane.devices import ALIAS
 from felixpy.dataplane.fdb import VXLAN_DEVICES
 from felixpy.dataplane.host import is_host_interface, read_host
@@ -33,7 +33,7 @@ from felixpy.dataplane.packet_filter import FilterError
 from felixpy.explain.facts import dump_table, read_kernel
 from felixpy.explain.packet import Ruleset
 from felixpy.model.net import FAMILIES, Family, Net, parse_address
-from felixpy.model.resources import IPPool, Node
+from felixpy.model.resources import FelixConfiguration, IPPool, Node
 from felixpy.netlink import ipset, rtnetlink
 from felixpy.netlink import nftables as nft
 from felixpy.netlink.inventory import read_advertised_default_interfaces
@@ -59,6 +59,7 @@ class Stream:
     status: SyncStatus
     pools: list[IPPool] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
+    configurations: list[FelixConfiguration] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
 
 
@@ -66,13 +67,14 @@ class Stream:
 class Facts:
     """Everything that was found; None: could not be read."""
 
+    settings: Settings = field(default_factory=Settings)  # in force, with those of the stream
     sysctls: dict[str, str] = field(default_factory=dict)  # path under /proc/sys/net → value
     sysctls_writable: bool = False
     ipv6: bool = True
     capabilities: frozenset[str] = frozenset()
     lock_writable: bool = True
     lock_fault: str = ""
-    addresses: tuple[HostAddress, ...] | None = None
+    addresses: tuple[HostAddress, ...] | None = None  # but for those of tunnels' devices
     links: dict[str, bool] = field(default_factory=dict)  # name → up
     mtus: dict[str, int] = field(default_factory=dict)
     unsigned_devices: list[str] = field(default_factory=list)  # under names of our VXLAN devices, not signed as ours
@@ -91,9 +93,19 @@ class Facts:
     unread: dict[str, str] = field(default_factory=dict)
 
 
-async def read_facts(settings: Settings, source: Source, seconds: float) -> Facts:
-    """Read all facts; at most ``seconds`` are spent on the stream."""
-    facts = Facts()
+async def read_facts(
+    settings: Settings, source: Source, seconds: float, sources: Sequence[SettingsSource] = ()
+) -> Facts:
+    """Read all facts; at most ``seconds`` are spent on the stream.
+
+    With this machine's ``sources`` of settings those of the stream count, too, as for an agent.
+    """
+    facts = Facts(settings=settings)
+    await _try(facts, "stream", lambda: _read_stream(facts, source, seconds))
+    if sources and facts.stream is not None:
+        own = facts.stream.nodes.get(settings.nodename)
+        live = LiveSettings(settings, sources)
+        facts.settings = settings = live.take(facts.stream.configurations, own.labels if own else {})
     facts.ipv6 = (PROC_SYS_NET / "ipv6").exists()
     facts.sysctls_writable = os.access(PROC_SYS_NET / "ipv4/ip_forward", os.W_OK)
     facts.capabilities = _capabilities()
@@ -110,7 +122,6 @@ async def read_facts(settings: Settings, source: Source, seconds: float) -> Fact
     await _try(facts, "kernel", lambda: _read_kernel_parts(facts))
     for family in FAMILIES:
         await _try(facts, f"rules of {family}", lambda family=family: _read_rules(facts, family))  # type: ignore[misc]
-    await _try(facts, "stream", lambda: _read_stream(facts, source, seconds))
     await _try(facts, "peers", lambda: _read_peers(facts, settings, links))
     await _try(facts, "paths to other nodes", lambda: _ask_paths(facts, settings))
     return facts
@@ -179,7 +190,9 @@ async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
         except (OSError, ValueError):
             continue
     facts.unsigned_devices = [name for name in VXLAN_DEVICES if name in facts.links and not _is_signed(name)]
-    facts.addresses = (await read_host(links, settings.interface_prefix)).addresses
+    tunnels = {*Tunnel, settings.wireguard_interface_name, settings.wireguard_interface_name_v6}
+    addresses = (await read_host(links, settings.interface_prefix)).addresses
+    facts.addresses = tuple(one for one in addresses if one.interface not in tunnels)
     for name in facts.links:
         if is_host_interface(name, settings.interface_prefix):
             _read_sysctl(facts, f"ipv6/conf/{name}/accept_ra")
@@ -251,6 +264,8 @@ async def _read_stream(facts: Facts, source: Source, seconds: float) -> None:
             facts.stream.bad.append(f"{key}: {update.error}")
         if isinstance(update.resource, IPPool):
             facts.stream.pools.append(update.resource)
+        if isinstance(update.resource, FelixConfiguration):
+            facts.stream.configurations.append(update.resource)
         if isinstance(update.resource, Node):
             facts.stream.nodes[key.name] = update.resource
 
@@ -278,8 +293,9 @@ def _largest(facts: Facts, settings: Settings, family: Family) -> int:
         return 0
     entry_settings, sizes = EntrySettings.of(settings), set()
     for pool in facts.stream.pools:
-        if pool.cidr.family is family and not pool.load_balancer_only:
-            way = TUNNELS.get(pool.encapsulation)
+        way = TUNNELS.get(pool.encapsulation)
+        crosses = way is Way.VXLAN and pool.cidr.family in settings.crossed_families
+        if (pool.cidr.family is family or crosses) and not pool.load_balancer_only:
             tunnel = DEVICES.get((way, family)) if way and pool.encapsulation not in CROSS_SUBNET else None
             if tunnel is not None:
                 device = device_mtu(tunnel, parent.mtu, entry_settings.mtu_of(tunnel))
@@ -292,12 +308,14 @@ def _largest(facts: Facts, settings: Settings, family: Family) -> int:
 async def _read_peers(facts: Facts, settings: Settings, links: Links) -> None:
     """Which interface leads to each other node, by the kernel."""
     nodes = facts.stream.nodes if facts.stream else {}
+    own = nodes.get(settings.nodename)
+    around = {one for one in settings.crossed_families if own and not own.address(one)}
     socket = open_lookup()
     try:
         for name in list(nodes)[:MAX_PEERS]:
             for family in FAMILIES:
                 address = nodes[name].address(family)
-                if name == settings.nodename or address is None:
+                if name == settings.nodename or address is None or family in around:
                     continue
                 try:
                     interface = links.name_of(look_up(socket, address.packed).interface) or ""

@@ -150,6 +150,9 @@ def _address(settings: Settings, facts: Facts, family: Family) -> Iterator[Findi
     name, why = f"addr.v{family.version}", "other nodes send packets for this node's workloads to its node address"
     own = [one for one in facts.addresses or () if one.net.family is family]
     usable = [one for one in own if facts.links.get(one.interface)]
+    if not usable and family in settings.crossed_families:
+        yield Finding(name, INFO, f"no global {family} address: VXLAN over {family.other} is to carry it", why)
+        return
     if not usable:
         fix = f"give an interface a global {family} address, or switch the family off"
         yield Finding(name, FAIL, f"no global {family} address on an interface that is up", why, fix)

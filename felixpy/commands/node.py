@@ -59,8 +59,8 @@ async def _check(local: Local, as_json: bool, family: str, timeout: float) -> in
     from felixpy.check.finding import exit_code
     from felixpy.check.judge import judge, wanted_families
 
-    facts = await read_facts(local.settings, observer(local.settings), timeout)
-    findings = judge(local.settings, facts, wanted_families(local.settings, family))
+    facts = await read_facts(local.settings, observer(local.settings), timeout, local.sources)
+    findings = judge(facts.settings, facts, wanted_families(facts.settings, family))
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in findings]))
     else:
@@ -308,7 +308,7 @@ async def _diag(local: Local, output: Path | None) -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = output or Path(f"felixpy-diag-{local.settings.nodename or 'node'}-{stamp}.tar.gz")
     check_place(path)
-    parts = await collect(local.settings, observer(local.settings))
+    parts = await collect(local.settings, observer(local.settings), local.sources)
     archive(parts, path)
     missing = [part.name for part in parts if part.missing]
     click.echo(f"{path}: {len(parts) - len(missing)} files")

@@ -288,6 +288,14 @@ class Settings:
         None, "VXLANTunnelMACAddr", MAC, "MAC of `vxlan.calico`. Unset: as the Node says, or made from its name."
     )
     vxlan_tunnel_mac_v6: bytes | None = _setting(None, "VXLANTunnelMACAddrV6", MAC, "The same for `vxlan-v6.calico`.")
+    ipv6_over_ipv4: bool = _setting(
+        False, "IPv6OverIPv4", BOOLEAN, "Let `vxlan.calico` carry IPv6 of VXLAN pools, too, between two nodes of which "
+        "one has no IPv6 address. The same on all nodes.", ours=True,
+    )  # fmt: skip
+    ipv4_over_ipv6: bool = _setting(
+        False, "IPv4OverIPv6", BOOLEAN, "The same for IPv4, `vxlan-v6.calico` and nodes without an IPv4 address.",
+        ours=True,
+    )  # fmt: skip
     wireguard_enabled: bool = _setting(
         False, "WireguardEnabled", BOOLEAN, "Encrypt IPv4 between nodes that publish a key."
     )
@@ -470,6 +478,12 @@ class Settings:
     def mqtt_enabled(self) -> bool:
         """MQTT is the source if a broker is named and nothing else is asked for."""
         return bool(self.mqtt_host) and self.datastore_type in (DatastoreType.AUTO, DatastoreType.MQTT)
+
+    @property
+    def crossed_families(self) -> frozenset[Family]:
+        """Families whose packets may travel over the other one, to or from a node without an address of theirs."""
+        asked = {Family.V4: self.ipv4_over_ipv6, Family.V6: self.ipv6_over_ipv4}
+        return frozenset(family for family, crosses in asked.items() if crosses)
 
     @property
     def wireguard_mark(self) -> int:

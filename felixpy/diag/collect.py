@@ -10,14 +10,14 @@ import platform
 import sys
 import tarfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from felixpy import __version__
 from felixpy.check.facts import read_facts
 from felixpy.check.judge import judge, wanted_families
-from felixpy.config import Settings
+from felixpy.config import Settings, SettingsSource
 from felixpy.config.table import shown
 from felixpy.dataplane.iptables.tools import find_tool, tool_name
 from felixpy.explain.facts import variants_in_use
@@ -62,7 +62,7 @@ class Part(NamedTuple):
     missing: str = ""
 
 
-async def collect(settings: Settings, source: Source) -> list[Part]:
+async def collect(settings: Settings, source: Source, sources: Sequence[SettingsSource]) -> list[Part]:
     """Everything that can be had, in order; takes some seconds."""
     parts = [
         await _part("versions.json", _versions),
@@ -70,7 +70,7 @@ async def collect(settings: Settings, source: Source) -> list[Part]:
         await _part("agent/status.json", lambda: _asked(settings, "status")),
         await _part("agent/settings.json", lambda: _asked(settings, "settings")),
         await _part("agent/metrics.txt", lambda: _asked(settings, "metrics")),
-        await _part("check.json", lambda: _check(settings, source)),
+        await _part("check.json", lambda: _check(settings, source, sources)),
         await _part("kernel/sysctl.txt", _sysctls),
     ]
     for name, command in {**COMMANDS, **_iptables()}.items():
@@ -169,9 +169,10 @@ async def _asked(settings: Settings, verb: str) -> bytes:
     return said.encode() if isinstance(said, str) else await _json(said)
 
 
-async def _check(settings: Settings, source: Source) -> bytes:
-    facts = await read_facts(settings, source, CHECK_SECONDS)
-    return await _json([one._asdict() for one in judge(settings, facts, wanted_families(settings, ""))])
+async def _check(settings: Settings, source: Source, sources: Sequence[SettingsSource]) -> bytes:
+    facts = await read_facts(settings, source, CHECK_SECONDS, sources)
+    findings = judge(facts.settings, facts, wanted_families(facts.settings, ""))
+    return await _json([one._asdict() for one in findings])
 
 
 async def _sysctls() -> bytes:

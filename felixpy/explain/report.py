@@ -88,11 +88,11 @@ async def answer(packet: Packet, interface: str | None) -> tuple[Verdict, str, l
         packet.iif = interface or ""
         verdict = explain(kernel.node, packet)
         verdict.doubts += kernel.lost(packet)
-        _follow(kernel, verdict)
+        await _follow(kernel, verdict)
         return verdict, packet.iif, kernel.missing
 
 
-def _follow(kernel: Kernel, verdict: Verdict) -> None:
+async def _follow(kernel: Kernel, verdict: Verdict) -> None:
     """Where the way leads into a tunnel, go on with the packet around it: what stops that stops both."""
     around = read_tunnels().around(verdict)
     if around is None:
@@ -101,14 +101,22 @@ def _follow(kernel: Kernel, verdict: Verdict) -> None:
         verdict.outcome, verdict.by = Outcome.DROPPED, f"the tunnel: {around.fault}; `felixpy show underlay`"
         verdict.around = Encapsulated(around)
         return
-    if not around.outer.source:  # the kernel takes the address that its route says
-        around.outer.source = kernel.route(around.outer).source
-    outer = explain(kernel.node, around.outer)
+    if around.outer.family is verdict.packet.family:
+        outer = _explain_outer(kernel, around.outer)
+    else:
+        async with read_kernel(around.outer.family) as other:
+            outer = _explain_outer(other, around.outer)
     verdict.around = Encapsulated(around, outer)
     verdict.doubts += [f"around it: {doubt}" for doubt in outer.doubts]
     if outer.outcome is not Outcome.PASSES:
         verdict.outcome = Outcome.UNKNOWN if outer.outcome is Outcome.UNKNOWN else Outcome.DROPPED
         verdict.by = f"what stops the packet around it: {outer.by or tell(outer)}"
+
+
+def _explain_outer(kernel: Kernel, packet: Packet) -> Verdict:
+    if not packet.source:  # the kernel takes the address that its route says
+        packet.source = kernel.route(packet).source
+    return explain(kernel.node, packet)
 
 
 def exit_code(verdict: Verdict) -> int:

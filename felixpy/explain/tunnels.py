@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from felixpy.calc.mtu import Tunnel
 from felixpy.explain.packet import UDP, Packet
 from felixpy.explain.walk import Around, Outcome, Verdict
-from felixpy.model.net import FAMILIES, format_address
+from felixpy.model.net import FAMILIES, family_of, format_address
 from felixpy.model.vtep import format_mac
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkError, NetlinkSocket
@@ -50,7 +50,7 @@ class Tunnels:
         node = self.fdb.get((inner.oif, mac))
         if node is None:
             return Around(inner.oif, kind, device.mtu, fault=f"{inner.oif} does not know where {format_mac(mac)} is")
-        outer = Packet(inner.family, device.local, node, UDP, device.port, vni=device.vni)
+        outer = Packet(family_of(node), device.local, node, UDP, device.port, vni=device.vni)
         return Around(inner.oif, kind, device.mtu, outer)
 
 

@@ -29,6 +29,11 @@ class Family(IntEnum):
         """4 or 6, for people and for object names."""
         return 4 if self is Family.V4 else 6
 
+    @property
+    def other(self) -> Family:
+        """The other one of the two."""
+        return Family.V6 if self is Family.V4 else Family.V4
+
     def __str__(self) -> str:
         return f"IPv{self.version}"
 

@@ -31,7 +31,7 @@ WORLD = [
     pool("tunnel", "10.66.0.0/16", encapsulation=Encapsulation.VXLAN),
     pool("tunnel6", "fd00:66::/64", encapsulation=Encapsulation.VXLAN),
     pool("ipip", "10.67.0.0/16", encapsulation=Encapsulation.IPIP),
-    node(NODE, "192.0.2.1/24", "2001:db8::1/64"),
+    node(NODE, "192.0.2.1/24", "2001:db8::1/64", vxlan=("fd00:66::3",)),
     node("n2", "192.0.2.2/24", "2001:db8::2/64", key=2),
     block("10.65.0.0/26", NODE),
     block("10.65.0.64/26", "n2"),

@@ -93,10 +93,10 @@ def updates(draw: st.DrawFn) -> Update:
 Batches = st.lists(st.lists(updates(), min_size=1, max_size=4), max_size=12)
 
 
-FLOATING = replace(SETTINGS, floating_ips=True)
+ALL_ON = replace(SETTINGS, floating_ips=True, ipv6_over_ipv4=True, ipv4_over_ipv6=True)
 
 
-def new(settings: Settings = FLOATING, host: Host = HOST_FACTS) -> Calculation:
+def new(settings: Settings = ALL_ON, host: Host = HOST_FACTS) -> Calculation:
     return Calculation(Store(settings.nodename), settings, host)
 
 
@@ -127,7 +127,7 @@ def outcome(calculation: Calculation) -> tuple[dict[Key, Value | Absent], dict[R
     return calculation.entries(), calculation.problems
 
 
-def from_scratch(remaining: Sequence[Update], settings: Settings = FLOATING, host: Host = HOST_FACTS) -> Calculation:
+def from_scratch(remaining: Sequence[Update], settings: Settings = ALL_ON, host: Host = HOST_FACTS) -> Calculation:
     calculation = new(settings, host)
     for update in remaining:
         calculation.store.apply(update)
@@ -226,6 +226,8 @@ OTHER_SETTINGS = [
     *(replace(SETTINGS, program_cluster_routes=one) for one in ProgramClusterRoutes),
     replace(SETTINGS, vxlan_enabled=False, ipip_enabled=True),
     replace(SETTINGS, floating_ips=True),
+    replace(SETTINGS, ipv6_over_ipv4=True),
+    replace(SETTINGS, ipv4_over_ipv6=True, vxlan_enabled=False),
     replace(SETTINGS, external_nodes_cidr_list=nets("192.0.2.0/24"), interface_prefix=("eth", "cali1")),
 ]
 OTHER_HOSTS = [HOST_FACTS, replace(HOST_FACTS, ipv6=False), replace(HOST_FACTS, addresses=(), rp_filter=2)]
@@ -243,10 +245,11 @@ def test_changes_of_settings_and_of_the_host_are_like_a_start_with_them(
 ) -> None:
     calculation, mirror = new(), dict[Key, Value]()
     follow(mirror, calculation.calculate({HOST}))
-    wanted, host = FLOATING, HOST_FACTS
+    wanted, host = ALL_ON, HOST_FACTS
     for batch, wanted, host in steps:
         follow(mirror, take(calculation, batch))
         follow(mirror, calculation.reconfigure(wanted, host))
+        calculation.policy.settled()
     scratch = from_scratch(latest(batch for batch, _, _ in steps), wanted, host)
     assert outcome(calculation) == outcome(scratch)
     assert mirror == calculation.entries()

@@ -108,15 +108,16 @@ def becomes(look: Callable[[], bool], what: str, seconds: float = PATIENCE_S) ->
 
 
 class Lab:
-    """Namespaces ``fabric``, ``n1``…, and ``w1``… for the workloads."""
+    """Namespaces ``fabric``, ``n1``…, and ``w1``… for workloads. ``settings`` are those of all agents and commands."""
 
-    def __init__(self, specs: tuple[Spec, ...] = SPECS) -> None:
+    def __init__(self, specs: tuple[Spec, ...] = SPECS, settings: Mapping[str, str] | None = None) -> None:
         self.specs = specs
         self._folder = tempfile.TemporaryDirectory(prefix="felixpy-underlay-")
         self.folder = Path(self._folder.name)
         self.resources = self.folder / "resources"
         self.resources.mkdir()
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
+        self.settings: Mapping[str, str] = settings or {}
         self._build()
 
     # --- links -------------------------------------------------------------------------------------------------------
@@ -205,6 +206,7 @@ class Lab:
             "FELIX_ENDPOINTSTATUSPATHPREFIX": "none",
             "FELIX_MTUFILE": "none",
             "FELIX_NFTABLESMODE": "Enabled",
+            **self.settings,
             **(settings or {}),
         }
 
