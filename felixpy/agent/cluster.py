@@ -41,7 +41,7 @@ from felixpy.model.net import FAMILIES, Family, Net, format_address
 from felixpy.node.detection import Surroundings
 from felixpy.node.interfaces import read_surroundings
 from felixpy.node.own_addresses import OwnAddresses, read_variables
-from felixpy.node.pools import NAMES, PoolSettingError, default_pools
+from felixpy.node.pools import PoolSettingError, default_pools, installation_pools
 from felixpy.standing import Standing
 
 READY_LOOK_SECONDS = 0.1
@@ -51,6 +51,7 @@ LOOK_AGAIN_SECONDS = 300.0
 
 ADDRESSES = "the node's addresses are not as IP and IP6 say"
 CONDITION, REASON, MESSAGE = "NetworkUnavailable", "FelixpyIsUp", "felixpy programs the network of this node"
+INSTALLATION = "/apis/operator.tigera.io/v1/installations/default"
 POOLS = "/apis/projectcalico.org/v3/ippools"
 KUBEADM = "/api/v1/namespaces/kube-system/configmaps/kubeadm-config"
 
@@ -75,7 +76,7 @@ class View:
 
 
 class ClusterNode:
-    """This node, as it tells the cluster. ``any_pool``: whether a pool that nobody named a range for will do."""
+    """This node, as it tells the cluster. ``any_pool``: whether an IPv4 pool that nobody named a range for will do."""
 
     def __init__(
         self, node: str, api: Api, view: View, *, any_pool: bool, environment: Mapping[str, str] = os.environ
@@ -150,7 +151,7 @@ class ClusterNode:
     # --- pools -------------------------------------------------------------------------------------------------
 
     async def make_pools(self) -> None:
-        """Make the default pools of families that have none.
+        """Make the pools of families that have none: those that an ``Installation`` lists, else the default ones.
 
         Raises:
             ApiError, PoolSettingError
@@ -159,18 +160,9 @@ class ClusterNode:
         missing = [family for family in self._view.families() if family not in existing]
         if not missing:
             return
-        environment = dict(self._environment)
-        for family, cidr in (await self._kubeadm_ranges()).items():
-            environment.setdefault(_range_variable(family), cidr)
-        for pool in default_pools(
-            environment,
-            existing=existing,
-            host_addresses=[net.packed for net in self._view.addresses()],
-            random_bytes=os.urandom(5),
-            ipv6=Family.V6 in missing,
-        ):
-            family = Family.V6 if pool["metadata"]["name"] == NAMES[Family.V6] else Family.V4
-            if family not in missing or not (environment.get(_range_variable(family)) or self._any_pool):
+        pools = installation_pools(await self._read_or_nothing(INSTALLATION))
+        for pool in await self._default_pools(missing, existing) if pools is None else pools:
+            if _family(pool["spec"]["cidr"]) not in missing:
                 continue
             try:
                 await self._api.request("POST", POOLS, pool)
@@ -178,23 +170,49 @@ class ClusterNode:
                 if error.status != CONFLICT:  # another node made it
                     raise
 
+    async def _default_pools(self, missing: Collection[Family], existing: Collection[Family]) -> list[dict[str, Any]]:
+        environment = dict(self._environment)
+        for family, cidr in (await self._kubeadm_ranges()).items():
+            environment.setdefault(_range_variable(family), cidr)
+        pools = default_pools(
+            environment,
+            existing=existing,
+            host_addresses=[net.packed for net in self._view.addresses()],
+            random_bytes=os.urandom(5),
+            ipv6=Family.V6 in missing,
+        )
+        named = {family for family in FAMILIES if environment.get(_range_variable(family))}
+        if self._any_pool and any(net.family is Family.V4 for net in self._view.addresses()):
+            named.add(Family.V4)  # as Calico: only its IPv4 pool needs no word of anybody
+        return [pool for pool in pools if _family(pool["spec"]["cidr"]) in named]
+
     async def _kubeadm_ranges(self) -> dict[Family, str]:
         """The ranges of pods that kubeadm was told, if it made this cluster."""
+        answer = await self._read_or_nothing(KUBEADM)
         try:
-            answer = await self._api.get(KUBEADM)
             written = yaml.safe_load(answer["data"]["ClusterConfiguration"])["networking"]["podSubnet"]
+        except (KeyError, TypeError, yaml.YAMLError):
+            return {}
+        return {_family(cidr): cidr.strip() for cidr in str(written or "").split(",") if cidr.strip()}
+
+    async def _read_or_nothing(self, path: str) -> dict[str, Any]:
+        """An object that need not be there, nor be ours to read."""
+        try:
+            answer: dict[str, Any] = await self._api.get(path)
         except ApiError as error:
             if error.status in (NOT_FOUND, FORBIDDEN):
                 return {}
             raise
-        except (KeyError, TypeError, yaml.YAMLError):
-            return {}
-        return {(Family.V6 if ":" in cidr else Family.V4): cidr.strip() for cidr in str(written).split(",")}
+        return answer
 
 
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110  readiness is a conclusion of many things, not an event
         await asyncio.sleep(READY_LOOK_SECONDS)
+
+
+def _family(cidr: str) -> Family:
+    return Family.V6 if ":" in cidr else Family.V4
 
 
 def _range_variable(family: Family) -> str:

@@ -25,6 +25,7 @@ from felixpy.cni.attachments import LocalAttachments
 from felixpy.config import DatastoreType, MqttPeers, Settings
 from felixpy.config.local import Local, local_sources
 from felixpy.config.table import shown
+from felixpy.config.values import IPAMType
 from felixpy.node.detection import DetectionError
 from felixpy.observe.connections import raise_descriptor_limit
 from felixpy.observe.control import serve_control_forever
@@ -232,7 +233,8 @@ def _cluster_node(
         changed=agent.own_changed,
         tunnels=(lambda: tunnels.find(agent.store.nodes.get(settings.nodename))) if tunnels is not None else None,
     )
-    return ClusterNode(settings.nodename, api, view, any_pool=False).run()
+    # A pod CIDR has to lie in the pool; blocks are taken out of whatever pool there is.
+    return ClusterNode(settings.nodename, api, view, any_pool=settings.ipam_type is IPAMType.CALICO).run()
 
 
 def _events(api: Api, agent: Agent) -> Coroutine[None, None, None]:

@@ -62,13 +62,14 @@ def default_conflist(socket: Path, families: Sequence[Family]) -> bytes:
 def given_conflist(text: bytes, socket: Path) -> bytes:
     """A configuration that somebody wrote: a list, or one plugin alone, with the socket of this agent put in.
 
-    Calico's plugin types are taken for ours, so that its configurations can be used as they are.
+    Calico's plugin types are taken for ours, so that its configurations can be used as they are: that of its manifest,
+    too, in which its installer would replace ``__CNI_MTU__``; what the agent finds counts in its place.
 
     Raises:
         BadNetworkConfiguration: what is wrong with it.
     """
     try:
-        written = msgspec.json.decode(text)
+        written = msgspec.json.decode(text.replace(b"__CNI_MTU__", b"0"))
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadNetworkConfiguration(f"it is not JSON: {error}") from None
     if not isinstance(written, dict):

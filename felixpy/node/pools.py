@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from felixpy.model.expand import INSTALLATION, expand_parts
+from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import FAMILIES, Family, Net, quote
 from felixpy.model.selectors import parse_selector
 
@@ -30,7 +32,7 @@ _FALSE = frozenset({"false", "0", "no", "n", "f"})
 
 
 class PoolSettingError(ValueError):
-    """A CALICO_IPV?POOL_* setting that cannot be used; one sentence with its name."""
+    """A setting or an ``Installation`` that cannot be used; one sentence with its name."""
 
 
 def default_pools(
@@ -63,6 +65,27 @@ def default_pools(
         pool = _pool(family, environment, cidrs[family], host_addresses, random_bytes)
         if family not in existing and (family is Family.V4 or ipv6):
             pools.append(pool)
+    return pools
+
+
+def installation_pools(installation: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The pools that an ``Installation`` lists, as v3 objects; None if it says nothing of pools.
+
+    Raises:
+        PoolSettingError
+    """
+    spec = installation.get("spec")
+    network = spec.get("calicoNetwork") if isinstance(spec, Mapping) else None
+    if not isinstance(network, Mapping) or network.get("ipPools") is None:
+        return None
+    pools = []
+    try:
+        for part in expand_parts({**installation, "apiVersion": INSTALLATION, "kind": "Installation"}):
+            if part.error is not None:
+                raise part.error
+            pools.append(dict(part.object))
+    except InvalidResource as error:
+        raise PoolSettingError(f"Installation {error}") from None
     return pools
 
 

@@ -64,6 +64,13 @@ def test_a_configuration_of_calico_serves_as_it_is() -> None:
     assert written["plugins"][1] == CALICO["plugins"][1]
 
 
+def test_the_template_of_calicos_manifest_serves_before_its_installer_has_filled_it_in() -> None:
+    template = json.dumps(CALICO).replace("1440", "__CNI_MTU__").replace('"n1"', '"__KUBERNETES_NODE_NAME__"')
+    written = json.loads(given_conflist(template.encode(), SOCKET))
+    assert written["plugins"][0]["mtu"] == 0  # the agent's
+    assert "__" not in json.dumps(written)
+
+
 def test_whether_pods_may_ask_for_floating_addresses() -> None:
     plugin = {"name": "n", "cniVersion": "1.0.0", "type": "felixpy-cni", "ipam": {"type": "felixpy-ipam"}}
     assert not parse_configuration(plugin).floating

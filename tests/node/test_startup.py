@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from felixpy.agent.cluster import ClusterNode, View
+from felixpy.agent.cluster import INSTALLATION, ClusterNode, View
 from felixpy.config import load_environment, resolve
+from felixpy.kubernetes.client import ApiError
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.node.detection import Address, DetectionError, Interface, Surroundings
 from felixpy.node.document import own_node
@@ -105,24 +106,74 @@ def test_a_pool_variable_that_cannot_be_used_makes_no_pool(environment: dict[str
 
 
 class Api:
-    """Answers with what kubeadm wrote, and keeps what is created."""
+    """Answers with what kubeadm wrote and with an Installation, and keeps what is created."""
 
-    def __init__(self, pod_subnet: str) -> None:
+    def __init__(self, pod_subnet: str, installation: dict[str, Any] | None = None) -> None:
         self._pod_subnet = pod_subnet
+        self._installation = installation
         self.made: dict[str, str] = {}
 
     async def get(self, path: str) -> Any:
-        return {"data": {"ClusterConfiguration": f"networking:\n  podSubnet: {self._pod_subnet}\n"}}
+        if path != INSTALLATION:
+            return {"data": {"ClusterConfiguration": f"networking:\n  podSubnet: {self._pod_subnet}\n"}}
+        if self._installation is None:
+            raise ApiError(404, "there is none")
+        return {"metadata": {"name": "default"}, "spec": {"calicoNetwork": self._installation}}
 
     async def request(self, method: str, path: str, body: Any = None, **more: Any) -> bytes:
         self.made[body["metadata"]["name"]] = body["spec"]["cidr"]
         return b"{}"
 
 
-@pytest.mark.parametrize("subnets", ["10.244.0.0/16,fd00:10:244::/56", "10.244.0.0/16, fd00:10:244::/56"])
+def made(api: Api, existing: tuple[Family, ...] = ()) -> dict[str, str]:
+    view = View(lambda: True, lambda: True, lambda: [], lambda: FAMILIES, lambda: existing)
+    asyncio.run(ClusterNode(NAME, api, view, any_pool=False, environment={}).make_pools())  # type: ignore[arg-type]
+    return api.made
+
+
+DUAL = "10.244.0.0/16,fd00:10:244::/56"
+
+
+@pytest.mark.parametrize("subnets", [DUAL, "10.244.0.0/16, fd00:10:244::/56"])
 def test_clusters_of_kubeadm_need_no_pool_variable(subnets: str) -> None:
     """Calico splits without trimming, and loses the second range where somebody put a space before it."""
-    api = Api(subnets)
-    view = View(lambda: True, lambda: True, lambda: [], lambda: FAMILIES, lambda: ())
-    asyncio.run(ClusterNode(NAME, api, view, any_pool=False, environment={}).make_pools())  # type: ignore[arg-type]
-    assert api.made == {"default-ipv4-ippool": "10.244.0.0/16", "default-ipv6-ippool": "fd00:10:244::/56"}
+    assert made(Api(subnets)) == {"default-ipv4-ippool": "10.244.0.0/16", "default-ipv6-ippool": "fd00:10:244::/56"}
+
+
+@pytest.mark.parametrize(
+    ("network", "existing", "pools"),
+    [
+        ({"ipPools": [{"cidr": "2001::00/64"}]}, (), {"default-ipv6-ippool": "2001::/64"}),
+        (
+            {"ipPools": [{"cidr": "10.48.0.0/21"}, {"cidr": "10.49.0.0/21"}, {"cidr": "2001::00/64", "name": "six"}]},
+            (Family.V6,),
+            {"10.48.0.0-21": "10.48.0.0/21", "10.49.0.0-21": "10.49.0.0/21"},
+        ),
+        ({"ipPools": []}, (), {}),
+        ({"bgp": "Disabled"}, (), {"default-ipv4-ippool": "10.244.0.0/16", "default-ipv6-ippool": "fd00:10:244::/56"}),
+    ],
+    ids=("one family", "one family is there", "none", "nothing said of pools"),
+)
+def test_an_installation_says_which_pools_are_made(
+    network: dict[str, Any], existing: tuple[Family, ...], pools: dict[str, str]
+) -> None:
+    assert made(Api(DUAL, network), existing) == pools
+
+
+@pytest.mark.parametrize(("addresses", "pools"), [((V4, V6), USUAL4), ((V6,), {})], ids=("with IPv4", "without"))
+def test_where_blocks_are_taken_out_of_pools_ipv4_needs_no_word_of_a_range(
+    addresses: tuple[str, ...], pools: dict[str, tuple[str, int, bool]]
+) -> None:
+    api = Api("")
+    own = [Net.parse_interface(one) for one in addresses]
+    view = View(lambda: True, lambda: True, lambda: own, lambda: FAMILIES, lambda: ())
+    asyncio.run(ClusterNode(NAME, api, view, any_pool=True, environment=POOL6).make_pools())  # type: ignore[arg-type]
+    wanted = {name: cidr for name, (cidr, _, _) in (pools | SEED6).items()}
+    assert api.made == wanted
+
+
+def test_an_installation_with_a_wrong_pool_makes_none_and_says_which() -> None:
+    api = Api(DUAL, {"ipPools": [{"cidr": "10.48.0.0/21"}, {"cidr": "2001::1/64"}]})
+    with pytest.raises(PoolSettingError, match=r"Installation.*ipPools\[1\]\.cidr"):
+        made(api)
+    assert api.made == {}
