@@ -21,7 +21,7 @@ IN := $(DESTDIR)$(PREFIX)
 export PREFIX DESTDIR IN
 RUNNING_SYSTEMD := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 
-.PHONY: help setup demo test test-quick test-kernels soak fuzz bench lint clean cni install uninstall deb
+.PHONY: help setup demo test test-quick test-kernels soak fuzz bench lint clean cni image conformance test-api install uninstall deb
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,19 @@ cni: build/felixpy-cni ## the CNI plugin that container runtimes start: build/fe
 build/felixpy-cni: felixpy/cni/stub/felixpy-cni.c
 	@mkdir -p build
 	gcc -static -O2 -std=c11 -Wall -Wextra -Werror -o $@ $<
+
+# The image as an archive for nodes without a registry. CTR="ctr --address …" also loads it into that containerd.
+BASE ?= debian:12.12-slim
+BUILDAH ?= buildah
+CTR ?=
+IMAGE_NAME = docker.io/library/felixpy:$(VERSION)
+
+image: ## the image that the manifests name: build/image.tar; make image CTR=ctr also loads it into this node's containerd
+	@mkdir -p build
+	$(BUILDAH) build --format docker --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) --tag $(IMAGE_NAME) .
+	@rm -f build/image.tar
+	$(BUILDAH) push $(IMAGE_NAME) docker-archive:build/image.tar:$(IMAGE_NAME)
+	$(if $(CTR),$(CTR) --namespace k8s.io images import build/image.tar)
 
 .venv/bench-ready: .venv/ready
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint .ci/constraints.txt --editable '.[bench]'

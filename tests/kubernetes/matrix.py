@@ -1,6 +1,9 @@
 """Which pod reaches which, over each family, under one policy after another: upstream's tests of policy ask IPv4 only.
 
-usage: matrix.py RUN      RUN is the folder of a running cluster; ends with 1 if a pair is not as it should be
+usage: python -m tests.kubernetes.matrix RUN
+
+RUN is the folder of a running cluster. Ends with 1 if a pair is not as it should be.
+
 Three pods: a and b in one namespace, on two nodes, c in another. Each case says which pairs talk; the first one,
 without policy, is the control: all do. Policy takes its way through the API: a case waits until the matrix is wanted,
 and looks again.
@@ -14,11 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-JSON = dict[str, Any]
+from tests.kubernetes.on_cluster import IMAGE, JSON, Kubectl
+
 PODS = {"a": ("matrix-x", "n1"), "b": ("matrix-x", "n2"), "c": ("matrix-y", "n1")}
-IMAGE = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
 PATIENCE_SECONDS = 40
 PORT, OTHER_PORT = 8080, 8081
 EVERYWHERE, LONGEST = {4: "0.0.0.0/0", 6: "::/0"}, {4: 32, 6: 128}
@@ -142,23 +145,7 @@ def cases(addresses: dict[str, dict[int, str]]) -> Iterator[Case]:
     )
 
 
-class Cluster:
-    def __init__(self, run: Path) -> None:
-        self._environ = f'export RUN="{run}"; . "{Path(__file__).parent}/cluster/env.sh"; kubectl "$@"'
-
-    def kubectl(self, *arguments: str, given: str | None = None) -> str:
-        done = subprocess.run(("bash", "-c", self._environ, "kubectl", *arguments), input=given,
-                              capture_output=True, text=True, check=False)  # fmt: skip
-        if done.returncode:
-            raise SystemExit(f"kubectl {' '.join(arguments)}: {done.stderr}")
-        return done.stdout
-
-    def apply(self, objects: list[JSON]) -> None:
-        self.kubectl("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-
-    def delete(self, objects: list[JSON]) -> None:
-        self.kubectl("delete", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-
+class Cluster(Kubectl):
     def begin(self) -> dict[str, dict[int, str]]:
         """Make the pods; their addresses by family."""
         self.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
@@ -181,22 +168,7 @@ class Cluster:
             probes = [Probe(source, target, family, port) for target in PODS if target != source
                       for family in addresses[target] for port in (PORT, OTHER_PORT)]  # fmt: skip
             tries = " ".join(attempt(probe, addresses[probe.target][probe.family]) for probe in probes) + " wait"
-            command = (
-                "bash",
-                "-c",
-                self._environ,
-                "kubectl",
-                "-n",
-                namespace,
-                "exec",
-                source,
-                "-c",
-                "one",
-                "--",
-                "sh",
-                "-c",
-                tries,
-            )
+            command = self.command("-n", namespace, "exec", source, "-c", "one", "--", "sh", "-c", tries)
             running[source] = probes, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         found = {}
         for probes, process in running.values():
@@ -256,4 +228,5 @@ def main(run: str) -> int:
     return 1 if failed else 0
 
 
-sys.exit(main(*sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

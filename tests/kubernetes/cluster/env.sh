@@ -10,7 +10,7 @@ export KUBECONFIG=$RUN/kubeconfig
 CP4=172.30.0.1 CP6=fd30::1
 node4() { echo "172.30.0.1$1"; }
 node6() { echo "fd30::1$1"; }
-# FAMILIES: dual, ipv4 or ipv6, the family of pods and Services; nodes have addresses of both.
+# FAMILIES: dual, ipv4 or ipv6, the family of pods and Services; nodes have addresses of both, with ONLY_IPV6=1 of IPv6 alone.
 FAMILIES=${FAMILIES:-dual}
 case $FAMILIES in
 dual) POD=10.48.0.0/16,fd48::/48 SVC=10.96.0.0/16,fd96::/112 ;;
@@ -18,6 +18,7 @@ ipv4) POD=10.48.0.0/16 SVC=10.96.0.0/16 ;;
 ipv6) POD=fd48::/48 SVC=fd96::/112 ;;
 *) echo "FAMILIES=$FAMILIES: dual, ipv4 or ipv6" >&2; exit 2 ;;
 esac
+POD=${POD_RANGES:-$POD}  # ranges of pods of one's own
 CP=$CP4
 NODE_IP() { echo "$(node4 "$1"),$(node6 "$1")"; }
 if [ "$FAMILIES" = ipv4 ]; then NODE_IP() { node4 "$1"; }; fi

@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd); . "$here/env.sh"
 n=$1 mode=${2:-nftables} name=n$1 dir=$RUN/n$1 ns=$P-n$1
 mkdir -p "$dir"/{kubelet,containerd,cni,cnibin,cninet,pods,containers,tmp,felixpy,calico} \
 	/var/lib/{kubelet,containerd,cni,felixpy} /etc/cni/net.d /opt/cni/bin /var/log/{pods,containers}
-cp "${CNI_PLUGINS:-/usr/lib/cni}"/{loopback,portmap} "$dir/cnibin/"
+cp "${CNI_PLUGINS:-/usr/lib/cni}"/{loopback,portmap,bandwidth} "$dir/cnibin/"
 
 ip netns add "$ns"
 ip link add "$P-v$n" netns "$P-cp" type veth peer name eth0 netns "$ns"
@@ -14,9 +14,8 @@ ip -n "$P-cp" link set "$P-v$n" master br0 up
 ip netns exec "$ns" sysctl -qw net.ipv6.conf.{default,all}.accept_dad=0 net.ipv4.conf.all.rp_filter=0
 ip -n "$ns" link set lo up
 ip -n "$ns" link set eth0 up
-ip -n "$ns" addr add "$(node4 "$n")/24" dev eth0
+[ -n "${ONLY_IPV6:-}" ] || { ip -n "$ns" addr add "$(node4 "$n")/24" dev eth0; ip -n "$ns" route add default via "$CP4"; }
 ip -n "$ns" addr add "$(node6 "$n")/64" dev eth0 nodad
-ip -n "$ns" route add default via "$CP4"
 ip -n "$ns" -6 route add default via "$CP6"
 
 cat >"$dir/containerd.toml" <<T
