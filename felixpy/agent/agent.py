@@ -24,6 +24,7 @@ from felixpy.agent.comparisons import Comparisons
 from felixpy.agent.configuration import Configuration
 from felixpy.agent.leftovers import Leftovers
 from felixpy.agent.outcome import Outcome, StatusPublisher
+from felixpy.agent.policy_counts import PolicyCounts
 from felixpy.agent.telling import Telling
 from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host
@@ -132,6 +133,7 @@ class Agent:
         self.comparisons = Comparisons(self.configuration, self._standing, self._calm, self._wake_up)
         self.started = self.last_progress = time.monotonic()
         self.metrics.sampled.append(lambda: sampling.sample(self))
+        self.metrics.read_first.append(PolicyCounts(self, self._standing, self._calm).read)
 
     # --- Sink ------------------------------------------------------------------------------------------------
 

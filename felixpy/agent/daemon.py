@@ -113,9 +113,13 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
         api.on_connected = lambda peer: agent.connected_to(peer, api_port)
     agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
     unserved: dict[str, str] = {}
+
+    async def metrics() -> str:
+        return (await agent.metrics.latest()).decode()
+
     answers = {
         "status": lambda: details(agent, unserved),
-        "metrics": lambda: agent.metrics.text().decode(),
+        "metrics": metrics,
         "settings": lambda: shown(agent.settings),
     }
     questions = {"plan": Planner(agent).plan}
@@ -123,7 +127,7 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
         mqtt.questions.answering = questions
     parts = (
         serve_latest(
-            settings, changes, agent.live, agent.is_ready, agent.metrics.text, lambda: health(agent), unserved
+            settings, changes, agent.live, agent.is_ready, agent.metrics.latest, lambda: health(agent), unserved
         ),
         serve_control_forever(settings.control_socket, answers, questions),
         measure_lag(agent.metrics),

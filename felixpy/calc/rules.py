@@ -374,11 +374,15 @@ Action = (
 
 
 class Rule(NamedTuple):
-    """A rule; ``comment`` is for people who list the rules (ASCII, at most 100 characters, no quotes)."""
+    """A rule; ``comment`` is for people who list the rules (ASCII, at most 100 characters, no quotes).
+
+    ``counted``: the kernel counts the packets that come to the action. iptables does so with every rule.
+    """
 
     matches: tuple[Match, ...]
     action: Action
     comment: str = ""
+    counted: bool = False
 
 
 RuleKey = ChainKey | ClassElement
@@ -431,6 +435,7 @@ class RuleSettings:
     service_loops: Verdict | None = Verdict.DROP
     masq_agent: MasqAgentSources | None = None
     floating: bool = False
+    count_decisions: bool = False
 
     @classmethod
     def of(
@@ -482,6 +487,7 @@ class RuleSettings:
             service_loops=_service_loops(settings),
             masq_agent=settings.ip_masq_agent_sources if settings.ip_masq_agent_config else None,
             floating=settings.floating_ips,
+            count_decisions=settings.policy_counters,
         )
 
 

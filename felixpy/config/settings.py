@@ -183,6 +183,10 @@ class Settings:
     log_action_rate_limit_burst: int = _setting(
         5, "LogActionRateLimitBurst", integer(1, 9999), "How many packets a Log rule writes before its limit counts."
     )
+    policy_counters: bool = _setting(
+        True, "PolicyCounters", switch("Enabled", "Disabled"),
+        "Count packets that policies, profiles and ends of tiers allow and deny, for metrics.", ours=True,
+    )  # fmt: skip
     service_loop_prevention: ServiceLoopPrevention = _setting(
         ServiceLoopPrevention.DROP, "ServiceLoopPrevention", choice(ServiceLoopPrevention),
         "What becomes of forwarded packets to a Service that nobody took: the ranges of the default BGPConfiguration.",

@@ -16,6 +16,7 @@ from felixpy.calc.policy.carrier import MarkBits
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.rules import ChainKey, Chains, Goto, Jump, Rule, RuleKey
 from felixpy.dataplane.packet_filter import (
+    CountedPackets,
     FilterChange,
     FilterCounts,
     FilterKey,
@@ -119,6 +120,10 @@ class FakePacketFilter:
 
     async def remove_all(self) -> None:
         self.chains, self.elements, self.sets, self.containers = {}, set(), set(), False
+
+    async def decisions(self) -> list[CountedPackets]:
+        """No packets come here."""
+        return []
 
     def counts(self) -> FilterCounts:
         return FilterCounts(writes=self.writes)

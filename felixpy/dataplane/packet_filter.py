@@ -97,6 +97,15 @@ class FilterChange:
         )
 
 
+class CountedPackets(NamedTuple):
+    """What a rule has counted since it was made: its chain, without what a back-end puts before the name."""
+
+    chain: str
+    comment: str
+    denied: bool
+    packets: int
+
+
 @dataclass(slots=True)
 class FilterCounts:
     """What a back-end has done since it was made, for metrics; what it does not do stays 0.
@@ -194,6 +203,15 @@ class PacketFilter(Protocol):
 
         Raises:
             NetlinkError, FilterError
+        """
+
+    async def decisions(self) -> list[CountedPackets]:
+        """Packets that rules have allowed and denied, read from the kernel in slices; also rules that are no policy's.
+
+        May be called while anything else of the back-end is under way.
+
+        Raises:
+            NetlinkError, FilterError: the kernel or a tool refused to tell.
         """
 
     def counts(self) -> FilterCounts:

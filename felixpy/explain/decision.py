@@ -10,10 +10,10 @@ import re
 from typing import NamedTuple
 
 from felixpy.calc.policy.classes import Direction, Use
+from felixpy.calc.policy.policy_rules import END_OF_TIER, NO_PROFILE
 from felixpy.explain.packet import Chain, Rule, owner
 
 NO_CLASS = "the interface has no class yet"
-NO_PROFILE = "no profile allows it"
 NO_POLICY = "no policy, and no profile that denies anything"
 UNDECIDED = "no policy and no profile decides"
 
@@ -84,7 +84,7 @@ def decision(table: str, chain: Chain, rule: Rule, kind: str) -> Decision | None
     if found := _CLASS.fullmatch(chain.name) or _HOST.fullmatch(chain.name):
         if did == "allows":
             return Decision(_direction(found[1]), UNDECIDED, did) if rule is chain.rules[-1] else None
-        is_end = rule.comment.startswith("end of tier ")
+        is_end = rule.comment.startswith(END_OF_TIER)
         return Decision(_direction(found[1]), rule.comment if is_end else NO_PROFILE, did)
     if rule.comment == "no policy":
         is_inward = chain.name.endswith("-to")

@@ -109,7 +109,7 @@ class Hub:
             "refused": dict(sorted(self.cluster.refused.items())[:100]),
         }
 
-    def metrics(self) -> bytes:
+    async def metrics(self) -> bytes:
         """As Prometheus reads them."""
         registry = CollectorRegistry()
         for name, (meaning, value) in METRICS.items():

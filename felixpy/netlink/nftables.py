@@ -77,6 +77,7 @@ NFT_REJECT_ICMP_UNREACH = 0
 ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH = 3, 4
 
 NFT_LIMIT_PKTS = 0
+COUNTER_PACKETS = 2
 
 UDATA_RULE_COMMENT = 0
 UDATA_SET_KEYBYTEORDER, UDATA_SET_DATABYTEORDER, UDATA_SET_COMMENT = 0, 1, 7
@@ -107,6 +108,16 @@ class Hook(NamedTuple):
     type: str
     hook: int
     priority: int
+
+
+class CountedRule(NamedTuple):
+    """What the counter of a rule says; ``denied``: the rule drops or rejects."""
+
+    table: str
+    chain: str
+    comment: str
+    denied: bool
+    packets: int
 
 
 class KernelSet(NamedTuple):
@@ -146,6 +157,7 @@ _COMPARED = {
     "limit": (1, 2, 3, 4, 5),
     "log": (1, 2, 3, 4, 5, 6),
     "notrack": (),
+    "counter": (),
 }
 PORTS: Final = "ports"
 """An expression of our own: a lookup of register 1 in an anonymous set of ports, with the set's content.
@@ -397,6 +409,11 @@ def notrack() -> Expression:
     return Expression("notrack", ())
 
 
+def counter() -> Expression:
+    """Count packets and bytes, from 0; what is counted is no part of the rule's comparable form."""
+    return Expression("counter", ())
+
+
 def port_set(ranges: Iterable[tuple[int, int]], *, negated: bool = False) -> Expression:
     """Register 1 is a port in one of the ranges, or in none: see ``PORTS``. They must not overlap or touch."""
     content = b"".join(struct.pack(">HH", first, last) for first, last in sorted(ranges))
@@ -500,6 +517,11 @@ def verdict(code: int, chain: str | None = None) -> Expression:
     return Expression("immediate", ((1, be32(REG_VERDICT)), (2, attribute(2, inner))))
 
 
+_DROP: Final = b"".join(attribute(kind, value) for kind, value in verdict(NF_DROP).attributes)
+_COUNTER, _REJECT = attribute(1, name("counter")), attribute(1, name("reject"))
+"""What tells an expression from others where it is not taken apart: the drop by its verdict, others by their name."""
+
+
 def immediate(data: bytes, register: int) -> Expression:
     return Expression("immediate", ((1, be32(register)), (2, attribute(1, data))))
 
@@ -574,11 +596,27 @@ def decode_rule(message: Message) -> tuple[str, str, NftRule]:
     expressions = tuple(
         _decode_expression(value) for kind, value in attributes(found.get(RULE_EXPRESSIONS, b"")) if kind == 1
     )
-    comment = ""
-    userdata = found.get(RULE_USERDATA, b"")
+    return _text(found[RULE_TABLE]), _text(found[RULE_CHAIN]), NftRule(expressions, _comment(found))
+
+
+def _comment(rule: Mapping[int, bytes]) -> str:
+    userdata = rule.get(RULE_USERDATA, b"")
     if len(userdata) > 2 and userdata[0] == UDATA_RULE_COMMENT:
-        comment = _text(userdata[2 : 2 + userdata[1]])
-    return _text(found[RULE_TABLE]), _text(found[RULE_CHAIN]), NftRule(expressions, comment)
+        return _text(userdata[2 : 2 + userdata[1]])
+    return ""
+
+
+def decode_counted(message: Message) -> CountedRule | None:
+    """The counter of a rule, None if it has none. Expressions are not taken apart: a large table has thousands."""
+    found = message_attributes(message)
+    expressions = found.get(RULE_EXPRESSIONS, b"")
+    at = expressions.find(_COUNTER)
+    if at < 0:
+        return None
+    _, values = next(attributes(expressions, at + len(_COUNTER)))
+    denied = any(expressions.find(one, at) >= 0 for one in (_DROP, _REJECT))
+    packets = _number(dict(attributes(values))[COUNTER_PACKETS])
+    return CountedRule(_text(found[RULE_TABLE]), _text(found[RULE_CHAIN]), _comment(found), denied, packets)
 
 
 def rule_handle(message: Message) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import socket
@@ -27,7 +28,7 @@ from felixpy.plain_error import PlainError
 log = structlog.get_logger("felixpy")
 
 Answers = Mapping[str, Callable[[], Any]]
-"""What can be asked, by name; each answer must be made of JSON values."""
+"""What can be asked, by name; each answer must be made of JSON values, or be awaited for them."""
 
 Questions = Mapping[str, Callable[[bytes], Awaitable[bytes]]]
 """What takes data and time: the answer is JSON already; what it raises as ``PlainError`` is told."""
@@ -137,7 +138,7 @@ async def _converse(
         while line := await asyncio.wait_for(reader.readline(), PATIENCE_SECONDS):
             question, size = _question(line, questions)
             if question is None:
-                answer = json.dumps(_answer(line, answers, questions)).encode()
+                answer = json.dumps(await _answer(line, answers, questions)).encode()
             else:
                 data = await asyncio.wait_for(reader.readexactly(size), PATIENCE_SECONDS)
                 answer = await _ask_for_long(question, data, lambda: heard(writer.transport))
@@ -179,7 +180,7 @@ async def _ask_for_long(question: Callable[[bytes], Awaitable[bytes]], data: byt
         task.cancel()
 
 
-def _answer(line: bytes, answers: Answers, questions: Questions) -> dict[str, Any]:
+async def _answer(line: bytes, answers: Answers, questions: Questions) -> dict[str, Any]:
     try:
         request = json.loads(line)
         verb = request["do"] if isinstance(request, dict) else None
@@ -188,7 +189,8 @@ def _answer(line: bytes, answers: Answers, questions: Questions) -> dict[str, An
     if not isinstance(verb, str) or verb not in answers:
         known = ", ".join(sorted({*answers, *questions}))
         return {"ok": False, "error": f"this agent does not know that request; it knows {known}"}
-    return {"ok": True, "result": answers[verb]()}
+    found = answers[verb]()
+    return {"ok": True, "result": await found if inspect.isawaitable(found) else found}
 
 
 async def ask(path: Path | None, verb: str, data: bytes | None = None) -> Any:

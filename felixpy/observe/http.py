@@ -19,7 +19,7 @@ from felixpy.observe.probes import Details, ListenError, Probe
 
 @asynccontextmanager
 async def serve(
-    settings: Settings, live: Probe, ready: Probe, metrics: Callable[[], bytes], details: Details = dict
+    settings: Settings, live: Probe, ready: Probe, metrics: Callable[[], Awaitable[bytes]], details: Details = dict
 ) -> AsyncIterator[None]:
     """Serve what the settings switch on, for the duration of the context.
 
@@ -56,9 +56,9 @@ def _probe(probe: Probe, details: Details) -> Handler:
     return answer
 
 
-def _text(text: Callable[[], bytes]) -> Handler:
+def _text(text: Callable[[], Awaitable[bytes]]) -> Handler:
     async def answer(_: web.Request) -> web.StreamResponse:
-        return web.Response(body=text(), content_type="text/plain", charset="utf-8")
+        return web.Response(body=await text(), content_type="text/plain", charset="utf-8")
 
     return answer
 

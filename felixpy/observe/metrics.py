@@ -1,14 +1,14 @@
 """Prometheus metrics. Names are Felix's where the meaning is the same, ``felixpy_*`` otherwise (docs/metrics.md).
 
 Metrics belong to an object with its own registry, not to the module, so that two agents in one process do not mix.
-Never a label per object of the stream. What can be counted when somebody asks is counted then (``sampled``), not on the
-path of an update.
+A label per object of the stream for policies alone that this node asks, and not without a setting. What can be counted
+when somebody asks is counted then (``sampled``), not on the path of an update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -49,6 +49,45 @@ class Totals(Collector):
         family = CounterMetricFamily(self.name, self._meaning, labels=self.labels)
         for labels, total in sorted(self._totals.items()):
             family.add_metric(labels, total)
+        return [family]
+
+
+class Decider(NamedTuple):
+    """Who decided about packets, and how. ``policy`` is a policy, a profile, or what nothing decided comes to."""
+
+    action: str
+    direction: str
+    tier: str
+    policy: str
+
+
+class PolicyPackets(Collector):
+    """Packets by who decided about them, from counters that begin anew with each change of their rules.
+
+    Series are of those that decide now: a policy that is gone has none.
+    """
+
+    name, labels = "felixpy_policy_packets", Decider._fields
+
+    def __init__(self) -> None:
+        self._latest: dict[str, int] = {}
+        self._totals: dict[Decider, int] = {}
+
+    def take(self, counters: Mapping[str, tuple[Decider, int]]) -> None:
+        """Take what all counters say now, by a name for each."""
+        totals = dict.fromkeys((decider for decider, _ in counters.values()), 0)
+        totals |= {decider: total for decider, total in self._totals.items() if decider in totals}
+        for name, (decider, value) in counters.items():
+            before = self._latest.get(name, 0)
+            totals[decider] += value - before if value >= before else value
+        self._latest = {name: value for name, (_, value) in counters.items()}
+        self._totals = totals
+
+    def collect(self) -> list[CounterMetricFamily]:
+        meaning = "Packets that policies, profiles and ends of tiers have allowed and denied."
+        family = CounterMetricFamily(self.name, meaning, labels=self.labels)
+        for decider, total in sorted(self._totals.items()):
+            family.add_metric(decider, total)
         return [family]
 
 
@@ -152,6 +191,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.sampled: list[Callable[[], None]] = []
         """Called before the text is made, to set what is not counted as it happens."""
+        self.read_first: list[Callable[[], Awaitable[None]]] = []
+        """Awaited before that by ``latest``, to read what others count."""
         make = _Maker(self.registry)
         make.gauge("felix_host", "Always 1, for joining.", "host").labels(node).set(1)
         self._make_stream(make)
@@ -187,6 +228,8 @@ class Metrics:
         self.profiles = make.gauge("felix_cluster_num_profiles", "Profiles known, those of namespaces too.")
         self.tiers = make.gauge("felix_cluster_num_tiers", "Tiers known.")
         self.host_endpoints = make.gauge("felix_cluster_num_host_endpoints", "Host endpoints known.")
+        self.policy_packets = PolicyPackets()
+        self.registry.register(self.policy_packets)
         self.open_endpoints = make.gauge(
             "felixpy_open_endpoints", "Endpoints of this node without profile and, in a direction, without policy."
         )
@@ -285,8 +328,14 @@ class Metrics:
         self.log_errors = make.totals("felix_log_errors", "Lines that standard error did not take.")
         ProcessCollector(registry=self.registry)
 
+    async def latest(self) -> bytes:
+        """Exposition format, with what others count as they count it now."""
+        for read in self.read_first:
+            await read()
+        return self.text()
+
     def text(self) -> bytes:
-        """Exposition format."""
+        """Exposition format, with what others count as it was read last."""
         for sample in self.sampled:
             sample()
         return generate_latest(self.registry)

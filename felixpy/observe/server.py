@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ async def serve_latest(
     changes: asyncio.Queue[Settings],
     live: Probe,
     ready: Probe,
-    metrics: Callable[[], bytes],
+    metrics: Callable[[], Awaitable[bytes]],
     details: Details = dict,
     refused: dict[str, str] | None = None,
 ) -> None:
@@ -80,7 +80,7 @@ def _served(settings: Settings) -> tuple[object, ...]:
 
 @asynccontextmanager
 async def _serving(
-    settings: Settings, live: Probe, ready: Probe, metrics: Callable[[], bytes], details: Details
+    settings: Settings, live: Probe, ready: Probe, metrics: Callable[[], Awaitable[bytes]], details: Details
 ) -> AsyncIterator[None]:
     from felixpy.observe.http import serve  # aiohttp costs 0.1 s and 8 MiB, which most nodes need not pay
 

@@ -47,6 +47,10 @@ class State:
         return self.ready
 
 
+async def nothing() -> bytes:
+    return b""
+
+
 async def get(port: int, path: str) -> tuple[int, str, str]:
     async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}{path}") as answer:
         return answer.status, await answer.text(), answer.headers["Content-Type"]
@@ -64,7 +68,7 @@ async def closed(port: int) -> bool:
 def test_probes_say_why_not_and_change_with_the_agent() -> None:
     async def check() -> None:
         state = State()
-        async with serve(ON, state.is_live, state.is_ready, Metrics("n1").text):
+        async with serve(ON, state.is_live, state.is_ready, Metrics("n1").latest):
             assert (await get(HEALTH, "/liveness"))[:2] == (200, "live\n")
             assert (await get(HEALTH, "/readiness"))[:2] == (503, f"{state.ready[1]}\n")
             state.live, state.ready = (False, "no progress for 91 s"), (True, "ready")
@@ -81,7 +85,7 @@ def test_probes_say_why_not_and_change_with_the_agent() -> None:
 def test_metrics_are_text_of_the_moment() -> None:
     async def check() -> None:
         metrics, state = Metrics("n1"), State()
-        async with serve(ON, state.is_live, state.is_ready, metrics.text):
+        async with serve(ON, state.is_live, state.is_ready, metrics.latest):
             metrics.writes.inc(41)
             status, text, kind = await get(METRICS, "/metrics")
         assert (status, kind) == (200, "text/plain; charset=utf-8")
@@ -95,7 +99,7 @@ def test_only_what_is_switched_on_is_open(health: bool, metrics: bool) -> None:
     async def check() -> None:
         settings = replace(ON, health_enabled=health, prometheus_metrics_enabled=metrics)
         state = State()
-        async with serve(settings, state.is_live, state.is_ready, bytes):
+        async with serve(settings, state.is_live, state.is_ready, nothing):
             assert await closed(HEALTH) is not health
             assert await closed(METRICS) is not metrics
 
@@ -112,7 +116,7 @@ def test_a_taken_port_is_one_sentence_with_its_setting_and_closes_the_other() ->
         taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", METRICS)
         state = State()
         with pytest.raises(ListenError) as caught:
-            async with serve(ON, state.is_live, state.is_ready, bytes):
+            async with serve(ON, state.is_live, state.is_ready, nothing):
                 pytest.fail("it was served")
         assert str(METRICS) in str(caught.value)
         assert "PrometheusMetricsPort" in str(caught.value)
@@ -128,7 +132,7 @@ def test_a_name_that_cannot_be_asked_for_is_a_sentence_as_well() -> None:
     async def check() -> None:
         state = State()
         with pytest.raises(ListenError, match=r"cannot listen on a\.\.b port 9099"):
-            async with serve(replace(ON, health_host="a..b"), state.is_live, state.is_ready, bytes):
+            async with serve(replace(ON, health_host="a..b"), state.is_live, state.is_ready, nothing):
                 pytest.fail("it was served")
 
     asyncio.run(check())
@@ -153,7 +157,7 @@ def test_a_node_without_ipv6_serves_on_the_localhost_that_it_has(monkeypatch: py
 
     async def check() -> None:
         state = State()
-        async with serve(replace(ON, health_host="localhost"), state.is_live, state.is_ready, bytes):
+        async with serve(replace(ON, health_host="localhost"), state.is_live, state.is_ready, nothing):
             assert not await closed(HEALTH)
         assert await closed(HEALTH)
 
@@ -166,7 +170,7 @@ def test_where_none_of_the_addresses_is_here_that_is_said(monkeypatch: pytest.Mo
     async def check() -> None:
         state = State()
         with pytest.raises(ListenError, match="cannot listen on elsewhere port 9099: Cannot assign requested address"):
-            async with serve(replace(ON, health_host="elsewhere"), state.is_live, state.is_ready, bytes):
+            async with serve(replace(ON, health_host="elsewhere"), state.is_live, state.is_ready, nothing):
                 pytest.fail("it was served")
 
     asyncio.run(check())
@@ -175,7 +179,7 @@ def test_where_none_of_the_addresses_is_here_that_is_said(monkeypatch: pytest.Mo
 def test_without_a_host_both_families_are_served() -> None:
     async def check() -> None:
         state = State()
-        async with serve(replace(ON, prometheus_metrics_host=""), state.is_live, state.is_ready, bytes):
+        async with serve(replace(ON, prometheus_metrics_host=""), state.is_live, state.is_ready, nothing):
             for address in ("127.0.0.1", "::1"):
                 _, writer = await asyncio.open_connection(address, METRICS)
                 writer.close()
@@ -194,7 +198,7 @@ def test_the_stream_switches_ports_and_a_taken_one_is_only_told() -> None:
         taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", OTHER)
         changes: asyncio.Queue[Settings] = asyncio.Queue()
         state, refused = State(), dict[str, str]()
-        task = asyncio.create_task(serve_latest(ON, changes, state.is_live, state.is_ready, bytes, dict, refused))
+        task = asyncio.create_task(serve_latest(ON, changes, state.is_live, state.is_ready, nothing, dict, refused))
         await opened(HEALTH)
         await opened(METRICS)
         with capture_logs() as logs:
@@ -226,7 +230,7 @@ def test_a_port_that_was_taken_is_served_once_it_is_free(monkeypatch: pytest.Mon
         changes: asyncio.Queue[Settings] = asyncio.Queue()
         state, refused = State(), dict[str, str]()
         off = replace(ON, health_enabled=False, prometheus_metrics_port=METRICS + 1)
-        task = asyncio.create_task(serve_latest(off, changes, state.is_live, state.is_ready, bytes, dict, refused))
+        task = asyncio.create_task(serve_latest(off, changes, state.is_live, state.is_ready, nothing, dict, refused))
         await opened(METRICS + 1)
         with capture_logs() as logs:
             changes.put_nowait(replace(ON, prometheus_metrics_port=OTHER))
@@ -263,7 +267,7 @@ def test_a_port_that_is_taken_at_the_start_ends_nothing() -> None:
             settings = replace(Settings(), health_enabled=True, health_port=taken.getsockname()[1])
             refused: dict[str, str] = {}
             serving = serve_latest(
-                settings, asyncio.Queue(), lambda: (True, ""), lambda: (True, ""), bytes, dict, refused
+                settings, asyncio.Queue(), lambda: (True, ""), lambda: (True, ""), nothing, dict, refused
             )
             task = asyncio.create_task(serving)
             async with asyncio.timeout(20):
@@ -290,7 +294,7 @@ def test_localhost_is_loopback_without_asking_anybody(monkeypatch: pytest.Monkey
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         settings = replace(Settings(), health_enabled=True, health_host="localhost", health_port=port)
-        async with serve(settings, lambda: (True, ""), lambda: (True, ""), bytes):
+        async with serve(settings, lambda: (True, ""), lambda: (True, ""), nothing):
             pass
 
     asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
     {"do": "start", "backend": "nftables", "node": "n1"}
     {"do": "apply", "put": [objects], "drop": [[kind, name, namespace]], "complete": true}
+    {"do": "count"}    who decided about how many packets: [[action, direction, tier, policy, packets], …]
     {"do": "stop", "clean": true}
 
 Each line is answered by one when the kernel holds what is wanted. Everything from the object to the kernel is the
@@ -16,6 +17,7 @@ import sys
 from typing import Any
 
 from felixpy.agent.agent import Agent
+from felixpy.agent.policy_counts import PolicyCounts
 from felixpy.config import Settings, SettingsSource, resolve
 from felixpy.dataplane.backends import remove_leftovers
 from felixpy.demo.patience import Patience
@@ -24,6 +26,7 @@ from felixpy.model.net import FAMILIES, parse_address
 from felixpy.model.parse import parse_resource
 from felixpy.model.resources import Absent, Kind, ResourceKey, Update
 from felixpy.sources import SyncState, SyncStatus
+from felixpy.standing import Standing
 from tests.netns import private_run
 
 PATIENCE_S = 120.0
@@ -46,6 +49,8 @@ class Node:
                 return await self.start(command)
             case "apply":
                 return await self.apply(command)
+            case "count":
+                return {"packets": await self.count()}
             case "stop":
                 return await self.stop(clean=command.get("clean", False))
             case other:
@@ -63,6 +68,7 @@ class Node:
                 "IPv4Support": str(4 in families),
                 "Ipv6Support": str(6 in families),
                 "EndpointWithoutProfileAction": command.get("without_profile", "Deny"),
+                **command.get("settings", {}),
             },
         )
         self.settings, problems = resolve([source])
@@ -114,6 +120,13 @@ class Node:
     def sends(self) -> int:
         assert self.agent is not None
         return sum(socket.messages_sent for socket in self.agent.dataplane.sockets().values())
+
+    async def count(self) -> list[list[Any]]:
+        assert self.agent is not None
+        metrics = self.agent.metrics
+        await PolicyCounts(self.agent, Standing(), self.agent._calm).read()  # another one may have read just now
+        (family,) = metrics.policy_packets.collect()
+        return [[*one.labels.values(), int(one.value)] for one in family.samples]
 
     async def stop(self, *, clean: bool) -> dict[str, Any]:
         if self.task is not None:

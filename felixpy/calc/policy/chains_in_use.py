@@ -50,6 +50,16 @@ class ChainsInUse:
         """Policies (by key) and profiles (by name), by the names of their chains."""
         return {chain.name: chain.owner for chain in self._chains}
 
+    def deciders(self) -> dict[str, tuple[str, str]]:
+        """Tier and policy, or nothing and profile, by the names of their chains."""
+        policies = self._in_force.policies
+        return {
+            chain.name: ("", f"Profile {chain.owner}")
+            if isinstance(chain.owner, str)
+            else (policies[chain.owner].policy.tier, str(chain.owner))
+            for chain in self._chains
+        }
+
     def use_log_prefix(self, log_prefix: str) -> None:
         if log_prefix != self._log_prefix:
             self._log_prefix = log_prefix

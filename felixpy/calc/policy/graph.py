@@ -129,6 +129,10 @@ class PolicyCalculation:
         """What a packet would be asked now; valid until the next change."""
         return InUse(self._output.entries, self._chains.owners(), self._sets.contents())
 
+    def deciders(self) -> dict[str, tuple[str, str]]:
+        """Whose chain it is, by its name: the policy's tier and the policy, or nothing and the profile."""
+        return self._chains.deciders()
+
     def counts(self) -> dict[str, int]:
         """Policies and selectors that are in use on this node."""
         return {"policies": len(self._chains.policies()), "selectors": len(self.peers)}

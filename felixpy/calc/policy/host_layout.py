@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from felixpy.calc.policy.classes import HostEndpointChains, HostEndpointKey, TierChains, text_hash
-from felixpy.calc.policy.policy_rules import tier_chains
+from felixpy.calc.policy.policy_rules import NO_PROFILE, tier_chains
 from felixpy.calc.rules import (
     FORWARD_FROM,
     FORWARD_TO,
@@ -57,7 +57,8 @@ Hosts = Mapping[HostEndpointKey, HostEndpointChains]
 
 def host_chains(interface: str, host: HostEndpointChains, settings: RuleSettings) -> Chains:
     """The chains of one interface."""
-    deny = Rule((), Verdict(settings.deny))
+    deny = Rule((), Verdict(settings.deny), counted=settings.count_decisions)
+    last_word = deny._replace(comment=NO_PROFILE)
     accept = Rule((), Verdict.ACCEPT)
     chains: Chains = {}
 
@@ -85,7 +86,14 @@ def host_chains(interface: str, host: HostEndpointChains, settings: RuleSettings
     ):
         failsafe = Rule((), Jump(_FAILSAFE[place]))
         asked = tuple(Rule((), Jump(profile)) for profile in profiles)
-        add(Table.FILTER, place, tiers, first=(*tracked, failsafe), end=deny, last=(*asked, deny))
+        add(
+            Table.FILTER,
+            place,
+            tiers,
+            first=(*tracked, failsafe),
+            end=deny,
+            last=(*asked, last_word),
+        )
     if host.forward_ingress:
         last = (Rule((), Goto("via-done")),)
         add(Table.FILTER, "via-in", host.forward_ingress, first=tracked, end=deny, last=last)

@@ -31,7 +31,7 @@ from felixpy.calc.policy.classes import (
     PolicyChainKey,
     Use,
 )
-from felixpy.calc.policy.policy_rules import policy_rules, tier_chains
+from felixpy.calc.policy.policy_rules import NO_PROFILE, policy_rules, tier_chains
 from felixpy.calc.rules import (
     FORWARD_FROM,
     FORWARD_TO,
@@ -153,6 +153,11 @@ class PolicyLayout:
     def is_active(self) -> bool:
         """Whether packets of workloads have to be classified."""
         return bool(self._policed or self.denied)
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are chains that may count what they allow and deny."""
+        return bool(self.policies or self.hosts or self._policed)
 
     def changes(self) -> dict[RuleKey, tuple[Rule, ...] | None]:
         """Chains that are other ones since the last call; None for those that are gone."""
@@ -354,7 +359,7 @@ def _mark_chains(settings: RuleSettings) -> Chains:
 def class_chains(key: ClassKey, value: EndpointClass, settings: RuleSettings) -> Chains:
     """The chain of a class, a chain for each of its tiers that a Pass can leave, and its element of the map."""
     name = chain_of_class(key.direction, value)
-    deny = Rule((), Verdict(settings.deny))
+    deny = Rule((), Verdict(settings.deny), counted=settings.count_decisions)
     asked = _after_each(settings) if key.direction is Direction.EGRESS else ()
     chains = tier_chains(Table.FILTER, name, value.tiers, settings, deny, asked)
     root = list(chains[ChainKey(Table.FILTER, name)])
@@ -362,7 +367,7 @@ def class_chains(key: ClassKey, value: EndpointClass, settings: RuleSettings) ->
     if value.end is PolicyAction.ALLOW:
         root.append(Rule((), Goto(DONE[key.direction])))
     elif not root or root[-1].matches or root[-1].action != deny.action:
-        root.append(deny._replace(comment="no profile allows it"))
+        root.append(deny._replace(comment=NO_PROFILE))
     chains[ChainKey(Table.FILTER, name)] = tuple(commented(root, value.comment))
     found = settings.marks.of(key.direction)
     if settings.nftables and key.number <= found.largest:  # a larger one is no interface's (``ClassMembers``)

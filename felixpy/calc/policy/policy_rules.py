@@ -5,9 +5,19 @@ Invariant: a rule becomes rules with the same matches, one per action; a match t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
-from felixpy.calc.policy.classes import EndOfTier, PolicyAction, PolicyChain, PolicyRule, Side, TierChains, Use
+from felixpy.calc.policy.classes import (
+    Direction,
+    EndOfTier,
+    PolicyAction,
+    PolicyChain,
+    PolicyRule,
+    Side,
+    TierChains,
+    Use,
+)
 from felixpy.calc.rules import (
     Action,
     ChainKey,
@@ -37,6 +47,9 @@ from felixpy.config import PortRange
 
 MAX_LOG_PREFIX = 29  # of the target LOG of iptables, with its final zero byte 30
 FORWARD_DONE = "via-done"
+END_OF_TIER = "end of tier "
+NO_PROFILE = "no profile allows it"
+"""Comments of rules that deny what no policy decided, by which they are told from others when they are counted."""
 
 
 def policy_rules(chain: PolicyChain, settings: RuleSettings) -> tuple[Rule, ...]:
@@ -53,8 +66,10 @@ def _rules(rule: PolicyRule, use: Use, settings: RuleSettings) -> Iterator[Rule]
         limit = (settings.log_limit,) if settings.log_limit else ()
         yield Rule((*matches, *limit), Log(rule.log_prefix[:MAX_LOG_PREFIX]))
         return
-    for action in actions(rule.action, use, settings):
-        yield Rule(matches, action)
+    *first, last = actions(rule.action, use, settings)
+    yield from (Rule(matches, action) for action in first)
+    decides = rule.action is not PolicyAction.PASS
+    yield Rule(matches, last, counted=decides and settings.count_decisions)
 
 
 def actions(action: PolicyAction, use: Use, settings: RuleSettings) -> tuple[Action, ...]:
@@ -82,6 +97,21 @@ def actions(action: PolicyAction, use: Use, settings: RuleSettings) -> tuple[Act
             return (NoTrack(), accepted, Verdict.ACCEPT)
         case _:
             return (Verdict.ACCEPT,)
+
+
+_DECIDING = re.compile(
+    rf"({'|'.join(Use)})-[a-z2-7]{{16}}|([tf])-[a-z2-7]{{16}}(?:\.\d+)?|(?:host|via)-(in|out)(?:-.+)?"
+)
+
+
+def direction_of_chain(name: str) -> Direction | None:
+    """The direction in which a chain of this name decides, as a policy's, a class's or a host endpoint's."""
+    found = _DECIDING.fullmatch(name)
+    if found is None:
+        return None
+    if found[1]:
+        return Use(found[1]).direction
+    return Direction.INGRESS if found[2] == "t" or found[3] == "in" else Direction.EGRESS
 
 
 def _matches(rule: PolicyRule) -> Iterator[Match]:
@@ -129,7 +159,7 @@ def tier_chains(
     chains: Chains = {}
     root: list[Rule] = []
     for index, tier in enumerate(tiers):
-        close = () if end is None or tier.end is EndOfTier.PASS else (end._replace(comment=f"end of tier {tier.name}"),)
+        close = () if end is None or tier.end is EndOfTier.PASS else (end._replace(comment=END_OF_TIER + tier.name),)
         if not any(tier.passes):
             root += [rule for chain in tier.chains for rule in (Rule((), Jump(chain)), *asked)]
             root += close

@@ -23,10 +23,11 @@ from felixpy.dataplane.iptables.address_maps import AddressMaps, is_map_member
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.plan import TablePlan, foreign_chains, plan_removal, plan_write, present_chains
 from felixpy.dataplane.iptables.render import render_chains
-from felixpy.dataplane.iptables.save_text import SavedTable, parse_save, set_users
+from felixpy.dataplane.iptables.save_text import SavedTable, counted_packets, parse_save, set_users
 from felixpy.dataplane.iptables.sets import IpSets, SetsInUseError
 from felixpy.dataplane.iptables.tools import Tools, tool_name
 from felixpy.dataplane.packet_filter import (
+    CountedPackets,
     FilterChange,
     FilterCounts,
     FilterError,
@@ -39,6 +40,7 @@ from felixpy.dataplane.packet_filter import (
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message, Request
 from felixpy.netlink.transport import NetlinkSocket
+from felixpy.slices import in_slices
 
 FRESH_SECONDS = 0.1
 MAX_NAMED = 5
@@ -144,6 +146,11 @@ class IptablesFilter(ABC):
             set_lines=self.sets.socket.messages_sent,
             all_sets=self.sets.total,
         )
+
+    async def decisions(self) -> list[CountedPackets]:
+        """By rules that end in a verdict, or in the end of a direction; one process of the ``-save`` tool."""
+        text = await self.save("-c")
+        return [one async for some in in_slices(counted_packets(text)) for one in some]
 
     def ports(self) -> tuple[int, ...]:
         """None: rules are written by a process or by libiptc, and IP sets send no notifications."""
@@ -328,7 +335,7 @@ class IptablesFilter(ABC):
     async def _save(self) -> dict[str, SavedTable]:
         return parse_save(await self.save())
 
-    async def save(self) -> str:
+    async def save(self, *arguments: str) -> str:
         """What the ``-save`` tool of this variant prints, nothing where the kernel has no table of it.
 
         Raises:
@@ -339,7 +346,7 @@ class IptablesFilter(ABC):
         name = tool_name(self.family, self.variant, "save")
         self._saves += 1
         try:
-            finished = await self.tools.run(name)
+            finished = await self.tools.run(name, *arguments)
             if finished.code:
                 raise FilterError(f"{name} failed, so the rules cannot be read: {finished.error}")
         except FilterError:

@@ -18,13 +18,19 @@ from dataclasses import dataclass, field
 
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, MASQUERADE_CHAIN, Place, jump_text
 from felixpy.dataplane.iptables.render import canonical
+from felixpy.dataplane.packet_filter import CountedPackets
 
 _JUMP = re.compile(rf"(?:^| )-[jg] {re.escape(CHAIN_PREFIX)}")
 _QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # Written so that a quote that is never closed costs one walk over the rest, not one for each way to divide it.
 _LINE = re.compile(r' "[^"\\]*(?:\\.[^"\\]*)*"|[^\n "]+|[ "]', re.DOTALL)
 _HIDDEN = re.compile(r"# Table [`'\"]?([^`'\" ]+)[`'\"]? is incompatible")
-_COUNTERS = re.compile(r"\[\d+:\d+\] ")
+_COUNTERS = re.compile(r"\[(\d+):\d+\] ")
+_DECIDES = re.compile(
+    rf"-A {re.escape(CHAIN_PREFIX)}(\S+)(?: .*)?? (?:-j (ACCEPT|DROP|REJECT)\b.*|-g {re.escape(CHAIN_PREFIX)}\S+-done)",
+    re.DOTALL,
+)
+_COMMENT = re.compile(r'--comment (?:"([^"]*)"|(\S+))')
 
 
 @dataclass(slots=True)
@@ -87,6 +93,20 @@ def save_lines(text: str) -> Iterator[str]:
 
     The tools put such a comment in quotes, which begin after a space, and a backslash before a quote in it.
     """
+    return (line for _, line in _counted_lines(text))
+
+
+def counted_packets(text: str) -> Iterator[CountedPackets]:
+    """What rules of ours that decide have counted, from what a tool printed with ``-c``."""
+    for packets, line in _counted_lines(text):
+        if found := _DECIDES.fullmatch(line):
+            comment = _COMMENT.search(line)
+            words = (comment[1] or comment[2] or "") if comment else ""
+            yield CountedPackets(found[1], words, found[2] in ("DROP", "REJECT"), packets)
+
+
+def _counted_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines, each with the packets that were counted before it, or 0."""
     start = 0
     while start < len(text):
         end = text.find("\n", start)  # not splitlines, which breaks at other characters, too
@@ -95,7 +115,7 @@ def save_lines(text: str) -> Iterator[str]:
             line = _whole_line(text, start)
         start += len(line) + 1
         counted = _COUNTERS.match(line) if line.startswith("[") else None
-        yield line[counted.end() :] if counted else line
+        yield (int(counted[1]), line[counted.end() :]) if counted else (0, line)
 
 
 def _whole_line(text: str, start: int) -> str:

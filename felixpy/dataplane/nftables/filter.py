@@ -20,6 +20,7 @@ from felixpy.calc.policy.layout import class_of_chain
 from felixpy.calc.rules import ChainKey, Chains, ClassElement, RuleKey, Table
 from felixpy.dataplane.nftables import elements, render
 from felixpy.dataplane.packet_filter import (
+    CountedPackets,
     FilterChange,
     FilterCounts,
     FilterKey,
@@ -241,6 +242,14 @@ class NftablesFilter:
         except elements.NotOursError:
             return Part.ALL
         return [(key, command == nft.NEWSETELEM) for key in found]
+
+    async def decisions(self) -> list[CountedPackets]:
+        """By rules with a counter."""
+        return [
+            CountedPackets(key.name, one.comment, one.denied, one.packets)
+            for one in await self.socket.decode_sliced(self._in_table(nft.GETRULE), nft.decode_counted)
+            if one is not None and one.table == TABLE and (key := _chain_key(one.chain)) is not None
+        ]
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -542,6 +551,7 @@ class NftablesFilter:
             change = change.without(keys)
 
 
+_TABLES = {table.value: table for table in Table}
 _INTERVALS = frozenset({SetType.NET, SetType.NET_INTERFACE})
 
 
@@ -556,4 +566,4 @@ def _set_name(name: str) -> SetName | None:
 def _chain_key(name: str) -> ChainKey | None:
     """Inverse of ``render.chain_name``; None for a chain that we would never make."""
     table, _, rest = name.partition("-")
-    return ChainKey(Table(table), rest) if table in set(Table) and rest else None
+    return ChainKey(_TABLES[table], rest) if table in _TABLES and rest else None

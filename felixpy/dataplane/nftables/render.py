@@ -105,6 +105,8 @@ def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
     expressions: list[Expression] = []
     for match in rule.matches:
         expressions += _match(match, family)
+    if rule.counted:
+        expressions.append(nft.counter())
     match rule.action:
         case Verdict.REJECT:
             code = nft.ICMP_PORT_UNREACH if family is Family.V4 else nft.ICMPV6_PORT_UNREACH
