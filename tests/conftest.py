@@ -2,7 +2,8 @@
 skipped, and why.
 
 A behaviour test names its combination of back-end and mode in its id, ``[nftables-dual]``; a combination stays in one
-worker, because its lab is shared; so do the tests of a ``crowd`` of interfaces, and those on a booted ``machine``.
+worker, because its lab is shared; so do the tests of a ``crowd`` of interfaces, those on a booted ``machine``, and of
+the underlay those of a module that have one lab, with one back-end.
 (``--dist loadgroup`` of xdist 3.8 does not group with pytest 9.2.) Combinations wait for packets most of the time,
 others compute: every second worker begins with the others, so that both go on side by side to the end.
 
@@ -37,12 +38,17 @@ COMPLETE = "FELIXPY_TEST_COMPLETE"
 COMBINATION = re.compile(r"\[((?:nftables|legacy|nft)-(?:dual|v4|v6)|crowd|machine)\b")
 
 
+SHARED_LAB = re.compile(r"underlay/test_(wireguard|tunnel_rules|crossed_families)\.py(?:.*\[(nftables|legacy|nft)\b)?")
+
+
 class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]
     """Tests of one combination to one worker; every other test by itself."""
 
     def _split_scope(self, nodeid: str) -> str:
-        match = COMBINATION.search(nodeid)
-        return match[1] if match else nodeid
+        if match := COMBINATION.search(nodeid):
+            return match[1]
+        lab = SHARED_LAB.search(nodeid)
+        return lab[0].partition("::")[0] + (lab[2] or "") if lab else nodeid
 
     def _assign_work_unit(self, node: Any) -> None:
         """The queue begins with the largest combination; half of the workers take from its end."""

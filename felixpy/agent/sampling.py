@@ -6,6 +6,7 @@ would have has no series; counters of one that was in use stand still.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 from prometheus_client import Gauge
@@ -24,6 +25,9 @@ from felixpy.observe.metrics import Metrics
 TRAVELS = {device.value: way for (way, _), device in DEVICES.items()}
 """How packets travel through a device; natively through any other."""
 
+HANDSHAKES = ("recent", "old", "never")
+"""Whether a peer of WireGuard shook hands within the time for which keys are good, before that, or not yet."""
+
 IPSET_VERSIONS = {Family.V4: "inet", Family.V6: "inet6"}
 """Felix's values of the label ``ip_version`` where it counts IP sets; elsewhere it says 4 and 6."""
 
@@ -40,6 +44,7 @@ def sample(agent: Subject) -> None:
     _sample_tables(agent)
     _sample_routing(agent)
     _sample_ways(agent)
+    _sample_wireguard(agent)
     _sample_filters(agent)
 
 
@@ -96,6 +101,25 @@ def _sample_ways(agent: Subject) -> None:
     for family in agent.families():
         for name in (*Way, "none"):
             agent.metrics.ways.labels(str(family.version), name).set(counts[family, name])
+
+
+def _sample_wireguard(agent: Subject) -> None:
+    """As the last reading of interfaces found it: nothing tells of it, and a scrape asks no device."""
+    metrics, now = agent.metrics, time.time()
+    counts: Counter[tuple[Family, str]] = Counter()
+    moved: Counter[tuple[Family, str]] = Counter()
+    for key, traffic in agent.dataplane.peers.traffic.items():
+        state = "recent" if traffic.is_recent(now) else "old" if traffic.handshake else "never"
+        counts[key.family, state] += 1
+        moved[key.family, "received"] += traffic.received
+        moved[key.family, "sent"] += traffic.sent
+    for family in agent.families():
+        if not agent.calculation.settings.encrypts(family):
+            continue
+        for state in HANDSHAKES:
+            metrics.wireguard_peers.labels(str(family.version), state).set(counts[family, state])
+        for direction in ("received", "sent"):
+            metrics.wireguard_bytes.labels(str(family.version), direction).set(moved[family, direction])
 
 
 def _sample_filters(agent: Subject) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from felixpy.dataplane.iptables.detect import Facts as FilterFacts
 from felixpy.dataplane.iptables.detect import gather
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
+from felixpy.dataplane.wireguard_channel import read_device
 from felixpy.explain.facts import dump_table, read_kernel
 from felixpy.explain.packet import Ruleset
 from felixpy.model.net import FAMILIES, Family, Net, parse_address
@@ -39,6 +41,8 @@ from felixpy.netlink import nftables as nft
 from felixpy.netlink.inventory import read_advertised_default_interfaces
 from felixpy.netlink.lookup import look_up, open_lookup
 from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
+from felixpy.netlink.tunnels import decode_device, device_query
+from felixpy.netlink.wireguard import WireGuardDevice
 from felixpy.sources import Source, SyncState, SyncStatus
 from felixpy.sources.once import read_once
 
@@ -90,6 +94,8 @@ class Facts:
     stream: Stream | None = None
     service_cidrs: tuple[Net, ...] = ()  # of Kubernetes, where its control plane runs on this node
     cluster_cidrs: tuple[Net, ...] = ()
+    wireguard: dict[Family, WireGuardDevice | None] = field(default_factory=dict)  # of families that encrypt
+    now: float = field(default_factory=time.time)  # seconds since 1970
     unread: dict[str, str] = field(default_factory=dict)
 
 
@@ -122,6 +128,7 @@ async def read_facts(
     await _try(facts, "kernel", lambda: _read_kernel_parts(facts))
     for family in FAMILIES:
         await _try(facts, f"rules of {family}", lambda family=family: _read_rules(facts, family))  # type: ignore[misc]
+    await _try(facts, "WireGuard", lambda: _read_wireguard(facts, settings))
     await _try(facts, "peers", lambda: _read_peers(facts, settings, links))
     await _try(facts, "paths to other nodes", lambda: _ask_paths(facts, settings))
     return facts
@@ -268,6 +275,18 @@ async def _read_stream(facts: Facts, source: Source, seconds: float) -> None:
             facts.stream.configurations.append(update.resource)
         if isinstance(update.resource, Node):
             facts.stream.nodes[key.name] = update.resource
+
+
+async def _read_wireguard(facts: Facts, settings: Settings) -> None:
+    """The devices of families that are to be encrypted; None for one that is not there."""
+    entry_settings = EntrySettings.of(settings)
+    with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as socket:
+        for family in filter(entry_settings.encrypts, FAMILIES):
+            name = entry_settings.wireguard_name(family)
+            facts.wireguard[family] = None
+            if name in facts.links:
+                kind = decode_device(socket.ask(device_query(name))).kind
+                facts.wireguard[family] = await asyncio.to_thread(read_device, kind, name)
 
 
 async def _ask_paths(facts: Facts, settings: Settings) -> None:

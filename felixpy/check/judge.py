@@ -9,6 +9,7 @@ from felixpy.calc.mtu import Tunnel
 from felixpy.calc.underlay import CROSS_SUBNET
 from felixpy.check.facts import Facts
 from felixpy.check.finding import Finding, Level
+from felixpy.check.wireguard import wireguard
 from felixpy.config import ProgramClusterRoutes, Settings
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.iptables.detect import decide, felix_in_use
@@ -40,6 +41,7 @@ def judge(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> lis
     found += _host(settings, facts)
     found += _stream(settings, facts)
     found += _paths(facts)
+    found += wireguard(settings, facts)
     found += _pools(facts, families)
     found += [
         Finding(

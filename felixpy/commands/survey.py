@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from felixpy.agent.agent import Agent
 from felixpy.agent.own_node import OwnNode
-from felixpy.calc.entries import ElementKey, Key
+from felixpy.calc.entries import ElementKey, Key, PeerKey
 from felixpy.calc.rules import ChainKey
 from felixpy.cni.remains import Remains
 from felixpy.config import DatastoreType, Settings, SettingsSource
@@ -111,6 +112,8 @@ def compare(agent: Agent, tables: tuple[str, ...]) -> list[Line]:
             wanted = _text(key, table.desired[key]) if key in table.desired else ""
             present = key in table.committed and key not in dirty.put
             kernel = wanted or "present" if present else _kernel_text(agent.links, key, table.committed.get(key))
+            if present and isinstance(key, PeerKey) and (traffic := agent.dataplane.peers.traffic.get(key)):
+                kernel = traffic.told(time.time())
             lines.append(Line(table.name, str(key), wanted, kernel, table.waiting.get(key, "")))
     return lines
 

@@ -23,7 +23,7 @@ from felixpy.dataplane.wireguard_keys import KeyFiles
 from felixpy.model.net import FAMILIES, Family
 from felixpy.model.wireguard import public_key
 from felixpy.netlink.tunnels import KernelDevice
-from felixpy.netlink.wireguard import PeerChange, WireGuardPeer
+from felixpy.netlink.wireguard import PeerChange, PeerTraffic, WireGuardPeer
 
 THREADED = "/sys/class/net/{}/threaded"
 START_SECONDS = 60.0
@@ -168,6 +168,8 @@ class PeerTable:
         self.links = links
         self._wireguard = wireguard
         self._device_of = device_of
+        self.traffic: dict[PeerKey, PeerTraffic] = {}
+        """What went to and fro, as the last reading found it."""
         self.table: KeyedTable[PeerKey, Peer, WireGuardPeer] = KeyedTable(
             "peers", self._resolve, interface_of=lambda key, peer: key.interface
         )
@@ -182,13 +184,15 @@ class PeerTable:
     async def read(self) -> dict[PeerKey, WireGuardPeer]:
         """Peers of our devices; what cannot be asked has none."""
         found: dict[PeerKey, WireGuardPeer] = {}
+        self.traffic = {}
         for name, key in self._wireguard.names.items():
             device = self._device_of(name)
             if device is None or name not in self.links.by_name:
                 continue
             with contextlib.suppress(OSError):
-                peers = self._wireguard.channel(device).read(name).peers
-                found |= {PeerKey(key.family, name, public): peer for public, peer in peers.items()}
+                device_now = self._wireguard.channel(device).read(name)
+                found |= {PeerKey(key.family, name, public): peer for public, peer in device_now.peers.items()}
+                self.traffic |= {PeerKey(key.family, name, public): one for public, one in device_now.traffic.items()}
         return found
 
     async def write(self, put: Mapping[PeerKey, WireGuardPeer], remove: Iterable[PeerKey]) -> dict[PeerKey, str]:

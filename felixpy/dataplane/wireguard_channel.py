@@ -6,6 +6,7 @@ Only this module knows which of the two a device is; above it both are read and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Sequence
 from typing import Protocol
@@ -79,6 +80,9 @@ class KernelChannel:
             self._family = wireguard.decode_family(self.socket.ask(wireguard.family_query()))
         return self._family
 
+    def close(self) -> None:
+        self.socket.close()
+
 
 class UserspaceChannel:
     """By the socket of a user-space device."""
@@ -106,3 +110,15 @@ class UserspaceChannel:
         except OSError as error:
             return str(error)
         return ""
+
+
+def read_device(kind: str, name: str) -> WireGuardDevice:
+    """A device as it is now.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if kind == USERSPACE:
+        return UserspaceChannel().read(name)
+    with contextlib.closing(KernelChannel()) as channel:
+        return channel.read(name)

@@ -1,23 +1,36 @@
 """The packet around a packet: what leaves the node where the way leads into a tunnel. Only reads the kernel.
 
-VXLAN   gateway → neighbour's MAC → node behind that MAC (FDB); from the device's own address to its port
-IPIP    gateway is the other node
+VXLAN      gateway → neighbour's MAC → node behind that MAC (FDB); from the device's own address to its port
+IPIP       gateway is the other node
+WireGuard  the peer that is allowed what the packet is for; with the mark at which no rule leads back into the device
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from felixpy.calc.mtu import Tunnel
+from felixpy.dataplane.devices import ALIAS
+from felixpy.dataplane.wireguard_channel import KERNEL, USERSPACE, read_device
 from felixpy.explain.packet import UDP, Packet
 from felixpy.explain.walk import Around, Outcome, Verdict
 from felixpy.model.net import FAMILIES, family_of, format_address
 from felixpy.model.vtep import format_mac
+from felixpy.model.wireguard import format_key
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkError, NetlinkSocket
-from felixpy.netlink.tunnels import KernelDevice, decode_device, decode_fdb, device_query, fdb_dump_request
+from felixpy.netlink.tunnels import (
+    KernelDevice,
+    decode_device,
+    decode_fdb,
+    device_kind_dump_request,
+    device_query,
+    fdb_dump_request,
+)
+from felixpy.netlink.wireguard import WireGuardDevice
 
 IPIP = 4
 
@@ -31,6 +44,8 @@ class Tunnels:
     """(device, gateway) → MAC."""
     fdb: Mapping[tuple[str, bytes], bytes] = field(default_factory=dict)
     """(device, MAC) → node."""
+    wireguard: Mapping[str, WireGuardDevice | None] = field(default_factory=dict)
+    """By name; None for one that cannot be asked."""
 
     def around(self, verdict: Verdict) -> Around | None:
         """The packet around one that leaves by a tunnel; None for one that does not."""
@@ -38,6 +53,8 @@ class Tunnels:
         device = self.devices.get(inner.oif) if verdict.outcome is Outcome.PASSES else None
         if device is None:
             return None
+        if inner.oif in self.wireguard:
+            return self._encrypted(inner, device.mtu)
         gateway = verdict.route.gateway or inner.destination
         if device.kind == "ipip":
             outer = Packet(inner.family, device.local, gateway, IPIP)
@@ -52,6 +69,27 @@ class Tunnels:
             return Around(inner.oif, kind, device.mtu, fault=f"{inner.oif} does not know where {format_mac(mac)} is")
         outer = Packet(family_of(node), device.local, node, UDP, device.port, vni=device.vni)
         return Around(inner.oif, kind, device.mtu, outer)
+
+    def _encrypted(self, inner: Packet, mtu: int) -> Around:
+        device = self.wireguard[inner.oif]
+        if device is None:
+            return Around(inner.oif, "WireGuard", mtu, fault=f"{inner.oif} cannot be asked for its peers")
+        allowed = [
+            (net.length, key)
+            for key, peer in device.peers.items()
+            for net in peer.allowed
+            if net.covers(inner.destination)
+        ]
+        if not allowed:
+            fault = f"no peer of {inner.oif} is allowed {format_address(inner.destination)}"
+            return Around(inner.oif, "WireGuard", mtu, fault=fault)
+        key = max(allowed)[1]
+        endpoint, kind = device.peers[key].endpoint, f"WireGuard peer {format_key(key)}"
+        if endpoint is None:
+            return Around(inner.oif, kind, mtu, fault=f"the peer {format_key(key)} has no endpoint")
+        address, port = endpoint
+        outer = Packet(family_of(address), b"", address, UDP, port, source_port=device.port, mark=device.mark)
+        return Around(inner.oif, kind, mtu, outer)
 
 
 def read_tunnels() -> Tunnels:
@@ -70,6 +108,7 @@ def read_tunnels() -> Tunnels:
                 message = socket.ask(device_query(name))
                 names[rtnetlink.decode_link(message).ifindex] = name
                 found.devices[name] = decode_device(message)
+        _read_wireguard(found, socket)
         if not names:
             return found
         for index, device in names.items():
@@ -83,3 +122,23 @@ def read_tunnels() -> Tunnels:
                     neighbours[names[one.interface], one.address] = one.mac
     found.neighbours, found.fdb = neighbours, fdb
     return found
+
+
+def _read_wireguard(found: Tunnels, socket: NetlinkSocket) -> None:
+    """Devices of ours, whatever the settings call them."""
+    peers: dict[str, WireGuardDevice | None] = {}
+    for kind in (KERNEL, USERSPACE):
+        try:
+            links = socket.dump_all(device_kind_dump_request(kind))
+        except NetlinkError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the kernel knows no such devices
+                raise
+            continue
+        for link in links:
+            device, name = decode_device(link), rtnetlink.decode_link(link).name
+            if device.kind != kind or device.alias != ALIAS:
+                continue
+            found.devices[name], peers[name] = device, None
+            with contextlib.suppress(OSError):
+                peers[name] = read_device(kind, name)
+    found.wireguard = peers

@@ -28,6 +28,9 @@ WGALLOWEDIP_A_FAMILY, WGALLOWEDIP_A_IPADDR, WGALLOWEDIP_A_CIDR_MASK = 1, 2, 3
 MOST_ALLOWED_IPS = 1000
 """In one message: the length of an attribute has 16 bits, and an IPv6 prefix takes 44 bytes of it."""
 
+REJECT_AFTER_SECONDS = 180.0
+"""For so long keys of a handshake are good (``REJECT_AFTER_TIME`` of the protocol)."""
+
 _GENERIC = struct.Struct("=BBH")
 _U16, _U32, _U64 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=Q")
 _FAMILY_NAME = b"wireguard\0"
@@ -50,6 +53,15 @@ class PeerTraffic(NamedTuple):
     handshake: float
     received: int
     sent: int
+
+    def is_recent(self, now: float) -> bool:
+        """Whether a session may stand: after ``REJECT_AFTER_SECONDS`` both ends throw their keys away."""
+        return now - self.handshake <= REJECT_AFTER_SECONDS
+
+    def told(self, now: float) -> str:
+        """In words, for people; ``now`` is seconds since 1970."""
+        when = f"handshake {max(now - self.handshake, 0):.0f} s ago" if self.handshake else "no handshake"
+        return f"{when}, {self.received} bytes received, {self.sent} sent"
 
 
 class WireGuardDevice(NamedTuple):

@@ -247,6 +247,12 @@ class Metrics:
         self.ways = make.gauge(
             "felixpy_ways", "Ways to other nodes, one for each pool of a node, by how packets travel.", "family", "way"
         )
+        self.wireguard_peers = make.gauge(
+            "felixpy_wireguard_peers", "Peers of WireGuard by their last handshake.", "family", "handshake"
+        )
+        self.wireguard_bytes = make.gauge(
+            "felixpy_wireguard_bytes", "Bytes to and from the peers that there are.", "family", "direction"
+        )
         self.workload_mtu = make.gauge("felixpy_workload_mtu_bytes", "MTU that workloads may use; 0: not known yet.")
 
     def _make_cni(self, make: _Maker) -> None:

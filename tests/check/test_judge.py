@@ -21,6 +21,7 @@ from felixpy.dataplane.iptables.detect import RuleSurvey
 from felixpy.explain.packet import DROP, Chain, Ruleset
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.resources import Encapsulation, IPPool, Kind, Node, ResourceKey
+from felixpy.netlink.wireguard import PeerTraffic, WireGuardDevice, WireGuardPeer
 from felixpy.sources import SyncState, SyncStatus
 
 SETTINGS = Settings(nodename="n1", nftables_mode=NFTablesMode.ENABLED, mqtt_host="broker")
@@ -97,6 +98,62 @@ def test_a_tunnel_that_carries_less_than_workloads_may_send_is_named() -> None:
     assert bad(facts)["mtu"].found == "1 workload interfaces have more than 1450"
     facts.mtus["cali1"] = 1450
     assert bad(facts) == {}
+
+
+KEYS = {name: bytes([number] * 32) for number, name in enumerate(("n1", "n2", "n3"), 1)}
+
+
+def encrypting(traffic: dict[str, PeerTraffic], *keyless: str) -> Facts:
+    """n1 with a device, whose peers are those that anything is known of; the others of three nodes have no key."""
+    facts = good()
+    assert facts.stream is not None
+    for name, key in KEYS.items():
+        facts.stream.nodes[name] = Node(
+            ResourceKey(Kind.NODE, name), V4, V6, wireguard_public_key=None if name in keyless else key
+        )
+    endpoint = (bytes((172, 31, 0, 2)), 51820)
+    peers = {KEYS[name]: WireGuardPeer(endpoint, (), 0) for name in traffic}
+    known = {KEYS[name]: one for name, one in traffic.items()}
+    facts.wireguard = {Family.V4: WireGuardDevice(b"", KEYS["n1"], 51820, 0, peers, known)}
+    facts.now = 1000.0
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("traffic", "level", "words"),
+    [
+        ({"n2": PeerTraffic(900.0, 5, 5)}, Level.OK, "1 peers, 1 with a handshake in the last three minutes"),
+        ({"n2": PeerTraffic(100.0, 5, 5)}, Level.OK, "1 peers, 0 with a handshake"),
+        ({"n2": PeerTraffic(0.0, 0, 0)}, Level.OK, "1 peers, 0 with a handshake"),
+        ({}, Level.INFO, "0 peers"),
+        (
+            {"n2": PeerTraffic(0.0, 0, 148)},
+            Level.WARN,
+            "1 of 1 peers never answered, first n2 at 172.31.0.2 port 51820",
+        ),
+    ],
+    ids=["in use", "used before", "nothing was sent", "no peers", "never answered"],
+)
+def test_peers_of_wireguard_are_judged_by_what_comes_back(
+    traffic: dict[str, PeerTraffic], level: Level, words: str
+) -> None:
+    (found,) = [one for one in judge(SETTINGS, encrypting(traffic), FAMILIES) if one.id == "wireguard.v4"]
+    assert (found.level, words in found.found) == (level, True)
+
+
+def test_nodes_without_a_key_and_a_device_that_is_not_there_are_named() -> None:
+    assert "wireguard.v4.keys" not in bad(encrypting({}))
+    facts = encrypting({}, "n3")
+    assert bad(facts)["wireguard.v4.keys"].found == "1 of 2 nodes publish no IPv4 key, first n3"
+    facts.wireguard = {Family.V6: None}
+    assert bad(facts)["wireguard.v6"].found == "there is no device that encrypts IPv6"
+
+
+def test_a_family_that_crosses_needs_no_address() -> None:
+    facts = good()
+    facts.addresses = tuple(one for one in facts.addresses or () if one.net.family is Family.V4)
+    assert bad(facts)["addr.v6"].level is Level.FAIL
+    assert "addr.v6" not in bad(facts, replace(SETTINGS, ipv6_over_ipv4=True))
 
 
 def test_a_good_node_has_no_warning() -> None:

@@ -210,11 +210,11 @@ class Lab:
             **(settings or {}),
         }
 
-    def felixpy(self, spec: Spec, *arguments: str) -> str:
+    def felixpy(self, spec: Spec, *arguments: str, settings: Mapping[str, str] | None = None) -> str:
         """Run a command on a node; what it prints."""
         done = subprocess.run(
             ["ip", "netns", "exec", spec.name, sys.executable, "-m", "felixpy", *arguments],
-            env=self._environment(spec), cwd=self.folder, capture_output=True, text=True, check=False,
+            env=self._environment(spec, settings), cwd=self.folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.stdout + done.stderr
 

@@ -7,6 +7,7 @@ each node's devices have names of their own.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 
 from felixpy.demo.patience import wait_until
 from felixpy.model.wireguard import format_key, parse_key, public_key
+from felixpy.observe.control import ask
 from tests.kernel import run
 from tests.netns import enter_new_network, enter_private_namespaces
 from tests.underlay.lab import N1, N2, N3, SPECS, Lab, Spec, blocks, inside, node, pools, tries, v3, workload
@@ -166,6 +168,89 @@ def test_a_node_that_does_not_encrypt_is_reached_in_the_clear_and_named(cluster:
     reach(cluster, N1, N3)
     reach(cluster, N3, N1)
     assert "node n3 publishes no IPv4 WireGuard key: what goes there is not encrypted" in cluster.log(N1)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_explain_follows_a_packet_into_the_tunnel(cluster: Lab, family: int) -> None:
+    reach(cluster, N1, N2)
+    ends = (N1.workload4, N2.workload4) if family == 4 else (N1.workload6, N2.workload6)
+    said = cluster.felixpy(N1, "explain", *ends, "icmp", settings=settings(cluster, N1))
+    peer = f"WireGuard peer {own_key(cluster, N2, family)}"
+    outer, port, mtu = ("10.9.0.1 → 10.9.0.2", 51820, 1440) if family == 4 else ("fd09::1 → fd09::2", 51821, 1420)
+    assert f"tunnel       {name(N1, family)}: {peer}, MTU {mtu}: {outer} udp port {port}" in said
+    assert "around it  passes, leaves by eth0" in said
+    assert f"verdict      passes, leaves by {name(N1, family)}" in said
+
+
+def test_show_underlay_check_and_metrics_tell_of_peers(cluster: Lab) -> None:
+    reach(cluster, N1, N2)
+    of_node = settings(cluster, N1)
+    lines = cluster.felixpy(N1, "show", "underlay", settings=of_node).splitlines()
+    for family in (4, 6):
+        (line,) = [one for one in lines if f"{own_key(cluster, N2, family)} dev {name(N1, family)}" in one]
+        assert re.search(r"handshake \d+ s ago, [1-9]\d* bytes received, [1-9]\d* sent", line), line
+    found = {one["id"]: one for one in json.loads(cluster.felixpy(N1, "check", "--json", settings=of_node))}
+    for version in (4, 6):
+        assert found[f"wireguard.v{version}"]["level"] == "ok"
+        assert found[f"wireguard.v{version}"]["found"] == "1 peers, 1 with a handshake in the last three minutes"
+        assert found[f"wireguard.v{version}.keys"]["found"] == f"1 of 2 nodes publish no IPv{version} key, first n3"
+
+    def metrics() -> str:
+        return asyncio.run(ask(cluster.folder / "n1" / "control", "metrics"))
+
+    def told() -> bool:  # with the next reading of interfaces
+        said = metrics()
+        wanted = 'felixpy_wireguard_peers{{family="{}",handshake="recent"}} 1.0'
+        return all(wanted.format(version) in said for version in (4, 6))
+
+    wait_until(told, metrics, PATIENCE_S)
+    assert float(re.findall(r'felixpy_wireguard_bytes{direction="sent",family="4"} (\S+)', metrics())[0]) > 0
+
+
+def test_check_names_the_peer_that_never_answers(cluster: Lab) -> None:
+    reach(cluster, N1, N2)
+    inside("n2", "nft", "table inet silence { chain c { type filter hook prerouting priority -400; }; }")
+    inside("n2", "nft", "add rule inet silence c udp dport 51820 drop")
+    try:
+        # The peer made anew has no session, and begins one with the first packet.
+        inside("n1", "wg", "set", name(N1, 4), "peer", own_key(cluster, N2, 4), "remove")
+        wait_until(lambda: own_key(cluster, N2, 4) in peers(N1, 4), lambda: cluster.log(N1)[-2000:], PATIENCE_S)
+        assert not cluster.reaches(N1, N2, 4)
+        found = json.loads(cluster.felixpy(N1, "check", "--json", settings=settings(cluster, N1)))
+        (told,) = [one for one in found if one["id"] == "wireguard.v4"]
+        assert told["level"] == "warn"
+        assert told["found"] == "1 of 1 peers never answered, first n2 at 10.9.0.2 port 51820"
+    finally:
+        inside("n2", "nft", "delete table inet silence")
+    reach(cluster, N1, N2)
+
+
+@pytest.mark.parametrize("kind", ["usual", "doNotTrack", "preDNAT"])
+def test_policy_of_host_endpoints_does_not_stop_it(cluster: Lab, kind: str) -> None:
+    """Both nodes are closed, and neither knows a connection of before."""
+    reach(cluster, N1, N2)
+    denies = {"selector": "has(closed)", "order": 1, "ingress": [{"action": "Deny"}]}
+    denies |= {"applyOnForward": True, kind: True} if kind != "usual" else {}
+    denies |= {"egress": [{"action": "Deny"}]} if kind != "preDNAT" else {}
+    closed = [v3("GlobalNetworkPolicy", "closed", denies)]
+    for spec in ENCRYPTING:
+        endpoint = v3("HostEndpoint", f"{spec.name}-eth0", {"node": spec.name, "interfaceName": "eth0"})
+        endpoint["metadata"]["labels"] = {"closed": "true"}
+        closed.append(endpoint)
+    cluster.put(*closed)
+    try:
+        ping = ("ping", "-c", "1", "-W", "1", "10.9.0.254")
+        for spec in ENCRYPTING:
+            wait_until(lambda spec=spec: not tries(spec.name, *ping), "the node is closed".format, PATIENCE_S)  # type: ignore[misc]
+            for family in (4, 6):
+                tries(spec.name, "conntrack", "-F", "-f", f"ipv{family}")
+        reach(cluster, N1, N2)
+        reach(cluster, N2, N1)
+    finally:
+        for document in closed:
+            (cluster.resources / f"{document['kind']}-{document['metadata']['name']}.yaml").unlink()
+    for spec in ENCRYPTING:
+        wait_until(lambda spec=spec: tries(spec.name, *ping), "open again".format, PATIENCE_S)  # type: ignore[misc]
 
 
 def test_the_keys_are_for_root_alone(cluster: Lab) -> None:

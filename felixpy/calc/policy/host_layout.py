@@ -18,6 +18,8 @@ from felixpy.calc.policy.policy_rules import NO_PROFILE, tier_chains
 from felixpy.calc.rules import (
     FORWARD_FROM,
     FORWARD_TO,
+    UDP,
+    WIREGUARD,
     ChainKey,
     Chains,
     CtState,
@@ -252,11 +254,15 @@ def _dispatch(
 
 
 def _failsafe(settings: RuleSettings, *, incoming: bool, untracked: bool) -> tuple[Rule, ...]:
-    """Accept what keeps the node on the network; of what is not tracked, answers are accepted by their source port."""
+    """Accept what keeps the node on the network; of what is not tracked, answers are accepted by their source port.
+
+    Encrypted packets are of that, too: what is in them is judged when it comes out of the device.
+    """
     rules: list[Rule] = []
     if settings.family is Family.V6:
         rules += [Rule((Icmp(kind),), Verdict.ACCEPT) for kind in ICMPV6_ON_HOSTS]
-    there, back = settings.failsafe_in, (*settings.failsafe_out, *settings.in_use)
+    tunnel = (Failsafe(UDP, settings.wireguard_port),) if settings.tunnels & WIREGUARD else ()
+    there, back = (*settings.failsafe_in, *tunnel), (*settings.failsafe_out, *settings.in_use, *tunnel)
     if not incoming:
         there, back = back, there
     rules += [_port_rule(one, incoming=incoming, answer=False) for one in there]
