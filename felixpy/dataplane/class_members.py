@@ -20,7 +20,12 @@ from felixpy.dataplane.packet_filter import Member
 from felixpy.model.net import Family
 from felixpy.store.index import Index
 
-PAIRS = {SetName.FROM_WORKLOAD: Direction.EGRESS, SetName.TO_WORKLOAD: Direction.INGRESS}
+PAIRS = {
+    SetName.FROM_WORKLOAD: Direction.EGRESS,
+    SetName.ALLOWED_SOURCES: Direction.EGRESS,
+    SetName.TO_WORKLOAD: Direction.INGRESS,
+}
+"""Sets of pairs of an address, or a prefix, and an interface; and the direction whose class they carry."""
 
 
 class Members(Protocol):

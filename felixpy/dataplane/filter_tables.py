@@ -403,7 +403,7 @@ _CLASSIFIES = ChainKey(Table.FILTER, MAPS[Direction.INGRESS])
 
 
 def _is_of_interface(key: Member) -> bool:
-    return isinstance(key, ElementKey) and key.set.type in (SetType.HOST_INTERFACE, SetType.INTERFACE)
+    return isinstance(key, ElementKey) and bool(key.interface)
 
 
 def _those(refused: Mapping[FilterKey, str], kind: Any) -> dict[Any, str]:

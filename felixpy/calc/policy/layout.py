@@ -344,6 +344,7 @@ def _mark_chains(settings: RuleSettings) -> Chains:
         ChainKey(mangle, "map"): jumps,
         ChainKey(mangle, "map-from"): (
             Rule((), SetMark(0, marks.egress.mask | marks.ingress.mask)),
+            *((Rule((), MapMark(SetName.ALLOWED_SOURCES, source=True)),) if settings.allow_spoofing else ()),
             Rule((), MapMark(SetName.FROM_WORKLOAD, source=True)),
         ),
         ChainKey(mangle, "map-to"): (

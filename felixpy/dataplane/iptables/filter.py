@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from felixpy.calc.entries import SetName
 from felixpy.calc.policy.carrier import MarkBits
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.policy.layout import class_of_chain
 from felixpy.calc.rules import MAP_CHAINS, ChainKey, Chains, RuleKey, Table
 from felixpy.config import ChainInsertMode
+from felixpy.dataplane.class_members import PAIRS
 from felixpy.dataplane.iptables.address_maps import AddressMaps, is_map_member
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX
 from felixpy.dataplane.iptables.plan import TablePlan, foreign_chains, plan_removal, plan_write, present_chains
@@ -86,7 +86,7 @@ class IptablesFilter(ABC):
 
     def use_marks(self, marks: MarkBits) -> None:
         """Take the bits in which the members of pairs carry their class."""
-        self.sets.masks = {SetName.FROM_WORKLOAD: marks.egress.mask, SetName.TO_WORKLOAD: marks.ingress.mask}
+        self.sets.masks = {name: marks.of(direction).mask for name, direction in PAIRS.items()}
 
     def class_numbers(
         self, chains: Mapping[RuleKey, RenderedChain], marks: MarkBits

@@ -66,8 +66,8 @@ def ipset_type(name: SetName) -> str:
 
 
 def carries_mark(name: SetName) -> bool:
-    """Whether members of a set carry a mark: the classes of the pair."""
-    return name.type is SetType.HOST_INTERFACE
+    """Whether members of a set carry a mark: the classes of their interface."""
+    return name.type in (SetType.HOST_INTERFACE, SetType.NET_INTERFACE)
 
 
 def jump_text(built_in: str) -> str:

@@ -130,13 +130,16 @@ class IpSets:
             if header and fits:
                 changes = self._source_changes
                 try:
-                    members = self._join_halves(name, await self._members(name, header.name, marks))
+                    carried: dict[ElementKey, int] = {}
+                    members = self._join_halves(name, await self._members(name, header.name, carried))
                 except NetlinkError as error:
                     if error.errno != ENOENT or name in STANDING_SETS:
                         raise
                     continue  # it went while the others were read
                 if name is _SOURCES:
-                    members = await self._without_implied(members, changes)
+                    members = await self._without_implied(members, carried, changes)
+                    carried = {key: carried[key] for key in members if key in carried}
+                marks |= carried
                 async for some in in_slices(members, 64):
                     elements.update(some)
             elif name is _SOURCES:
@@ -309,13 +312,16 @@ class IpSets:
 
     def _added(self, key: Key, marks: Mapping[Key, int]) -> list[Member]:
         """The members that the kernel needs for a key."""
+        mark = marks.get(key, 0)
         if isinstance(key, MemberKey) or key.set is not _SOURCES:
-            if mark := marks.get(key):
-                return [member._replace(mark=mark, mask=self.masks[SetName(key.set)]) for member in _members_of(key)]
-            return _members_of(key)
+            return [self._marked(key, member, mark) for member in _members_of(key)] if mark else _members_of(key)
         self._source_changes += 1
         self._left_out.discard(key)
-        return [Member(*pair) for pair in self._sources.add(key.net, key.interface)]
+        found = self._sources.add(key.net, key.interface, mark)
+        return [self._marked(key, Member(net, interface), its) for net, interface, its in found]
+
+    def _marked(self, key: Key, member: Member, mark: int) -> Member:
+        return member._replace(mark=mark, mask=self.masks[SetName(key.set)]) if mark else member
 
     def _removed(self, key: Key) -> list[Member]:
         """The members that it needs for a key no longer."""
@@ -324,14 +330,14 @@ class IpSets:
         self._source_changes += 1
         return [Member(*pair) for pair in self._sources.remove(key.net, key.interface)]
 
-    async def _without_implied(self, members: list[Key], changes: int) -> list[Key]:
+    async def _without_implied(self, members: list[Key], marks: Mapping[ElementKey, int], changes: int) -> list[Key]:
         """What is believed of the members of ``allowed-sources``; ``changes`` is their count before they were read.
 
         A key of which implied members are missing is left out, so that it will be written again with them. If it was
         not by the next reading, nobody wants it: it is believed then, so that it will be removed.
         """
         declared, incomplete = await declared_by(
-            [(key.net, key.interface) for key in members if isinstance(key, ElementKey)]
+            {(key.net, key.interface): marks.get(key, 0) for key in members if isinstance(key, ElementKey)}
         )
         if changes == self._source_changes:
             self._sources = declared

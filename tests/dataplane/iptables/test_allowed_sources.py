@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felixpy.calc.entries import ElementKey, SetName
-from felixpy.dataplane.iptables.allowed_sources import AllowedSources, Pair, declared_by
+from felixpy.calc.policy.carrier import iptables_marks
+from felixpy.dataplane.iptables.allowed_sources import AllowedSources, MarkedPair, Pair, declared_by
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.iptables.layout import set_name
 from felixpy.dataplane.packet_filter import FilterChange
@@ -30,15 +33,23 @@ class Kernel:
     """A set of type hash:net,iface, as far as this matters: the most specific network that is there decides."""
 
     def __init__(self) -> None:
-        self.members: set[Pair] = set()
+        self.members: dict[Pair, int] = {}
 
-    def passes(self, address: bytes, interface: str) -> bool:
+    def mark(self, address: bytes, interface: str) -> int | None:
+        """What a packet gets; None if it does not pass."""
         holding = [net for net, _ in self.members if net.covers(address)]
-        return bool(holding) and (max(holding, key=lambda net: net.length), interface) in self.members
+        return self.members.get((max(holding, key=lambda net: net.length), interface)) if holding else None
 
 
 def allows(declared: set[Pair], address: bytes, interface: str) -> bool:
     return any(net.covers(address) and user == interface for net, user in declared)
+
+
+MARKS = {interface: number for number, interface in enumerate(INTERFACES, start=1)}
+
+
+def unmarked(members: Iterable[MarkedPair]) -> dict[Pair, int]:
+    return {(net, interface): mark for net, interface, mark in members}
 
 
 @given(st.lists(st.tuples(st.booleans(), pairs), max_size=30))
@@ -50,16 +61,18 @@ def test_after_any_changes_each_interface_may_use_what_it_declares_and_nothing_e
     for adds, pair in changes:
         if adds:
             declared.add(pair)
-            kernel.members.update(sources.add(*pair))
+            kernel.members.update(unmarked(sources.add(*pair, MARKS[pair[1]])))
         else:
             declared.discard(pair)
-            kernel.members.difference_update(sources.remove(*pair))
+            for member in sources.remove(*pair):
+                kernel.members.pop(member, None)
         assert set(sources) == declared
         assert {net for net, _ in kernel.members} == {net for net, _ in declared}
         for first in range(16):
             address = bytes([first << 4 | 5, 1, 2, 3])
             for interface in INTERFACES:
-                assert kernel.passes(address, interface) == allows(declared, address, interface)
+                mark = MARKS[interface] if allows(declared, address, interface) else None
+                assert kernel.mark(address, interface) == mark
 
 
 @given(st.sets(pairs, max_size=12))
@@ -70,16 +83,19 @@ def test_what_is_declared_is_read_back_and_what_is_missing_is_noticed(wanted: se
         for net, user in wanted
         if not any(other != net and user == its and other.covers(net) for other, its in wanted)
     }
-    members, sources = set[Pair](), AllowedSources()
-    for pair in declared:
-        members.update(sources.add(*pair))
-    read, incomplete = asyncio.run(declared_by(sorted(members)))
+    members, sources = dict[Pair, int](), AllowedSources()
+    for net, user in declared:
+        members.update(unmarked(sources.add(net, user, MARKS[user])))
+    read, incomplete = asyncio.run(declared_by(dict(sorted(members.items()))))
     assert (set(read), incomplete) == (declared, set())
-    for implied in members - declared:
-        read, incomplete = asyncio.run(declared_by(sorted(members - {implied})))
-        assert set(read) == declared
-        assert incomplete
-        assert all(net.covers(implied[0]) and user == implied[1] for net, user in incomplete)
+    assert all(unmarked(read.add(*pair, MARKS[pair[1]])).items() <= members.items() for pair in declared)
+    for implied in members.keys() - declared:
+        for damaged in ({}, {implied: 9}):
+            rest = {pair: mark for pair, mark in members.items() if pair != implied} | damaged
+            read, incomplete = asyncio.run(declared_by(rest))
+            assert set(read) == declared
+            assert incomplete
+            assert all(net.covers(implied[0]) and user == implied[1] for net, user in incomplete)
 
 
 def key(family: Family, length: int, interface: str) -> ElementKey:
@@ -196,5 +212,47 @@ def test_one_interface_too_many_is_said_so_and_takes_nothing_from_the_others(
             assert passes(packet_filter, "cali63")
             assert not passes(packet_filter, "late")
         assert (await packet_filter.read()).elements == set(wide)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("variant", ["nft"], indirect=True)
+def test_members_carry_the_class_of_their_interface_and_implied_ones_too(
+    packet_filter: IptablesFilter, make_filter: MakeFilter, family: Family, tool: str
+) -> None:
+    """Also in a set of an earlier version, without marks and in use; a mark that somebody changed is noticed."""
+
+    async def run() -> None:
+        marks, name = iptables_marks(0xFFFF0000), set_name(family, SetName.ALLOWED_SOURCES)
+        packet_filter.use_marks(marks)
+        wide, narrow = key(family, 8, "cali1"), key(family, 16, "cali2")
+        inner, kind = str(narrow.net), "inet" if family is Family.V4 else "inet6"
+        output("ipset", "create", name, "hash:net,iface", "family", kind, "maxelem", "1048576")
+        output("ipset", "add", name, f"{wide.net},cali1")
+        output(tool, "-A", "INPUT", "-m", "set", "--match-set", name, "src,src")
+        assert not (await packet_filter.read()).containers
+        await packet_filter.create_containers()
+        data = {wide: marks.egress.of(3), narrow: marks.egress.of(5)}
+        for key_ in (wide, narrow):
+            assert await packet_filter.write(FilterChange(add=[key_], data=dict(data))) == {}
+        assert shown(name) == {(inner, "cali1"): 3, (inner, "cali2"): 5, (str(wide.net), "cali1"): 3}
+        other = make_filter(family)
+        other.use_marks(marks)
+        state = await other.read()
+        assert (state.containers, state.elements, state.data) == (True, {wide, narrow}, data)
+
+        change = FilterChange(add=[wide], data={wide: marks.egress.of(4)}, changed=frozenset({wide}))
+        assert await other.write(change) == {}
+        assert shown(name) == {(inner, "cali1"): 4, (inner, "cali2"): 5, (str(wide.net), "cali1"): 4}
+
+        mark = f"{marks.egress.of(9):#x}/{marks.egress.mask:#x}"
+        output("ipset", "add", "-exist", name, f"{narrow.net},cali1", "skbmark", mark)
+        assert (await other.read()).elements == {narrow}  # so the wide one is written again, with what it implies
+
+    def shown(name: str) -> dict[tuple[str, str], int]:
+        listed = output("ipset", "list", name).partition("Members:\n")[2]
+        found = re.findall(r"^(\S+),(\S+) skbmark (\w+)/(\w+)$", listed, re.M)
+        shift = iptables_marks(0xFFFF0000).egress.shift
+        return {(net, interface): int(mark, 16) >> shift for net, interface, mark, _ in found}
 
     asyncio.run(run())
