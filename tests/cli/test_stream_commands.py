@@ -10,7 +10,8 @@ import yaml
 
 from tests.agent.bench import GOOD, NODE, members, routes, running, stream_to
 from tests.broker import Broker
-from tests.cli.command import Done, at, felixpy
+from tests.cli.command import Done, at, felixpy, sentence
+from tests.kernel import run
 
 SAMPLES = Path(__file__).parents[1] / "model" / "samples"
 
@@ -176,3 +177,21 @@ def test_kinds_have_short_names(broker: Broker) -> None:
     unknown = felixpy("get", "teapots", env=at(broker))
     assert unknown.code == 64
     assert "kind teapots is not one that felixpy knows: WorkloadEndpoint (wep), " in unknown.err
+
+
+def test_default_pools_are_printed_for_families_that_have_none_and_published_once(broker: Broker) -> None:
+    run("ip", "addr", "add", "192.168.5.1/24", "dev", "eth0")
+    variables = at(broker, CALICO_IPV4POOL_VXLAN="CrossSubnet", CALICO_IPV6POOL_CIDR="fd00:48::/64")
+    printed = felixpy("node", "--pools", env=variables)
+    four, six = yaml.safe_load_all(printed.out)
+    assert (four["metadata"]["name"], four["spec"]["cidr"]) == ("default-ipv4-ippool", "172.16.0.0/16"), "not its own"
+    assert (four["spec"]["vxlanMode"], four["spec"]["natOutgoing"]) == ("CrossSubnet", True)
+    assert (six["metadata"]["name"], six["spec"]["cidr"]) == ("default-ipv6-ippool", "fd00:48::/64")
+    refused = sentence(felixpy("node", "--pools", env={**variables, "CALICO_IPV4POOL_BLOCK_SIZE": "9"}))
+    assert refused == "felixpy: CALICO_IPV4POOL_BLOCK_SIZE='9' must be from 20 to 32\n"
+    assert "there is no pool to make" in sentence(felixpy("node", "--pools", env=at(broker, NO_DEFAULT_POOLS="true")))
+    assert felixpy("apply", "-f", "-", env=variables, stdin=printed.out).out == "2 published, 0 unchanged, 0 deleted\n"
+    assert "there is no pool to make" in sentence(felixpy("node", "--pools", env=variables))
+    assert felixpy("delete", "-f", "-", env=variables, stdin=yaml.safe_dump(six)).code == 0
+    (again,) = yaml.safe_load_all(felixpy("node", "--pools", env=variables).out)
+    assert again == six
