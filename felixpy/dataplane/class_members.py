@@ -77,6 +77,10 @@ class ClassMembers:
         self._classes[interface] = classes
         self._write(interface)
 
+    def knows(self, interface: str) -> bool:
+        """Whether an interface has classes; one that is gone has none."""
+        return interface in self._classes
+
     def capacity(self) -> int:
         """How many classes a direction can have."""
         return min(self._largest(direction) for direction in Direction)

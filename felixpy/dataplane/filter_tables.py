@@ -7,11 +7,11 @@ Invariant: a failure stays in its family, and an object's refusal stays with its
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
 from felixpy.calc.entries import ElementKey, SetType, set_type
-from felixpy.calc.policy.carrier import MAPS
+from felixpy.calc.policy.carrier import CLASS_SETS, MAPS
 from felixpy.calc.policy.classes import (
     ClassKey,
     Direction,
@@ -207,7 +207,7 @@ class FilterTables:
         return ""
 
     async def add(self, now: float, report: ApplyReport, *, complete: bool) -> None:
-        """Write rules and additions; removals from sets of prefixes too, since those refuse overlaps.
+        """Write rules and additions, and the removals that cannot wait for what nobody needs any more (``additions``).
 
         Before the snapshot is ``complete`` only members are added, and only where sets and rules stand; but a family
         that ``begins`` gets its rules.
@@ -229,6 +229,10 @@ class FilterTables:
             sets = Delta()
         chains = self.chains.delta(now) if may_make_rules else Delta[RuleKey, RenderedChain]()
         change = self._change(elements)
+        dispatches: list[RuleKey] = []
+        if self.filter.marks_pairs and change.changed:
+            dispatches = [key for key in chains.put if key in self.chains.committed and _is_dispatch(key)]
+            chains = self._with_old_classes(chains, dispatches)
         change.chains = {**chains.put, **dict.fromkeys(chains.remove)}
         change.sets = {key: self.sets.desired[key] for key in sets.put}
         if complete and self.foreign:
@@ -246,6 +250,26 @@ class FilterTables:
         self.elements.record(elements, _those(refused, ElementKey | MemberKey), now, told_elements)
         self.sets.record(sets, _those(refused, SetKey), now, told_sets)
         self._release.translated(key for key in elements.put if key not in refused)
+        if dispatches:
+            await self._drop_old_classes(dispatches, now, report)
+
+    def _with_old_classes(
+        self, chains: Delta[RuleKey, RenderedChain], dispatches: Iterable[RuleKey]
+    ) -> Delta[RuleKey, RenderedChain]:
+        """The same change, in which the classes that workloads leave stay until no member bears their mark."""
+        put = dict(chains.put)
+        for key in dispatches:
+            rules = put[key]
+            old = [rule for rule in self.chains.committed[key] if rule not in rules]
+            put[key] = (*rules[:-1], *old, rules[-1])  # the last one denies who has no class
+        return Delta(put)
+
+    async def _drop_old_classes(self, dispatches: Iterable[RuleKey], now: float, report: ApplyReport) -> None:
+        self.chains.mark(dispatches)
+        chains = self.chains.delta(now)
+        with self.chains.reading() as told:
+            refused = await self._write(FilterChange({**chains.put, **dict.fromkeys(chains.remove)}), report)
+        self.chains.record(chains, _those(refused, ChainKey | ClassElement), now, told)
 
     async def _fill(
         self,
@@ -279,23 +303,31 @@ class FilterTables:
         """A change of members alone."""
         change = FilterChange(add=list(elements.put), remove=list(elements.remove))
         change.data = {key: data for key, data in elements.put.items() if data}
-        change.changed = frozenset(key for key in elements.put if key in self.elements.committed)
+        # Nobody asks for the mark of a pair before the rules do that classify: then it may come before them.
+        asked = _CLASSIFIES in self.chains.committed
+        change.changed = frozenset(
+            key for key in elements.put if key in self.elements.committed and (asked or key.set not in PAIRS)
+        )
         return change
 
     def additions(self, now: float, *, complete: bool) -> Delta[Member, int | None]:
-        """Members to add, and those to remove with them from sets of prefixes, which refuse overlaps."""
+        """Members to add, and those to remove with them.
+
+        Sets of prefixes refuse overlaps. And the sets that an interface is in tell its class together: between two
+        writes they would tell another one.
+        """
         delta = self.elements.delta(now)
         if not complete and _CLASSIFIES in self.chains.committed:
             # The rules of an earlier run ask for classes, which nobody knows yet: what is there keeps its own.
             delta.put = {key: data for key, data in delta.put.items() if not _is_of_interface(key)}
         if not delta.remove:
             return delta
-        prefixes: dict[Member, int | None] = {
-            key: None
-            for key in delta.remove
-            if complete and set_type(key.set) is SetType.NET and not self._goes_with_its_set(key)
-        }
-        return Delta(delta.put, prefixes)
+        return Delta(delta.put, {key: None for key in delta.remove if complete and self._goes_at_once(key)})
+
+    def _goes_at_once(self, key: Member) -> bool:
+        if set_type(key.set) is SetType.NET:
+            return not self._goes_with_its_set(key)
+        return isinstance(key, ElementKey) and key.set in _CLASS_SETS and self.classes.knows(key.interface)
 
     def _goes_with_its_set(self, key: Member) -> bool:
         return isinstance(key, MemberKey) and SetKey(key.set) not in self.sets.desired
@@ -400,6 +432,13 @@ def write_together(
 
 
 _CLASSIFIES = ChainKey(Table.FILTER, MAPS[Direction.INGRESS])
+_DISPATCHES = tuple(MAPS.values())
+_CLASS_SETS = frozenset(CLASS_SETS)
+
+
+def _is_dispatch(key: RuleKey) -> bool:
+    """Whether a chain of iptables finds classes by their marks."""
+    return isinstance(key, ChainKey) and key.table is Table.FILTER and key.name.startswith(_DISPATCHES)
 
 
 def _is_of_interface(key: Member) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from felixpy.config import SettingsSource
 from felixpy.dataplane.backend import Backend
+from felixpy.demo.patience import wait_until
 from felixpy.model.resources import Resource, Update, WorkloadEndpoint
 from felixpy.netlink.monitor import Monitor, monitor_nftables, monitor_routing
 from felixpy.sources import SyncState, SyncStatus
@@ -60,6 +61,9 @@ def cluster_node(network: None) -> None:
     sysctl("ipv6/conf/default/accept_dad", 0)
     pairs("eth0", *(f"cali{number}" for number in range(NUMBER)))
     ip("addr add 192.0.2.1/24 dev eth0", "addr add 2001:db8::1/64 dev eth0 nodad")
+    wait_until(
+        lambda: not run("ip", "-6", "address", "show", "tentative"), lambda: "the kernel's last word of addresses"
+    )
 
 
 async def programmed(node: InProcess) -> None:

@@ -31,16 +31,18 @@ def network_policy(name: str, **spec: Any) -> dict[str, Any]:
 def keeping(ports: list[int]) -> dict[str, Any]:
     """What decides all the time: tcp/80 to x/b passes, whatever else the policy says; tcp/81 does not."""
     allowed = [{"action": "Allow", "protocol": "TCP", "destination": {"ports": ports}}]
-    return network_policy("keep", selector="app == 'db'", ingress=allowed)
+    return network_policy("keep", selector="all()", ingress=allowed)
 
 
 def flapping(number: int) -> dict[str, Any]:
-    """A policy of the same workload that says nothing of either port: its coming and going moves it between classes."""
+    """A policy of this workload alone that says nothing of either port: by it and without it the workload moves out of
+    the class of the others and back.
+    """
     rules = [
         {"action": "Deny", "protocol": "TCP", "destination": {"ports": [1000 + number, 7]}},
         {"action": "Allow", "protocol": "UDP", "source": {"selector": f"pod == 'a' || n == '{number % 7}'"}},
     ]
-    return network_policy("flap", selector="app == 'db'", types=["Ingress", "Egress"], ingress=rules,
+    return network_policy("flap", selector="pod == 'b'", types=["Ingress", "Egress"], ingress=rules,
                           egress=[{"action": "Allow"}])  # fmt: skip
 
 
@@ -83,9 +85,17 @@ def main(backend: str) -> None:
             else:
                 lab.tell({"do": "apply", "drop": [["NetworkPolicy", "flap", "x"]]})
 
+        def first_and_last(number: int) -> None:
+            """The only policy comes, and with it all that finds out whom it is for, and goes."""
+            asked = {"put": [keeping([80])]} if number % 2 else {"drop": [["NetworkPolicy", "keep", "x"]]}
+            lab.tell({"do": "apply", **asked})
+
         counts = flood(lab, case, change, changes=CHANGES, batches=BATCHES)
+        lab.tell({"do": "apply", "drop": [["NetworkPolicy", "flap", "x"]]})
+        first = flood(lab, case, first_and_last, changes=CHANGES, batches=BATCHES)
     print(json.dumps({"allowed": len(counts.allowed), "denied": len(counts.denied), "lost": counts.lost,
-                      "leaked": counts.leaked, "arrived": len(counts.arrived), "flows": flows}))  # fmt: skip
+                      "leaked": counts.leaked, "arrived": len(counts.arrived), "flows": flows,
+                      "lost_by_the_first": first.lost}))  # fmt: skip
 
 
 if __name__ == "__main__":

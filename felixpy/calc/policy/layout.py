@@ -315,18 +315,24 @@ def _input_hook(settings: RuleSettings) -> Chains:
 
 
 def _bit_chains(settings: RuleSettings) -> Chains:
-    """nftables: the class number is put together from the sets of its bits, and looked up in a map."""
+    """nftables: the class number is put together from the sets of its bits, and looked up in a map.
+
+    A packet that is on its way while its workload moves to another class may find some bits of the one and some of the
+    other. So whoever has no class is asked once more.
+    """
     chains: Chains = {}
     for direction in Direction:
         found = settings.marks.of(direction)
         match = InInterfaceIn if direction is Direction.EGRESS else OutInterfaceIn
         bits = BIT_SETS[direction][: found.bits]
-        chains[ChainKey(Table.FILTER, MAPS[direction])] = (
+        ask = (
             Rule((), SetMark(0, found.mask)),
             *(Rule((match(name),), SetMark(found.of(1 << bit), found.of(1 << bit))) for bit, name in enumerate(bits)),
             Rule((), GotoClass(MAPS[direction], found.mask)),
-            Rule((), Verdict(settings.deny), "no class"),
         )
+        again = f"{MAPS[direction]}-again"
+        chains[ChainKey(Table.FILTER, MAPS[direction])] = (*ask, Rule((), Goto(again), "no class"))
+        chains[ChainKey(Table.FILTER, again)] = (*ask, Rule((), Verdict(settings.deny), "no class"))
     return chains
 
 

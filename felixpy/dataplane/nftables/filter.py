@@ -186,9 +186,31 @@ class NftablesFilter:
         """Nothing to do ahead: ``write`` puts the table and its sets into the transaction that needs them."""
 
     async def write(self, change: FilterChange) -> Mapping[FilterKey, str]:
+        """Write one change in one transaction, after one that makes the chains which the other leads to.
+
+        The kernel asks anew at each lookup which generation is in force, but once per packet for the rules. So a packet
+        that is on its way may find an element as new as the chain that it names, and in that chain the rules of before:
+        none, and whoever comes to the end of a chain passes.
+        """
+        made = self._made_first(change)
+        if made and not self._commit(self._steps(made)):
+            change = change.without(set(made.keys))
         if not self._commit(self._steps(change)):
             return {}
         return self._commit_singly(change)
+
+    def _made_first(self, change: FilterChange) -> FilterChange:
+        """Of a change the new chains, and the sets that they may ask, if elements may lead to them."""
+        made = FilterChange()
+        if self._seen.is_whole and any(isinstance(key, ClassElement) for key in change.chains):
+            chains = change.chains.items()
+            made.chains = {
+                key: rules
+                for key, rules in chains
+                if isinstance(key, ChainKey) and rules is not None and not key.is_hook and key not in self._seen_chains
+            }
+            made.sets = {key: comment for key, comment in change.sets.items() if comment is not None and made.chains}
+        return made
 
     def member_requests(self, change: FilterChange) -> list[Request] | None:
         if not self._seen.is_whole or change.sets:
