@@ -55,6 +55,15 @@ def test_kustomizations_name_what_is_there() -> None:
             assert [target["kind"], target["metadata"]["name"]] in identities
 
 
+def test_where_a_kustomization_brings_pods_of_its_own_they_have_the_version() -> None:
+    """What the base says of images holds for the base's pods alone: an image without tag is one that nobody has."""
+    for path in FOLDER.rglob("kustomization.yaml"):
+        kustomization = yaml.safe_load(path.read_text())
+        own = [path.parent / name for name in kustomization["resources"] if name.endswith(".yaml")]
+        named = {image["name"] for image in kustomization.get("images", ())}
+        assert ("felixpy" in named) == any("image: felixpy\n" in each.read_text() for each in own), path
+
+
 def identified(path: Path) -> list[dict[str, Any]]:
     return [each for each in objects(path) if "metadata" in each]
 
