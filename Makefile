@@ -76,15 +76,17 @@ build/felixpy-cni: felixpy/cni/stub/felixpy-cni.c
 	@mkdir -p build
 	gcc -static -O2 -std=c11 -Wall -Wextra -Werror -o $@ $<
 
-# The image as an archive for nodes without a registry. CTR="ctr --address …" also loads it into that containerd.
+# The image as an archive for nodes without a registry. CTR="ctr --address …" also loads it into that containerd;
+# IMAGE_OPTIONS go to 'buildah build': what a machine needs in order to reach packages, for example.
 BASE ?= debian:12.12-slim
 BUILDAH ?= buildah
+IMAGE_OPTIONS ?=
 CTR ?=
 IMAGE_NAME = docker.io/library/felixpy:$(VERSION)
 
 image: ## the image that the manifests name: build/image.tar; make image CTR=ctr also loads it into this node's containerd
 	@mkdir -p build
-	$(BUILDAH) build --format docker --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) --tag $(IMAGE_NAME) .
+	$(BUILDAH) build $(IMAGE_OPTIONS) --format docker --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) --tag $(IMAGE_NAME) .
 	@rm -f build/image.tar
 	$(BUILDAH) push $(IMAGE_NAME) docker-archive:build/image.tar:$(IMAGE_NAME)
 	$(if $(CTR),$(CTR) --namespace k8s.io images import build/image.tar)

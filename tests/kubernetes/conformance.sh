@@ -37,7 +37,7 @@ run() { # suite
 	for one in "${skip[@]}"; do flags+=("--skip=$one"); done
 	nsenter --net="/run/netns/$P-cp" "$BIN/ginkgo" --procs="$PROCS" --no-color --timeout="${TIMEOUT:-60m}" --flake-attempts="${ATTEMPTS:-1}" --focus="$focus" "${flags[@]}" \
 		--output-dir="$OUT" --junit-report="$(basename "$report")" "$BIN/e2e.test" -- \
-		-kubeconfig "$config" -kubectl-path "$BIN/kubectl" -provider skeleton -num-nodes 2 >"$log" 2>&1
+		-kubeconfig "$RUN/kubeconfig" -kubectl-path "$BIN/kubectl" -provider skeleton -num-nodes 2 >"$log" 2>&1
 	one=$(grep -c 'Attempt #1 Failed' "$log"); [ "$one" = 0 ] || say "$1: $one specs failed at first and were run again"
 	"$PYTHON" "$here/counts.py" "$1" "$report" $((SECONDS - start)) "$here/expected/$1.txt" || status=1
 }
@@ -45,9 +45,6 @@ run() { # suite
 beside() { # suite: with CHAOS beside chaos, which has to have come to something
 	[ -n "${CHAOS:-}" ] || { run "$1"; return; }
 	local chaos
-	sed 's/:6443/:6444/' "$RUN/kubeconfig" >"$RUN/kubeconfig-beside"; config=$RUN/kubeconfig-beside
-	[ -e "$RUN/pid/kube-apiserver-beside" ] || "$here/cluster/start.sh" kube-apiserver-beside
-	until KUBECONFIG=$config kubectl get --raw /readyz >/dev/null 2>&1; do sleep .2; done
 	"$here/chaos.sh" >"$OUT/chaos.log" 2>&1 & chaos=$!
 	run "$1"
 	kill -TERM "$chaos"; wait "$chaos" || status=1
@@ -59,7 +56,6 @@ if [ "${suites[*]}" = seeds ]; then exec "$here/seeds.sh"; fi
 prepare
 if [ -n "${RUN:-}" ]; then export RUN; else up; fi
 . "$here/cluster/env.sh"
-config=$RUN/kubeconfig
 for suite in "${suites[@]}"; do
 	if [ "$suite" = matrix ]; then (cd "$root" && "$PYTHON" -m tests.kubernetes.matrix "$RUN") || status=1; else beside "$suite"; fi
 done

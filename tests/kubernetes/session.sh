@@ -2,7 +2,7 @@
 # What it looks like: FAMILIES, PROXY, BACKEND, ENCAPSULATION, HUB, IMAGE, as conformance.sh tells. OUT: folder of reports and logs.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd); root=$(cd "$here/../.." && pwd)
 export CACHE=${CACHE:-$HOME/.cache/felixpy-kubernetes}
-export BIN=$CACHE/bin IMAGES=$CACHE/images FAMILIES=${FAMILIES:-dual} PYTHON=${PYTHON:-$root/.venv/bin/python}
+export CHAOS=${CHAOS:-} BIN=$CACHE/bin IMAGES=$CACHE/images FAMILIES=${FAMILIES:-dual} PYTHON=${PYTHON:-$root/.venv/bin/python}
 export PATH=$PATH:/usr/sbin:/sbin
 PROXY=${PROXY:-nftables} OUT=${OUT:-$root/build/conformance}
 

@@ -29,13 +29,14 @@ cat >"$RUN/kubeconfig" <<Y
 apiVersion: v1
 kind: Config
 current-context: admin
-clusters: [{name: c, cluster: {server: "https://$(bracketed "$CP"):6443", certificate-authority: $RUN/pki/ca.crt}}]
+clusters: [{name: c, cluster: {server: "https://$(bracketed "$CP"):$API_PORT", certificate-authority: $RUN/pki/ca.crt}}]
 users: [{name: admin, user: {client-certificate: $RUN/pki/admin.crt, client-key: $RUN/pki/admin.key}}]
 contexts: [{name: admin, context: {cluster: c, user: admin}}]
 Y
 
 "$here/start.sh" etcd
 "$here/start.sh" kube-apiserver
+[ -z "${CHAOS:-}" ] || "$here/start.sh" kube-apiserver-beside
 [ "$1" = apiserver ] || for program in dns kube-controller-manager kube-scheduler; do "$here/start.sh" "$program"; done
 for _ in $(seq 1200); do
 	kubectl get --raw /readyz >/dev/null 2>&1 && { echo "API server ready after ${SECONDS} s"; exit 0; }

@@ -23,5 +23,7 @@ CP=$CP4
 NODE_IP() { echo "$(node4 "$1"),$(node6 "$1")"; }
 if [ "$FAMILIES" = ipv4 ]; then NODE_IP() { node4 "$1"; }; fi
 if [ "$FAMILIES" = ipv6 ]; then CP=$CP6; NODE_IP() { node6 "$1"; }; fi
+# With CHAOS the agents alone ask the first API server, which is killed: it would take kube-proxy a minute to ask again.
+API_PORT=6443; [ -z "${CHAOS:-}" ] || API_PORT=6444
 bracketed() { case $1 in *:*) echo "[$1]" ;; *) echo "$1" ;; esac; }
 kubectl() { nsenter --net="/run/netns/$P-cp" "$BIN/kubectl" "$@"; }

@@ -4,7 +4,7 @@ here=$(cd "$(dirname "$0")" && pwd); . "$here/env.sh"; cd "$RUN/pki"
 case $1 in
 etcd) set -- etcd "$BIN/etcd" --data-dir "$RUN/etcd" --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
 	--listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync --log-level warn ;;
-kube-apiserver|kube-apiserver-beside) # two of one etcd, of which nodes know the first: chaos.sh
+kube-apiserver|kube-apiserver-beside) # two of one etcd, of which the agents know the first: chaos.sh
 	port="--secure-port 6443"; [ "$1" = kube-apiserver ] || port="--secure-port 6444 --endpoint-reconciler-type none"
 	set -- "$1" "$BIN/kube-apiserver" $port --etcd-servers http://127.0.0.1:2379 --bind-address :: --advertise-address "$CP" \
 	--tls-cert-file apiserver.crt --tls-private-key-file apiserver.key --client-ca-file ca.crt \
