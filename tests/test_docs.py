@@ -262,9 +262,9 @@ def test_the_page_of_metrics_has_every_metric_with_its_type_and_labels() -> None
 
 
 def metrics_of_the_code() -> dict[str, tuple[str, tuple[str, ...]]]:
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    found: dict[str, tuple[str, tuple[str, ...]]] = {PolicyPackets.name: ("counter", PolicyPackets.labels)}
     for collector in Metrics("n1").registry._collector_to_names:
-        if isinstance(collector, Totals | PolicyPackets):
+        if isinstance(collector, Totals):
             found[collector.name] = "counter", collector.labels
         elif isinstance(collector, Durations | FelixSummary):
             found[collector.name] = "summary", ()

@@ -15,7 +15,7 @@ from felixpy.calc.policy.policy_rules import END_OF_TIER, NO_PROFILE, direction_
 from felixpy.dataplane.filter_tables import FilterTables
 from felixpy.dataplane.packet_filter import CountedPackets, FilterError
 from felixpy.observe.metrics import Decider
-from felixpy.slices import giving_way
+from felixpy.slices import giving_way, in_slices
 from felixpy.standing import Standing
 
 LEAST_SECONDS = 5.0
@@ -55,22 +55,23 @@ class PolicyCounts:
             except (OSError, FilterError) as error:
                 self._standing.fails(what, str(error))
                 return
-            counters |= _counters(tables, found, agent.calculation.policy.deciders())
+            counters |= await _counters(tables, found, agent.calculation.policy.deciders())
         self._standing.works(what)
-        agent.metrics.policy_packets.take(counters)
+        await agent.metrics.policy_packets.take(counters)
 
 
-def _counters(
+async def _counters(
     tables: FilterTables, found: Iterable[CountedPackets], deciders: Deciders
 ) -> dict[str, tuple[Decider, int]]:
-    """Counters by family, chain, comment and verdict: rules of one chain that say the same are one."""
+    """Counters by family, chain, verdict and tier: rules of one chain that say the same are one."""
     counters: dict[str, tuple[Decider, int]] = {}
-    for one in found:
-        decider = _decider(one, deciders)
-        if decider is not None:
-            name = f"{tables.family} {one.chain} {decider.action} {decider.tier}"
-            _, before = counters.get(name, (decider, 0))
-            counters[name] = decider, before + one.packets
+    async for some in in_slices(found, 64):
+        for one in some:
+            decider = _decider(one, deciders)
+            if decider is not None:
+                name = f"{tables.family} {one.chain} {decider.action} {decider.tier}"
+                _, before = counters.get(name, (decider, 0))
+                counters[name] = decider, before + one.packets
     return counters
 
 

@@ -23,6 +23,7 @@ from prometheus_client.core import CounterMetricFamily, Metric, SummaryMetricFam
 from prometheus_client.registry import Collector
 
 from felixpy.observe.samples import Samples
+from felixpy.slices import in_slices
 
 C = TypeVar("C", bound=Collector)
 
@@ -61,34 +62,44 @@ class Decider(NamedTuple):
     policy: str
 
 
-class PolicyPackets(Collector):
+class PolicyPackets:
     """Packets by who decided about them, from counters that begin anew with each change of their rules.
 
-    Series are of those that decide now: a policy that is gone has none.
+    Series are of those that decide now: a policy that is gone has none. There may be thousands, so that the text is
+    made ahead, in slices, and not by the registry, which would hold the loop for 20 ms.
     """
 
     name, labels = "felixpy_policy_packets", Decider._fields
+    meaning = "Packets that policies, profiles and ends of tiers have allowed and denied."
 
     def __init__(self) -> None:
         self._latest: dict[str, int] = {}
-        self._totals: dict[Decider, int] = {}
+        self.totals: dict[Decider, int] = {}
+        self.text = self._head = f"# HELP {self.name}_total {self.meaning}\n# TYPE {self.name}_total counter\n".encode()
 
-    def take(self, counters: Mapping[str, tuple[Decider, int]]) -> None:
-        """Take what all counters say now, by a name for each."""
-        totals = dict.fromkeys((decider for decider, _ in counters.values()), 0)
-        totals |= {decider: total for decider, total in self._totals.items() if decider in totals}
-        for name, (decider, value) in counters.items():
-            before = self._latest.get(name, 0)
-            totals[decider] += value - before if value >= before else value
+    async def take(self, counters: Mapping[str, tuple[Decider, int]]) -> None:
+        """Take what all counters say now, by a name for each. One at a time."""
+        totals: dict[Decider, int] = {}
+        async for some in in_slices(counters.items(), 64):
+            for name, (decider, value) in some:
+                before = self._latest.get(name, 0)
+                counted = value - before if value >= before else value
+                totals[decider] = totals.get(decider, self.totals.get(decider, 0)) + counted
+        lines = [self._head]
+        async for sorted_some in in_slices(sorted(totals.items()), 32):
+            lines += [self._line(decider, total) for decider, total in sorted_some]
+        self.text = b"".join(lines)
         self._latest = {name: value for name, (_, value) in counters.items()}
-        self._totals = totals
+        self.totals = totals
 
-    def collect(self) -> list[CounterMetricFamily]:
-        meaning = "Packets that policies, profiles and ends of tiers have allowed and denied."
-        family = CounterMetricFamily(self.name, meaning, labels=self.labels)
-        for decider, total in sorted(self._totals.items()):
-            family.add_metric(decider, total)
-        return [family]
+    def _line(self, decider: Decider, total: int) -> bytes:
+        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(self.labels, decider, strict=True))
+        return f"{self.name}_total{{{labels}}} {float(total)}\n".encode()
+
+
+def _escaped(value: str) -> str:
+    """A label's value in the text format."""
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 class Durations(Collector):
@@ -229,7 +240,6 @@ class Metrics:
         self.tiers = make.gauge("felix_cluster_num_tiers", "Tiers known.")
         self.host_endpoints = make.gauge("felix_cluster_num_host_endpoints", "Host endpoints known.")
         self.policy_packets = PolicyPackets()
-        self.registry.register(self.policy_packets)
         self.open_endpoints = make.gauge(
             "felixpy_open_endpoints", "Endpoints of this node without profile and, in a direction, without policy."
         )
@@ -344,7 +354,7 @@ class Metrics:
         """Exposition format, with what others count as it was read last."""
         for sample in self.sampled:
             sample()
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + self.policy_packets.text
 
 
 def count_stream(metrics: Metrics, messages: int, size: int) -> None:

@@ -125,8 +125,7 @@ class Node:
         assert self.agent is not None
         metrics = self.agent.metrics
         await PolicyCounts(self.agent, Standing(), self.agent._calm).read()  # another one may have read just now
-        (family,) = metrics.policy_packets.collect()
-        return [[*one.labels.values(), int(one.value)] for one in family.samples]
+        return [[*decider, total] for decider, total in metrics.policy_packets.totals.items()]
 
     async def stop(self, *, clean: bool) -> dict[str, Any]:
         if self.task is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from felixpy.model.net import FAMILIES
-from felixpy.observe.metrics import Decider, PolicyPackets
+from felixpy.observe.metrics import Decider, Metrics, PolicyPackets
 from tests.policy.counters_process import SENT
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +50,16 @@ def test_a_counter_that_begins_anew_goes_on() -> None:
     packets, decider = PolicyPackets(), Decider("denied", "ingress", "default", "end of tier")
     total = []
     for counters in ({"a": 5, "b": 1}, {"a": 7, "b": 1}, {"a": 2, "b": 1}, {"a": 2}, {}):
-        packets.take({name: (decider, value) for name, value in counters.items()})
-        (family,) = packets.collect()
-        total.append([sample.value for sample in family.samples])
+        asyncio.run(packets.take({name: (decider, value) for name, value in counters.items()}))
+        total.append(list(packets.totals.values()))
     assert total == [[6], [8], [10], [10], []]
+
+
+def test_the_text_is_what_prometheus_reads() -> None:
+    metrics, strange = Metrics("n1"), Decider("denied", "ingress", 'a "tier"', "back\\slash\nand line")
+    plain = Decider("allowed", "egress", "", "Profile kns.x")
+    asyncio.run(metrics.policy_packets.take({"a": (strange, 3), "b": (plain, 1 << 53)}))
+    families = {one.name: one for one in text_string_to_metric_families(metrics.text().decode())}
+    family = families[PolicyPackets.name]
+    assert family.type == "counter"
+    assert {tuple(one.labels.values()): one.value for one in family.samples} == {strange: 3, plain: 1 << 53}
