@@ -19,14 +19,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import across, machine, plan, report
+from bench import across, machine, plan, policy, report
 from bench.cell import measure
 from bench.external import measure as measure_external
 from bench.plan import Effort
 from bench.plots import NoPlots, draw
 from bench.results import Cell, Results, load
 from bench.rivals import Rivals
-from bench.terminal import Progress, show, show_nodes
+from bench.terminal import Progress, show, show_nodes, show_policy
 from bench.world import World
 from felixpy.demo.host import LabError
 from felixpy.demo.topology import Mode
@@ -49,6 +49,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--nodes", action="store_true", help="measure only what other nodes cost; --sizes are then numbers of nodes"
     )
+    parser.add_argument("--policy", action="store_true", help="measure only what policies cost")
     parser.add_argument("--no-comparators", action="store_true", help="measure felixpy alone")
     parser.add_argument(
         "--external", metavar="CMD", help="measure another agent, too, by the protocol of bench/README.md"
@@ -66,7 +67,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _is_partial(options: argparse.Namespace) -> bool:
     parts = (options.quick, options.sizes, options.backends, options.modes, options.no_comparators, options.external)
-    return options.nodes or any(parts)
+    return options.nodes or options.policy or any(parts)
 
 
 def _sizes(text: str) -> list[int]:
@@ -93,9 +94,19 @@ def _nodes(options: argparse.Namespace) -> Sequence[int]:
     return () if _is_partial(options) else across.SIZES
 
 
+def _policy(options: argparse.Namespace) -> Sequence[int]:
+    """With how many workloads is measured what policies cost: in a run of everything, and where it is asked for."""
+    if options.policy:
+        return options.sizes or (policy.QUICK_SIZES if options.quick else policy.SIZES)
+    others = (options.sizes, options.backends, options.modes, options.no_comparators, options.external)
+    if options.nodes or any(others):
+        return ()
+    return policy.QUICK_SIZES if options.quick else policy.SIZES
+
+
 def cells(options: argparse.Namespace) -> list[tuple[Cell, Effort]]:
     """What is to be measured, in order."""
-    if options.nodes:
+    if options.nodes or options.policy:
         return []
     planned = plan.quick() if options.quick else plan.full()
     if options.sizes or options.backends or options.modes:
@@ -117,10 +128,15 @@ async def run(
     console: Console,
     external: str = "",
     nodes: Sequence[int] = (),
+    policed: Sequence[int] = (),
     *,
     quick: bool = False,
+    backends: Sequence[str] = (),
 ) -> None:
-    """Measure all cells, one network per mode, then so many other nodes; ``external`` is another agent's command.
+    """Measure all cells, one network per mode, then so many other nodes, and policies with so many workloads.
+
+    ``external`` is another agent's command, ``backends`` are those that policies are measured with: all, if none is
+    named.
 
     Raises:
         LabError: it cannot go on; what was measured so far is in ``results``.
@@ -145,6 +161,9 @@ async def run(
         if nodes:
             await across.measure(results, progress.say, nodes, quick=quick)
             show_nodes(console, results)
+        if policed:
+            await policy.measure(results, progress.say, backends or policy.usual(quick=quick), policed, quick=quick)
+            show_policy(console, results)
     finally:
         progress.close()
 
@@ -158,7 +177,10 @@ async def _measure_external(world: World, command: str, cell: Cell, effort: Effo
 
 async def _interruptible(options: argparse.Namespace, results: Results, console: Console) -> None:
     """Take everything away on SIGTERM and Ctrl-C, too."""
-    work = run(cells(options), results, console, options.external or "", _nodes(options), quick=options.quick)
+    work = run(
+        cells(options), results, console, options.external or "", _nodes(options), _policy(options),
+        quick=options.quick, backends=options.backends or (),
+    )  # fmt: skip
     task = asyncio.create_task(work)
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, task.cancel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench import budget, nodes_budget, turns
+from bench import budget, nodes_budget, policy_budget, turns
 from bench.budget import number
 from bench.marks import STAGES
 from bench.results import EXTERNAL, FELIXPY, Results
@@ -78,6 +78,8 @@ def render(results: Results, plots: Sequence[str], command: str) -> str:
         _table(results, _WHOLE),
         "## Other nodes",
         _other_nodes(results),
+        "## Policy",
+        _policy(results),
         "## Packets",
         _table(results, _PACKETS),
         "Forwarding between two workloads, per second, against no rules:",
@@ -288,6 +290,21 @@ def _other_nodes(results: Results) -> str:
     text += _markdown(("what", "where", "budget", "measured", "verdict"), nodes_budget.rows(results))
     if others := nodes_budget.ratios(results):
         text += "\n\nOthers, without an agent (`bench/two_devices.py`):\n\n"
+        text += _markdown(("what", "where", "", "measured", ""), others)
+    return text
+
+
+def _policy(results: Results) -> str:
+    """What policies cost, with their own budget, and other ways to enforce the same."""
+    text = (
+        "A node with so many policies beside one without, in turn. Changes: processor time of agent and kernel, "
+        "without routes and neighbours, which cost both the same. Packets: from one workload to another, five policies "
+        "of three rules for the receiver, the last of which allows it; of each turn the quickest batch, with the way "
+        "through two veth pairs in it.\n\n"
+    )
+    text += _markdown(("what", "where", "budget", "measured", "verdict"), policy_budget.rows(results))
+    if others := policy_budget.others(results):
+        text += "\n\nOther ways to enforce the same (`bench/policy_rules.py`):\n\n"
         text += _markdown(("what", "where", "", "measured", ""), others)
     return text
 

@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from bench import nodes_budget, turns
+from bench import nodes_budget, policy_budget, turns
 from bench.results import FELIXPY, Cell, Results
 from bench.statistics import ENOUGH_FOR_P99
 
@@ -69,6 +69,12 @@ class Progress:
 def show_nodes(console: Console, results: Results) -> None:
     """What other nodes cost: the budget of it, and beside it what was measured."""
     for row in (*nodes_budget.rows(results), *nodes_budget.ratios(results)):
+        console.print("   ".join(row), markup=False)
+
+
+def show_policy(console: Console, results: Results) -> None:
+    """What policies cost, and what other ways to enforce them do."""
+    for row in (*policy_budget.rows(results), *policy_budget.others(results)):
         console.print("   ".join(row), markup=False)
 
 
