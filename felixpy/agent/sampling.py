@@ -13,6 +13,7 @@ from prometheus_client import Gauge
 
 from felixpy.agent.status import Subject
 from felixpy.calc.entries import MAIN_TABLE, STANDING_SETS
+from felixpy.calc.mtu import OWN_IPIP
 from felixpy.calc.overlay import DEVICES
 from felixpy.calc.underlay import Way
 from felixpy.dataplane.backend import Backend
@@ -22,7 +23,7 @@ from felixpy.model.net import Family
 from felixpy.model.resources import POLICY_KINDS, HostEndpoint, Kind, Policy, Profile, ResourceKey, Tier
 from felixpy.observe.metrics import Metrics
 
-TRAVELS = {device.value: way for (way, _), device in DEVICES.items()}
+TRAVELS = {OWN_IPIP: Way.IPIP, **{device.value: way for (way, _), device in DEVICES.items()}}
 """How packets travel through a device; natively through any other."""
 
 HANDSHAKES = ("recent", "old", "never")

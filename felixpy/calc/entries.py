@@ -141,12 +141,14 @@ class Vxlan(NamedTuple):
 
 
 class Ipip(NamedTuple):
-    """``tunl0``, which the kernel's module makes in every namespace: up, with an MTU."""
+    """``tunl0``, which the kernel's module makes in every namespace; or a device of our own, with an outer source."""
 
     mtu: int
+    local: bytes = b""
 
     def __str__(self) -> str:
-        return f"ipip mtu {self.mtu} up"
+        local = f" local {format_address(self.local)}" if self.local else ""
+        return f"ipip{local} mtu {self.mtu} up"
 
 
 class WireGuard(NamedTuple):

@@ -43,6 +43,10 @@ class Tunnel(StrEnum):
         return OVERHEADS[self]
 
 
+OWN_IPIP = "tunl-felixpy"
+"""A device of our own for IPIP, where ``tunl0``, which takes no outer source, could send by an address that no other
+node knows."""
+
 OVERHEADS: Mapping[Tunnel, int] = {
     Tunnel.IPIP: 20,
     Tunnel.VXLAN: 50,

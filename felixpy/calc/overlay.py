@@ -37,7 +37,7 @@ from felixpy.calc.entries import (
 )
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
-from felixpy.calc.mtu import DeviceMTU, Tunnel, device_mtu, pod_mtu
+from felixpy.calc.mtu import OWN_IPIP, DeviceMTU, Tunnel, device_mtu, pod_mtu
 from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way, subnet_warning, way_to
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Family, Net, format_address, parse_address
@@ -155,8 +155,23 @@ def nexthop_to(
     if device is None:
         return None, f"{way} does not carry {family}"
     if way is Way.IPIP:
-        return Nexthop(device, address.packed), ""
+        return Nexthop(_ipip_device(own, host), address.packed), ""
     return _vxlan_nexthop(node, family, family, store)
+
+
+def _ipip_device(own: Net, host: Host) -> str:
+    """``tunl0``, unless the kernel could take another address of the node for the outer source.
+
+    It takes what the route to the other node says: with one address on the interfaces that lead out, that is it. One
+    with a host prefix, such as a virtual one that comes and goes, is not taken beside one with a subnet.
+    """
+    parent = host.interface_with(own.packed)
+    if parent is None:
+        return Tunnel.IPIP
+    leading = {*host.uplinks, parent.interface}
+    others = (one.net for one in host.addresses if one.interface in leading and one.net.packed != own.packed)
+    rivals = (net for net in others if net.family is Family.V4 and (parent.net.is_host or not net.is_host))
+    return OWN_IPIP if any(rivals) else Tunnel.IPIP
 
 
 def _vxlan_nexthop(node: Node, family: Family, outer: Family, store: Store) -> tuple[Nexthop | None, str]:
@@ -265,8 +280,10 @@ def own_node_entries(store: Store, settings: EntrySettings, host: Host) -> tuple
         mtu = device_mtu(tunnel, parent.mtu, settings.mtu_of(tunnel), carries_ipv6=Family.V6 in carried)
         if mtu.problem:
             problems.append(mtu.problem)
+        name: str = tunnel
         if way is Way.IPIP:
-            entries[DeviceKey(outer, tunnel)] = Ipip(mtu.mtu)
+            name = _ipip_device(address, host)
+            entries[DeviceKey(outer, name)] = Ipip(mtu.mtu, address.packed if name == OWN_IPIP else b"")
         else:
             mac = settings.vxlan_mac(outer) or own.vtep_mac(outer)
             link = parent.interface if mtu.fits else ""
@@ -274,7 +291,7 @@ def own_node_entries(store: Store, settings: EntrySettings, host: Host) -> tuple
                 settings.vxlan_vni, settings.vxlan_port, address.packed, link, mac, mtu.mtu
             )
         for family in carried:
-            entries |= _inner_entries(way, tunnel, family, own, settings)
+            entries |= _inner_entries(way, name, family, own, settings)
     for family in supported_families(settings, host):
         if CROSS_SUBNET & store.encapsulations(family) and own is not None:
             warning = subnet_warning(store.node_name, own.address(family))
@@ -289,17 +306,17 @@ def _can_do_without(own: Node | None, outer: Family, carried: tuple[Family, ...]
     )
 
 
-def _inner_entries(way: Way, tunnel: Tunnel, family: Family, own: Node, settings: EntrySettings) -> dict[Key, Value]:
+def _inner_entries(way: Way, name: str, family: Family, own: Node, settings: EntrySettings) -> dict[Key, Value]:
     """What a family that goes through a device needs on it."""
     entries: dict[Key, Value] = {}
     if family is Family.V4:  # while nodes change their ways one after another, packets come in by the other one
-        entries[SettingsKey(tunnel, family)] = _LOOSE
+        entries[SettingsKey(name, family)] = _LOOSE
     if address := own_tunnel_address(DEVICES[way, family], own, settings):
-        entries[AddressKey(address, tunnel)] = None
-    if family is Family.V4 and tunnel.outer is Family.V6 and own.ipv4 is None:
+        entries[AddressKey(address, name)] = None
+    if family is Family.V4 and name == Tunnel.VXLAN_V6 and own.ipv4 is None:
         # The kernel answers workloads that ask for their gateway only if it has a route to that.
         entries[route_key(_WORKLOAD_GATEWAY)] = Route(
-            RouteType.UNICAST, tunnel, scope=_SCOPE_LINK, protocol=settings.device_route_protocol
+            RouteType.UNICAST, name, scope=_SCOPE_LINK, protocol=settings.device_route_protocol
         )
     return entries
 

@@ -23,7 +23,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from felixpy.calc.entries import ADDRESS_MAPS, SetName
-from felixpy.calc.mtu import Tunnel
+from felixpy.calc.mtu import OWN_IPIP, Tunnel
 from felixpy.calc.policy.carrier import MarkBits, iptables_marks, nftables_marks
 from felixpy.config import (
     DEFAULT_MARK_MASK,
@@ -680,11 +680,12 @@ def _into_tunnels(settings: RuleSettings) -> list[Rule]:
     """
     rules: list[Rule] = []
     for tunnel in sorted(settings.tunnels | settings.crossed):
-        name = settings.wireguard_name if tunnel in WIREGUARD else tunnel
-        foreign = OutInterface(name), LocalSource(of_output=True, negated=True), LocalSource(of_output=False)
-        udp = Masquerade(PortRange(min(settings.vxlan_port + 1, 65535), 65535))
-        rules.append(Rule((*foreign, Protocol(UDP)), udp, "this node into a tunnel"))
-        rules.append(Rule(foreign, Masquerade(), "this node into a tunnel"))
+        names = (settings.wireguard_name,) if tunnel in WIREGUARD else (tunnel,)
+        for name in (*names, OWN_IPIP) if tunnel is Tunnel.IPIP else names:
+            foreign = OutInterface(name), LocalSource(of_output=True, negated=True), LocalSource(of_output=False)
+            udp = Masquerade(PortRange(min(settings.vxlan_port + 1, 65535), 65535))
+            rules.append(Rule((*foreign, Protocol(UDP)), udp, "this node into a tunnel"))
+            rules.append(Rule(foreign, Masquerade(), "this node into a tunnel"))
     return rules
 
 

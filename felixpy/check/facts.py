@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, HostAddress
-from felixpy.calc.mtu import Tunnel, device_mtu
+from felixpy.calc.mtu import OWN_IPIP, Tunnel, device_mtu
 from felixpy.calc.overlay import DEVICES
 from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way
 from felixpy.check.path_mtu import Path as NodePath
@@ -197,7 +197,7 @@ async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
         except (OSError, ValueError):
             continue
     facts.unsigned_devices = [name for name in VXLAN_DEVICES if name in facts.links and not _is_signed(name)]
-    tunnels = {*Tunnel, settings.wireguard_interface_name, settings.wireguard_interface_name_v6}
+    tunnels = {*Tunnel, OWN_IPIP, settings.wireguard_interface_name, settings.wireguard_interface_name_v6}
     addresses = (await read_host(links, settings.interface_prefix)).addresses
     facts.addresses = tuple(one for one in addresses if one.interface not in tunnels)
     for name in facts.links:

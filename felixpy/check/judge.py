@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from felixpy.calc.host import Host
-from felixpy.calc.mtu import Tunnel
+from felixpy.calc.mtu import OWN_IPIP, Tunnel
 from felixpy.calc.underlay import CROSS_SUBNET
 from felixpy.check.facts import Facts
 from felixpy.check.finding import Finding, Level
@@ -22,7 +22,7 @@ UNIQUE_LOCAL = Net.parse("fc00::/7")
 LINK_LOCAL = (Net.parse("169.254.0.0/16"), Net.parse("fe80::/10"))
 CONNTRACK_SHARE = 0.8
 FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
-TUNNEL_DEVICES = tuple(tunnel.value for tunnel in Tunnel)
+TUNNEL_DEVICES = (OWN_IPIP, *(tunnel.value for tunnel in Tunnel))
 OK, INFO, WARN, FAIL = Level
 
 

@@ -4,8 +4,8 @@ What stands under a name that is wanted is changed in place where the kernel can
 those that we signed (IFLA_IFALIAS). Nodes do not change at the same instant: one that needs a device no more keeps it
 for a while for what others still send through it, and one that has just made it lets others make theirs before it
 leads through it what had another way until then. ``tunl0`` is the kernel's and shared with others: it is set up,
-signed, and never removed. The calculation says what a device has; what of it the kernel does not take is refused and
-tried again.
+signed, and never removed; it takes no outer source, for which there is a device of our own. The calculation says what a
+device has; what of it the kernel does not take is refused and tried again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import errno
 from collections.abc import Callable
 
 from felixpy.calc.entries import DeviceKey, Ipip, Vxlan, WireGuard
-from felixpy.calc.mtu import Tunnel
+from felixpy.calc.mtu import OWN_IPIP, Tunnel
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.dataplane.wireguard import WireGuardDevices, is_wireguard
@@ -31,6 +31,8 @@ from felixpy.netlink.tunnels import (
     device_query,
     device_settings_request,
     device_unsign_request,
+    ipip_change_request,
+    ipip_create_request,
     vxlan_change_request,
     vxlan_create_request,
     wireguard_create_request,
@@ -43,6 +45,7 @@ POOLS_KEYS = {
     Tunnel.VXLAN.value: DeviceKey(Family.V4, Tunnel.VXLAN),
     Tunnel.VXLAN_V6.value: DeviceKey(Family.V6, Tunnel.VXLAN_V6),
     Tunnel.IPIP.value: DeviceKey(Family.V4, Tunnel.IPIP),
+    OWN_IPIP: DeviceKey(Family.V4, OWN_IPIP),
 }
 """Devices that pools need, by name; those of WireGuard have the names that the settings give them."""
 
@@ -82,7 +85,7 @@ class DeviceTable:
     def tunnel_of(self, key: DeviceKey) -> Tunnel:
         """Which tunnel a device is."""
         if key.name in POOLS_KEYS:
-            return Tunnel(key.name)
+            return Tunnel.IPIP if key.name == OWN_IPIP else Tunnel(key.name)
         return Tunnel.WIREGUARD if key.family is Family.V4 else Tunnel.WIREGUARD_V6
 
     def standing(self, name: str) -> KernelDevice | None:
@@ -123,7 +126,7 @@ class DeviceTable:
         if isinstance(device, WireGuard):
             return self.wireguard.resolve(key, device, ALIAS, self.table.committed.get(key))
         if isinstance(device, Ipip):
-            return KernelDevice("ipip", device.mtu, True, ALIAS)
+            return KernelDevice("ipip", device.mtu, True, ALIAS, local=device.local)
         link = self.links.by_name.get(device.parent) if device.parent else None
         if device.parent and link is None:
             raise Waiting(f"interface {device.parent} does not exist")
@@ -231,22 +234,24 @@ class DeviceTable:
         self, name: str, present: KernelDevice | None, wanted: KernelDevice, socket: NetlinkSocket
     ) -> tuple[LinkEvents, str]:
         events = LinkEvents()
-        if wanted.kind == "ipip":
+        if name == Tunnel.IPIP:
             if present is None:
                 return events, _NO_IPIP
-            if present.kind != "ipip" or not present.plain:
+            if not can_become(present, wanted):
                 return events, f"{name} is another program's: a device of kind {present.kind or 'unknown'} with ends"
         elif present is not None and not can_become(present, wanted):
             events = self._delete(name, socket)
             present = None
         if present is None:
-            if reason := _send(socket, vxlan_create_request(name, wanted)):
-                return events, reason
+            create = vxlan_create_request if wanted.kind == "vxlan" else ipip_create_request
+            if reason := _send(socket, create(name, wanted)):
+                return events, _NO_IPIP if wanted.kind == "ipip" and "not supported" in reason else reason
             present = decode_device(socket.ask(device_query(name)))
             self._settles_at[name] = self._clock() + SETTLING_SECONDS
         index = self._index(name, socket)
-        moves = wanted.kind == "vxlan" and (present.local, present.link) != (wanted.local, wanted.link)
-        if moves and (reason := _send(socket, vxlan_change_request(index, wanted))):
+        change = vxlan_change_request if wanted.kind == "vxlan" else ipip_change_request
+        moves = (present.local, present.link) != (wanted.local, wanted.link)
+        if moves and (reason := _send(socket, change(index, wanted))):
             return events, reason
         settings = device_settings_request(
             index,

@@ -12,7 +12,7 @@ import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from felixpy.calc.mtu import Tunnel
+from felixpy.calc.mtu import OWN_IPIP, Tunnel
 from felixpy.dataplane.devices import ALIAS
 from felixpy.dataplane.wireguard_channel import KERNEL, USERSPACE, read_device
 from felixpy.explain.packet import UDP, Packet
@@ -103,7 +103,7 @@ def read_tunnels() -> Tunnels:
     neighbours: dict[tuple[str, bytes], bytes] = {}
     fdb: dict[tuple[str, bytes], bytes] = {}
     with contextlib.closing(NetlinkSocket(NETLINK_ROUTE)) as socket:
-        for name in (Tunnel.VXLAN, Tunnel.VXLAN_V6, Tunnel.IPIP):
+        for name in (Tunnel.VXLAN, Tunnel.VXLAN_V6, Tunnel.IPIP, OWN_IPIP):
             with contextlib.suppress(NetlinkError):  # not on this node
                 message = socket.ask(device_query(name))
                 names[rtnetlink.decode_link(message).ifindex] = name

@@ -43,7 +43,7 @@ from felixpy.netlink.rtnetlink import (
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 2, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_GROUP6, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_EXTERNAL = 15, 16, 17, 25
-IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_EXTERNAL = 2, 3, 19
+IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_PMTUDISC, IFLA_IPTUN_EXTERNAL = 2, 3, 10, 19
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 IFA_F_NODAD = 0x02
 RT_SCOPE_LINK = 253
@@ -135,6 +135,28 @@ def _vxlan_way(device: KernelDevice) -> list[bytes]:
     return parts
 
 
+def ipip_create_request(name: str, device: KernelDevice) -> Request:
+    """Make an IPIP device with an outer source and without another end, up."""
+    parts = (
+        _LINK.pack(0, 0, 0, 0, IFF_UP, IFF_UP),
+        attribute(IFLA_IFNAME, name.encode() + b"\0"),
+        attribute(IFLA_MTU, _U32.pack(device.mtu)),
+        _ipip_ends(device),
+    )
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, b"".join(parts))
+
+
+def ipip_change_request(index: int, device: KernelDevice) -> Request:
+    """Give a device that stands another outer source."""
+    return Request(RTM_NEWLINK, 0, _LINK.pack(0, 0, 0, index, 0, 0) + _ipip_ends(device))
+
+
+def _ipip_ends(device: KernelDevice) -> bytes:
+    """As ``tunl0`` in all else: packets around others may be fragmented where these may be, and no more."""
+    data = attribute(IFLA_IPTUN_LOCAL, device.local), attribute(IFLA_IPTUN_PMTUDISC, b"\0")
+    return nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"ipip"), nested(IFLA_INFO_DATA, *data))
+
+
 def wireguard_create_request(name: str, mtu: int) -> Request:
     """Make a WireGuard device, down: its port is opened when it goes up."""
     info = nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"wireguard"))
@@ -203,8 +225,9 @@ def decode_device(message: Message) -> KernelDevice:
             plain=not strange,
         )
     if kind == "ipip":
-        ends = data.get(IFLA_IPTUN_LOCAL, b"") + data.get(IFLA_IPTUN_REMOTE, b"")
-        return device._replace(plain=not any(ends) and IFLA_IPTUN_EXTERNAL not in data)
+        local = data.get(IFLA_IPTUN_LOCAL, b"")
+        strange = any(data.get(IFLA_IPTUN_REMOTE, b"")) or IFLA_IPTUN_EXTERNAL in data
+        return device._replace(local=local if any(local) else b"", plain=not strange)
     return device
 
 

@@ -25,6 +25,7 @@ from tests.calc.samples import (
     pool,
     problems,
     routes,
+    said,
 )
 
 POOLS = (pool("p4", "10.65.0.0/16"), pool("p6", "fd00:65::/64"))
@@ -166,6 +167,27 @@ def test_blocks_of_pools_that_always_encapsulate_are_never_routed_natively(encap
     reachable = node("n2", "192.0.2.2/24", vxlan=["10.65.1.1"])
     found = routes(calculated(*NODES, reachable, encapsulated, *blocks))
     assert len([route for route in found.values() if device in route]) == 3
+
+
+def test_ipip_has_a_device_of_its_own_where_the_kernel_could_take_another_outer_source() -> None:
+    tunnel = pool("p4", "10.65.0.0/16", encapsulation=Encapsulation.IPIP)
+    own = node("n1", "192.0.2.1/24", "2001:db8::1/64", ipip="10.65.2.62")
+    calculation = calculated(*NODES, own, tunnel, block("10.65.1.0/26", "n2"))
+    assert routes(calculation) == {"10.65.1.0/26": "via 192.0.2.2 dev tunl0 onlink"}, "eth1 leads to no other node"
+    second = HostAddress("eth0", Net.parse_interface("192.0.2.9/24"))
+    for host in (
+        replace(HOST_FACTS, addresses=(second, *HOST_FACTS.addresses)),
+        replace(HOST_FACTS, uplinks=("eth1",)),
+    ):
+        calculation.reconfigure(SETTINGS, host)
+        assert routes(calculation) == {"10.65.1.0/26": "via 192.0.2.2 dev tunl-felixpy onlink"}
+        kernel = said(calculation)
+        assert kernel["tunl-felixpy"] == "ipip local 192.0.2.1 mtu 1480 up"
+        assert "10.65.2.62 dev tunl-felixpy" in kernel and "tunl0" not in kernel
+        calculation.reconfigure(SETTINGS, HOST_FACTS)
+        assert said(calculation)["tunl0"] == "ipip mtu 1480 up"
+    virtual = HostAddress("eth0", Net.parse("192.0.2.99/32"))
+    assert not calculation.reconfigure(SETTINGS, replace(HOST_FACTS, addresses=(*HOST_FACTS.addresses, virtual)))
 
 
 def test_a_pool_that_loses_its_encapsulation_gets_its_routes() -> None:

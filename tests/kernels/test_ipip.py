@@ -11,7 +11,7 @@ import pytest
 
 from felixpy.demo.patience import wait_until
 from tests.kernel import run
-from tests.underlay.lab import N1, N2, N3, SPECS, Lab, Spec, blocks, inside, lost, node, pools, workload
+from tests.underlay.lab import N1, N2, N3, SPECS, Lab, Spec, blocks, inside, lost, node, pools, tries, workload
 
 PATIENCE_S = 120.0
 
@@ -104,6 +104,34 @@ def test_a_pool_switched_under_ping_loses_nothing(cluster: Lab) -> None:
     sent, missing = lost(ping)
     assert sent > 50
     assert missing == 0
+
+
+def test_the_outer_source_is_the_nodes_address_whatever_others_it_has(cluster: Lab) -> None:
+    """The kernel itself would take the first address of the link, of which no other node knows."""
+    use(cluster, "Always")
+    reach(cluster, N1, N2)
+    cluster.ip("n1", f"addr del {N1.ipv4} dev eth0", "addr add 10.9.0.9/24 dev eth0", f"addr add {N1.ipv4} dev eth0")
+    cluster.ip("n1", "route add default via 10.9.0.254")
+    assert " src 10.9.0.9 " in run("ip", "-n", "n1", "route", "get", "10.9.0.2")
+    try:
+        for other in (N2, N3):
+            wait_until(
+                lambda other=other: devices(N1).get(f"10.48.{other.number}.0/26") == "tunl-felixpy",  # type: ignore[misc]
+                lambda: f"{devices(N1)}\n{cluster.log(N1)[-2000:]}",
+                PATIENCE_S,
+            )
+            reach(cluster, N1, other)
+            reach(cluster, other, N1)
+        for match, least, most in (("ip saddr 10.9.0.9", 0, 0), ("ip saddr 10.9.0.1", 3, 1000)):
+            counted = Counted(N2, f"ip protocol ipencap {match}")
+            assert cluster.reaches(N1, N2, 4, count=3)
+            assert least <= counted.end() <= most
+        assert tries("n1", "ping", "-c", "1", "-W", "2", "-I", "10.9.0.9", N2.workload4), "bound to the other address"
+    finally:
+        inside("n1", "sysctl", "-qw", "net.ipv4.conf.eth0.promote_secondaries=1")
+        cluster.ip("n1", "addr del 10.9.0.9/24 dev eth0", "route replace default via 10.9.0.254")
+    use(cluster, "Always")
+    reach(cluster, N1, N2)
 
 
 def test_others_ipip_is_dropped(cluster: Lab) -> None:
