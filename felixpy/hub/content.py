@@ -9,8 +9,8 @@ changes nothing. It must never talk to the broker.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Collection as AnyCollection
+from functools import partial
 
 import structlog
 
@@ -19,7 +19,8 @@ from felixpy.config.values import IPAMType
 from felixpy.hub.objects import Published, object_reader, pod_reader, read_node
 from felixpy.hub.peers import PeerTable
 from felixpy.kubernetes.client import Api, ApiError
-from felixpy.kubernetes.kinds import DISCOVERY_SECONDS, KINDS, Discovery, KindOfObject
+from felixpy.kubernetes.following import Following
+from felixpy.kubernetes.kinds import KINDS
 from felixpy.kubernetes.reflector import Collection, ObjectKey, Reflector
 from felixpy.mqtt import topics
 from felixpy.standing import Standing
@@ -46,10 +47,9 @@ class ClusterContent:
         """Objects that cannot be used, and why."""
         self._settings = settings
         self._api = api
-        self._discovery = Discovery(api)
+        self._following = Following(api, object_reader)
         self._standing = Standing(level="warning")
         self._unlisted: set[str] = set()
-        self._services_named = asyncio.Event()
         self._ranges: dict[str, tuple[tuple[str, bytes], ...]] = {}
         self._ranges_count = False
         self._pods = _Pods(self, "pods")
@@ -61,38 +61,12 @@ class ClusterContent:
         prefix = self._settings.interface_prefix[0]
         pods = Reflector(self._api, Collection(PODS, pod_reader(prefix), SCHEDULED), self._pods)
         nodes = Reflector(self._api, Collection(NODES, read_node), self._nodes)
-        parts = [_for_ever(pods), _for_ever(nodes)]
-        parts += [self._follow_kind(entry, follower) for entry, follower in self._kinds]
-        parts += [self._follow_lazily(entry) for entry in KINDS if entry.lazily]
+        parts = [self._following.collection(pods), self._following.collection(nodes)]
+        parts += [self._following.kind(entry, follower) for entry, follower in self._kinds]
+        parts += [self._following.lazily(entry, partial(_Objects, self, str(entry))) for entry in KINDS if entry.lazily]
         async with asyncio.TaskGroup() as group:
             for part in parts:
                 group.create_task(part)
-
-    async def _follow_kind(self, entry: KindOfObject, follower: _Follower) -> None:
-        """Follow a kind in the group that has it; one that is nowhere has no objects, until it is somewhere."""
-        reflector: Reflector[Published] | None = None
-        while True:
-            try:
-                group = await self._discovery.find(entry)
-            except ApiError as error:
-                follower.failed(error)
-            else:
-                if group is not None:
-                    collection = Collection(entry.path(group), object_reader(entry, group))
-                    if reflector is None:
-                        reflector = Reflector(self._api, collection, follower)
-                    reflector.collection = collection
-                    await reflector.run()
-                    self._discovery.doubt(group)
-                elif reflector is not None:
-                    reflector.forget()
-                else:
-                    follower.listed()
-            await asyncio.sleep(random.uniform(0.5, 1.0) * DISCOVERY_SECONDS)
-
-    async def _follow_lazily(self, entry: KindOfObject) -> None:
-        await self._services_named.wait()
-        await self._follow_kind(entry, _Objects(self, str(entry)))
 
     # --- what followers tell -----------------------------------------------------------------------------------
 
@@ -108,7 +82,7 @@ class ClusterContent:
         self.news.set()
 
     def services_named(self) -> None:
-        self._services_named.set()
+        self._following.services_named()
 
     def told(self, what: str, key: ObjectKey, error: str) -> None:
         """Why an object cannot be used, or nothing: said when it changes."""
@@ -169,13 +143,6 @@ class ClusterContent:
     def missing(self) -> list[str]:
         """Collections that were not read yet."""
         return sorted(self._unlisted)
-
-
-async def _for_ever(reflector: Reflector[Published]) -> None:
-    """What every API server has: that it is not there is an answer of something else."""
-    while True:
-        await reflector.run()
-        await asyncio.sleep(random.uniform(0.5, 1.0) * DISCOVERY_SECONDS)
 
 
 class _Follower:

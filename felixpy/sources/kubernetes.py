@@ -19,7 +19,8 @@ from felixpy.cni.attachments import Attachment, LocalAttachments, PodKey
 from felixpy.config import Settings
 from felixpy.config.values import IPAMType
 from felixpy.kubernetes.client import FORBIDDEN, NOT_FOUND, Api, ApiError
-from felixpy.kubernetes.kinds import DISCOVERY_SECONDS, KINDS, Discovery, KindOfObject, Read, reader
+from felixpy.kubernetes.following import Following
+from felixpy.kubernetes.kinds import KINDS, Read, reader
 from felixpy.kubernetes.names import endpoint_key
 from felixpy.kubernetes.nodes import NodeFacts, decode_node, pod_cidr_blocks
 from felixpy.kubernetes.pods import PodFacts, decode_pod, with_floating
@@ -43,7 +44,7 @@ class KubernetesSource:
         self._node = settings.nodename
         self._api = api
         self._attachments = attachments
-        self._discovery = Discovery(api)
+        self._following = Following(api, partial(reader, ignored=self._ignored))
         self._sink: Sink | None = None
         self._unlisted: set[str] = set()
         self._failing: dict[str, ApiError] = {}
@@ -66,7 +67,6 @@ class KubernetesSource:
         self._kinds = [(entry, _Objects(self, str(entry))) for entry in KINDS if not entry.lazily]
         self._blocks = [follower for entry, follower in self._kinds if entry.plural in BLOCK_KINDS]
         self._collections = len(self._unlisted)
-        self._services_named = asyncio.Event()
 
     async def run(self, sink: Sink) -> None:
         """Deliver for ever."""
@@ -74,53 +74,25 @@ class KubernetesSource:
         if self._attachments is not None:
             self._attachments.follow(self._attached)
         self._tell()
-        builtin = [self._follow(reflector) for reflector in (self._own_pods, self._nodes, self._peers)]
-        others = [self._follow_kind(entry, follower) for entry, follower in self._kinds]
-        others += [self._follow_lazily(entry) for entry in KINDS if entry.lazily]
-        tasks = [asyncio.create_task(part) for part in (*builtin, *others)]
+        following = self._following
+        parts = [following.collection(one) for one in (self._own_pods, self._nodes, self._peers)]
+        parts += [following.kind(entry, follower) for entry, follower in self._kinds]
+        parts += [
+            following.lazily(entry, partial(_Objects, self, str(entry), awaited=False))
+            for entry in KINDS
+            if entry.lazily
+        ]
+        tasks = [asyncio.create_task(part) for part in parts]
         try:
             await asyncio.gather(*tasks)
         finally:
             await end([*tasks, *self._asking.values()], LEAVE_SECONDS)
             await self._api.close()
 
-    # --- collections -------------------------------------------------------------------------------------------
-
-    async def _follow(self, reflector: Reflector[PodFacts] | Reflector[NodeFacts]) -> None:
-        """Follow what every API server has: that it is not there is an answer of something else."""
-        while True:
-            await reflector.run()
-            await asyncio.sleep(random.uniform(0.5, 1.0) * DISCOVERY_SECONDS)
-
-    async def _follow_kind(self, entry: KindOfObject, follower: _Objects) -> None:
-        """Follow a kind in the group that has it; one that is nowhere has no objects, until it is somewhere."""
-        reflector: Reflector[Read] | None = None
-        while True:
-            try:
-                group = await self._discovery.find(entry)
-            except ApiError as error:
-                follower.failed(error)
-            else:
-                if group is not None:
-                    collection = Collection(entry.path(group), reader(entry, group, self._ignored))
-                    if reflector is None:
-                        reflector = Reflector(self._api, collection, follower)
-                    reflector.collection = collection
-                    await reflector.run()
-                    self._discovery.doubt(group)
-                elif reflector is not None:
-                    reflector.forget()
-                else:
-                    follower.listed()
-            await asyncio.sleep(random.uniform(0.5, 1.0) * DISCOVERY_SECONDS)
-
-    async def _follow_lazily(self, entry: KindOfObject) -> None:
-        """Follow a kind from the first rule on that names one of it: every node need not know every Service."""
-        await self._services_named.wait()
-        await self._follow_kind(entry, _Objects(self, str(entry), awaited=False))
+    # --- what followers tell -----------------------------------------------------------------------------------
 
     def services_named(self) -> None:
-        self._services_named.set()
+        self._following.services_named()
 
     def _ignored(self, what: str) -> None:
         if self._sink is not None:

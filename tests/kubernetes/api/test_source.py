@@ -216,7 +216,6 @@ def test_without_rights_the_reason_names_them_and_nothing_is_in_sync(server: Ser
 
 
 def test_a_kind_that_comes_later_is_found(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("felixpy.sources.kubernetes.DISCOVERY_SECONDS", 0.5)
     monkeypatch.setattr("felixpy.kubernetes.kinds.DISCOVERY_SECONDS", 0.5)
 
     async def run() -> None:
