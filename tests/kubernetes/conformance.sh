@@ -52,11 +52,15 @@ beside() { # suite: with CHAOS beside chaos, which has to have come to something
 }
 
 status=0
-if [ "${suites[*]}" = seeds ]; then exec "$here/seeds.sh"; fi
+if [ "${suites[*]}" = seeds ]; then exec "$here/seeds.sh"; fi # no other cluster is needed
 prepare
 if [ -n "${RUN:-}" ]; then export RUN; else up; fi
 . "$here/cluster/env.sh"
 for suite in "${suites[@]}"; do
-	if [ "$suite" = matrix ]; then (cd "$root" && "$PYTHON" -m tests.kubernetes.matrix "$RUN") || status=1; else beside "$suite"; fi
+	case $suite in
+	matrix) (cd "$root" && "$PYTHON" -m tests.kubernetes.matrix "$RUN") || status=1 ;;
+	seeds) "$here/seeds.sh" || status=1 ;;
+	*) beside "$suite" ;;
+	esac
 done
 exit $status
