@@ -21,7 +21,7 @@ IN := $(DESTDIR)$(PREFIX)
 export PREFIX DESTDIR IN
 RUNNING_SYSTEMD := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 
-.PHONY: help setup demo test test-quick test-kernels soak fuzz bench lint clean cni image conformance test-api install uninstall deb
+.PHONY: help setup demo test test-quick test-kernels soak fuzz bench lint clean cni image conformance test-api test-chart install uninstall deb
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,10 @@ test-api: .venv/ready ## the Kubernetes source against a real API server, in a p
 	@.ci/setup kubernetes
 	@$(AS_ROOT) tests/kubernetes/build.sh --missing kube
 	@FELIXPY_TEST_API=1 $(PYTEST) tests/kubernetes/api $(ARGS)
+
+test-chart: .venv/ready ## the Helm chart by helm itself: lint, and what its templates make; builds helm where there is none
+	@command -v helm >/dev/null || PYTHON=$(CURDIR)/$(PYTHON) tests/kubernetes/build.sh --missing helm
+	@PATH="$${CACHE:-$$HOME/.cache/felixpy-kubernetes}/bin:$$PATH" $(PYTHON) -m pytest -q tests/packaging/test_chart.py $(ARGS)
 
 test-kernels: .venv/ready ## IPIP and WireGuard with packets, on a Debian kernel that is booted under qemu, about 10 minutes
 	@.ci/setup kernels || { echo "test-kernels: not run: qemu cannot be installed here" >&2; exit 1; }
