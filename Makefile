@@ -63,7 +63,7 @@ test-chart: .venv/ready ## the Helm chart by helm itself: lint, and what its tem
 	@command -v helm >/dev/null || PYTHON=$(CURDIR)/$(PYTHON) tests/kubernetes/build.sh --missing helm
 	@PATH="$${CACHE:-$$HOME/.cache/felixpy-kubernetes}/bin:$$PATH" $(PYTHON) -m pytest -q tests/packaging/test_chart.py $(ARGS)
 
-test-kernels: .venv/ready ## IPIP and WireGuard with packets, on a Debian kernel that is booted under qemu, about 10 minutes
+test-kernels: .venv/ready ## IPIP and WireGuard with packets, on a Debian kernel that is booted under qemu, 10 to 20 minutes
 	@.ci/setup kernels || { echo "test-kernels: not run: qemu cannot be installed here" >&2; exit 1; }
 	@$(PYTHON) -m compileall -q felixpy tests
 	@$(AS_ROOT) tests/kernels/boot $(PYTHON) -m pytest -q --color=no -p no:cacheprovider $(if $(ARGS),$(ARGS),tests/kernels tests/underlay/test_wireguard.py)
