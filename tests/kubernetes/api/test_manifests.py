@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from typing import Any
+
 import pytest
 
+from felixpy.agent.cluster import ClusterNode, View
+from felixpy.kubernetes.access import Access
+from felixpy.kubernetes.client import Api
+from felixpy.model.net import FAMILIES
 from tests.kubernetes.api.conftest import MANIFESTS, Server
 
 
@@ -19,3 +27,37 @@ def test_the_clean_up_is_taken_and_deleted(server: Server) -> None:
     folder = str(MANIFESTS / "cleanup")
     assert "daemonset.apps/felixpy-cleanup created" in server.kubectl("apply", "-k", folder)
     server.kubectl("delete", "-k", folder, "--wait=false")
+
+
+def installation(**pool: Any) -> str:
+    """As the operator's own walkthroughs write it, with a field that felixpy does not read."""
+    network = {"bgp": "Disabled", "ipPools": [{"encapsulation": "None", "natOutgoing": "Enabled", **pool}]}
+    kind = {"apiVersion": "operator.tigera.io/v1", "kind": "Installation", "metadata": {"name": "default"}}
+    return json.dumps(kind | {"spec": {"variant": "Calico", "calicoNetwork": network}})
+
+
+def test_the_pools_of_an_installation_are_made_with_the_agents_rights(server: Server) -> None:
+    server.kubectl("apply", "-k", str(MANIFESTS / "installation"))
+    server.kubectl("wait", "--for=condition=Established", "crd/installations.operator.tigera.io", "--timeout=60s")
+    try:
+        for field, wrong in (
+            ("encapsulation", {"cidr": "2001::/64", "encapsulation": "GRE"}),
+            ("cidr", {"blockSize": 122}),
+        ):
+            refused = server.try_kubectl("apply", "-f", "-", given=installation(**wrong)).stderr
+            assert f"spec.calicoNetwork.ipPools[0].{field}" in refused
+        server.kubectl("apply", "-f", "-", given=installation(cidr="2001::00/64", blockSize=122))
+        asyncio.run(make_pools(server))
+        found = json.loads(server.kubectl("get", "pools", "-o", "json"))["items"]
+        assert [(one["metadata"]["name"], one["spec"]["cidr"], one["spec"]["natOutgoing"]) for one in found] == [
+            ("default-ipv6-ippool", "2001::/64", True)
+        ]
+    finally:
+        server.kubectl("delete", "pools", "--all")
+        server.kubectl("delete", "-k", str(MANIFESTS / "installation"))
+
+
+async def make_pools(server: Server) -> None:
+    view = View(lambda: True, lambda: True, lambda: [], lambda: FAMILIES, lambda: ())
+    async with Api(Access(server.agent())) as api:
+        await ClusterNode("n9", api, view, any_pool=False, environment={}).make_pools()
