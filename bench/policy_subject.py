@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.wire import BATCH, Wire
+from felixpy.agent import collector
 from felixpy.demo.host import LabError
 
 NODE = "n1"
@@ -91,6 +92,7 @@ class Server:
 
     def __init__(self, backend: str, others: Mapping[str, str]) -> None:
         """Without a back-end there is no agent."""
+        collector.take_over()
         self._subject = Subject(backend, others) if backend else None
         self._wire: Wire | None = None
 

@@ -125,7 +125,7 @@ class Outcome:
             if key in table.refused:
                 return "error", f"{key}: {table.refused[key].reason}"
             waits_for = waits_for or table.waiting.get(key, "")
-            pending = pending or key in table.dirty
+            pending = pending or table.is_due(key)
         if waits_for:
             return "waiting", waits_for
         endpoint = self._calculation.store.endpoints.get(thing)

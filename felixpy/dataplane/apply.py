@@ -255,13 +255,13 @@ class Dataplane:
     @property
     def is_settled(self) -> bool:
         """Whether every table holds what is wanted: nothing is to be written, waits or was refused."""
-        return not any(table.dirty or table.waiting or table.refused for table in self.tables())
+        return all(table.is_written and not table.waiting for table in self.tables())
 
     @property
     def are_filters_written(self) -> bool:
         """Whether the packet filters have what is wanted, but for what waits for something else."""
         tables = (table for filters in self.filters.values() for table in filters.all)
-        return not any(table.dirty or table.refused for table in tables)
+        return all(table.is_written for table in tables)
 
     @property
     def is_open(self) -> bool:
@@ -535,10 +535,15 @@ class Dataplane:
         return report
 
     def _set_aside(self, unwanted: bool) -> None:
-        """Look at nothing that nobody wants while it may not be removed, and once at all of it when it may."""
+        """Look at nothing that nobody wants while it may not be removed, and once at all of it when it may; nor at
+        members that tell a class, while nobody knows it.
+        """
         if unwanted or self._is_set_aside:
             for table in self.tables():
                 table.set_aside() if unwanted else table.recall()
+        if unwanted:
+            for filters in self.filters.values():
+                filters.hold_classified()
         self._is_set_aside = unwanted
 
     def _close(self, *, complete: bool) -> None:

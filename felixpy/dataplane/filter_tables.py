@@ -310,6 +310,13 @@ class FilterTables:
         )
         return change
 
+    def hold_classified(self) -> None:
+        """Leave members of interfaces as they are until the snapshot is complete, where rules ask for classes: in each
+        of its many turns they would be looked at in vain, and their endpoints judged.
+        """
+        if _CLASSIFIES in self.chains.committed:
+            self.elements.set_aside(_is_of_interface)
+
     def additions(self, now: float, *, complete: bool) -> Delta[Member, int | None]:
         """Members to add, and those to remove with them.
 

@@ -290,13 +290,25 @@ class KeyedTable(Generic[K, D, C]):
         """Look at everything again (notifications were lost)."""
         self.dirty.update(self.committed, self.desired)
 
-    def set_aside(self) -> None:
+    def set_aside(self, held: Callable[[K], bool] | None = None) -> None:
         """Look at nothing that nobody wants until ``recall``: an agent that starts adopts thousands of entries, and may
-        remove none before it has taken the whole snapshot, in many turns.
+        remove none before it has taken the whole snapshot, in many turns. Nor at what is ``held`` until then.
         """
-        if unwanted := self.dirty.difference(self.desired):
-            self.dirty = self.dirty - unwanted  # not in place: an emptied set keeps its size
-            self._aside |= unwanted
+        aside = self.dirty.difference(self.desired)
+        if held is not None:
+            aside.update(filter(held, self.dirty))
+        if aside:
+            self.dirty = self.dirty - aside  # not in place: an emptied set keeps its size
+            self._aside |= aside
+
+    def is_due(self, key: K) -> bool:
+        """Whether a key has to be looked at, now or when it is recalled."""
+        return key in self.dirty or key in self._aside
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the kernel is believed to hold what is wanted, but for what waits."""
+        return not (self.dirty or self._aside or self.refused)
 
     def recall(self) -> None:
         """Look at what was set aside."""

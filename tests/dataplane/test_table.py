@@ -80,6 +80,22 @@ def test_what_nobody_wants_is_set_aside_until_it_may_go(plain: Plain) -> None:
     assert plain.table.dirty == set()
 
 
+def test_what_is_held_is_due_and_not_looked_at_until_it_is_recalled(plain: Plain) -> None:
+    adopt(plain, {"a1": 10})
+    for key, value in {"a1": 1, "a2": 2, "b1": 3}.items():
+        plain.table.want(key, value)
+    plain.table.set_aside(lambda key: key.startswith("a"))
+    assert write(plain) == Delta(put={"b1": 30})
+    assert [plain.table.is_due(key) for key in ("a1", "a2", "b1")] == [True, True, False]
+    assert not plain.table.is_written
+    plain.table.want("a2", 4)
+    plain.table.set_aside(lambda key: key.startswith("a"))
+    assert not write(plain)
+    plain.table.recall()
+    assert write(plain) == Delta(put={"a2": 40})
+    assert plain.table.is_written
+
+
 def test_what_is_set_aside_was_never_right(plain: Plain) -> None:
     adopt(plain, {"a1": 10, "a2": 20})
     plain.table.set_aside()
