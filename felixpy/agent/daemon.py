@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
@@ -67,42 +67,95 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     take_libraries()
     raise_descriptor_limit()
     settings = local.settings
-    store = datastore(settings)
-    mqtt = _mqtt_source(settings) if store is DatastoreType.MQTT else None
-    has_hub = mqtt is not None and settings.mqtt_peers is MqttPeers.HUB and settings.cni_socket is not None
-    api = _api(settings) if has_hub or store is DatastoreType.KUBERNETES else None
-    attachments = LocalAttachments() if settings.cni_socket is not None else None
-    cluster = _cluster_source(api, settings, attachments, mqtt) if api is not None else None
-    source: Source = cluster or mqtt or _directory_source(settings)
+    origins = _origins(settings)
     changes: asyncio.Queue[Settings] = asyncio.Queue()
 
     def follow(newer: Settings) -> None:
         configure_logging(newer.log_severity_screen, limit, in_thread=True)
         changes.put_nowait(newer)
 
-    agent = Agent(settings, local.sources, status=mqtt, on_settings=follow)
+    agent = Agent(settings, local.sources, status=origins.mqtt, on_settings=follow)
     supervisor = Supervisor()
-    containers = _containers(settings, agent, attachments, cluster, api) if attachments is not None else None
+    containers = _containers(settings, agent, origins)
     if containers is not None:
         await containers.open()  # before the source says that it has told everything
-
-    tunnels = containers.tunnel_addresses() if containers is not None else None
     try:
-        if api is not None:
-            introduction = _cluster_node(settings, api, agent, tunnels)
-        else:
-            introduction = _own_node(agent, mqtt, tunnels)
+        introduction = _introduction(settings, agent, origins, containers)
     except DetectionError as error:
         raise PlainError(str(error)) from None
+    _tell_of_servers(agent, origins)
+    agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
 
     def reload() -> None:
-        if mqtt is not None:
-            mqtt.reload()
+        if origins.mqtt is not None:
+            origins.mqtt.reload()
         try:
             agent.reload(local_sources(config)[0])
         except (PlainError, OSError) as error:  # OSError: a folder that may not be entered
             structlog.get_logger("felixpy").error("settings stay as they were", reason=str(error))
 
+    parts = [
+        *_served(settings, agent, origins.mqtt, changes),
+        measure_lag(agent.metrics),
+        tell_forever(limit),
+        agent.run(),
+        origins.source.run(agent),
+        supervisor.follow(agent.live, agent.is_ready, agent.describe),
+        *(containers.parts() if containers is not None else ()),
+        introduction,
+    ]
+    if settings.ip_masq_agent_config:
+        parts.append(_masq_agent(settings, settings.ip_masq_agent_config, agent))
+    if origins.api is not None:
+        parts.append(_events(origins.api, agent))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.reload, reload)
+    try:
+        await _until_told(parts)
+    finally:
+        limit.tell()
+    return 0
+
+
+async def _until_told(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run parts until SIGTERM or SIGINT comes, or one of them ends; raises what it failed with."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = [asyncio.create_task(part) for part in (stop.wait(), *parts)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(tasks, LEAVE_SECONDS)
+    for task in done:
+        task.result()
+
+
+# --- whom the agent hears and tells ---------------------------------------------------------------------------------
+
+
+class _Origins(NamedTuple):
+    """Where updates come from, and the servers that are asked or told; None where a node has none of it."""
+
+    source: Source
+    mqtt: MqttSource | None
+    api: Api | None
+    attachments: LocalAttachments | None
+    cluster: PodSource | None
+
+
+def _origins(settings: Settings) -> _Origins:
+    store = datastore(settings)
+    mqtt = _mqtt_source(settings) if store is DatastoreType.MQTT else None
+    has_hub = mqtt is not None and settings.mqtt_peers is MqttPeers.HUB and settings.cni_socket is not None
+    api = _api(settings) if has_hub or store is DatastoreType.KUBERNETES else None
+    attachments = LocalAttachments() if settings.cni_socket is not None else None
+    cluster = _cluster_source(api, settings, attachments, mqtt) if api is not None else None
+    return _Origins(cluster or mqtt or _directory_source(settings), mqtt, api, attachments, cluster)
+
+
+def _tell_of_servers(agent: Agent, origins: _Origins) -> None:
+    """The agent knows whom it hears, so that no rule closes the way there."""
+    mqtt, api = origins.mqtt, origins.api
     if mqtt is not None:
         broker_port = mqtt.port
         mqtt.on_connected = lambda peer: agent.connected_to(peer, broker_port)
@@ -111,7 +164,26 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     if api is not None:
         api_port = api.access.port
         api.on_connected = lambda peer: agent.connected_to(peer, api_port)
-    agent.metrics.sampled.append(lambda: count_log(agent.metrics, limit.dropped, limit.errors))
+
+
+def _introduction(
+    settings: Settings, agent: Agent, origins: _Origins, containers: Containers | None
+) -> Coroutine[Any, Any, None]:
+    """What this node tells of itself.
+
+    Raises:
+        DetectionError: a variable of the environment cannot be used.
+    """
+    tunnels = containers.tunnel_addresses() if containers is not None else None
+    if origins.api is not None:
+        return _cluster_node(settings, origins.api, agent, tunnels)
+    return _own_node(agent, origins.mqtt, tunnels)
+
+
+def _served(
+    settings: Settings, agent: Agent, mqtt: MqttSource | None, changes: asyncio.Queue[Settings]
+) -> tuple[Coroutine[Any, Any, None], ...]:
+    """Metrics and health by HTTP, and what commands ask."""
     unserved: dict[str, str] = {}
 
     async def metrics() -> str:
@@ -125,34 +197,12 @@ async def _run(local: Local, config: Path | None, limit: LogLimit) -> int:
     questions = {"plan": Planner(agent).plan}
     if mqtt is not None:
         mqtt.questions.answering = questions
-    parts = (
+    return (
         serve_latest(
             settings, changes, agent.live, agent.is_ready, agent.metrics.latest, lambda: health(agent), unserved
         ),
         serve_control_forever(settings.control_socket, answers, questions),
-        measure_lag(agent.metrics),
-        tell_forever(limit),
-        agent.run(),
-        source.run(agent),
-        supervisor.follow(agent.live, agent.is_ready, agent.describe),
-        *(containers.parts() if containers is not None else ()),
-        introduction,
-        *((_masq_agent(settings, settings.ip_masq_agent_config, agent),) if settings.ip_masq_agent_config else ()),
-        *((_events(api, agent),) if api is not None else ()),
     )
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.reload, reload)
-    tasks = [asyncio.create_task(part) for part in (stop.wait(), *parts)]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await end(tasks, LEAVE_SECONDS)
-        limit.tell()
-    for task in done:
-        task.result()  # raises what a part failed with
-    return 0
 
 
 # --- parts that not every node has: each loads what it needs, which takes a tenth of the start -----------------------
@@ -164,12 +214,13 @@ def _mqtt_source(settings: Settings) -> MqttSource:
     return MqttSource(settings, settings.nodename)
 
 
-def _containers(
-    settings: Settings, agent: Agent, attachments: LocalAttachments, cluster: PodSource | None, api: Api | None
-) -> Containers:
+def _containers(settings: Settings, agent: Agent, origins: _Origins) -> Containers | None:
+    """Who answers the container runtime; None where nobody is to."""
+    if origins.attachments is None:
+        return None
     from felixpy.agent.containers import Containers
 
-    return Containers(settings, agent, attachments, cluster, api)
+    return Containers(settings, agent, origins.attachments, origins.cluster, origins.api)
 
 
 def _own_node(agent: Agent, mqtt: MqttSource | None, tunnels: TunnelAddresses | None) -> Coroutine[None, None, None]:
