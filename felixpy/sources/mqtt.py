@@ -141,6 +141,7 @@ class MqttSource:
         self._commands: asyncio.Queue[Read | Stop | Renew] = asyncio.Queue()
         self._in_sync = asyncio.Event()
         self._connected_at: float | None = None
+        self._has_left = False
         self._short_connections = 0
         self._standing = Standing(level="warning")
         self.messages = self.bytes = 0
@@ -206,8 +207,12 @@ class MqttSource:
         return backoff_seconds(0 if self._was_stable() else attempt), str(error)
 
     def publish_status(self, payload: Mapping[str, Any]) -> None:
-        """Set the agent's retained status; returns at once. Kept and written again after a reconnect."""
-        self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)), first=True)
+        """Set the agent's retained status; returns at once. Kept and written again after a reconnect.
+
+        The last one says that the agent is gone, so what comes after it is not written.
+        """
+        if not self._has_left:
+            self._put(topics.status_topic(self._node), msgspec.json.encode(dict(payload)), first=True)
 
     def publish_node_state(self, payload: Mapping[str, Any]) -> None:
         """Say of this node what others are to know; returns at once. Retained, and stays when the agent ends."""
@@ -411,6 +416,7 @@ class MqttSource:
     async def _leave(self, connection: Connection, reason: str) -> None:
         """Say that this is no accident, and write it out: a connection that just breaks makes the will fire."""
         self.publish_status({"state": "offline", "reason": reason})
+        self._has_left = True
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await self._outbox.write_all(connection.publish_retained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import subprocess
 import sys
@@ -376,6 +377,27 @@ def test_status_is_retained_and_stop_says_so_without_the_will(broker: Broker) ->
             await comes_to_retain(broker, "status/#", told)
             broker.restart()
             await comes_to_retain(broker, "status/#", told)
+        await comes_to_retain(broker, "status/n1", {"status/n1": b'{"state":"offline","reason":"stopped"}'})
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_said_after_the_last_word(broker: Broker) -> None:
+    """What the agent still finds out while it ends, as that an interface came, would say that it is there."""
+
+    async def scenario() -> None:
+        source = source_for(broker)
+        async with following(source) as sink:
+            await put(broker, {"ippool/a": pool("a")})
+            await sink.state(SyncState.IN_SYNC)
+
+            async def talk() -> None:
+                for number in itertools.count():
+                    source.publish_status({"state": "in-sync", "endpoints": number})
+                    await asyncio.sleep(0)
+
+            talking = asyncio.create_task(talk())
+        talking.cancel()
         await comes_to_retain(broker, "status/n1", {"status/n1": b'{"state":"offline","reason":"stopped"}'})
 
     asyncio.run(scenario())
