@@ -41,7 +41,7 @@ from felixpy.model.net import FAMILIES, Family, Net, format_address
 from felixpy.node.detection import Surroundings
 from felixpy.node.interfaces import read_surroundings
 from felixpy.node.own_addresses import OwnAddresses, read_variables
-from felixpy.node.pools import PoolSettingError, default_pools, installation_pools
+from felixpy.node.pools import PoolSettingError, are_others, default_pools, installation_pools
 from felixpy.standing import Standing
 
 READY_LOOK_SECONDS = 0.1
@@ -159,6 +159,9 @@ class ClusterNode:
         existing = set(self._view.pool_families())
         missing = [family for family in self._view.families() if family not in existing]
         if not missing:
+            return
+        if are_others(self._environment):
+            default_pools(self._environment)  # a range that is named all the same is told
             return
         pools = installation_pools(await self._read_or_nothing(INSTALLATION))
         for pool in await self._default_pools(missing, existing) if pools is None else pools:

@@ -51,7 +51,7 @@ def default_pools(
         PoolSettingError
     """
     cidrs = {family: environment.get(f"{_prefix(family)}_CIDR", "") for family in FAMILIES}
-    if environment.get("NO_DEFAULT_POOLS", "").lower() == "true":
+    if are_others(environment):
         for family, text in cidrs.items():
             if text:
                 raise PoolSettingError(
@@ -66,6 +66,11 @@ def default_pools(
         if family not in existing and (family is Family.V4 or ipv6):
             pools.append(pool)
     return pools
+
+
+def are_others(environment: Mapping[str, str]) -> bool:
+    """Whether pools are somebody else's to make."""
+    return environment.get("NO_DEFAULT_POOLS", "").lower() == "true"
 
 
 def installation_pools(installation: Mapping[str, Any]) -> list[dict[str, Any]] | None:

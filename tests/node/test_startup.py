@@ -125,9 +125,10 @@ class Api:
         return b"{}"
 
 
-def made(api: Api, existing: tuple[Family, ...] = ()) -> dict[str, str]:
+def made(api: Api, existing: tuple[Family, ...] = (), **environment: str) -> dict[str, str]:
     view = View(lambda: True, lambda: True, lambda: [], lambda: FAMILIES, lambda: existing)
-    asyncio.run(ClusterNode(NAME, api, view, any_pool=False, environment={}).make_pools())  # type: ignore[arg-type]
+    node = ClusterNode(NAME, api, view, any_pool=False, environment=environment)  # type: ignore[arg-type]
+    asyncio.run(node.make_pools())
     return api.made
 
 
@@ -138,6 +139,12 @@ DUAL = "10.244.0.0/16,fd00:10:244::/56"
 def test_clusters_of_kubeadm_need_no_pool_variable(subnets: str) -> None:
     """Calico splits without trimming, and loses the second range where somebody put a space before it."""
     assert made(Api(subnets)) == {"default-ipv4-ippool": "10.244.0.0/16", "default-ipv6-ippool": "fd00:10:244::/56"}
+
+
+@pytest.mark.parametrize("installation", [None, {"ipPools": [{"cidr": "2001::00/64"}]}], ids=("kubeadm", "operator"))
+def test_pools_that_are_others_to_make_are_left_to_them(installation: dict[str, Any] | None) -> None:
+    """As in a cluster of Calico's with one family, on nodes that have both."""
+    assert made(Api(DUAL, installation), (Family.V4,), NO_DEFAULT_POOLS="true") == {}
 
 
 @pytest.mark.parametrize(
