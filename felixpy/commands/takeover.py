@@ -7,6 +7,7 @@ Invariant: Felix's rules go only after ours stand, in every family; before that,
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import click
@@ -15,6 +16,9 @@ from felixpy.commands.common import finish, local_settings, observer
 from felixpy.commands.errors import CommandError, plain_errors
 from felixpy.commands.options import settings_file, snapshot_timeout
 from felixpy.config.local import Local
+from felixpy.config.settings import Settings
+
+PROBE_SECONDS = 1.0
 
 
 @click.command()
@@ -54,6 +58,9 @@ async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noq
         if not found:
             click.echo("nothing of a Felix is on this node")
             return
+        if await _health_is_served(local.settings):
+            where = f"{local.settings.health_host}:{local.settings.health_port}"
+            raise CommandError(f"{where} is answered, as by a Felix that runs in another container; stop it first")
         if not dry_run:
             _stop_if(felix.adopt(found.routes, agent.settings.device_route_protocol))
         for left in found.routes:
@@ -74,6 +81,19 @@ async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noq
         for family in found.tables:
             say("remove", f"nft table {family} {felix.TABLE}")
     click.echo("nothing was changed" if dry_run else "done; start felixpy run")
+
+
+async def _health_is_served(settings: Settings) -> bool:
+    """Whether somebody has the health port that is to be ours. The processes of other containers are not seen."""
+    if not settings.health_enabled:
+        return False
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(settings.health_host, settings.health_port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def _would(verb: str, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,18 @@ def test_a_node_of_felix_becomes_ours(node: None, tmp_path: Path, variant: str) 
     assert felixpy("plan", env=env).out == "nothing to change\n"
     again = felixpy("takeover", env=env)
     assert (again.code, again.out) == (0, "nothing of a Felix is on this node\n")
+
+
+def test_a_felix_in_another_container_is_seen_by_its_health_port(node: None, tmp_path: Path) -> None:
+    """In a pod /proc has only its own processes; felixpy itself, which serves the same port, does not run yet."""
+    felix_was_here("nft")
+    env = {"FELIX_RESOURCEDIRECTORY": str(tmp_path), "FELIX_HEALTHENABLED": "true", "FELIX_HEALTHHOST": "127.0.0.1"}
+    with socket.create_server(("127.0.0.1", 9099)):
+        refused = felixpy("takeover", env=env)
+    assert refused.code == 1
+    assert "127.0.0.1:9099 is answered" in sentence(refused)
+    assert "cali-FORWARD" in run("iptables-nft-save")
+    assert "would remove" in felixpy("takeover", "--dry-run", env=env).out
 
 
 async def watched(env: dict[str, str]) -> tuple[Done, list[str]]:
