@@ -11,7 +11,7 @@ from typing import NamedTuple
 from felixpy.agent.agent import Agent
 from felixpy.agent.own_node import OwnNode
 from felixpy.calc.entries import ElementKey, Key, PeerKey
-from felixpy.calc.rules import ChainKey
+from felixpy.calc.rule import ChainKey
 from felixpy.cni.remains import Remains
 from felixpy.config import DatastoreType, Settings, SettingsSource
 from felixpy.dataplane.apply import Dataplane

@@ -48,7 +48,8 @@ from felixpy.calc.graph import ABSENT, Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.classes import Direction, MemberKey
-from felixpy.calc.rules import ChainKey, RuleSettings
+from felixpy.calc.rule import ChainKey
+from felixpy.calc.rules import RuleSettings
 from felixpy.config import Failsafe, Settings
 from felixpy.dataplane.devices import DeviceTable
 from felixpy.dataplane.fdb import FdbTable

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from felixpy.calc.entries import ElementKey, SetType, set_type
 from felixpy.calc.policy.carrier import MarkBits
 from felixpy.calc.policy.classes import Direction
-from felixpy.calc.rules import ChainKey, Chains, Goto, Jump, Rule, RuleKey
+from felixpy.calc.rule import ChainKey, Chains, Goto, Jump, Rule, RuleKey
 from felixpy.dataplane.packet_filter import (
     CountedPackets,
     FilterChange,

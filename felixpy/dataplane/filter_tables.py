@@ -27,7 +27,8 @@ from felixpy.calc.policy.classes import (
     PolicySetKey,
 )
 from felixpy.calc.policy.layout import PolicyLayout, is_open
-from felixpy.calc.rules import ChainKey, ClassElement, RuleKey, RuleSettings, Table
+from felixpy.calc.rule import ChainKey, ClassElement, RuleKey, Table
+from felixpy.calc.rules import RuleSettings
 from felixpy.dataplane.class_members import PAIRS, ClassMembers
 from felixpy.dataplane.packet_filter import (
     FilterChange,

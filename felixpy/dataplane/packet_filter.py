@@ -1,6 +1,6 @@
 """What a packet-filter back-end is to the apply loop: two keyed tables (chains, set members) and one way to write them.
 
-A back-end instance serves one family. It turns abstract rules (``felixpy.calc.rules``) into its own canonical form
+A back-end instance serves one family. It turns abstract rules (``felixpy.calc.rule``) into its own canonical form
 once (``render``); the same form comes back from the kernel (``read``), so that rule bodies can be compared.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.policy.carrier import MarkBits
 from felixpy.calc.policy.classes import Direction, MemberKey
-from felixpy.calc.rules import Chains, RuleKey
+from felixpy.calc.rule import Chains, RuleKey
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message, Request
 from felixpy.netlink.transport import NetlinkSocket

@@ -11,19 +11,8 @@ from felixpy.calc.entries import SetName
 from felixpy.calc.policy.classes import HostEndpointChains, HostEndpointKey
 from felixpy.calc.policy.host_layout import joined
 from felixpy.calc.policy.layout import active_chains
-from felixpy.calc.rules import (
-    ChainKey,
-    Chains,
-    DestinationIn,
-    Jump,
-    OutInterface,
-    Rule,
-    RuleSettings,
-    SetMark,
-    Table,
-    Verdict,
-    desired_chains,
-)
+from felixpy.calc.rule import ChainKey, Chains, DestinationIn, Jump, OutInterface, Rule, SetMark, Table, Verdict
+from felixpy.calc.rules import RuleSettings, desired_chains
 from felixpy.config import ServiceLoopPrevention, Settings
 from felixpy.model.net import FAMILIES, Family
 from felixpy.model.parse import parse_resource

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName
-from felixpy.calc.rules import ChainKey, Jump, Rule, RuleSettings, Table, Verdict, desired_chains
+from felixpy.calc.rule import ChainKey, Jump, Rule, Table, Verdict
+from felixpy.calc.rules import RuleSettings, desired_chains
 from felixpy.config import EndpointToHostAction, Settings
 from felixpy.dataplane.fake import FakePacketFilter
 from felixpy.dataplane.nftables.filter import NftablesFilter

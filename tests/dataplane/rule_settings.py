@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from felixpy.calc.entries import STANDING_SETS, ElementKey, SetType
 from felixpy.calc.mtu import Tunnel
-from felixpy.calc.rules import ChainKey, RuleSettings, Verdict, desired_chains
+from felixpy.calc.rule import ChainKey, Verdict
+from felixpy.calc.rules import RuleSettings, desired_chains
 from felixpy.config import DenyAction, EndpointToHostAction, PortRange, Settings
 from felixpy.dataplane.nftables.filter import NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, RenderedChain

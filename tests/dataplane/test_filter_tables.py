@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from felixpy.calc.rules import ChainKey
+from felixpy.calc.rule import ChainKey
 from felixpy.config import EndpointToHostAction
 from felixpy.dataplane.fake import FakePacketFilter
 from felixpy.dataplane.filter_tables import FilterTables

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from felixpy.calc.entries import ElementKey, SetName
-from felixpy.calc.rules import SPOOF_CHECK, ChainKey, Table
+from felixpy.calc.rule import ChainKey, Table
+from felixpy.calc.rules import SPOOF_CHECK
 from felixpy.dataplane.nftables.filter import EVERY_SET, NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, Net

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from felixpy.calc.entries import ADDRESS_MAPS, STANDING_SETS, ElementKey, SetName, SetType
-from felixpy.calc.rules import NAT_OUTGOING, ChainKey, Table, Verdict, desired_chains
+from felixpy.calc.rule import ChainKey, Table, Verdict
+from felixpy.calc.rules import NAT_OUTGOING, desired_chains
 from felixpy.config import EndpointToHostAction, PortRange
 from felixpy.dataplane.nftables.filter import ELEMENTS_PER_MESSAGE, NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange

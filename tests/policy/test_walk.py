@@ -17,7 +17,8 @@ from felixpy.calc.policy.classes import (
 )
 from felixpy.calc.policy.host_layout import joined
 from felixpy.calc.policy.walk import Packet, Surroundings, Walk
-from felixpy.calc.rules import RuleSettings, Verdict, desired_chains
+from felixpy.calc.rule import Verdict
+from felixpy.calc.rules import RuleSettings, desired_chains
 from felixpy.config import EndpointToHostAction, Failsafe, Settings
 from felixpy.model.net import Family, Net, parse_address
 from felixpy.model.parse import parse_resource

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from felixpy.calc.mtu import Tunnel
-from felixpy.calc.rules import Match, Protocol, Rule, RuleSettings, SourceIn, Vni, arriving_tunnels
+from felixpy.calc.rule import Match, Protocol, Rule, SourceIn, Vni
+from felixpy.calc.rules import RuleSettings, arriving_tunnels
 from felixpy.config import Settings
 from felixpy.model.net import Family, Net, parse_address
 from tests.underlay.vectors import Answer, elsewhere, same

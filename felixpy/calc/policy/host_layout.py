@@ -15,11 +15,8 @@ from collections.abc import Collection, Mapping
 
 from felixpy.calc.policy.classes import HostEndpointChains, HostEndpointKey, TierChains, text_hash
 from felixpy.calc.policy.policy_rules import NO_PROFILE, tier_chains
-from felixpy.calc.rules import (
-    FORWARD_FROM,
-    FORWARD_TO,
+from felixpy.calc.rule import (
     UDP,
-    WIREGUARD,
     ChainKey,
     Chains,
     CtState,
@@ -34,11 +31,16 @@ from felixpy.calc.rules import (
     PortIn,
     Protocol,
     Rule,
-    RuleSettings,
     SetMark,
     Source,
     Table,
     Verdict,
+)
+from felixpy.calc.rules import (
+    FORWARD_FROM,
+    FORWARD_TO,
+    WIREGUARD,
+    RuleSettings,
     conntrack,
     from_workload,
     leaving_tunnels,

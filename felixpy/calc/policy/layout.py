@@ -32,10 +32,7 @@ from felixpy.calc.policy.classes import (
     Use,
 )
 from felixpy.calc.policy.policy_rules import NO_PROFILE, policy_rules, tier_chains
-from felixpy.calc.rules import (
-    FORWARD_FROM,
-    FORWARD_TO,
-    WORKLOAD_TO_HOST,
+from felixpy.calc.rule import (
     ChainKey,
     Chains,
     ClassElement,
@@ -52,10 +49,15 @@ from felixpy.calc.rules import (
     OutInterfaceIn,
     Rule,
     RuleKey,
-    RuleSettings,
     SetMark,
     Table,
     Verdict,
+)
+from felixpy.calc.rules import (
+    FORWARD_FROM,
+    FORWARD_TO,
+    WORKLOAD_TO_HOST,
+    RuleSettings,
     arriving_tunnels,
     conntrack,
     desired_chains,

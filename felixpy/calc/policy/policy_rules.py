@@ -18,7 +18,7 @@ from felixpy.calc.policy.classes import (
     TierChains,
     Use,
 )
-from felixpy.calc.rules import (
+from felixpy.calc.rule import (
     Action,
     ChainKey,
     Chains,
@@ -35,7 +35,6 @@ from felixpy.calc.rules import (
     PortIn,
     Protocol,
     Rule,
-    RuleSettings,
     SetMark,
     Source,
     SourceIn,
@@ -43,6 +42,7 @@ from felixpy.calc.rules import (
     Table,
     Verdict,
 )
+from felixpy.calc.rules import RuleSettings
 from felixpy.config import PortRange
 
 MAX_LOG_PREFIX = 29  # of the target LOG of iptables, with its final zero byte 30

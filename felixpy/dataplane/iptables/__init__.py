@@ -2,7 +2,7 @@
 
 ``LegacyFilter`` writes rules with python-iptables, ``NftVariantFilter`` with ``iptables-nft-restore``; both read them
 with the variant's ``-save`` tool and write set members by netlink, without a process. Must never touch a table
-outside ``felixpy.calc.rules.Table`` but to remove chains of ours from it.
+outside ``felixpy.calc.rule.Table`` but to remove chains of ours from it.
 """
 
 from felixpy.dataplane.iptables.legacy import LegacyFilter

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import Final
 
 from felixpy.calc.entries import ADDRESS_MAPS, ElementKey, SetName
-from felixpy.calc.rules import MAP_CHAINS, RuleKey
+from felixpy.calc.rule import RuleKey
+from felixpy.calc.rules import MAP_CHAINS
 from felixpy.dataplane.packet_filter import FilterChange, RenderedChain
 from felixpy.model.net import Family, Net, format_address, parse_address
 

@@ -16,7 +16,8 @@ from typing import ClassVar
 from felixpy.calc.policy.carrier import MarkBits
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.policy.layout import class_of_chain
-from felixpy.calc.rules import MAP_CHAINS, ChainKey, Chains, RuleKey, Table
+from felixpy.calc.rule import ChainKey, Chains, RuleKey, Table
+from felixpy.calc.rules import MAP_CHAINS
 from felixpy.config import ChainInsertMode
 from felixpy.dataplane.class_members import PAIRS
 from felixpy.dataplane.iptables.address_maps import AddressMaps, is_map_member

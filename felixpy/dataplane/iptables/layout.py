@@ -14,7 +14,7 @@ from enum import Enum
 from functools import cache
 
 from felixpy.calc.entries import SetName, SetType
-from felixpy.calc.rules import ChainKey, Table
+from felixpy.calc.rule import ChainKey, Table
 from felixpy.config import ChainInsertMode
 from felixpy.model.net import Family
 from felixpy.netlink import ipset

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
-from felixpy.calc.rules import Table
+from felixpy.calc.rule import Table
 from felixpy.config import ChainInsertMode
 from felixpy.dataplane.iptables import legacy_tables, lock
 from felixpy.dataplane.iptables.filter import IptablesFilter

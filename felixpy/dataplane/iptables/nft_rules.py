@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from felixpy.calc.rules import Table
+from felixpy.calc.rule import Table
 from felixpy.dataplane.iptables.layout import BUILT_IN_CHAINS, CHAIN_PREFIX, MASQUERADE_CHAIN
 from felixpy.dataplane.iptables.render import canonical
 from felixpy.dataplane.iptables.save_text import SavedTable

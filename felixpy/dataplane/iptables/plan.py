@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from felixpy.calc.rules import ChainKey, RuleKey, Table
+from felixpy.calc.rule import ChainKey, RuleKey, Table
 from felixpy.config import ChainInsertMode
 from felixpy.dataplane.iptables.layout import Place, chain_key, chain_name, jump_place, jump_text
 from felixpy.dataplane.iptables.render import canonical

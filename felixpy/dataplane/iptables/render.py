@@ -1,7 +1,7 @@
 """Abstract rules as iptables text, in the one form in which the ``-save`` tools print them back.
 
 Both variants share it. Invariant: ``canonical(line printed by a -save tool) == rule_text(rule)`` for every rule that
-``felixpy.calc.rules`` can express, so that bodies are compared as text. Must never skip a match or action it does not
+``felixpy.calc.rule`` can express, so that bodies are compared as text. Must never skip a match or action it does not
 know.
 """
 
@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import product
 from typing import assert_never
 
-from felixpy.calc.rules import (
+from felixpy.calc.rule import (
     Action,
     Chains,
     CtState,

@@ -17,7 +17,7 @@ from felixpy.calc.entries import ADDRESS_MAPS, STANDING_SETS, ElementKey, SetNam
 from felixpy.calc.policy.carrier import CLASS_SETS, MAPS, MarkBits, number_of
 from felixpy.calc.policy.classes import Direction
 from felixpy.calc.policy.layout import class_of_chain
-from felixpy.calc.rules import ChainKey, Chains, ClassElement, RuleKey, Table
+from felixpy.calc.rule import ChainKey, Chains, ClassElement, RuleKey, Table
 from felixpy.dataplane.nftables import elements, render
 from felixpy.dataplane.packet_filter import (
     CountedPackets,

@@ -1,4 +1,4 @@
-"""Abstract rules (``felixpy.calc.rules``) as nf_tables expressions. Pure.
+"""Abstract rules (``felixpy.calc.rule``) as nf_tables expressions. Pure.
 
 One function per match and per action; ``assert_never`` keeps the vocabulary complete.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import assert_never
 
-from felixpy.calc.rules import (
+from felixpy.calc.rule import (
     ChainKey,
     Chains,
     ClassElement,

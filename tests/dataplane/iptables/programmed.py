@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from felixpy.calc.entries import ElementKey, SetName
-from felixpy.calc.rules import ChainKey, RuleSettings, desired_chains
+from felixpy.calc.rule import ChainKey
+from felixpy.calc.rules import RuleSettings, desired_chains
 from felixpy.config import Settings
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.packet_filter import FilterChange

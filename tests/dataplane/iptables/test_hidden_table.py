@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from felixpy.calc.rules import SPOOF_CHECK, ChainKey, Rule, Table, Verdict
+from felixpy.calc.rule import ChainKey, Rule, Table, Verdict
+from felixpy.calc.rules import SPOOF_CHECK
 from felixpy.dataplane.iptables import NftVariantFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterError
 from felixpy.model.net import Family

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from felixpy.calc.rules import Action, ChainKey, InInterface, Masquerade, Rule, Snat, Table, Verdict
+from felixpy.calc.rule import Action, ChainKey, InInterface, Masquerade, Rule, Snat, Table, Verdict
 from felixpy.config import PortRange
 from felixpy.dataplane.iptables import LegacyFilter, lock
 from felixpy.dataplane.iptables.filter import IptablesFilter

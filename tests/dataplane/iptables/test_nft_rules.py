@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from felixpy.calc.rules import SPOOF_CHECK, Rule, RuleSettings, Verdict, desired_chains
+from felixpy.calc.rule import Rule, Verdict
+from felixpy.calc.rules import SPOOF_CHECK, RuleSettings, desired_chains
 from felixpy.config import ChainInsertMode, DenyAction, PortRange, Settings
 from felixpy.dataplane.iptables import filter as filter_module
 from felixpy.dataplane.iptables.nft_variant import NftVariantFilter

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from felixpy.calc.entries import SetName
-from felixpy.calc.rules import ChainKey, Rule, Table, Verdict
+from felixpy.calc.rule import ChainKey, Rule, Table, Verdict
 from felixpy.config import ChainInsertMode
 from felixpy.dataplane.iptables import LegacyFilter, NftVariantFilter
 from felixpy.dataplane.iptables.filter import IptablesFilter

@@ -7,7 +7,7 @@ import doctest
 import pytest
 
 from felixpy.calc.entries import STANDING_SETS, SetName
-from felixpy.calc.rules import (
+from felixpy.calc.rule import (
     ChainKey,
     DestinationIn,
     InInterface,

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
-from felixpy.calc.rules import Chains, RuleSettings, Verdict, desired_chains
+from felixpy.calc.rule import Chains, Verdict
+from felixpy.calc.rules import RuleSettings, desired_chains
 from felixpy.config import ChainInsertMode, DenyAction, EndpointToHostAction, PortRange, Settings
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState
