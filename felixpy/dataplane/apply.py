@@ -11,46 +11,36 @@ because they cannot be written, nothing opens either: no route, no forwarding.
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from felixpy.calc.entries import (
-    ADDRESS_MAPS,
     MAIN_TABLE,
     AddressKey,
     DeviceKey,
     ElementKey,
     FdbKey,
-    Ipip,
     Key,
     NeighbourKey,
     Nexthop,
     NexthopKey,
-    Peer,
     PeerKey,
     PolicyRuleKey,
-    Route,
     RouteKey,
     RoutingKey,
     SetName,
     SettingsKey,
-    SettingValues,
     Value,
-    Vxlan,
-    WireGuard,
 )
 from felixpy.calc.entry_settings import wireguard_tables
 from felixpy.calc.graph import ABSENT, Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.classes import Direction, MemberKey
-from felixpy.calc.rule import ChainKey
 from felixpy.calc.rules import RuleSettings
 from felixpy.config import Failsafe, Settings
+from felixpy.dataplane.batches import Written, write_deltas
 from felixpy.dataplane.devices import DeviceTable
 from felixpy.dataplane.fdb import FdbTable
 from felixpy.dataplane.filter_tables import FilterTables, write_together
@@ -58,6 +48,7 @@ from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.neighbours import NeighbourTable
 from felixpy.dataplane.nexthops import NexthopTable
+from felixpy.dataplane.operations import operations_of
 from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import PacketFilter, Part
 from felixpy.dataplane.policy_rules import PolicyRuleTable
@@ -67,10 +58,9 @@ from felixpy.dataplane.routes import RouteTable
 from felixpy.dataplane.table import Delta, KeyedTable
 from felixpy.dataplane.tunnel_addresses import TunnelAddressTable
 from felixpy.dataplane.wireguard import PeerTable, WireGuardDevices, WireGuardSettings
-from felixpy.model.net import Family, format_address
+from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
-from felixpy.netlink.message import Request
 from felixpy.netlink.nexthop import nexthop_request
 from felixpy.netlink.rule import rule_request
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
@@ -78,28 +68,10 @@ from felixpy.netlink.tunnels import address_request, fdb_request
 from felixpy.netlink.xtables import knows_match
 from felixpy.slices import in_slices
 
-REQUESTS_PER_SEND = 500
 MOST_IN_USE = 8
 """So many servers that told the agent lately stay reachable."""
-GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL}
-"""Removing what is not there any more is a success."""
-
 
 AnyTable = KeyedTable[Any, Any, Any]
-
-
-class Written(NamedTuple):
-    """A table that goes into the common batches of routing: how an entry is made or replaced, and removed.
-
-    ``only_new``: until the snapshot is complete what stands is left as it is, because it follows from several objects.
-    ``when_complete``: until then nothing is made, because it leads past what may still come.
-    """
-
-    table: AnyTable
-    put: Callable[[Any, Any], Request]
-    remove: Callable[[Any, Any], Request]
-    only_new: bool = False
-    when_complete: bool = False
 
 
 K = TypeVar("K")
@@ -160,7 +132,11 @@ class Dataplane:
             PolicyRuleKey: self.policy_rules.table,
             SettingsKey: self.interface_settings.table,
         }
-        self._routing = (
+        self._routing = self._written_in_order()
+
+    def _written_in_order(self) -> tuple[Written, ...]:
+        """The tables of routing in the order in which entries are made; they go the other way round."""
+        return (
             Written(
                 self.addresses.table,
                 lambda key, value: address_request(value),
@@ -196,7 +172,6 @@ class Dataplane:
                 when_complete=True,
             ),
         )
-        """In the order in which entries are made; they go the other way round."""
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; with another ownership the kernel is to be read next."""
@@ -612,7 +587,7 @@ class Dataplane:
         now = self.clock()
         operations: list[Operation] = []
         for table in self.tables():
-            operations += _describe(table, now)
+            operations += operations_of(table, now)
         for one in self.filters.values():
             operations += [Operation(("remove", one.chains.name, f"{name} of another layout")) for name in one.foreign]
             if not one.containers:
@@ -774,7 +749,14 @@ class Dataplane:
                 self._nexthops_are_due(delta)
             if delta:
                 deltas.append((one, delta))
-        return await self._write_deltas(deltas[::-1] if removals else deltas, now, report, removals=removals)
+        in_order = deltas[::-1] if removals else deltas
+        exists = await write_deltas(self.socket, in_order, now, report, removals=removals)
+        if removals:
+            for one, delta in deltas:
+                if one.table is self.nexthops.table:
+                    self.nexthops.release(delta.remove)
+        routes = self.routes.table.committed
+        return {key for key in exists if isinstance(key, RouteKey) and key not in routes}
 
     def _hold_nexthops(self, delta: Delta[NexthopKey, Any]) -> None:
         """What has a way that works keeps it until the device of the new one has settled; it stays dirty."""
@@ -800,89 +782,7 @@ class Dataplane:
             self.nexthops.release(delta.remove)
             delta.put, delta.remove = {}, {}
 
-    async def _write_deltas(
-        self, deltas: list[tuple[Written, Delta[Any, Any]]], now: float, report: ApplyReport, *, removals: bool
-    ) -> set[RouteKey]:
-        requests: list[Request] = []
-        places: list[tuple[int, Any]] = []
-        for at, (one, delta) in enumerate(deltas):
-            request = one.remove if removals else one.put
-            for key, value in (delta.remove if removals else delta.put).items():
-                requests.append(request(key, value))
-                places.append((at, key))
-        if not requests:
-            return set()
-        exists: set[int] = set()
-        with ExitStack() as reading:
-            told = [reading.enter_context(one.table.reading()) for one, _ in deltas]
-            refusals = await self._send(requests, report, exists, gone_is_success=removals)
-        refused: list[dict[Any, str]] = [{} for _ in deltas]
-        for index, words in refusals.items():
-            at, key = places[index]
-            refused[at][key] = words
-        for (one, delta), of_it, meanwhile in zip(deltas, refused, told, strict=True):
-            one.table.record(delta, of_it, now, meanwhile)
-            if removals and one.table is self.nexthops.table:
-                self.nexthops.release(delta.remove)
-        report.written += len(requests) - len(refusals)
-        keys = [key for at, key in map(places.__getitem__, exists) if isinstance(key, RouteKey)]
-        return {key for key in keys if key not in self.routes.table.committed}
-
-    async def _send(
-        self, requests: list[Request], report: ApplyReport, exists: set[int], *, gone_is_success: bool = False
-    ) -> dict[int, str]:
-        """Send in chunks and let others run in between. Returns the kernel's words by request.
-
-        ``exists`` takes the requests that the kernel refused because something stands there already. A socket
-        that breaks is the failure of its chunk only; to write that again does no harm.
-        """
-        refused: dict[int, str] = {}
-        for start in range(0, len(requests), REQUESTS_PER_SEND):
-            if start:
-                await asyncio.sleep(0)
-            chunk = requests[start : start + REQUESTS_PER_SEND]
-            try:
-                refusals = self.socket.transact(chunk)
-            except OSError as error:
-                report.unknown = True
-                refused.update(dict.fromkeys(range(start, start + len(chunk)), str(error)))
-                continue
-            for index, refusal in refusals.items():
-                if not (gone_is_success and refusal.errno in GONE):
-                    refused[start + index] = str(refusal)
-                if refusal.errno == errno.EEXIST:
-                    exists.add(start + index)
-        return refused
-
 
 def _tables(settings: Settings) -> frozenset[int]:
     """The routing tables that we have a part of; what an earlier run left is found, too."""
     return frozenset({MAIN_TABLE, *wireguard_tables(settings.route_table_ranges).values()})
-
-
-def _describe(table: AnyTable, now: float) -> list[Operation]:
-    table.recall()
-    delta = table.delta(now)
-    operations = []
-    for key, value in delta.put.items():
-        wanted = table.desired[key]
-        verb = "change" if key in table.committed else "add"
-        if isinstance(wanted, SettingValues):
-            wanted = wanted.besides(table.committed.get(key, {}))
-        operations.append(Operation((verb, table.name, _text(key, wanted if wanted is not None else value))))
-    for key, value in delta.remove.items():
-        if not isinstance(key, SettingsKey):
-            operations.append(Operation(("remove", table.name, _text(key, value))))
-    return operations
-
-
-def _text(key: object, value: object) -> str:
-    if isinstance(value, Route | SettingValues | Nexthop | Vxlan | Ipip | WireGuard | Peer):
-        return f"{key} {value}"
-    if isinstance(key, NeighbourKey) and isinstance(value, bytes):
-        return f"{key} lladdr {value.hex(':')}"
-    if isinstance(key, ElementKey) and key.set in ADDRESS_MAPS and isinstance(value, int):
-        return f"{key} : {format_address(value.to_bytes(len(key.net.packed)))}"
-    if isinstance(key, ChainKey) and isinstance(value, tuple):
-        return f"chain {key}: {len(value)} rules"
-    return str(key)

@@ -13,7 +13,8 @@ from felixpy.calc.graph import Calculation
 from felixpy.calc.host import Host, HostAddress
 from felixpy.config import Settings
 from felixpy.dataplane import devices
-from felixpy.dataplane.apply import REQUESTS_PER_SEND, Dataplane
+from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.batches import REQUESTS_PER_SEND
 from felixpy.dataplane.links import Links
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.resources import Encapsulation, IPAMBlock, IPPool, Kind, Node, Resource, ResourceKey, Update
