@@ -56,14 +56,18 @@ def mode(request: pytest.FixtureRequest) -> dict[str, str]:
     return MODES[request.param]
 
 
+def _is_settled() -> bool:
+    """Whether all links have the addresses and routes that the kernel gives them, each end of each pair."""
+    of_links = run("ip", "-6", "route", "show", "table", "local", "type", "multicast").count("ff00::/8")
+    return of_links == 2 * (NUMBER + 1) and not run("ip", "-6", "address", "show", "tentative")
+
+
 @pytest.fixture
 def cluster_node(network: None) -> None:
     sysctl("ipv6/conf/default/accept_dad", 0)
     pairs("eth0", *(f"cali{number}" for number in range(NUMBER)))
     ip("addr add 192.0.2.1/24 dev eth0", "addr add 2001:db8::1/64 dev eth0 nodad")
-    wait_until(
-        lambda: not run("ip", "-6", "address", "show", "tentative"), lambda: "the kernel's last word of addresses"
-    )
+    wait_until(_is_settled, lambda: "the kernel's last word of new links")
 
 
 async def programmed(node: InProcess) -> None:
