@@ -51,6 +51,9 @@ async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noq
 
     if command := felix.running():
         raise CommandError(f"a Felix runs on this node ({command}) and would write all of it anew; stop it first")
+    if await _health_is_served(local.settings):
+        where = f"{local.settings.health_host}:{local.settings.health_port}"
+        raise CommandError(f"{where} is answered, as by a Felix that runs in another container; stop it first")
     tools, say = Tools(), _would if dry_run else _did
     stream = survey.survey(local.settings, local.sources, observer(local.settings), timeout, beside_felix=True)
     async with stream as agent:
@@ -58,9 +61,6 @@ async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noq
         if not found:
             click.echo("nothing of a Felix is on this node")
             return
-        if await _health_is_served(local.settings):
-            where = f"{local.settings.health_host}:{local.settings.health_port}"
-            raise CommandError(f"{where} is answered, as by a Felix that runs in another container; stop it first")
         if not dry_run:
             _stop_if(felix.adopt(found.routes, agent.settings.device_route_protocol))
         for left in found.routes:
