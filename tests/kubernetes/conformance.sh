@@ -6,6 +6,7 @@
 #                                       none: the first four
 # FAMILIES=dual|ipv4|ipv6  PROXY=nftables|iptables (mode of kube-proxy)  BACKEND=nftables|legacy|nft (of felixpy; else it chooses)
 # ENCAPSULATION=vxlan|ipip (of the pools; else none)  HUB=1 (config/kubernetes/hub and a broker)  CHAOS=1 (chaos.sh beside each suite)
+# CALICO=folder of Calico's programs calico and calico-ipam: they attach the pods, felixpy is in the place of Felix (config/kubernetes/beside-calico)
 # IMAGE=build/image.tar (what 'make image' built; else one of this machine's files)
 # PROCS=4 specs at a time  ATTEMPTS=1 for a spec that fails  OUT=folder of reports and logs  KEEP=1 leaves the cluster  RUN=folder of one that is kept: only the suites
 set -u

@@ -1,5 +1,5 @@
 # One cluster with felixpy as its network, from nothing to Ready and back: sourced by what tests on it.
-# What it looks like: FAMILIES, PROXY, BACKEND, ENCAPSULATION, HUB, IMAGE, as conformance.sh tells. OUT: folder of reports and logs.
+# What it looks like: FAMILIES, PROXY, BACKEND, ENCAPSULATION, HUB, IMAGE, CALICO, as conformance.sh tells. OUT: folder of reports and logs.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd); root=$(cd "$here/../.." && pwd)
 export CACHE=${CACHE:-$HOME/.cache/felixpy-kubernetes}
 export CHAOS=${CHAOS:-} BIN=$CACHE/bin IMAGES=$CACHE/images FAMILIES=${FAMILIES:-dual} PYTHON=${PYTHON:-$root/.venv/bin/python}
@@ -11,6 +11,10 @@ fail() { say "not run: $*" >&2; exit 1; } # said of no spec: .ci/run tells it fr
 
 prepare() {
 	mkdir -p "$OUT"
+	if [ -n "${CALICO:-}" ]; then
+		[ -x "$CALICO/calico" ] && [ -x "$CALICO/calico-ipam" ] || fail "CALICO=$CALICO has no programs calico and calico-ipam"
+		[ -z "${HUB:-}${ENCAPSULATION:-}" ] || fail "with CALICO there is neither a hub nor an encapsulation"
+	fi
 	"$here/build.sh" --missing "$@" || fail "cannot build the programs of the cluster"
 	[ -e "$IMAGES/agnhost.tar" ] || "$here/images/build.sh" pods || fail "cannot make the images"
 }
@@ -61,6 +65,10 @@ install() { # [SEED]
 	local start=$SECONDS what=../shipped
 	cp -r "$root/config/kubernetes" "$RUN/shipped"; mkdir "$RUN/installed"
 	[ -z "${HUB:-}" ] || what=../shipped/hub
+	if [ -n "${CALICO:-}" ]; then
+		what=../shipped/beside-calico
+		"$here/cluster/calico.sh" || fail "Calico's plugin cannot be set up: see $OUT/log"
+	fi
 	if [ $# -gt 0 ]; then
 		cp -r "$1" "$RUN/seed"; what=../seed
 		[ ! -e "$1/installation.yaml" ] || installation
@@ -76,6 +84,8 @@ install() { # [SEED]
 	Y
 	kubectl apply -k "$RUN/installed" >"$RUN/log/apply.log" 2>&1 || { sleep 2; kubectl apply -k "$RUN/installed" >>"$RUN/log/apply.log" 2>&1; } || { cat "$RUN/log/apply.log"; fail "the manifests cannot be applied"; }
 	kubectl wait --for=condition=Ready nodes --all --timeout=180s >/dev/null || { kubectl get pods -A -o wide; kubectl -n felixpy logs ds/felixpy --all-containers --tail=20; fail "the nodes do not become Ready"; }
+	# Where another's plugin attaches pods, a node is Ready before there is policy on it.
+	kubectl -n felixpy rollout status ds/felixpy --timeout=180s >/dev/null || { kubectl get pods -A -o wide; fail "the agents do not become ready"; }
 	say "both nodes Ready $((SECONDS - start)) s after kubectl apply -k"
 }
 

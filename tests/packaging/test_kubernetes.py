@@ -51,6 +51,9 @@ def test_kustomizations_name_what_is_there() -> None:
         assert [name for name in kustomization["resources"] if not (path.parent / name).exists()] == []
         assert all(image["newTag"] == __version__ for image in kustomization.get("images", ()))
         for patch in kustomization.get("patches", ()):
+            if target := patch.get("target"):
+                assert [one for one in identities if one[0] == target["kind"] and target.get("name", one[1]) == one[1]]
+                continue
             target = yaml.safe_load(patch["patch"])
             assert [target["kind"], target["metadata"]["name"]] in identities
 
@@ -61,7 +64,7 @@ def test_where_a_kustomization_brings_pods_of_its_own_they_have_the_version() ->
         kustomization = yaml.safe_load(path.read_text())
         own = [path.parent / name for name in kustomization["resources"] if name.endswith(".yaml")]
         named = {image["name"] for image in kustomization.get("images", ())}
-        assert ("felixpy" in named) == any("image: felixpy\n" in each.read_text() for each in own), path
+        assert ("felixpy" in named) == any("image: felixpy\n" in each.read_text() for each in (path, *own)), path
 
 
 def identified(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from felixpy.agent.cluster import ClusterNode, View
 from felixpy.kubernetes.access import Access
@@ -15,11 +16,20 @@ from felixpy.model.net import FAMILIES
 from tests.kubernetes.api.conftest import MANIFESTS, Server
 
 
-@pytest.mark.parametrize("overlay", ["mqtt", "try"])
-def test_an_overlay_for_a_broker_is_taken(server: Server, overlay: str) -> None:
+@pytest.mark.parametrize("overlay", ["mqtt", "try", "beside-calico"])
+def test_an_overlay_is_taken(server: Server, overlay: str) -> None:
     folder = str(MANIFESTS / overlay)
     taken = server.kubectl("apply", "-k", folder, "--server-side", "--force-conflicts", "--dry-run=server")
     assert "daemonset.apps/felixpy serverside-applied (server dry run)" in taken
+
+
+def test_in_a_cluster_of_calicos_its_kinds_are_left_alone(server: Server) -> None:
+    """Neither are they defined anew, nor may the agent write any; what it writes is events and its node's status."""
+    written = list(yaml.safe_load_all(server.kubectl("kustomize", str(MANIFESTS / "beside-calico"))))
+    assert not [one["metadata"]["name"] for one in written if one["kind"] == "CustomResourceDefinition"]
+    (role,) = [one for one in written if one["kind"] == "ClusterRole"]
+    writes = {"create", "update", "patch", "delete"}
+    assert [one["resources"] for one in role["rules"] if writes & {*one["verbs"]}] == [["events"], ["nodes/status"]]
 
 
 def test_the_clean_up_is_taken_and_deleted(server: Server) -> None:

@@ -20,6 +20,7 @@ kube-controller-manager)
 kube-scheduler) set -- kube-scheduler "$BIN/kube-scheduler" --kubeconfig "$RUN/kubeconfig" --leader-elect=false ;;
 mosquitto) printf 'listener 1883\nallow_anonymous true\n' >"$RUN/mosquitto.conf"
 	set -- mosquitto mosquitto -c "$RUN/mosquitto.conf" ;;
+calico-routes) set -- calico-routes "$here/calico-routes.sh" ;;
 dns) set -- dns "$PYTHON" "$here/dns.py" "$CP" ;;
 *) echo "start.sh: no program $1" >&2; exit 2 ;;
 esac
