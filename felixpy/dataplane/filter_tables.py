@@ -321,8 +321,8 @@ class FilterTables:
     def additions(self, now: float, *, complete: bool) -> Delta[Member, int | None]:
         """Members to add, and those to remove with them.
 
-        Sets of prefixes refuse overlaps. And the sets that an interface is in tell its class together: between two
-        writes they would tell another one.
+        Sets of prefixes refuse overlaps. And what leaves some sets to come into others is to be in either at no moment:
+        an interface, whose sets tell its class together, and a peer, whose labels changed.
         """
         delta = self.elements.delta(now)
         if not complete and _CLASSIFIES in self.chains.committed:
@@ -333,7 +333,7 @@ class FilterTables:
         return Delta(delta.put, {key: None for key in delta.remove if complete and self._goes_at_once(key)})
 
     def _goes_at_once(self, key: Member) -> bool:
-        if set_type(key.set) is SetType.NET:
+        if isinstance(key, MemberKey) or set_type(key.set) is SetType.NET:
             return not self._goes_with_its_set(key)
         return isinstance(key, ElementKey) and key.set in _CLASS_SETS and self.classes.knows(key.interface)
 
