@@ -76,10 +76,8 @@ async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noq
                 raise CommandError("our rules do not stand yet, so Felix's stay; see felixpy check, and try again")
             say("write", f"{report.written} entries of ours")
             _stop_if(await felix.remove_rules(found, tools))
-        for line in (*found.removed, *(f"IP set {name}" for name in found.sets)):
+        for line in (*found.removed, *(f"IP set {name}" for name in found.sets), *map(str, found.tables)):
             say("remove", line)
-        for family in found.tables:
-            say("remove", f"nft table {family} {felix.TABLE}")
     click.echo("nothing was changed" if dry_run else "done; start felixpy run")
 
 

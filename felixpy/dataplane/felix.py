@@ -1,8 +1,8 @@
 """What a Calico Felix left on a node: routes, rules, sets. Read, adopted or removed; never made.
 
 Ownership as Felix has it: routes with its protocol, iptables chains whose names begin with ``cali`` and rules with its
-comments, IP sets ``cali…``, nft tables ``calico``. Invariant: rules of others keep their bytes. Must never be used
-while a Felix runs, which would write all of it anew (``running``).
+comments, IP sets ``cali…``, nft tables ``calico`` and ``calico-arp``. Invariant: rules of others keep their bytes. Must
+never be used while a Felix runs, which would write all of it anew (``running``).
 """
 
 from __future__ import annotations
@@ -25,11 +25,21 @@ from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkS
 
 PROTOCOLS = (80, 3)
 """``proto`` of its routes: its own default, and ``boot``, which calico-node's environment sets."""
-TABLE = "calico"
+TABLES = {Family.V4: "calico", Family.V6: "calico", nft.NFPROTO_ARP: "calico-arp"}
 _CHAIN = re.compile(r"cali(?:-|[a-z]{2}-)")
 _COMMENT = re.compile(r'--comment "?cali:')
 _TARGET = re.compile(r" -[jg] (\S+)")
 VARIANTS = ("nft", "legacy")
+
+
+class LeftTable(NamedTuple):
+    """An nft table of Felix's; it has one for ARP with iptables, too."""
+
+    family: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"nft table {'ARP' if self.family == nft.NFPROTO_ARP else Family(self.family)} {self.name}"
 
 
 class LeftRoute(NamedTuple):
@@ -48,7 +58,7 @@ class Leftovers:
     rules: dict[tuple[Family, str], str] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     sets: list[str] = field(default_factory=list)
-    tables: list[Family] = field(default_factory=list)
+    tables: list[LeftTable] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.routes or self.rules or self.sets or self.tables)
@@ -84,10 +94,10 @@ async def read(links: Links, prefixes: Iterable[str], tools: Tools) -> Leftovers
     try:
         headers = [ipset.decode_header(message) for message in netfilter.dump_all(ipset.list_headers())]
         found.sets = sorted(one.name for one in headers if one is not None and one.name.startswith("cali"))
-        for family in FAMILIES:
-            tables = [nft.decode_table(one)[0] for one in netfilter.dump_all(nft.dump(nft.GETTABLE, family))]
-            if TABLE in tables:
-                found.tables.append(family)
+        for table in (LeftTable(family, name) for family, name in TABLES.items()):
+            messages = netfilter.dump_all(nft.dump(nft.GETTABLE, table.family))
+            if table.name in (nft.decode_table(one)[0] for one in messages):
+                found.tables.append(table)
     finally:
         netfilter.close()
     for family in FAMILIES:
@@ -176,9 +186,9 @@ async def remove_rules(found: Leftovers, tools: Tools) -> list[str]:
             refused.append(f"iptables-{variant} {family}: {done.error}")
     netlink = NetlinkSocket(NETLINK_NETFILTER)
     try:
-        for family in found.tables:
-            requests = nft.batch([nft.delete_table(family, TABLE)])
-            refused += [f"nft table {family} {TABLE}: {why}" for why in netlink.transact(requests, batch=True).values()]
+        for table in found.tables:
+            requests = nft.batch([nft.delete_table(*table)])
+            refused += [f"{table}: {why}" for why in netlink.transact(requests, batch=True).values()]
         for name in found.sets:
             refused += [f"IP set {name}: {why}" for why in netlink.transact([ipset.destroy(name)]).values()]
     finally:

@@ -36,7 +36,8 @@ NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 NEWGEN = 15
 
 # linux/netfilter.h: NFPROTO_* and hooks
-NFPROTO = {Family.V4: 2, Family.V6: 10}
+NFPROTO_ARP = 3
+NFPROTO: dict[int, int] = {Family.V4: 2, Family.V6: 10, NFPROTO_ARP: NFPROTO_ARP}
 HOOK_PREROUTING, HOOK_INPUT, HOOK_FORWARD, HOOK_OUTPUT, HOOK_POSTROUTING = range(5)
 
 TABLE_FLAGS, NFT_TABLE_F_DORMANT = 2, 0x1
@@ -189,7 +190,8 @@ def interface_name(text: str) -> bytes:
 # --- messages ----------------------------------------------------------------------------------------------------
 
 
-def request(command: int, flags: int, family: Family, *parts: bytes) -> Request:
+def request(command: int, flags: int, family: int, *parts: bytes) -> Request:
+    """``family``: a ``Family``, or NFPROTO_ARP."""
     header = struct.pack(">BBH", NFPROTO[family], 0, 0)
     return Request(NFNL_SUBSYS_NFTABLES << 8 | command, flags, header + b"".join(parts))
 
@@ -208,7 +210,7 @@ def wake_table(family: Family, table: str) -> Request:
     return request(NEWTABLE, NLM_F_CREATE, family, attribute(1, name(table)), attribute(TABLE_FLAGS, be32(0)))
 
 
-def delete_table(family: Family, table: str) -> Request:
+def delete_table(family: int, table: str) -> Request:
     return request(DELTABLE, 0, family, attribute(1, name(table)))
 
 
@@ -332,7 +334,7 @@ def flush_set(family: Family, table: str, set_name: str) -> Request:
     return request(DELSETELEM, 0, family, attribute(1, name(table)), attribute(2, name(set_name)))
 
 
-def dump(command: int, family: Family, *parts: bytes) -> Request:
+def dump(command: int, family: int, *parts: bytes) -> Request:
     """A dump of chains, sets or rules (filtered by table where the kernel can) or of one set's elements."""
     return request(command, 0, family, *parts)
 

@@ -55,6 +55,8 @@ def felix_was_here(variant: str) -> None:
     run("ipset", "create", "others", "hash:ip")
     for family in ("ip", "ip6"):
         run("nft", "add", "table", family, "calico")
+    run("nft", "add", "table", "arp", "calico-arp")
+    run("nft", "add", "table", "arp", "others")
     for tool in ("iptables", "ip6tables"):
         saved = SAVED if tool == "iptables" else SAVED.replace("192.0.2.0/24", "2001:db8::/64")
         run(f"{tool}-{variant}-restore", stdin=saved)
@@ -91,7 +93,9 @@ def test_a_node_of_felix_becomes_ours(node: None, tmp_path: Path, variant: str) 
     left = run(f"iptables-{variant}-save") + run(f"ip6tables-{variant}-save") + run("ipset", "list", "-n")
     assert "cali" not in left.replace("not cali:", "").replace("cali+", "").replace("cali1", "")
     assert "others" in left
-    assert "calico" not in run("nft", "list", "tables")
+    tables = run("nft", "list", "tables")
+    assert "calico" not in tables
+    assert "table arp others" in tables
     assert others(variant) == before
     assert "proto 222" in run("ip", "route", "show", "10.48.0.1")
     assert "proto 222" in run("ip", "-6", "route", "show", "fd00:48::1")
