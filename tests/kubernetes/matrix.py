@@ -24,6 +24,7 @@ from tests.kubernetes.on_cluster import IMAGE, JSON, Kubectl
 PODS = {"a": ("matrix-x", "n1"), "b": ("matrix-x", "n2"), "c": ("matrix-y", "n1")}
 PATIENCE_SECONDS = 40
 PORT, OTHER_PORT = 8080, 8081
+CALICO, STORE = "projectcalico.org/v3", "crd.projectcalico.org/v1"
 EVERYWHERE, LONGEST = {4: "0.0.0.0/0", 6: "::/0"}, {4: 32, 6: 128}
 
 
@@ -50,7 +51,7 @@ def policy(name: str, spec: JSON, namespace: str = "matrix-x") -> JSON:
 
 
 def calico(kind: str, name: str, spec: JSON) -> JSON:
-    return {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    return {"apiVersion": CALICO, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def labelled(name: str) -> JSON:
@@ -146,6 +147,11 @@ def cases(addresses: dict[str, dict[int, str]]) -> Iterator[Case]:
 
 
 class Cluster(Kubectl):
+    def as_served(self, policies: list[JSON]) -> list[JSON]:
+        """Calico's kinds in the group that the server has: in a cluster of Calico's the one that it stores them in."""
+        group = CALICO if CALICO in self.kubectl("api-versions").split() else STORE
+        return [one | {"apiVersion": group} if one["apiVersion"] == CALICO else one for one in policies]
+
     def begin(self) -> dict[str, dict[int, str]]:
         """Make the pods; their addresses by family."""
         self.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
@@ -212,16 +218,17 @@ def main(run: str) -> int:
     try:
         addresses = cluster.begin()
         for case in cases(addresses):
-            if case.policies:
-                cluster.apply(case.policies)
+            policies = cluster.as_served(case.policies)
+            if policies:
+                cluster.apply(policies)
             until = time.monotonic() + PATIENCE_SECONDS
             while (bad := wrong(cluster.matrix(addresses), case)) and time.monotonic() < until:
                 pass
             bad = bad or wrong(cluster.matrix(addresses), case)
             print(f"  {case.name}: {'; '.join(bad) if bad else 'as it should be'}")
             failed, passed = failed + bool(bad), passed + (not bad)
-            if case.policies:
-                cluster.delete(case.policies)
+            if policies:
+                cluster.delete(policies)
     finally:
         cluster.end()
     print(f"matrix: {passed} of {passed + failed} cases")
