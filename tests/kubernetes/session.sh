@@ -28,6 +28,8 @@ up() { # [SEED]: a folder that installs felixpy in another way than config/kuber
 	"$here/cluster/control.sh" || fail "no control plane: see $OUT/log"
 	. "$here/cluster/env.sh"
 	[ -z "${HUB:-}" ] || "$here/cluster/start.sh" mosquitto
+	# A node's own is mounted over it. It goes again: any agent of this machine writes the MTU there once it is there.
+	if [ -n "${CALICO:-}" ] && mkdir /var/lib/calico 2>/dev/null; then touch "$RUN/made-calico"; fi
 	# As kubeadm leaves it behind: that is where the ranges of the default pools come from.
 	[ "${KUBEADM:-}" = no ] || kubectl -n kube-system create configmap kubeadm-config --from-literal=ClusterConfiguration="networking: {podSubnet: \"$POD\"}" >/dev/null
 	"$here/cluster/node.sh" 1 "$PROXY" & "$here/cluster/node.sh" 2 "$PROXY"; wait $!

@@ -8,4 +8,5 @@ for list in "$RUN"/n*/cgroups; do
 	[ -f "$list" ] && while read -r group; do find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null; done <"$list"
 done
 [ -n "$KEEP_LOGS" ] && [ -d "$RUN/log" ] && mkdir -p "$KEEP_LOGS" && cp -r "$RUN/log/." "$KEEP_LOGS/"
+[ ! -e "$RUN/made-calico" ] || rm -rf /var/lib/calico
 rm -rf "$RUN"

@@ -13,7 +13,8 @@ mount -t sysfs sysfs /sys
 mount --rbind "$DIR/cg" /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/{containerd,netns,lock}
 mine() { mount --bind "$DIR/$1" "$2"; }
-mine kubelet /var/lib/kubelet; mine containerd /var/lib/containerd; mine cni /var/lib/cni; mine felixpy /var/lib/felixpy; mine calico /var/lib/calico
+mine kubelet /var/lib/kubelet; mine containerd /var/lib/containerd; mine cni /var/lib/cni; mine felixpy /var/lib/felixpy
+[ ! -d /var/lib/calico ] || mine calico /var/lib/calico
 mine cninet /etc/cni/net.d; mine cnibin /opt/cni/bin; mine pods /var/log/pods; mine containers /var/log/containers
 # The kubelet checks these, and would set them for the whole machine: it is shown the values that it wants.
 pretend() { echo "$2" >"$DIR/tmp/$(basename "$1")"; mount --bind "$DIR/tmp/$(basename "$1")" "/proc/sys/$1"; }
