@@ -231,7 +231,8 @@ class FilterTables:
         chains = self.chains.delta(now) if may_make_rules else Delta[RuleKey, RenderedChain]()
         change = self._change(elements)
         dispatches: list[RuleKey] = []
-        if self.filter.marks_pairs and change.changed:
+        moves = self.filter.marks_pairs and bool(change.changed and chains)
+        if moves:
             dispatches = [key for key in chains.put if key in self.chains.committed and _is_dispatch(key)]
             chains = self._with_old_classes(chains, dispatches)
         change.chains = {**chains.put, **dict.fromkeys(chains.remove)}
@@ -251,7 +252,7 @@ class FilterTables:
         self.elements.record(elements, _those(refused, ElementKey | MemberKey), now, told_elements)
         self.sets.record(sets, _those(refused, SetKey), now, told_sets)
         self._release.translated(key for key in elements.put if key not in refused)
-        if dispatches:
+        if moves:
             await self._drop_old_classes(dispatches, now, report)
 
     def _with_old_classes(
@@ -268,6 +269,8 @@ class FilterTables:
     async def _drop_old_classes(self, dispatches: Iterable[RuleKey], now: float, report: ApplyReport) -> None:
         self.chains.mark(dispatches)
         chains = self.chains.delta(now)
+        if not chains:
+            return
         with self.chains.reading() as told:
             refused = await self._write(FilterChange({**chains.put, **dict.fromkeys(chains.remove)}), report)
         self.chains.record(chains, _those(refused, ChainKey | ClassElement), now, told)

@@ -105,6 +105,18 @@ def test_a_workload_changes_class(make_node: MakeNode, family: Family, backend: 
     assert written == (2 if backend != "nftables" else 2 + 2 * 2), "pairs, and with nftables one bit per direction"
 
 
+def test_what_goes_while_a_workload_changes_class_goes_with_one_apply(make_node: MakeNode, family: Family) -> None:
+    """Chains that nobody needs any more, too, though no class is gone whose members had to move first."""
+    node = make_node()
+    node.want(everything(family) | host_endpoints(family))
+    node.read()
+    node.apply()
+    node.want({**gone(host_endpoints(family)), EndpointClassKey(family, "cali2"): EndpointClasses(4, 1)})
+    node.apply()
+    assert not node.tables.chains.dirty
+    assert node.differences() == []
+
+
 def test_without_policy_an_endpoint_is_its_pairs(make_node: MakeNode, family: Family) -> None:
     node = make_node()
     node.read()
