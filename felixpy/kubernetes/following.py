@@ -1,9 +1,11 @@
 """Collections of an API server, followed for ever, with kinds that it may have in one group, in another, or not yet.
 
-following = Following(api, reader)
-await following.collection(reflector)      # what every API server has
-await following.kind(entry, follower)      # what a custom resource definition brings
-await following.lazily(entry, follower)    # what nobody needs before a rule names one of it
+    following = Following(api, reader)
+    await following.collection(reflector)         # what every API server has
+    await following.kind(entry, follower)         # what a custom resource definition brings
+    await following.lazily(entry, make_follower)  # what nobody needs before a rule names one of it
+
+What is known stays while a server is away or a kind cannot be found. It must never write to the API server.
 """
 
 from __future__ import annotations
