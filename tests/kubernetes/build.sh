@@ -1,6 +1,6 @@
 #!/bin/bash -e
 # The programs of the test cluster, built from Go modules.   CACHE: where they stay
-# usage: build.sh [--missing] [kube|agnhost|e2e|ginkgo|helm]...      none: all but helm      --missing: only those that are not there yet
+# usage: build.sh [--missing] [kube|agnhost|e2e|ginkgo|portmap|helm]...      none: all but helm      --missing: only those that are not there yet
 here=$(cd "$(dirname "$0")" && pwd)
 CACHE=${CACHE:-$HOME/.cache/felixpy-kubernetes}; bin=${BIN:-$CACHE/bin}; mkdir -p "$bin"; cd "$here/go"
 release=$(sed -n 's/.*k8s.io\/kubernetes v\([0-9.]*\)$/\1/p' go.mod | head -1); minor=${release#*.}; minor=${minor%.*}
@@ -15,7 +15,7 @@ if ! go version 2>/dev/null | grep -qE 'go1\.(2[6-9]|[3-9][0-9])'; then
 fi
 export CGO_ENABLED=${CGO_ENABLED:-1} GOFLAGS="-mod=mod -trimpath -buildvcs=false"
 missing=; [ "${1:-}" != --missing ] || { missing=1; shift; }
-for what in ${@:-kube agnhost e2e ginkgo}; do
+for what in ${@:-kube agnhost e2e ginkgo portmap}; do
 	if [ -n "$missing" ] && { [ -x "$bin/$what" ] || [ -x "$bin/$what.test" ]; }; then continue; fi
 	case $what in
 	kube)
@@ -24,6 +24,9 @@ for what in ${@:-kube agnhost e2e ginkgo}; do
 	agnhost) go build -ldflags "-s -w" -o "$bin/agnhost" k8s.io/kubernetes/test/images/agnhost ;;
 	e2e) go test -c -vet=off -ldflags "$stamp" -o "$bin/e2e.test" ./e2e ;;
 	ginkgo) go build -ldflags "-s -w" -o "$bin/ginkgo" github.com/onsi/ginkgo/v2/ginkgo ;;
+	portmap) # of the version that the image has
+		GOBIN=$bin GOFLAGS="-trimpath" CGO_ENABLED=0 go install -ldflags "-s -w" \
+			"github.com/containernetworking/plugins/plugins/meta/portmap@$(sed -n 's/^ARG PORTMAP=//p' "$here/../../Dockerfile")" ;;
 	helm) GOBIN=$bin GOFLAGS="-trimpath" CGO_ENABLED=0 go install -ldflags "-s -w" helm.sh/helm/v3/cmd/helm@v3.22.0 ;;
 	*) echo "build.sh: nothing is called $what" >&2; exit 2 ;;
 	esac

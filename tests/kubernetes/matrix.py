@@ -6,7 +6,7 @@ RUN is the folder of a running cluster. Ends with 1 if a pair is not as it shoul
 
 Three pods: a and b in one namespace, on two nodes, c in another. Each case says which pairs talk; the first one,
 without policy, is the control: all do. Policy takes its way through the API: a case waits until the matrix is wanted,
-and looks again.
+and looks again. Pod a has a port of its node as well, which upstream's portmap leads to it: b asks there in some cases.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import NamedTuple
 from tests.kubernetes.on_cluster import IMAGE, JSON, Kubectl
 
 PODS = {"a": ("matrix-x", "n1"), "b": ("matrix-x", "n2"), "c": ("matrix-y", "n1")}
+NODE = "a's node"
 PATIENCE_SECONDS = 40
-PORT, OTHER_PORT = 8080, 8081
+PORT, OTHER_PORT, HOST_PORT = 8080, 8081, 18080
 CALICO, STORE = "projectcalico.org/v3", "crd.projectcalico.org/v1"
 EVERYWHERE, LONGEST = {4: "0.0.0.0/0", 6: "::/0"}, {4: 32, 6: 128}
 
 
 class Probe(NamedTuple):
-    """A connection that is tried; ``family`` is 4 or 6."""
+    """A connection that is tried; ``family`` is 4 or 6. ``HOST_PORT`` is one of the target's node."""
 
     source: str
     target: str
@@ -38,11 +39,18 @@ class Probe(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Policies, and whether a connection is to come about under them."""
+    """Policies, and whether a connection is to come about under them.
+
+    ``host_port``: the same of the port of a's node, None if it is not asked: b comes there as its node, over IPv4.
+    """
 
     name: str
     policies: list[JSON]
     allowed: Callable[[Probe], bool]
+    host_port: bool | None = None
+
+    def wants(self, probe: Probe) -> bool:
+        return bool(self.host_port) if probe.port == HOST_PORT else self.allowed(probe)
 
 
 def policy(name: str, spec: JSON, namespace: str = "matrix-x") -> JSON:
@@ -67,9 +75,9 @@ def cases(addresses: dict[str, dict[int, str]]) -> Iterator[Case]:
         {"ipBlock": {"cidr": EVERYWHERE[family], "except": [f"{address}/{LONGEST[family]}"]}}
         for family, address in addresses["b"].items()
     ]
-    yield Case("no policy", [], lambda probe: True)
+    yield Case("no policy", [], lambda probe: True, host_port=True)
     deny: JSON = {"podSelector": {}, "policyTypes": ["Ingress"]}
-    yield Case("nothing into the namespace", [policy("p", deny)], lambda probe: probe.target == "c")
+    yield Case("nothing into the namespace", [policy("p", deny)], lambda probe: probe.target == "c", host_port=False)
     yield Case(
         "nothing out of a pod",
         [policy("p", {"podSelector": labelled("a"), "policyTypes": ["Egress"]})],
@@ -153,7 +161,7 @@ class Cluster(Kubectl):
         return [one | {"apiVersion": group} if one["apiVersion"] == CALICO else one for one in policies]
 
     def begin(self) -> dict[str, dict[int, str]]:
-        """Make the pods; their addresses by family."""
+        """Make the pods; their addresses by family, and those of a's node."""
         self.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
                     for namespace in sorted({each for each, _ in PODS.values()})])  # fmt: skip
         self.apply([pod(name) for name in PODS])
@@ -162,18 +170,25 @@ class Cluster(Kubectl):
             self.kubectl("-n", namespace, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
             told = json.loads(self.kubectl("-n", namespace, "get", "pod", name, "-o", "json"))["status"]["podIPs"]
             found[name] = {6 if ":" in each["ip"] else 4: each["ip"] for each in told}
+        found[NODE] = self.of_node(PODS["a"][1])
         return found
 
     def end(self) -> None:
         self.kubectl("delete", "namespace", *sorted({each for each, _ in PODS.values()}), "--wait=false")
 
-    def matrix(self, addresses: dict[str, dict[int, str]]) -> dict[Probe, bool]:
+    def of_node(self, name: str) -> dict[int, str]:
+        told = self.get("node", name)["status"]["addresses"]
+        return {6 if ":" in one["address"] else 4: one["address"] for one in told if one["type"] == "InternalIP"}
+
+    def matrix(self, addresses: dict[str, dict[int, str]], case: Case) -> dict[Probe, bool]:
         """Try all pairs, those of one source in one shell beside each other."""
         running = {}
         for source, (namespace, _) in PODS.items():
             probes = [Probe(source, target, family, port) for target in PODS if target != source
                       for family in addresses[target] for port in (PORT, OTHER_PORT)]  # fmt: skip
-            tries = " ".join(attempt(probe, addresses[probe.target][probe.family]) for probe in probes) + " wait"
+            if source == "b" and case.host_port is not None:
+                probes += [Probe("b", "a", family, HOST_PORT) for family in addresses["a"]]
+            tries = " ".join(attempt(probe, address_for(probe, addresses)) for probe in probes) + " wait"
             command = self.command("-n", namespace, "exec", source, "-c", "one", "--", "sh", "-c", tries)
             running[source] = probes, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         found = {}
@@ -185,7 +200,9 @@ class Cluster(Kubectl):
 
 def pod(name: str) -> JSON:
     namespace, node = PODS[name]
-    port = {"name": "http", "containerPort": PORT}
+    port: JSON = {"name": "http", "containerPort": PORT}
+    if name == "a":
+        port["hostPort"] = HOST_PORT
     containers = [
         {"name": "one", "image": IMAGE, "args": ["netexec", f"--http-port={PORT}", "--udp-port=-1"], "ports": [port]},
         {"name": "two", "image": IMAGE, "args": ["netexec", f"--http-port={OTHER_PORT}", "--udp-port=-1"]},
@@ -193,6 +210,10 @@ def pod(name: str) -> JSON:
     spec = {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": containers}
     metadata = {"name": name, "namespace": namespace, "labels": {"pod": name}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def address_for(probe: Probe, addresses: dict[str, dict[int, str]]) -> str:
+    return addresses[NODE if probe.port == HOST_PORT else probe.target][probe.family]
 
 
 def name_of(probe: Probe) -> str:
@@ -208,7 +229,7 @@ def wrong(found: dict[Probe, bool], case: Case) -> list[str]:
     return [
         f"{probe.source} {'talks' if talks else 'does not talk'} to {probe.target}:{probe.port} over IPv{probe.family}"
         for probe, talks in found.items()
-        if talks != case.allowed(probe)
+        if talks != case.wants(probe)
     ]
 
 
@@ -222,9 +243,9 @@ def main(run: str) -> int:
             if policies:
                 cluster.apply(policies)
             until = time.monotonic() + PATIENCE_SECONDS
-            while (bad := wrong(cluster.matrix(addresses), case)) and time.monotonic() < until:
+            while (bad := wrong(cluster.matrix(addresses, case), case)) and time.monotonic() < until:
                 pass
-            bad = bad or wrong(cluster.matrix(addresses), case)
+            bad = bad or wrong(cluster.matrix(addresses, case), case)
             print(f"  {case.name}: {'; '.join(bad) if bad else 'as it should be'}")
             failed, passed = failed + bool(bad), passed + (not bad)
             if policies:

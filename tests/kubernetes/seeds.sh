@@ -26,7 +26,7 @@ one() ( # seed; a shell of its own, because what a cluster is like is said by it
 	(cd "$root" && "$PYTHON" -m tests.kubernetes.seeds "$RUN" "$POD_RANGES" "$NAT")
 )
 
-prepare kube agnhost
+prepare kube agnhost portmap
 seeds=("$@"); [ $# -gt 0 ] || seeds=($(ls "$here/seeds"))
 passed=0 failed=()
 for seed in "${seeds[@]}"; do

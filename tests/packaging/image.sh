@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the Dockerfile for test_image.py: $1 trees of .ci/debian-tree, $2 empty folder for images and their tree ($2/tree).
-# Without a registry: the base is a Debian tree in place of the public image. Packages that the trees keep as downloaded
+# Without a registry: the base is a Debian tree in place of the public image, and no Go is fetched for portmap. Packages that the trees keep as downloaded
 # are not fetched again, but installed, and compiled, they are. Images lie in memory; only the tree is left at the end.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -16,7 +16,7 @@ export BUILDAH_ISOLATION=chroot
     cp -a "$1/base/." "$(buildah $in mount "$container")/"
     buildah $in config --env PIP_NO_INDEX=1 --env PIP_FIND_LINKS=/packages "$container"
     buildah $in commit --quiet --rm "$container" localhost/base
-    buildah $in build --quiet --pull-never --format docker --build-arg BASE=localhost/base --tag felixpy \
+    buildah $in build --quiet --pull-never --format docker --build-arg BASE=localhost/base --build-arg PORTMAP= --tag felixpy \
         --volume "$1/fresh/packages:/packages:ro" \
         --volume "$1/fresh/var/cache/apt/archives:/var/cache/apt/archives:O" \
         --volume "$1/fresh/var/lib/apt/lists:/var/lib/apt/lists:O" .

@@ -6,7 +6,8 @@ here=$(cd "$(dirname "$0")" && pwd); . "$here/env.sh"
 n=$1 mode=${2:-nftables} name=n$1 dir=$RUN/n$1 ns=$P-n$1
 mkdir -p "$dir"/{kubelet,containerd,cni,cnibin,cninet,pods,containers,tmp,felixpy,calico} \
 	/var/lib/{kubelet,containerd,cni,felixpy} /etc/cni/net.d /opt/cni/bin /var/log/{pods,containers}
-cp "${CNI_PLUGINS:-/usr/lib/cni}"/{loopback,portmap,bandwidth} "$dir/cnibin/"
+cp "${CNI_PLUGINS:-/usr/lib/cni}"/{loopback,bandwidth} "$dir/cnibin/"
+[ -z "${CALICO:-}" ] || cp "${CNI_PLUGINS:-/usr/lib/cni}/portmap" "$dir/cnibin/" # else felixpy's init container brings it
 
 ip netns add "$ns"
 ip link add "$P-v$n" netns "$P-cp" type veth peer name eth0 netns "$ns"

@@ -27,7 +27,7 @@ pods() {
 }
 
 felixpy() {
-	local version prefix=$CACHE/image/opt/felixpy family name files=() stub=()
+	local version prefix=$CACHE/image/opt/felixpy family name files=() plugins=()
 	version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")
 	# Anew where the dependencies are others; felixpy itself is copied each time, compiled as pip does.
 	if ! cmp -s "$root/constraints.txt" "$CACHE/image/constraints.txt"; then
@@ -40,17 +40,18 @@ felixpy() {
 		rm -rf "$name/felixpy"; cp -r "$root/felixpy" "$name/"
 		"$prefix/bin/python3" -m compileall -q "$name/felixpy"
 	done
-	gcc -Os -static -s -o "$bin/felixpy-cni" "$root"/felixpy/cni/stub/felixpy-cni.c && stub=("$bin/felixpy-cni=/opt/cni/bin/felixpy-cni")
+	gcc -Os -static -s -o "$bin/felixpy-cni" "$root"/felixpy/cni/stub/felixpy-cni.c && plugins=("$bin/felixpy-cni=/opt/cni/bin/felixpy-cni")
+	if [ -e "$bin/portmap" ]; then plugins+=("$bin/portmap=/opt/cni/bin/portmap"); fi
 	for family in ip ip6; do for kind in legacy nft; do for name in "" -save -restore; do
 		files+=("/usr/sbin/${family}tables-$kind$name->xtables-$kind-multi")
 	done; done; done
 	for name in kmod modprobe; do [ -e "/usr/sbin/$name" ] && files+=("/usr/sbin/$name=/usr/sbin/$name"); done
 	"$here/image.py" "${FELIXPY_IMAGE:-$out/felixpy.tar}" "docker.io/library/felixpy:$version" --entrypoint felixpy --cmd run \
 		--env PATH=/opt/felixpy/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin --env PYTHONUNBUFFERED=1 --env PYTHONDONTWRITEBYTECODE=1 \
-		"$prefix=/opt/felixpy" "$root/config/kubernetes/host-settings=/usr/local/bin/felixpy-host-settings" "$root/config/kubernetes/install-cni=/usr/local/bin/felixpy-install-cni" "${stub[@]}" \
+		"$prefix=/opt/felixpy" "$root/config/kubernetes/host-settings=/usr/local/bin/felixpy-host-settings" "$root/config/kubernetes/install-cni=/usr/local/bin/felixpy-install-cni" "${plugins[@]}" \
 		/usr/bin/python3.11=/usr/bin/python3.11 "/usr/bin/python3->python3.11" "/sbin/ldconfig->/usr/sbin/ldconfig" /usr/lib/python3.11=/usr/lib/python3.11 \
 		"${files[@]}" /usr/lib/x86_64-linux-gnu/xtables=/usr/lib/x86_64-linux-gnu/xtables /etc/ld.so.cache=/etc/ld.so.cache /etc/protocols=/etc/protocols \
-		"$bin/passwd=/etc/passwd" "$bin/nsswitch.conf=/etc/nsswitch.conf" /bin/busybox=/bin/busybox $(links "sh ip") "/bin/cp->busybox" "/bin/mv->busybox" "/bin/chmod->busybox" \
+		"$bin/passwd=/etc/passwd" "$bin/nsswitch.conf=/etc/nsswitch.conf" /bin/busybox=/bin/busybox $(links "sh ip") "/bin/cp->busybox" "/bin/mv->busybox" "/bin/chmod->busybox" "/bin/sha256sum->busybox" \
 		"/bin/sh->/usr/bin/dash" --tool dash --tool /usr/sbin/xtables-legacy-multi --tool /usr/sbin/xtables-nft-multi --tool /usr/sbin/nft --tool /usr/sbin/ipset \
 		--tool /usr/sbin/ldconfig --tool ip
 }
