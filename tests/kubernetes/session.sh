@@ -4,7 +4,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd); root=$(cd "$here/../.." && p
 export CACHE=${CACHE:-$HOME/.cache/felixpy-kubernetes}
 export CHAOS=${CHAOS:-} BIN=$CACHE/bin IMAGES=$CACHE/images FAMILIES=${FAMILIES:-dual} PYTHON=${PYTHON:-$root/.venv/bin/python}
 export PATH=$PATH:/usr/sbin:/sbin
-PROXY=${PROXY:-nftables} OUT=${OUT:-$root/build/conformance}
+export PROXY=${PROXY:-nftables}
+OUT=${OUT:-$root/build/conformance}
 
 say() { echo "conformance: $*"; }
 fail() { say "not run: $*" >&2; exit 1; } # said of no spec: .ci/run tells it from one that failed
@@ -33,6 +34,10 @@ up() { # [SEED]: a folder that installs felixpy in another way than config/kuber
 	# As kubeadm leaves it behind: that is where the ranges of the default pools come from.
 	[ "${KUBEADM:-}" = no ] || kubectl -n kube-system create configmap kubeadm-config --from-literal=ClusterConfiguration="networking: {podSubnet: \"$POD\"}" >/dev/null
 	"$here/cluster/node.sh" 1 "$PROXY" & "$here/cluster/node.sh" 2 "$PROXY"; wait $!
+	if [ -n "${CHAOS:-}" ]; then # a third one to be rebooted; the suite takes this taint for that of a control plane, and waits for none of its pods
+		"$here/cluster/node.sh" 3 "$PROXY"
+		kubectl taint node n3 node-role.kubernetes.io/control-plane=:NoSchedule >/dev/null
+	fi
 	install "$@"
 }
 
@@ -94,6 +99,6 @@ install() { # [SEED]
 down() {
 	trap - EXIT
 	[ -n "${KEEP:-}" ] && { say "the cluster is left: RUN=$RUN $here/cluster/down.sh ends it"; return; }
-	for n in 1 2; do "$here/cluster/in-node.sh" $n sh -c 'cat /var/log/pods/felixpy_felixpy-*/felixpy*/*.log' >"$RUN/log/n$n-felixpy.log" 2>/dev/null; done
+	for n in 1 2 ${CHAOS:+3}; do "$here/cluster/in-node.sh" $n sh -c 'cat /var/log/pods/felixpy_felixpy-*/felixpy*/*.log' >"$RUN/log/n$n-felixpy.log" 2>/dev/null; done
 	KEEP_LOGS=$OUT/log "$here/cluster/down.sh"
 }

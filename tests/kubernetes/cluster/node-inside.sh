@@ -20,13 +20,14 @@ mine cninet /etc/cni/net.d; mine cnibin /opt/cni/bin; mine pods /var/log/pods; m
 pretend() { echo "$2" >"$DIR/tmp/$(basename "$1")"; mount --bind "$DIR/tmp/$(basename "$1")" "/proc/sys/$1"; }
 pretend vm/overcommit_memory 1; pretend vm/panic_on_oom 0; pretend kernel/panic 10; pretend kernel/panic_on_oops 1
 pretend kernel/keys/root_maxkeys 1000000; pretend kernel/keys/root_maxbytes 25000000
+pretend kernel/random/boot_id "$(cat /proc/sys/kernel/random/uuid)" # by which the kubelet knows that it was booted
 
 export PATH=${CONTAINERD_DIR:+$CONTAINERD_DIR:}$BIN:/usr/sbin:$PATH
-containerd -c "$DIR/containerd.toml" >"$RUN/log/$NODE-containerd.log" 2>&1 &
+containerd -c "$DIR/containerd.toml" >>"$RUN/log/$NODE-containerd.log" 2>&1 &
 for _ in $(seq 300); do [ -S /run/containerd/containerd.sock ] && break; sleep .1; done
 for image in "$IMAGES"/{pause,busybox,agnhost}.tar "$RUN"/*.tar; do ctr -n k8s.io images import --local "$image" 2>/dev/null || ctr -n k8s.io images import "$image"; done
 kubelet --config "$DIR/kubelet.yaml" --kubeconfig "$RUN/kubeconfig" --hostname-override "$NODE" --node-ip "$(NODE_IP "$N")" \
-	>"$RUN/log/$NODE-kubelet.log" 2>&1 &
-[ "$MODE" = none ] || kube-proxy --config "$DIR/proxy.yaml" >"$RUN/log/$NODE-proxy.log" 2>&1 &
+	>>"$RUN/log/$NODE-kubelet.log" 2>&1 &
+[ "$MODE" = none ] || kube-proxy --config "$DIR/proxy.yaml" >>"$RUN/log/$NODE-proxy.log" 2>&1 &
 trap 'exit 0' TERM INT
 while :; do sleep 1 & wait $!; done

@@ -1,5 +1,6 @@
 #!/bin/bash -e
-# Starts node N (1, 2, ...) in namespaces of its own: network, mounts, processes, host name, control groups.
+# Starts node N (1, 2, ...) in namespaces of its own: network, mounts, processes, host name, control groups, time since its boot.
+# Again after 'node-down.sh N reboot'.
 # usage: RUN=folder node.sh N [nftables|iptables|none]      the mode of kube-proxy
 # The node is Ready when something writes a CNI configuration into its /etc/cni/net.d; nobody waits for that here.
 here=$(cd "$(dirname "$0")" && pwd); . "$here/env.sh"
@@ -76,7 +77,7 @@ while IFS=: read -r id list path; do
 	[ "$list" = cpuset ] && for file in cpuset.cpus cpuset.mems; do cat "${group%/*}/$file" >"$group/$file"; done
 	echo $$ >"$group/cgroup.procs"
 done <<<"$(cat /proc/self/cgroup)"
-exec nsenter --net="/run/netns/$NS" unshare --mount --pid --uts --ipc --cgroup --fork --kill-child --propagation private "$HERE/node-inside.sh"
+exec nsenter --net="/run/netns/$NS" unshare --mount --pid --uts --ipc --cgroup --time --boottime "-$(cut -d. -f1 /proc/uptime)" --fork --kill-child --propagation private "$HERE/node-inside.sh"
 S
 chmod +x "$dir/enter"
 NS=$ns DIR=$dir HERE=$here NODE=$name MODE=$mode N=$n setsid "$dir/enter" >"$RUN/log/$name.log" 2>&1 </dev/null &
