@@ -156,7 +156,7 @@ async def _cluster(settings: Settings) -> AsyncIterator[tuple[KubernetesObjects,
 
 
 async def _facts_of_cluster(objects: KubernetesObjects, api: Api) -> Facts:
-    from felixpy.ipam.objects import AFFINITIES, BLOCKS, POOLS
+    from felixpy.ipam.objects import AFFINITIES, BLOCKS, HANDLES, POOLS
     from felixpy.ipam.survey import Facts
 
     nodes = await api.get("/api/v1/nodes")
@@ -171,6 +171,7 @@ async def _facts_of_cluster(objects: KubernetesObjects, api: Api) -> Facts:
             for one in pods.get("items") or []
             if not (one.get("spec") or {}).get("hostNetwork")
         },
+        {str(one.spec.get("handleID")): one.metadata["name"] for one in await objects.items(HANDLES)},
     )
 
 
@@ -307,21 +308,20 @@ async def _release(settings: Settings, addresses: list[bytes], node: str | None,
 
 
 async def _release_addresses(objects: KubernetesObjects, addresses: list[bytes]) -> int:
-    from felixpy.ipam.blocks import change_block, freeing
+    from felixpy.ipam.freeing import free_address
     from felixpy.ipam.objects import BLOCKS
 
     blocks = _nets(one.spec.get("cidr") for one in await objects.items(BLOCKS))
     for address in addresses:
         cidr = next((net for net in blocks if net.covers(address)), None)
-        freed = None
-        if cidr is not None:
-            freed = await change_block(objects, cidr, freeing(address))
+        freed = cidr is not None and await free_address(objects, cidr, address)
         click.echo(f"{format_address(address)}: {'free now' if freed else 'was free' if cidr else 'is in no block'}")
     return 0
 
 
 async def _release_node(objects: KubernetesObjects, api: Api, node: str, force: bool) -> int:
-    from felixpy.ipam.objects import AFFINITIES, BLOCKS, Conflict
+    from felixpy.ipam.block import BlockError
+    from felixpy.ipam.freeing import StillThere, free_node
     from felixpy.kubernetes.client import NOT_FOUND, ApiError
 
     try:
@@ -335,17 +335,10 @@ async def _release_node(objects: KubernetesObjects, api: Api, node: str, force: 
         raise CommandError(
             f"{node} is a node of this cluster: its pods would lose their addresses; --force does it anyway"
         )
-    count = 0
     try:
-        for block in await objects.items(BLOCKS):
-            if block.spec.get("affinity") == f"host:{node}":
-                await objects.delete(BLOCKS, block)
-                count += 1
-        for affinity in await objects.items(AFFINITIES):
-            if affinity.spec.get("node") == node:
-                await objects.delete(AFFINITIES, affinity)
-    except Conflict as error:
-        raise CommandError(f"somebody else has just written one of them; try again: {error}") from None
+        count = await free_node(objects, node)
+    except (BlockError, StillThere) as error:
+        raise CommandError(f"{error}; try again, or see felixpy ipam check") from None
     click.echo(f"{count} blocks of {node} are free")
     return 0
 

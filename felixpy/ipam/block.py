@@ -263,12 +263,17 @@ def read_block(spec: Mapping[str, Any]) -> Block:
             int(spec.get("sequenceNumber") or 0),
             {int(one): int(number) for one, number in (spec.get("sequenceNumberForAllocation") or {}).items()},
             bool(spec.get("strictAffinity")),
-            spec.get("deleted") in (True, "true"),
+            is_deleted(spec),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BlockError(f"an IPAMBlock cannot be read: {error}") from None
     check(block)
     return block
+
+
+def is_deleted(spec: Mapping[str, Any]) -> bool:
+    """Whether somebody has begun to delete an object: what Calico's library writes first, and ends if it finds it."""
+    return spec.get("deleted") in (True, "true")
 
 
 def check(block: Block) -> None:

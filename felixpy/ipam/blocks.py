@@ -4,60 +4,37 @@
 
 Invariant: a block is written only over the version that was read, so of two nodes that want one address or one block
 one gets it; whoever loses a block takes its affinity back. Calls that come while a block is being written share the
-next write. An ADD costs one write per family; a block more costs three. What a write that nobody answered may have done
-is looked for and undone in the background.
+next write. An ADD waits for one write per family, and three for a block more; its handle is written beside it. What a
+write that nobody answered may have done is looked for and undone in the background.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
+from felixpy.ipam.affinity import claim_block, release_block
 from felixpy.ipam.assignment import NoAddress, Wanted
-from felixpy.ipam.block import (
-    Attribute,
-    BadHandle,
-    Block,
-    BlockError,
-    NotAffine,
-    Release,
-    assign,
-    assign_address,
-    block_spec,
-    new_block,
-    read_block,
-    release,
-    release_handle,
-)
+from felixpy.ipam.block import Attribute, BadHandle, Block, BlockError, NotAffine, assign, assign_address
 from felixpy.ipam.candidates import blocks_of, pools_for
-from felixpy.ipam.objects import (
-    AFFINITIES,
-    BLOCKS,
-    CONFIGURATION,
-    CONFIGURATION_IN_STORE,
-    RESERVATIONS,
-    Conflict,
-    Objects,
-    Stored,
-    Unavailable,
-)
-from felixpy.model.names import MAX_NAME, cidr_name
+from felixpy.ipam.handles import Handles
+from felixpy.ipam.objects import CONFIGURATION, CONFIGURATION_IN_STORE, RESERVATIONS, Objects, Unavailable
+from felixpy.ipam.writing import BlockWriter, Change, releasing, releasing_handle
 from felixpy.model.net import Family, Net, format_address
 from felixpy.model.resources import IPPool
 from felixpy.standing import Standing
 
 log = structlog.get_logger("felixpy")
 
-MAX_CONFLICTS = 100
-"""As Calico: so often a block is read again because somebody else has written it."""
 MAX_BORROWED_FROM = 64
 DEFAULT_MAX_BLOCKS = 20
 CONFIGURATION_SECONDS = 60.0
@@ -66,8 +43,6 @@ SWEEP_FIRST_SECONDS, SWEEP_LAST_SECONDS = 1.0, 60.0
 
 TUNNEL_TYPES = frozenset({"ipipTunnelAddress", "vxlanTunnelAddress", "vxlanV6TunnelAddress"})
 """``type`` of an address that is a tunnel's, in Calico's words: no container has it, and yet it is in use."""
-
-Change = Callable[[Block], tuple[Block, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +75,18 @@ class CalicoBlocks:
         self._objects = objects
         self._around = surroundings
         self._clock = clock
-        self._writers: dict[Net, _Writer] = {}
+        self._writers: dict[Net, BlockWriter] = {}
         self._claimed: dict[Net, None] = {}
         """Blocks of ours that the watch may not have told of yet."""
         self._claiming = asyncio.Lock()
         self._rules = Rules()
         self._rules_until = 0.0
         self._released: dict[bytes, float] = {}
-        self._handles: dict[str, None] = {}
-        """Handles that are attached here, or are about to be."""
+        self._handles: dict[str, tuple[Net, ...]] = {}
+        """Handles that are attached here, or are about to be, and what they have as far as it is given."""
+        self._unseen: set[str] = set()
+        """Handles of an earlier run, whose objects have not been looked for yet."""
+        self._index = Handles(objects)
         self._doubtful: set[tuple[Net, str]] = set()
         self._sweeping: asyncio.Task[None] | None = None
         self._standing = Standing()
@@ -116,12 +94,12 @@ class CalicoBlocks:
     # --- what is asked of a store ------------------------------------------------------------------------------
 
     async def assign(self, wanted: Wanted) -> tuple[Net, ...]:
-        self._handles[wanted.handle] = None
+        before = self._handles.setdefault(wanted.handle, ())
         tried: set[Net] = set()
-        families = wanted.families
+        attribute = Attribute(wanted.handle, {**wanted.attributes, "agent": AGENT, "timestamp": _timestamp()})
         try:
             await self._know_rules()
-            work = [self._assign(wanted, family, tried) for family in families]
+            work = [self._assign(wanted, attribute, family, tried) for family in wanted.families]
             found = await asyncio.gather(*work, return_exceptions=True)
             for one in found:
                 if isinstance(one, BaseException):
@@ -132,24 +110,42 @@ class CalicoBlocks:
             if isinstance(error, Unavailable):
                 raise NoAddress(str(error), later=True) from None
             raise
-        return tuple(one for one in found if isinstance(one, Net))
+        given = tuple(one for one in found if isinstance(one, Net))
+        self._handles[wanted.handle] = (*before, *given)
+        self._index.write(wanted.handle, self._counts(self._handles[wanted.handle]), new=not before)
+        return given
 
     async def release(self, handle: str, addresses: tuple[Net, ...]) -> None:
+        if not addresses and handle not in self._handles:
+            return
         by_block: dict[Net, list[Net]] = {}
         for address in addresses:
             if (cidr := self._block_of(address)) is not None:
                 by_block.setdefault(cidr, []).append(address)
+        kept = tuple(one for one in self._handles.get(handle, ()) if one not in addresses)
         try:
-            for cidr, some in by_block.items():
-                with contextlib.suppress(BadHandle):  # somebody else has it by now: then it was released
-                    freed = await self._change(cidr, _releasing(some, handle))
-                    self._released |= dict.fromkeys(freed or (), self._clock())
+            await asyncio.gather(*(self._release(cidr, some, handle) for cidr, some in by_block.items()))
+            if kept:
+                self._index.write(handle, self._counts(kept))
+            else:
+                await self._index.drop(handle)
         except Unavailable as error:
             raise NoAddress(str(error), later=True) from None
-        self._handles.pop(handle, None)
+        if kept:
+            self._handles[handle] = kept
+        else:
+            self._handles.pop(handle, None)
+
+    async def _release(self, cidr: Net, addresses: list[Net], handle: str) -> None:
+        with contextlib.suppress(BadHandle):  # somebody else has it by now: then it was released
+            freed = await self._change(cidr, releasing(addresses, handle))
+            self._released |= dict.fromkeys(freed or (), self._clock())
+            await self._tidy(cidr)
 
     def adopt(self, handle: str, addresses: tuple[Net, ...]) -> None:
-        self._handles[handle] = None
+        if self._handles.get(handle) != addresses:
+            self._handles[handle] = addresses
+            self._unseen.add(handle)
 
     def exhausted(self, families: tuple[Family, ...]) -> str:
         for family in families:
@@ -174,6 +170,7 @@ class CalicoBlocks:
 
     async def collect(self) -> int:
         """Release what this agent gave on this node and no attachment has: what a crash left. Returns how many."""
+        self._look_for_handles()
         count = 0
         for cidr in self._own():
             held = await self._writer(cidr).read()
@@ -184,15 +181,25 @@ class CalicoBlocks:
                 mine = mine and attribute.secondary.get("type", "") not in TUNNEL_TYPES
                 handle = attribute.handle
                 if mine and handle is not None and handle not in self._handles:
-                    freed = await self._change(cidr, _releasing_handle(handle))
+                    freed = await self._change(cidr, releasing_handle(handle))
+                    await self._index.drop(handle)
                     count += len(freed or ())
         return count
 
+    def _look_for_handles(self) -> None:
+        """What an earlier run gave has its handle, too, if that run did not come to it."""
+        while self._unseen:
+            handle = self._unseen.pop()
+            if counts := self._counts(self._handles.get(handle, ())):
+                self._index.write(handle, counts)
+
+    def _counts(self, addresses: Iterable[Net]) -> Counter[Net]:
+        return Counter(cidr for address in addresses if (cidr := self._block_of(address)) is not None)
+
     # --- one address -------------------------------------------------------------------------------------------
 
-    async def _assign(self, wanted: Wanted, family: Family, tried: set[Net]) -> Net:
+    async def _assign(self, wanted: Wanted, attribute: Attribute, family: Family, tried: set[Net]) -> Net:
         around = self._around
-        attribute = Attribute(wanted.handle, {**wanted.attributes, "agent": AGENT})
         asked = wanted.pools.get(family, ())
         pools, unknown = pools_for(around.pools(), family, asked, around.labels(), wanted.namespace_labels, wanted.use)
         if unknown:
@@ -254,6 +261,10 @@ class CalicoBlocks:
             self._standing.works(f"block {cidr} cannot be used")
         if packed is None:
             tried.discard(cidr)
+            if self._writer(
+                cidr
+            ).is_missing:  # somebody gave it back for us, as Calico's controllers do with empty ones
+                self._claimed.pop(cidr, None)
             return None
         return Net.host(packed)
 
@@ -332,46 +343,32 @@ class CalicoBlocks:
 
     async def _claim_block(self, cidr: Net) -> bool:
         """Whether the block is this node's afterwards."""
-        node, name = self._around.node, cidr_name(cidr)
-        affinity = await self._pending(cidr)
-        if affinity is None:
-            return False
-        held = await self._objects.get(BLOCKS, name)
-        if held is None:
-            # No earlier block of this CIDR can have had such a number.
-            block = new_block(cidr, node, sequence=time.time_ns(), strict=self._rules.strict)
-            with contextlib.suppress(Conflict):
-                held = await self._objects.create(BLOCKS, name, block_spec(block))
-            held = held or await self._objects.get(BLOCKS, name)
-        mine = held is not None and held.spec.get("affinity") == f"host:{node}"
-        with contextlib.suppress(Conflict):  # who has changed it knows why
-            if mine:
-                await self._objects.replace(AFFINITIES, affinity, {**affinity.spec, "state": "confirmed"})
-            else:
-                await self._objects.delete(AFFINITIES, affinity)
-        if mine and held is not None:
+        held = await claim_block(self._objects, self._around.node, cidr, strict=self._rules.strict)
+        if held is not None:
             self._claimed[cidr] = None
             self._writer(cidr).hold(held)
-        return mine
+        return held is not None
 
-    async def _pending(self, cidr: Net) -> Stored | None:
-        """Our affinity to a block in the state pending, None if somebody else is at it under our name."""
-        name = affinity_name(self._around.node, cidr)
-        spec = {"cidr": str(cidr), "node": self._around.node, "state": "pending", "type": "host", "deleted": False}
-        held = await self._objects.get(AFFINITIES, name)
-        try:
-            if held is None:
-                return await self._objects.create(AFFINITIES, name, spec)
-            if held.spec.get("state") == "confirmed" and held.spec.get("deleted") not in (True, "true"):
-                return held
-            return await self._objects.replace(AFFINITIES, held, spec)
-        except Conflict:
-            return None
+    async def _tidy(self, cidr: Net) -> None:
+        """An empty block goes if it is no node's, or this one's and its pool is not for this node any more."""
+        writer = self._writer(cidr)
+        block = writer.last()
+        await writer.remove_if_unused()
+        is_ours = block is not None and block.is_empty and block.affinity == self._around.node
+        if is_ours and not self._is_for_us(cidr):
+            writer.forget()
+            if await release_block(self._objects, self._around.node, cidr, only_empty=True):
+                self._claimed.pop(cidr, None)
+
+    def _is_for_us(self, cidr: Net) -> bool:
+        """Whether a pool of it selects this node, or there is none of it."""
+        covering = [pool for pool in self._around.pools() if pool.cidr.covers(cidr)]
+        return not covering or any(pool.node_selector.matches(self._around.labels()) for pool in covering)
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def _writer(self, cidr: Net) -> _Writer:
-        return self._writers.setdefault(cidr, _Writer(self._objects, cidr))
+    def _writer(self, cidr: Net) -> BlockWriter:
+        return self._writers.setdefault(cidr, BlockWriter(self._objects, cidr))
 
     async def _change(self, cidr: Net, change: Change) -> Any:
         """What a change of a block gives, None if there is no such block.
@@ -407,7 +404,7 @@ class CalicoBlocks:
                     if handle not in self._handles:  # it did not succeed meanwhile
                         writer = self._writer(cidr)
                         writer.forget()
-                        await writer.change(_releasing_handle(handle))
+                        await writer.change(releasing_handle(handle))
                     self._doubtful.discard((cidr, handle))
                 except (Unavailable, BlockError):
                     continue
@@ -416,123 +413,15 @@ class CalicoBlocks:
                 pause = min(2 * pause, SWEEP_LAST_SECONDS)
 
     async def settled(self) -> None:
-        """Until nothing is in doubt any more."""
+        """Until nothing is in doubt any more, and every handle is written."""
         while self._sweeping is not None and not self._sweeping.done():
             await asyncio.wait((self._sweeping,))
+        await self._index.settled()
 
 
-class _Writer:
-    """One block: changes that come while it is written share the next write."""
-
-    def __init__(self, objects: Objects, cidr: Net) -> None:
-        self._objects = objects
-        self._cidr = cidr
-        self._held: Stored | None = None
-        self._queue: list[tuple[Change, asyncio.Future[Any]]] = []
-        self._writing: asyncio.Task[None] | None = None
-
-    def hold(self, held: Stored) -> None:
-        """Take what was just written or read."""
-        self._held = held
-
-    def forget(self) -> None:
-        """Read the block anew before the next change."""
-        self._held = None
-
-    async def read(self) -> Block | None:
-        self._held = await self._objects.get(BLOCKS, cidr_name(self._cidr))
-        return read_block(self._held.spec) if self._held else None
-
-    async def change(self, change: Change) -> Any:
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append((change, done))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.ensure_future(self._drain())
-        return await done
-
-    async def _drain(self) -> None:
-        while self._queue:
-            some, self._queue = [one for one in self._queue if not one[1].done()], []  # done: it was given up
-            try:
-                results = await self._write([change for change, _ in some])
-            except (Unavailable, BlockError) as error:
-                self._held = None
-                results = [error] * len(some)
-            for (_, done), result in zip(some, results, strict=True):
-                if done.done():
-                    continue
-                if isinstance(result, Exception):
-                    done.set_exception(result)
-                else:
-                    done.set_result(result)
-
-    async def _write(self, changes: Sequence[Change]) -> list[Any]:
-        for attempt in range(MAX_CONFLICTS):
-            if self._held is None and await self.read() is None:
-                return [None] * len(changes)
-            held = self._held
-            assert held is not None
-            before = block = read_block(held.spec)
-            results: list[Any] = []
-            for change in changes:
-                try:
-                    block, result = change(block)
-                except BlockError as error:
-                    result = error
-                results.append(result)
-            if block == before:
-                if all(result is not None and not isinstance(result, Exception) for result in results) or attempt:
-                    return results
-                self._held = None  # what was remembered may be old: a refusal is believed of what is there now
-                continue
-            one_change = replace(block, sequence=before.sequence + 1)
-            try:
-                self._held = await self._objects.replace(BLOCKS, held, block_spec(_renumbered(before, one_change)))
-                return results
-            except Conflict:
-                self._held = None
-                await asyncio.sleep(random.uniform(0, 0.001 * min(attempt, 20)))
-        raise Unavailable(f"the block {self._cidr} is written by others all the time")
-
-
-async def change_block(objects: Objects, cidr: Net, change: Change) -> Any:
-    """One change of one block, for whoever is no agent.
-
-    Raises:
-        BlockError, Unavailable
-    """
-    return await _Writer(objects, cidr).change(change)
-
-
-def _renumbered(before: Block, after: Block) -> Block:
-    """Several changes in one write are one change: its sequence number is that of all that was given by it."""
-    sequences = {
-        ordinal: number if before.sequences.get(ordinal) == number else after.sequence
-        for ordinal, number in after.sequences.items()
-    }
-    return replace(after, sequences=sequences)
-
-
-def freeing(address: bytes) -> Change:
-    """Frees an address whoever has it."""
-    return lambda block: release(block, [Release(address)])
-
-
-def _releasing(addresses: Sequence[Net], handle: str) -> Change:
-    return lambda block: release(block, [Release(address.packed, handle) for address in addresses])
-
-
-def _releasing_handle(handle: str) -> Change:
-    return lambda block: release_handle(block, handle)
-
-
-def affinity_name(node: str, cidr: Net) -> str:
-    """The name of a BlockAffinity, as Calico makes it; one that is too long ends with a hash."""
-    name = f"{node}-{cidr_name(cidr)}"
-    if len(name) <= MAX_NAME:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:11]
-    return f"{name[: MAX_NAME - 12]}-{digest}"
+def _timestamp() -> str:
+    """Now, as Calico's plugin writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC")
 
 
 def rules_of(configuration: Mapping[str, Any], reservations: Iterable[Mapping[str, Any]]) -> Rules:

@@ -5,18 +5,22 @@ Invariant: an object is written only over the version that was read, and deleted
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
+from felixpy.ipam.block import is_deleted
 from felixpy.kubernetes.client import CONFLICT, NOT_FOUND, Api, ApiError
 from felixpy.kubernetes.kinds import CALICO_STORE, Discovery, KindOfObject
 
 BLOCKS = KindOfObject("ipamblocks", "IPAMBlock")
 AFFINITIES = KindOfObject("blockaffinities", "BlockAffinity")
 POOLS = KindOfObject("ippools", "IPPool")
+HANDLES = KindOfObject("ipamhandles", "IPAMHandle")
 RESERVATIONS = KindOfObject("ipreservations", "IPReservation")
 CONFIGURATION = KindOfObject("ipamconfigurations", "IPAMConfiguration")
 CONFIGURATION_IN_STORE = KindOfObject("ipamconfigs", "IPAMConfig")
@@ -143,7 +147,22 @@ def _stored(found: Any) -> Stored:
 
 
 def _body(kind: KindOfObject, group: str, metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    if kind is AFFINITIES:  # the same field is text in the one group and a boolean in the other
-        deleted = spec.get("deleted") in (True, "true")
+    if kind is AFFINITIES:
+        deleted = is_deleted(spec)  # text in the one group and a boolean in the other
         spec = {**spec, "deleted": str(deleted).lower() if group == CALICO_STORE else deleted}
+        metadata = {**metadata, "labels": {**(metadata.get("labels") or {}), **affinity_labels(spec)}}
     return {"apiVersion": group, "kind": kind.name, "metadata": dict(metadata), "spec": dict(spec)}
+
+
+def affinity_labels(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Labels of a BlockAffinity, by which alone Calico's library finds those of a node that is gone."""
+    return {
+        "projectcalico.org/hostname-hash": hostname_hash(str(spec["node"])),
+        "projectcalico.org/affinity-type": str(spec.get("type") or "host"),
+        "projectcalico.org/ip-version": "6" if ":" in str(spec["cidr"]) else "4",
+    }
+
+
+def hostname_hash(node: str) -> str:
+    """A node's name as the value of a label, which is shorter than a name may be."""
+    return base64.b32encode(hashlib.sha3_256(node.encode()).digest()).decode().rstrip("=")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from felixpy.ipam.block import Block, BlockError, read_block
+from felixpy.ipam.block import Block, BlockError, is_deleted, read_block
 from felixpy.model.net import Net, format_address
 
 PodName = tuple[str, str]
@@ -18,13 +18,16 @@ PodName = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Objects as they are stored. ``nodes`` and ``pods`` (their addresses) are None where nobody tells of them."""
+    """Objects as they are stored. ``nodes``, ``pods`` (their addresses) and ``handles`` (their objects' names) are None
+    where nobody tells of them.
+    """
 
     blocks: Sequence[Mapping[str, Any]] = ()
     affinities: Sequence[Mapping[str, Any]] = ()
     pools: Sequence[Net] = ()
     nodes: frozenset[str] | None = None
     pods: Mapping[PodName, frozenset[bytes]] | None = None
+    handles: Mapping[str, str] | None = None
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -80,6 +83,7 @@ def findings(facts: Facts) -> list[str]:
             )
     found += _affinity_findings(facts, blocks)
     found += _allocation_findings(facts, blocks)
+    found += _handle_findings(facts, blocks)
     return found
 
 
@@ -134,7 +138,7 @@ def _affinity_findings(facts: Facts, blocks: Iterable[Block]) -> Iterator[str]:
         except (KeyError, ValueError, TypeError) as error:
             yield f"a BlockAffinity cannot be read: {error}"
             continue
-        if spec.get("deleted") in (True, "true") or spec.get("state") != "confirmed":
+        if is_deleted(spec) or spec.get("state") != "confirmed":
             continue
         if cidr in confirmed:
             yield f"block {cidr} has two confirmed affinities: {confirmed[cidr]} and {node}; delete one of them"
@@ -166,6 +170,17 @@ def _allocation_findings(facts: Facts, blocks: Iterable[Block]) -> Iterator[str]
             had[address] = name
             if address not in given and any(block.cidr.covers(address) for block in blocks):
                 yield f"{text} of pod {'/'.join(name)} is free in its block: it may be given twice; delete the pod"
+
+
+def _handle_findings(facts: Facts, blocks: Iterable[Block]) -> Iterator[str]:
+    if facts.handles is None:
+        return
+    used = {owner.handle for block in blocks for _, owner in _allocations(block)}
+    for handle, name in sorted(facts.handles.items()):
+        if handle not in used:
+            yield f"the handle {handle} has no address in any block; kubectl delete ipamhandle {name}"
+    for handle in sorted(used - {None} - set(facts.handles), key=str):
+        yield f"the handle {handle} has addresses and no IPAMHandle; the agent of its node writes it at its next start"
 
 
 def _allocations(block: Block) -> Iterator[tuple[bytes, Any]]:

@@ -30,10 +30,15 @@ def check_name(name: str | None, field: str) -> str:
     """
     if not name:
         raise InvalidResource("is missing", field=field)
-    if len(name) > MAX_NAME or not _SUBDOMAIN.fullmatch(name):
+    if not is_name(name):
         rule = f"lower-case letters, digits, '-' and '.', at most {MAX_NAME} characters"
         raise InvalidResource(f"{quote(name)} is not a valid name ({rule})", field=field)
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether ``name`` is a DNS-1123 subdomain of at most ``MAX_NAME`` characters."""
+    return len(name) <= MAX_NAME and bool(_SUBDOMAIN.fullmatch(name))
 
 
 def is_namespace(name: str) -> bool:

@@ -22,7 +22,8 @@ Object = dict[str, Any]
 GROUPS: dict[str, list[str]] = {
     "api/v1": ["pods", "nodes", "namespaces", "serviceaccounts", "services"],
     "apis/projectcalico.org/v3": [
-        "ippools", "ipamblocks", "blockaffinities", "ipamconfigurations", "ipreservations", "felixconfigurations",
+        "ippools", "ipamblocks", "blockaffinities", "ipamhandles", "ipamconfigurations", "ipreservations",
+        "felixconfigurations",
     ],
 }  # fmt: skip
 _PATH = re.compile(

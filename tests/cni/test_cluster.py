@@ -146,17 +146,24 @@ def test_floating_addresses_that_the_agent_does_not_have_are_no_pod(node: Node, 
 
 @CALICO
 def test_blocks_of_calico(node: Node, cluster: Cluster) -> None:
-    """A block per family is claimed for the first pod; each further ADD is one write per family, and so is DEL."""
+    """A block per family is claimed for the first pod; each further ADD is one write per family and one of its handle,
+    and so is DEL.
+    """
     for number in range(4):
         cluster.pod(f"pod{number}")
     containers = [node.container(f"pod{number}") for number in range(4)]
     node.add(containers[0])
+    node.wait(lambda: len(cluster.specs("ipamhandles")) == 1)
     assert {spec["affinity"] for spec in cluster.specs("ipamblocks").values()} == {"host:n1"}
     assert {spec["state"] for spec in cluster.specs("blockaffinities").values()} == {"confirmed"}
     cluster.requests.clear()
     results = [node.add(container) for container in containers[1:]]
-    assert len(cluster.writes()) == 6, cluster.writes()
-    assert all(line.startswith("PUT ") and "/ipamblocks/" in line for line in cluster.writes())
+    node.wait(lambda: len(cluster.specs("ipamhandles")) == 4)
+    writes = cluster.writes()
+    assert sum(line.startswith("PUT ") and "/ipamblocks/" in line for line in writes) == 6, writes
+    assert sum(line.startswith("POST ") and line.endswith("/ipamhandles") for line in writes) == 3, writes
+    assert len(writes) == 9, writes
+    assert all(len(spec["block"]) == 2 for spec in cluster.specs("ipamhandles").values())
     assert not [one for one in cluster.requests if one.method == "GET" and "/ipam" in one.path]
     for address in addresses(results[-1]):
         containers[0].ping(address)
@@ -166,7 +173,8 @@ def test_blocks_of_calico(node: Node, cluster: Cluster) -> None:
     for container in containers:
         node.delete(container)
         node.delete(container)
-    assert len(cluster.writes()) == 8
+    assert len(cluster.writes()) == 12
+    assert cluster.specs("ipamhandles") == {}
     assert not [one for spec in cluster.specs("ipamblocks").values() for one in spec["attributes"]]
     node.wait(lambda: node.leaks() == NOTHING)
 

@@ -36,6 +36,8 @@ def cluster(network: None, tmp_path: Path) -> Iterator[Cluster]:
         for ordinal, pod in ((1, "here"), (2, "gone")):
             attribute = Attribute(f"net.{pod}", {"node": "n1", "namespace": "default", "pod": pod})
             block = assign_address(block, attribute, block.address(ordinal))
+            handle = {"handleID": f"net.{pod}", "block": {"10.48.7.0/29": 1}, "deleted": False}
+            found.put("ipamhandles", f"net.{pod}", spec=handle)
         found.put("nodes", "n1", status={}, spec={})
         found.put("ippools", "four", spec={"cidr": "10.48.0.0/16"})
         found.put("ipamblocks", "10-48-7-0-29", spec=block_spec(block))
@@ -66,7 +68,8 @@ def test_in_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     cluster.delete("nodes", "n1")
     cluster.delete("pods", "here", "default")
     assert command(settings, "release", "--node", "n1") == (0, "1 blocks of n1 are free\n")
-    assert cluster.specs("ipamblocks") == cluster.specs("blockaffinities") == {}
+    for kind in ("ipamblocks", "blockaffinities", "ipamhandles"):
+        assert cluster.specs(kind) == {}
     assert command(settings, "assign", "10.48.8.0/26", "--node", "n1")[0] == 1
 
 

@@ -29,6 +29,7 @@ WELL = Facts(
     [POOL],
     frozenset({"n1", "n2"}),
     {("default", "a"): frozenset({ONE.address(1)}), ("default", "host"): frozenset()},
+    {"net.a": "net.a"},
 )
 
 
@@ -48,6 +49,10 @@ def test_rows() -> None:
 
 def test_each_kind_of_finding() -> None:
     cases: dict[str, Facts] = {
+        "the handle Net.Old has no address in any block; kubectl delete ipamhandle net.old": replace(
+            WELL, handles={"net.a": "net.a", "Net.Old": "net.old"}
+        ),
+        "the handle net.a has addresses and no IPAMHandle": replace(WELL, handles={}),
         "10.48.0.1 is in use by pod default/a, which is not there": replace(WELL, pods={}),
         "10.48.0.1 is in use by net.a of n1, no node any more": replace(WELL, nodes=frozenset({"n2"})),
         "block 10.48.0.0/29 belongs to n1, which is no node any more": replace(WELL, nodes=frozenset({"n2"})),

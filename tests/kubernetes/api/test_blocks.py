@@ -11,7 +11,8 @@ import pytest
 from felixpy.ipam.assignment import Wanted
 from felixpy.ipam.block import read_block
 from felixpy.ipam.blocks import CalicoBlocks, Surroundings
-from felixpy.ipam.objects import AFFINITIES, BLOCKS, Conflict, KubernetesObjects
+from felixpy.ipam.freeing import free_node
+from felixpy.ipam.objects import AFFINITIES, BLOCKS, HANDLES, Conflict, KubernetesObjects, hostname_hash
 from felixpy.kubernetes.access import Access
 from felixpy.kubernetes.client import Api
 from felixpy.model.net import Family, Net
@@ -36,7 +37,7 @@ def configuration(server: Server) -> Iterator[None]:
         }
     )
     yield
-    for kind in ("ipamconfigurations", "ipamblocks", "blockaffinities"):
+    for kind in ("ipamconfigurations", "ipamblocks", "blockaffinities", "ipamhandles"):
         server.kubectl("delete", kind, "--all")
 
 
@@ -72,10 +73,24 @@ def test_nodes_at_once(server: Server, configuration: None) -> None:
             affinities = [one.spec for one in await objects.items(AFFINITIES)]
             assert {spec["state"] for spec in affinities} == {"confirmed"}
             assert len(affinities) == len({spec["cidr"] for spec in affinities}) == 10
+            for agent in agents:
+                await agent.settled()
+            said = {one.spec["handleID"]: one.spec["block"] for one in await objects.items(HANDLES)}
+            assert said == {
+                handle: {str(block.cidr): 1 for block in blocks if handle in block.by_handle()}
+                for handle in given.values()
+            }
+            selector = f"projectcalico.org/hostname-hash={hostname_hash('n3')},projectcalico.org/ip-version=6"
+            (name,) = server.kubectl("get", "blockaffinities", "-l", selector, "-o", "name").split()
+            assert "/n3-fd00-48--" in name
             await asyncio.gather(
                 *(agents[index].release(f"h{index}-{number}", some) for (index, number), some in found.items())
             )
             assert not [one for block in await objects.items(BLOCKS) for one in block.spec.get("attributes") or []]
+            assert await objects.items(HANDLES) == []
+            assert await free_node(objects, "n3") == 2
+            assert not [one for one in await objects.items(AFFINITIES) if one.spec["node"] == "n3"]
+            assert len(await objects.items(BLOCKS)) == 8
 
     asyncio.run(scenario())
     assert "AFFINITY" in server.kubectl("get", "ipamblocks")
