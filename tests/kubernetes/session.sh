@@ -49,7 +49,7 @@ settings() {
 	legacy) of+=('FELIX_NFTABLESMODE: Disabled' 'FELIX_IPTABLESBACKEND: Legacy') ;;
 	nft) of+=('FELIX_NFTABLESMODE: Disabled' 'FELIX_IPTABLESBACKEND: NFT') ;;
 	esac
-	case ${ENCAPSULATION:-} in
+	case ${HUB:+${ENCAPSULATION:-}} in # alone it is an overlay of its own
 	vxlan) of+=('CALICO_IPV4POOL_VXLAN: Always' 'CALICO_IPV6POOL_VXLAN: Always') ;;
 	ipip) of+=('CALICO_IPV4POOL_IPIP: Always') ;;
 	esac
@@ -71,6 +71,7 @@ installation() {
 install() { # [SEED]
 	local start=$SECONDS what=../shipped
 	cp -r "$root/config/kubernetes" "$RUN/shipped"; mkdir "$RUN/installed"
+	[ -z "${ENCAPSULATION:-}" ] || what=../shipped/$ENCAPSULATION
 	[ -z "${HUB:-}" ] || what=../shipped/hub
 	if [ -n "${CALICO:-}" ]; then
 		what=../shipped/beside-calico

@@ -12,6 +12,7 @@ import yaml
 from felixpy import __version__
 from felixpy.config import Settings, load_environment, resolve
 from felixpy.kubernetes.kinds import KINDS
+from felixpy.node.pools import default_pools
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "kubernetes"
 BASE = FOLDER / "base"
@@ -97,6 +98,20 @@ def test_settings_of_the_config_map_are_good() -> None:
     probes = daemon_set()["containers"][0]
     for probe in (probes["livenessProbe"], probes["readinessProbe"]):
         assert probe["httpGet"]["port"] == Settings().health_port
+
+
+@pytest.mark.parametrize("name", ["vxlan", "ipip", "wireguard"])
+def test_an_overlay_of_settings_says_what_it_is_named_after(name: str) -> None:
+    (patch,) = yaml.safe_load((FOLDER / name / "kustomization.yaml").read_text())["patches"]
+    data = yaml.safe_load(patch["patch"])["data"]
+    settings, problems = resolve([load_environment(data)])
+    assert problems == ()
+    wireguard = name == "wireguard"
+    assert (settings.wireguard_enabled, settings.wireguard_enabled_v6) == (wireguard, wireguard)
+    pools = [one["spec"] for one in default_pools(data, random_bytes=b"12345")]
+    modes = [(spec["ipipMode"], spec["vxlanMode"]) for spec in pools]
+    through = {"vxlan": [("Never", "Always")] * 2, "ipip": [("Always", "Never"), ("Never", "Never")]}
+    assert modes == through.get(name, [("Never", "Never")] * 2)
 
 
 def test_the_agent_is_not_privileged() -> None:
