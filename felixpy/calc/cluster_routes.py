@@ -9,21 +9,31 @@ beside the workload's and win.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from felixpy.calc import wireguard
 from felixpy.calc.entries import Key, Route, RouteType, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
-from felixpy.calc.overlay import is_programmed, nexthop_key, nexthop_to, route_key
+from felixpy.calc.overlay import is_programmed, nexthop_key, route_key
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Net
-from felixpy.model.resources import BlockAffinity, IPAMBlock, IPPool
+from felixpy.model.resources import BlockAffinity, IPAMBlock, IPPool, ResourceKey
 from felixpy.store.store import Store
+from felixpy.store.ways import way_key
 
 
 def block_entries(
-    block: IPAMBlock | BlockAffinity, store: Store, settings: EntrySettings, host: Host
+    block: IPAMBlock | BlockAffinity,
+    store: Store,
+    settings: EntrySettings,
+    host: Host,
+    open_ways: Container[ResourceKey],
 ) -> tuple[dict[Key, Value], str]:
-    """Routes of one block, and why some are missing (empty if none is, or if its node says so)."""
+    """Routes of one block, and why some are missing (empty if none is, or if its node says so).
+
+    ``open_ways``: those that have a nexthop, as they were calculated: no block asks again how its node is reached.
+    """
     if block.cidr.family not in supported_families(settings, host):
         return {}, ""
     pool = store.covering_pool(block.cidr)
@@ -46,11 +56,13 @@ def block_entries(
                 protocol=settings.device_route_protocol,
             )
     elif block.host:
-        problems.append(_route_to(block.host, block.cidr, pool, store, settings, host, entries))
+        problems.append(_route_to(block.host, block.cidr, pool, store, settings, host, open_ways, entries))
     if isinstance(block, IPAMBlock):
         for borrowed in block.borrowed:
             if borrowed.node not in (store.node_name, block.host):
-                problems.append(_route_to(borrowed.node, borrowed.address, pool, store, settings, host, entries))
+                problems.append(
+                    _route_to(borrowed.node, borrowed.address, pool, store, settings, host, open_ways, entries)
+                )
     return entries, "; ".join(dict.fromkeys(filter(None, problems)))
 
 
@@ -71,6 +83,7 @@ def _route_to(
     store: Store,
     settings: EntrySettings,
     host: Host,
+    open_ways: Container[ResourceKey],
     entries: dict[Key, Value],
 ) -> str:
     if destination.is_host and store.address_owner(destination) is not None:
@@ -79,7 +92,7 @@ def _route_to(
         return _covers(destination, covered)
     if pool is None:
         return "no pool covers this block yet"
-    if nexthop_to(node_name, pool, store, settings, host)[0] is None:
+    if way_key(node_name, pool.key) not in open_ways:
         return ""
     entries[route_key(destination)] = Route(
         RouteType.UNICAST,

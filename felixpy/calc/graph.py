@@ -7,10 +7,10 @@ No I/O, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import chain
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from felixpy.calc import wireguard
 from felixpy.calc.cluster_routes import block_entries
@@ -41,33 +41,48 @@ Calculated = tuple[dict[Key, Value], str]
 NOTHING: Final[Calculated] = ({}, "")
 
 
-def _host_entries(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+class Known(NamedTuple):
+    """What objects are calculated from. ``open_ways`` are the ways that have a nexthop: ways come before what leads
+    along them, so that nobody else has to decide how a node is reached.
+    """
+
+    store: Store
+    settings: EntrySettings
+    host: Host
+    open_ways: Container[ResourceKey]
+
+
+def _host_entries(thing: ResourceKey, known: Known) -> Calculated:
+    settings, host = known.settings, known.host
     entries = host_entries(settings, host) | external_node_entries(settings, host)
     return entries | masq_agent_entries(settings, host), ""
 
 
-def _endpoint(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
-    endpoint = store.endpoints.get(thing)
-    return endpoint_entries(endpoint, store, settings, host) if endpoint else NOTHING
+def _endpoint(thing: ResourceKey, known: Known) -> Calculated:
+    endpoint = known.store.endpoints.get(thing)
+    return endpoint_entries(endpoint, known.store, known.settings, known.host) if endpoint else NOTHING
 
 
-def _pool(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
-    pool = store.pools.get(thing)
-    return (pool_entries(pool, store, settings, host), pool_problem(pool, settings)) if pool else NOTHING
+def _pool(thing: ResourceKey, known: Known) -> Calculated:
+    pool = known.store.pools.get(thing)
+    if pool is None:
+        return NOTHING
+    return pool_entries(pool, known.store, known.settings, known.host), pool_problem(pool, known.settings)
 
 
-def _node(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
+def _node(thing: ResourceKey, known: Known) -> Calculated:
     if is_way(thing):
-        return _way(thing, store, settings, host)
+        return _way(thing, known)
+    store, settings, host, open_ways = known
     node = store.nodes.get(thing.name)
     entries: dict[Key, Value] = {}
+    problems: list[str] = []
     if thing.name == store.node_name:
         entries, problems = own_node_entries(store, settings, host)
         encrypted, others = wireguard.own_node_entries(store, settings, host)
     else:
-        problems = []
         if node:
-            entries = other_node_entries(node, store, settings, host)
+            entries = other_node_entries(node, store, settings, host, open_ways)
         encrypted, others = wireguard.other_node_entries(thing.name, store, settings, host)
     entries |= encrypted
     problems += others
@@ -76,24 +91,24 @@ def _node(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host)
     return entries, "; ".join(dict.fromkeys(problems))
 
 
-def _way(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
-    pool = store.pools.get(ResourceKey(Kind.IP_POOL, thing.namespace))
-    if pool is None or not store.ways.things(thing):
+def _way(thing: ResourceKey, known: Known) -> Calculated:
+    pool = known.store.pools.get(ResourceKey(Kind.IP_POOL, thing.namespace))
+    if pool is None or not known.store.ways.things(thing):
         return NOTHING
-    return way_entries(thing.name, pool, store, settings, host)
+    return way_entries(thing.name, pool, known.store, known.settings, known.host)
 
 
-def _block(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
-    block = store.blocks.get(thing)
-    return block_entries(block, store, settings, host) if block else NOTHING
+def _block(thing: ResourceKey, known: Known) -> Calculated:
+    block = known.store.blocks.get(thing)
+    return block_entries(block, *known) if block else NOTHING
 
 
-def _bgp_configuration(thing: ResourceKey, store: Store, settings: EntrySettings, host: Host) -> Calculated:
-    found = store.bgp_configurations.get(thing)
-    return (service_entries(found, settings, host), "; ".join(found.problems)) if found else NOTHING
+def _bgp_configuration(thing: ResourceKey, known: Known) -> Calculated:
+    found = known.store.bgp_configurations.get(thing)
+    return (service_entries(found, known.settings, known.host), "; ".join(found.problems)) if found else NOTHING
 
 
-CALCULATIONS: Final[Mapping[Kind, Callable[[ResourceKey, Store, EntrySettings, Host], Calculated]]] = {
+CALCULATIONS: Final[Mapping[Kind, Callable[[ResourceKey, Known], Calculated]]] = {
     Kind.WORKLOAD_ENDPOINT: _endpoint,
     Kind.IP_POOL: _pool,
     Kind.NODE: _node,
@@ -240,10 +255,11 @@ class Calculation:
             self.problems.pop(thing, None)
 
     def _calculate(self, thing: ResourceKey) -> Calculated:
+        known = Known(self.store, self.settings, self.host, self._entries.keys())
         if thing == HOST:
-            return _host_entries(thing, self.store, self.settings, self.host)
+            return _host_entries(thing, known)
         calculate = CALCULATIONS.get(thing.kind)
-        return calculate(thing, self.store, self.settings, self.host) if calculate else NOTHING
+        return calculate(thing, known) if calculate else NOTHING
 
     def _contribute(self, thing: ResourceKey, entries: dict[Key, Value], changes: Changes) -> None:
         old = self._entries.get(thing, {})

@@ -14,7 +14,7 @@ takes a node's IPv6, nor the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from felixpy.calc import wireguard
 from felixpy.calc.entries import (
@@ -41,9 +41,10 @@ from felixpy.calc.mtu import OWN_IPIP, DeviceMTU, Tunnel, device_mtu, pod_mtu
 from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way, subnet_warning, way_to
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Family, Net, format_address, parse_address
-from felixpy.model.resources import Encapsulation, IPPool, Node
+from felixpy.model.resources import Encapsulation, IPPool, Node, ResourceKey
 from felixpy.model.vtep import link_local
 from felixpy.store.store import Store
+from felixpy.store.ways import way_key
 
 _LOOSE = SettingValues(rp_filter=2)
 _SCOPE_LINK = 253
@@ -197,14 +198,19 @@ def way_entries(
     return ({nexthop_key(node_name, pool): nexthop} if nexthop else {}), problem
 
 
-def other_node_entries(node: Node, store: Store, settings: EntrySettings, host: Host) -> dict[Key, Value]:
-    """What another node gives this one's kernel besides membership of sets, and nexthops of the ways to it."""
+def other_node_entries(
+    node: Node, store: Store, settings: EntrySettings, host: Host, open_ways: Container[ResourceKey]
+) -> dict[Key, Value]:
+    """What another node gives this one's kernel besides membership of sets, and nexthops of the ways to it.
+
+    ``open_ways``: those that have a nexthop, as they were calculated.
+    """
     entries: dict[Key, Value] = {}
     for family in supported_families(settings, host):
         entries |= _tunnel_end(node, family, store, settings, host)
     for address in _addresses_without_block(node, store, settings):
         pool = store.covering_pool(address)
-        if pool is not None and way_entries(node.key.name, pool, store, settings, host)[0]:
+        if pool is not None and way_key(node.key.name, pool.key) in open_ways:
             entries[route_key(address)] = Route(
                 RouteType.UNICAST,
                 None,

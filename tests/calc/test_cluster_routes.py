@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from felixpy.calc import overlay
 from felixpy.calc.entries import ElementKey, NexthopKey, RouteKey
 from felixpy.calc.graph import Calculated, Calculation
 from felixpy.calc.host import Host, HostAddress
@@ -254,6 +256,26 @@ def test_each_way_is_calculated_by_itself_whatever_leads_along_it() -> None:
         assert calculation.take(crossing) == [("n1", ""), ("n2", "p1"), ("p1", "")]
     moved = calculation.take(node("n2", "192.0.2.22/24", "2001:db8::2/64"))
     assert moved == [("n2", ""), *(("n2", one.key.name) for one in pools)]
+
+
+def test_how_a_node_is_reached_is_decided_once_for_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its blocks nor the addresses of its tunnels ask again."""
+    decided: list[str] = []
+    decide = overlay.nexthop_to
+
+    def counted(name: str, *others: Any) -> Any:
+        decided.append(name)
+        return decide(name, *others)
+
+    monkeypatch.setattr(overlay, "nexthop_to", counted)
+    pools = [replace(one, encapsulation=Encapsulation.VXLAN) for one in POOLS]
+    peer = node("n2", "192.0.2.2/24", "2001:db8::2/64", vxlan=["10.65.1.63", "fd00:65::7f"])
+    blocks = [block(f"10.65.{number}.0/26", "n2") for number in range(8)] + [block("fd00:65::40/122", "n2")]
+    calculation = calculated(*pools, NODES[0])
+    dirty = {key for one in (peer, *blocks) for key in calculation.store.apply(Update(one.key, one))}
+    calculation.calculate(dirty)
+    assert len(routes(calculation)) == len(blocks)
+    assert decided == ["n2", "n2"], "one for each family's pool"
 
 
 def test_a_node_that_gets_another_address_gets_another_route() -> None:
