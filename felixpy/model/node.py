@@ -6,6 +6,8 @@ import re
 from dataclasses import fields, replace
 from typing import NamedTuple
 
+from msgspec.structs import astuple
+
 from felixpy.model.invalid import Ignored, InvalidResource
 from felixpy.model.net import Family, Net, quote
 from felixpy.model.objects import Metadata, NodeBGP, NodeSpec, NodeStatus, NodeWireguard
@@ -32,7 +34,7 @@ def convert_node(
     """
     labels = metadata.labels or {}
     bgp = spec.bgp
-    if bgp is not None and bgp == NodeBGP():
+    if bgp is not None and all(value is None for value in astuple(bgp)):
         return Node(key, labels=labels, routed=False)
     bgp = bgp or NodeBGP()
     texts = {Family.V4: bgp.ipv4_address, Family.V6: bgp.ipv6_address}

@@ -81,6 +81,48 @@ class NodeSpec(Object):
     vxlan_tunnel_mac_addr_v6: str | None = msgspec.field(name="vxlanTunnelMACAddrV6", default=None)
 
 
+class _KnownNodeAddress(NodeAddress, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownNodeBGP(NodeBGP, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownNodeWireguard(NodeWireguard, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownNodeStatus(NodeStatus, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownNodeSpec(NodeSpec, forbid_unknown_fields=True):
+    bgp: _KnownNodeBGP | None = None
+    addresses: list[_KnownNodeAddress] | None = None  # type: ignore[assignment]
+    wireguard: _KnownNodeWireguard | None = None
+
+
+class UsualNode(Object, forbid_unknown_fields=True):
+    """A whole Node of which nothing has to be told: no field is unknown or of a wrong type."""
+
+    api_version: Literal["projectcalico.org/v3"]
+    kind: Literal["Node"]
+    metadata: KnownMetadata
+    spec: _KnownNodeSpec
+    status: _KnownNodeStatus | None = None
+
+
+class UsualNodeState(Object, forbid_unknown_fields=True):
+    """What a node says of itself, likewise."""
+
+    api_version: Literal["felixpy/v1"]
+    kind: Literal["NodeState"]
+    metadata: KnownMetadata
+    spec: _KnownNodeSpec
+    status: _KnownNodeStatus | None = None
+
+
 class IPPoolSpec(Object):
     cidr: str | None = None
     block_size: int | None = None
@@ -157,9 +199,9 @@ class _KnownEndpointSpec(WorkloadEndpointSpec, forbid_unknown_fields=True):
 
 
 class UsualEndpoint(Object, forbid_unknown_fields=True):
-    """A whole WorkloadEndpoint of which nothing has to be told: no field is unknown or of a wrong type."""
+    """A whole WorkloadEndpoint, likewise."""
 
-    api_version: Literal["projectcalico.org/v3", "crd.projectcalico.org/v1"]
+    api_version: Literal["projectcalico.org/v3"]
     kind: Literal["WorkloadEndpoint"]
     metadata: KnownMetadata
     spec: _KnownEndpointSpec
@@ -183,6 +225,24 @@ class IPAMBlockSpec(Object):
     unallocated: Any = None
     sequence_number: Any = None
     sequence_number_for_allocation: Any = None
+
+
+class _KnownBlockAttribute(BlockAttribute, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownBlockSpec(IPAMBlockSpec, forbid_unknown_fields=True):
+    attributes: list[_KnownBlockAttribute] | None = None  # type: ignore[assignment]
+
+
+class UsualBlock(Object, forbid_unknown_fields=True):
+    """A whole IPAMBlock, likewise."""
+
+    api_version: Literal["projectcalico.org/v3"]
+    kind: Literal["IPAMBlock"]
+    metadata: KnownMetadata
+    spec: _KnownBlockSpec
+    status: Any = None
 
 
 class BlockAffinitySpec(Object):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -30,7 +31,10 @@ from felixpy.model.objects import (
     Metadata,
     NodeSpec,
     NodeStatus,
+    UsualBlock,
     UsualEndpoint,
+    UsualNode,
+    UsualNodeState,
     WorkloadEndpointSpec,
     read_struct,
     report_unknown,
@@ -151,8 +155,8 @@ def parse_payload(payload: bytes, key: ResourceKey, ignored: Ignored = ignore) -
     Raises:
         InvalidResource
     """
-    if key.kind is Kind.WORKLOAD_ENDPOINT and (endpoint := _usual_endpoint(payload, key)):
-        return endpoint
+    if key.kind in _USUAL and (usual := _usual(payload, key)):
+        return usual
     try:
         obj = parse_json(payload)
         header = _read_header(obj, ignored)
@@ -169,24 +173,55 @@ def parse_payload(payload: bytes, key: ResourceKey, ignored: Ignored = ignore) -
         raise
 
 
-def _usual_endpoint(payload: bytes, key: ResourceKey) -> Resource | None:
-    """The endpoint, if there is nothing to tell of it: in half of the time. None: look again, and more closely."""
+def _usual(payload: bytes, key: ResourceKey) -> Resource | None:
+    """The object, if there is nothing to tell of it: in half of the time. None: look again, and more closely."""
     if len(payload) > MAX_PAYLOAD_BYTES or b"\\u" in payload:  # which could be half of a surrogate pair
         return None
+    decoder, convert = _USUAL[key.kind]
     try:
-        found = _USUAL_ENDPOINT.decode(payload)
+        found = decoder.decode(payload)
         if repeated_key(payload) is not None:
             return None
-        name = check_name(found.metadata.name, "metadata.name")
-        namespace = check_namespace(found.metadata.namespace or DEFAULT_NAMESPACE, "metadata.namespace")
-        if (name, namespace) != (key.name, key.namespace):
+        name, namespace = check_name(found.metadata.name, "metadata.name"), found.metadata.namespace
+        if key.kind in NAMESPACED:
+            namespace = check_namespace(namespace or DEFAULT_NAMESPACE, "metadata.namespace")
+        if name != key.name or (namespace or "") != key.namespace:
             return None
-        return convert_workload_endpoint(key, found.metadata, found.spec)
+        resource = convert(key, found)
     except UNREADABLE:  # InvalidResource too is a ValueError
         return None
+    return None if isinstance(resource, Absent) else resource
 
 
-_USUAL_ENDPOINT = msgspec.json.Decoder(UsualEndpoint)
+def _told(what: str) -> NoReturn:
+    """There is something to tell of an object."""
+    raise InvalidResource(what)
+
+
+def _usual_endpoint(key: ResourceKey, found: UsualEndpoint) -> Resource:
+    return convert_workload_endpoint(key, found.metadata, found.spec)
+
+
+def _usual_block(key: ResourceKey, found: UsualBlock) -> Resource | Absent:
+    return convert_ipam_block(key, found.spec)
+
+
+def _usual_node(key: ResourceKey, found: UsualNode) -> Resource:
+    return convert_node(key, found.metadata, found.spec, _told, found.status)
+
+
+def _usual_node_state(key: ResourceKey, found: UsualNodeState) -> Resource:
+    node = convert_node(key, found.metadata, found.spec, _told, found.status)
+    return dataclasses.replace(node, since=created(found.metadata))
+
+
+_USUAL: Mapping[Kind, tuple[msgspec.json.Decoder[Any], Callable[[ResourceKey, Any], Resource | Absent]]] = {
+    Kind.WORKLOAD_ENDPOINT: (msgspec.json.Decoder(UsualEndpoint), _usual_endpoint),
+    Kind.IPAM_BLOCK: (msgspec.json.Decoder(UsualBlock), _usual_block),
+    Kind.NODE: (msgspec.json.Decoder(UsualNode), _usual_node),
+    Kind.NODE_STATE: (msgspec.json.Decoder(UsualNodeState), _usual_node_state),
+}
+"""Kinds of which there are thousands: read at one go where they are as they nearly always are."""
 
 
 def object_key(obj: object) -> ResourceKey | None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from felixpy.model import parse as parsing
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import Net
 from felixpy.model.node import merged_node
@@ -571,3 +572,66 @@ def test_any_payload_gives_a_resource_or_invalid_resource(payload: bytes) -> Non
     for kind in Kind:
         with pytest.raises(InvalidResource):
             parse_payload(payload, ResourceKey(kind, "x"))
+
+
+def _document(kind: str, spec: object, **others: object) -> dict[str, object]:
+    version = "felixpy/v1" if kind == "NodeState" else "projectcalico.org/v3"
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": "one"}, "spec": spec} | others
+
+
+_BLOCK = {"cidr": "10.48.0.0/26", "affinity": "host:n1", "allocations": [0, None], "unallocated": []}
+_ATTRIBUTE = {"handle_id": "h", "secondary": {"node": "n2"}}
+_BGP = {"ipv4Address": "10.0.0.1/24", "ipv6Address": "fd00::1/64", "asNumber": [64512]}
+_KEY = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="
+USUAL = {
+    "block": (_document("IPAMBlock", _BLOCK | {"attributes": [_ATTRIBUTE]}), True),
+    "block, deleted": (_document("IPAMBlock", _BLOCK | {"attributes": [{}], "deleted": True}), False),
+    "block, unknown field": (_document("IPAMBlock", _BLOCK | {"attributes": [{"colour": "red"}]}), False),
+    "node": (_document("Node", {"bgp": _BGP, "ipv4VXLANTunnelAddr": "10.48.0.1"}), True),
+    "node, its key": (_document("Node", {"bgp": _BGP}, status={"wireguardPublicKey": _KEY}), True),
+    "node without routing": (_document("Node", {"bgp": {}}), True),
+    "node of CRDs, its labels": (
+        _document(
+            "Node",
+            {"bgp": _BGP},
+            apiVersion="crd.projectcalico.org/v1",
+            metadata={"name": "one", "annotations": {"projectcalico.org/metadata": '{"labels":{"rack":"r1"}}'}},
+        ),
+        False,
+    ),
+    "node, unknown field": (_document("Node", {"bgp": _BGP | {"colour": "red"}}), False),
+    "node, bad tunnel": (_document("Node", {"bgp": _BGP, "ipv4VXLANTunnelAddr": "10.48.0.999"}), False),
+    "node, address without prefix": (_document("Node", {"bgp": {"ipv4Address": "10.0.0.1"}}), False),
+    "node, no object": (_document("Node", None), False),
+    "node's own word": (
+        _document("NodeState", {"bgp": _BGP}, metadata={"name": "one", "creationTimestamp": "2026-11-01T00:00:00Z"}),
+        True,
+    ),
+    "endpoint of CRDs, its labels": (
+        _document(
+            "WorkloadEndpoint",
+            {"node": "n1", "interfaceName": "cali1", "ipNetworks": ["10.48.0.2/32"]},
+            apiVersion="crd.projectcalico.org/v1",
+            metadata={"name": "one", "annotations": {"projectcalico.org/metadata": '{"labels":{"app":"web"}}'}},
+        ),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", USUAL)
+def test_what_is_read_at_one_go_is_what_a_closer_look_finds(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    document, at_one_go = USUAL[case]
+    kind = Kind(str(document["kind"]))
+    key = ResourceKey(kind, "one", "default" if kind is Kind.WORKLOAD_ENDPOINT else "")
+    payload = json.dumps(document).encode()
+
+    def read() -> tuple[object, list[str]]:
+        told: list[str] = []
+        return parse_payload(payload, key, told.append), told
+
+    found = read()
+    assert (parsing._usual(payload, key) is not None) == at_one_go
+    monkeypatch.setattr(parsing, "_USUAL", {})
+    assert read() == found
+    assert not (at_one_go and found[1])
