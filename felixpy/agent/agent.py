@@ -353,7 +353,7 @@ class Agent:
             self._telling.next_at(self.settings.reporting_interval_secs),
             self.dataplane.next_wake() or float("inf"),
         )
-        due = min(due, self.files.next_retry())
+        due = min(due, self.files.next_retry(), self.outcome.next_at())
         due = min(due, self.configuration.retry_at) if self.configuration.due else due
         if self._alarm is not None:
             self._alarm.cancel()  # and not as soon as it is needless: then an update waits
@@ -435,7 +435,7 @@ class Agent:
             unjudged |= self.calculation.owners_of(report.looked_at)
         for interface in self.dataplane.take_judged_anew():
             unjudged |= {owner for owner in (self.store.interface_owner(interface),) if owner is not None}
-        self.outcome.judge(unjudged)
+        self.outcome.take(unjudged)
         if report.written:
             self.metrics.writes.inc(report.written)
             took = time.perf_counter() - started

@@ -8,8 +8,9 @@ Invariant: an object's problem is told when it begins, when it changes and when 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -26,6 +27,10 @@ from felixpy.store.ways import whole
 CLOCK_ERROR_SECONDS = 1.0
 """So far may the publisher's clock be ahead of ours, if both are set by NTP; a time beyond that says nothing."""
 
+
+TELLING_SECONDS = 0.05
+"""For so long is kept what is only told of objects without a status of their own: a node that is known by its blocks
+first is no problem by the time that its own word has come."""
 
 Follower = Callable[[str, str], None]
 """Is told state and reason; must return at once."""
@@ -69,6 +74,8 @@ class Outcome:
         self._invalid: dict[ResourceKey, str] = {}
         self._arrivals: dict[ResourceKey, Update] = {}
         self._followers: dict[ResourceKey, Follower] = {}
+        self._later: set[ResourceKey] = set()
+        self._later_at = math.inf
 
     @contextmanager
     def following(self, key: ResourceKey, told: Follower) -> Iterator[None]:
@@ -92,6 +99,24 @@ class Outcome:
             self._arrivals[key] = update
         else:
             self._arrivals.pop(key, None)
+
+    def take(self, things: Collection[ResourceKey]) -> None:
+        """Tell what has changed of endpoints, and keep other objects for ``tell_others``; parts may be given."""
+        endpoints = {thing for thing in things if thing.kind is Kind.WORKLOAD_ENDPOINT}
+        self.judge(endpoints)
+        if len(endpoints) < len(things):
+            self._later.update(things)
+            self._later_at = min(self._later_at, time.monotonic() + TELLING_SECONDS)
+
+    def next_at(self) -> float:
+        """When ``tell_others`` has something to tell, on the monotonic clock; never, if it has not."""
+        return self._later_at
+
+    def tell_others(self, *, now: bool = False) -> None:
+        """Tell what has changed of the objects that were kept, if it is time or has to be ``now``."""
+        if self._later and (now or time.monotonic() >= self._later_at):
+            things, self._later, self._later_at = self._later, set(), math.inf
+            self.judge(things)
 
     def judge(self, things: Iterable[ResourceKey]) -> None:
         """Tell what has changed of objects, of which parts may be given."""

@@ -104,7 +104,8 @@ class Telling:
         return self._published_at + (PROBLEMS_SECONDS if self._outcome.problems.has_news else interval)
 
     def publish(self, interval_seconds: float, status: Callable[[], dict[str, Any]]) -> None:
-        """Publish the status if it is due."""
+        """Tell what waited for that, and publish the status if it is due."""
+        self._outcome.tell_others(now=self.is_due)
         if not self.is_due and time.monotonic() < self.next_at(interval_seconds):
             return
         self.is_due, self._published_at, self._outcome.problems.has_news = False, time.monotonic(), False

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from felixpy.demo.resources import Object, ip_pool, v3
+from felixpy.agent import outcome
+from felixpy.demo.resources import Object, block, ip_pool, v3
 from tests.agent.bench import (
     GOOD,
     NODE,
@@ -126,6 +127,35 @@ async def mend(agent: Running) -> None:
     assert {f"cali{number}" for number in range(10, 10 + len(replaced))} < {
         member.rpartition(" . ")[2].strip('"') for member in members("from-workload")
     }
+
+
+def test_a_node_that_is_known_by_its_blocks_first_is_no_problem(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker says in no order what comes together; what lasts is told."""
+    before, late = block("10.48.1.0/26", "n2"), block("10.48.2.0/26", "n3")
+    own, other = (v3("Node", f"n{n}", {"bgp": {"ipv4Address": f"192.0.2.{n}/24"}}) for n in (1, 2))
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent)
+            await agent.stream.put(own)
+            await agent.quiet()
+            with monkeypatch.context() as patch:
+                patch.setattr(outcome, "TELLING_SECONDS", 1e6)
+                await agent.stream.put(before)
+                await agent.until(lambda: agent.agent.store.blocks, "the block")
+                await agent.quiet()
+                assert agent.agent.calculation.problems, "it is one until its node is known"
+                await agent.stream.put(other)
+                await agent.until(lambda: "10.48.1.0/26" in routes(), "the route")
+                await agent.quiet()
+                agent.agent.outcome.tell_others(now=True)
+            assert not agent.events("problem", object="Node n2")
+            await agent.stream.put(late)
+            await agent.until(lambda: agent.events("problem", object="Node n3"), "word of a node that nobody knows")
+
+    asyncio.run(scenario())
 
 
 def test_bad_shared_objects_are_reported_once_and_disturb_nobody(broker: Broker) -> None:
