@@ -120,8 +120,9 @@ class Outcome:
 
     def judge(self, things: Iterable[ResourceKey]) -> None:
         """Tell what has changed of objects, of which parts may be given."""
+        is_settled = self._dataplane.is_settled
         for thing in set(map(whole, things)):
-            state, reason = self.state_of(thing)
+            state, reason = self.state_of(thing, is_settled=is_settled)
             if thing == HOST or state == "pending":
                 continue
             self.problems.set(thing, reason or (self._files.reason_of(thing) if state == "up" else ""))
@@ -137,13 +138,18 @@ class Outcome:
         """
         self.judge({*things, *self.problems, *self._settings.problems})
 
-    def state_of(self, thing: ResourceKey) -> tuple[str, str]:
-        """State and reason; the state is empty for what is absent, of another node, or well without being up."""
+    def state_of(self, thing: ResourceKey, *, is_settled: bool | None = None) -> tuple[str, str]:
+        """State and reason; the state is empty for what is absent, of another node, or well without being up.
+
+        ``is_settled``: of the dataplane, if that is known.
+        """
+        if is_settled is None:
+            is_settled = self._dataplane.is_settled
         for problems in (self._invalid, self._calculation.problems, self._settings.problems):
             if thing in problems:
                 return "error", problems[thing]
         pending, waits_for = False, ""
-        for key in () if self._dataplane.is_settled else self._calculation.keys_of(thing):
+        for key in () if is_settled else self._calculation.keys_of(thing):
             table = self._dataplane.table_of(key)
             if table is None or self._calculation.owner_of(key) != thing:
                 continue

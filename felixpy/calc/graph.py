@@ -19,11 +19,12 @@ from felixpy.calc.entries import Key, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, host_entries, supported_families
 from felixpy.calc.nat import external_node_entries, masq_agent_entries, node_entries, pool_entries
-from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem, way_entries
+from felixpy.calc.overlay import other_node_entries, own_node_entries, pool_problem
 from felixpy.calc.policy.graph import KINDS as POLICY_DEPENDS_ON
 from felixpy.calc.policy.graph import PolicyCalculation
 from felixpy.calc.policy.output import GONE
 from felixpy.calc.policy.settings import PolicySettings
+from felixpy.calc.pool_ways import PoolWays
 from felixpy.calc.services import service_entries
 from felixpy.config import ProgramClusterRoutes, Settings
 from felixpy.model.net import FAMILIES, Family
@@ -42,14 +43,23 @@ NOTHING: Final[Calculated] = ({}, "")
 
 
 class Known(NamedTuple):
-    """What objects are calculated from. ``open_ways`` are the ways that have a nexthop: ways come before what leads
-    along them, so that nobody else has to decide how a node is reached.
+    """What objects are calculated from, which stays as it is while some are. ``open_ways`` are the ways that have a
+    nexthop: ways come before what leads along them, so that nobody else has to decide how a node is reached.
     """
 
     store: Store
     settings: EntrySettings
     host: Host
     open_ways: Container[ResourceKey]
+    pool_ways: dict[str, PoolWays]
+    """By the names of pools, as far as they have been asked for."""
+
+    def through(self, name: str) -> PoolWays | None:
+        """The ways through a pool; None if there is no such pool."""
+        found = self.pool_ways.get(name)
+        if found is None and (pool := self.store.pools.get(ResourceKey(Kind.IP_POOL, name))):
+            found = self.pool_ways[name] = PoolWays(pool, self.store, self.settings, self.host)
+        return found
 
 
 def _host_entries(thing: ResourceKey, known: Known) -> Calculated:
@@ -73,7 +83,7 @@ def _pool(thing: ResourceKey, known: Known) -> Calculated:
 def _node(thing: ResourceKey, known: Known) -> Calculated:
     if is_way(thing):
         return _way(thing, known)
-    store, settings, host, open_ways = known
+    store, settings, host, open_ways, _ = known
     node = store.nodes.get(thing.name)
     entries: dict[Key, Value] = {}
     problems: list[str] = []
@@ -92,15 +102,14 @@ def _node(thing: ResourceKey, known: Known) -> Calculated:
 
 
 def _way(thing: ResourceKey, known: Known) -> Calculated:
-    pool = known.store.pools.get(ResourceKey(Kind.IP_POOL, thing.namespace))
-    if pool is None or not known.store.ways.things(thing):
-        return NOTHING
-    return way_entries(thing.name, pool, known.store, known.settings, known.host)
+    ways = known.through(thing.namespace)
+    return ways.entries(thing.name) if ways is not None and known.store.ways.things(thing) else NOTHING
 
 
 def _block(thing: ResourceKey, known: Known) -> Calculated:
     block = known.store.blocks.get(thing)
-    return block_entries(block, *known) if block else NOTHING
+    store, settings, host, open_ways, _ = known
+    return block_entries(block, store, settings, host, open_ways) if block else NOTHING
 
 
 def _bgp_configuration(thing: ResourceKey, known: Known) -> Calculated:
@@ -158,6 +167,7 @@ class Calculation:
         self.policy = PolicyCalculation(store, policy_settings(settings, families, host), self.problems)
         self._wrong_parts: dict[ResourceKey, dict[ResourceKey, str]] = {}
         self._entries: dict[ResourceKey, dict[Key, Value]] = {}
+        self._known = Known(store, self.settings, host, self._entries.keys(), {})
         self._owner: dict[Key, ResourceKey] = {}
         self._rivals: dict[Key, _Rivals] = {}
 
@@ -178,8 +188,9 @@ class Calculation:
         return whole(owner) if owner else None
 
     def owners_of(self, keys: Iterable[Key]) -> set[ResourceKey]:
-        """The objects whose values of these keys count."""
-        return {whole(self._owner[key]) for key in keys if key in self._owner}
+        """The objects, or parts of nodes, whose values of these keys count."""
+        owner = self._owner
+        return {owner[key] for key in keys if key in owner}
 
     def entries(self) -> Changes:
         """Every entry that counts, for a table that starts empty."""
@@ -217,6 +228,7 @@ class Calculation:
 
     def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
         """Calculate objects again and return every entry that changed."""
+        self._known = Known(self.store, self.settings, self.host, self._entries.keys(), {})
         changes: Changes = {}
         ways: list[ResourceKey] = []
         others: set[ResourceKey] = set()
@@ -243,6 +255,8 @@ class Calculation:
 
     def _note(self, part: ResourceKey, problem: str) -> None:
         """What is wrong with a node is what is wrong with its parts, once each."""
+        if not problem and not self.problems:
+            return
         thing = whole(part)
         if thing.kind is Kind.NODE and (problem or thing in self._wrong_parts):
             parts = self._wrong_parts.pop(thing, {}) | {part: problem}
@@ -255,11 +269,10 @@ class Calculation:
             self.problems.pop(thing, None)
 
     def _calculate(self, thing: ResourceKey) -> Calculated:
-        known = Known(self.store, self.settings, self.host, self._entries.keys())
         if thing == HOST:
-            return _host_entries(thing, known)
+            return _host_entries(thing, self._known)
         calculate = CALCULATIONS.get(thing.kind)
-        return calculate(thing, known) if calculate else NOTHING
+        return calculate(thing, self._known) if calculate else NOTHING
 
     def _contribute(self, thing: ResourceKey, entries: dict[Key, Value], changes: Changes) -> None:
         old = self._entries.get(thing, {})

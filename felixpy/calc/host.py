@@ -50,18 +50,19 @@ class Host:
         object.__setattr__(self, "reserved", Reserved(own, self.gateways, self.peers, self.uplinks))
 
     def parent_interface(self, gateway: bytes, own: Net | None) -> str | None:
-        """Interface that reaches another node on the link: its subnet has the gateway. None where no subnet has it.
+        """Interface that reaches another node on the link: its subnet has the gateway. None where no subnet has it."""
+        return next((one.interface for one in self.parents(own) if one.net.covers(gateway)), None)
 
-        Of several the longest subnet, then one that is up, then the one with our node address, then the first by name:
+    def parents(self, own: Net | None) -> list[HostAddress]:
+        """Addresses in the order in which their interfaces are asked whether another node is on their link.
+
+        The longest subnet first, then one that is up, then the one with our node address, then the first by name:
         never what the order in which interfaces came would say.
         """
         mine = own.packed if own is not None else None
-        ways = [
-            (-net.length, not up, net.packed != mine, interface)
-            for interface, net, up, _ in self.addresses
-            if net.covers(gateway)
-        ]
-        return min(ways)[-1] if ways else None
+        return sorted(
+            self.addresses, key=lambda one: (-one.net.length, not one.up, one.net.packed != mine, one.interface)
+        )
 
     def interface_with(self, address: bytes) -> HostAddress | None:
         """The interface that has an address of the node: of several one that is up, then the first by name."""

@@ -3,7 +3,7 @@
     own node     device, its address                           where a pool needs the tunnel
     other node   FDB entry and neighbour of its tunnel's end   where a pool needs VXLAN, with blocks or without
                  a route to the address of its tunnel          where no block of it has that address
-    way          the nexthop of a node and a pool              native or through a tunnel, see ``underlay``
+    way          the nexthop of a node and a pool              native or through a tunnel, see ``pool_ways``
 
 IPv4 goes by the address of the other's device, as with Calico; IPv6 by the link-local address of its MAC: the former
 lies in the other's own block, and the kernel checks IPv6 gateways against the routes that stand. Where settings say so,
@@ -25,7 +25,6 @@ from felixpy.calc.entries import (
     Ipip,
     Key,
     NeighbourKey,
-    Nexthop,
     NexthopKey,
     Route,
     RouteKey,
@@ -38,7 +37,7 @@ from felixpy.calc.entries import (
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
 from felixpy.calc.mtu import OWN_IPIP, DeviceMTU, Tunnel, device_mtu, pod_mtu
-from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way, subnet_warning, way_to
+from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way, subnet_warning
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Family, Net, format_address, parse_address
 from felixpy.model.resources import Encapsulation, IPPool, Node, ResourceKey
@@ -124,43 +123,7 @@ def nexthop_key(node_name: str, pool: IPPool) -> NexthopKey:
     return NexthopKey(pool.cidr.family, node_name, pool.key.name)
 
 
-def nexthop_to(
-    node_name: str, pool: IPPool, store: Store, settings: EntrySettings, host: Host
-) -> tuple[Nexthop | None, str]:
-    """Where packets of a pool for another node go first, and what is wrong; no nexthop where there is no way."""
-    family = pool.cidr.family
-    node = store.nodes.get(node_name)
-    if node is not None and TUNNELS.get(pool.encapsulation) is Way.VXLAN:
-        outer = outer_family(family, node, store, settings, host)
-        if outer is not family:
-            return _vxlan_nexthop(node, family, outer, store)
-    address = node.address(family) if node else None
-    if node is None or address is None:
-        return None, f"node {node_name} has no {family} address"
-    own_node = store.nodes.get(store.node_name)
-    own = own_node.address(family) if own_node else None
-    way = way_to(pool.encapsulation, own, address)
-    if way is Way.NATIVE:
-        parent = host.parent_interface(address.packed, own)
-        if parent is None:
-            return None, (
-                f"node {node_name} at {format_address(address.packed)} is in no subnet of this node: its blocks get no "
-                "route; give the pool vxlanMode CrossSubnet, unless routers know the blocks"
-            )
-        return Nexthop(parent, address.packed), ""
-    if not is_in_use(way, family, store, settings):
-        return None, ""  # the pool's problem
-    if own is None:
-        return None, f"this node has no {family} address of its own yet"
-    device = DEVICES.get((way, family))
-    if device is None:
-        return None, f"{way} does not carry {family}"
-    if way is Way.IPIP:
-        return Nexthop(_ipip_device(own, host), address.packed), ""
-    return _vxlan_nexthop(node, family, family, store)
-
-
-def _ipip_device(own: Net, host: Host) -> str:
+def ipip_device(own: Net, host: Host) -> str:
     """``tunl0``, unless the kernel could take another address of the node for the outer source.
 
     It takes what the route to the other node says: with one address on the interfaces that lead out, that is it. One
@@ -175,27 +138,9 @@ def _ipip_device(own: Net, host: Host) -> str:
     return OWN_IPIP if any(rivals) else Tunnel.IPIP
 
 
-def _vxlan_nexthop(node: Node, family: Family, outer: Family, store: Store) -> tuple[Nexthop | None, str]:
-    if problem := _mac_conflict(node, outer, store):
-        return None, problem
-    missing = "" if node.vxlan_address(family) else f"node {node.key.name} has no {family} VXLAN tunnel address yet"
-    gateway = _vxlan_gateway(node, family, outer)
-    return (Nexthop(DEVICES[Way.VXLAN, outer], gateway) if gateway else None), missing
-
-
-def _vxlan_gateway(node: Node, family: Family, outer: Family) -> bytes | None:
+def vxlan_gateway(node: Node, family: Family, outer: Family) -> bytes | None:
     """The address by which packets of a family go to a node's VXLAN device over another, or the same."""
     return node.vxlan_address(family) if family is Family.V4 else link_local(node.vtep_mac(outer))
-
-
-def way_entries(
-    node_name: str, pool: IPPool, store: Store, settings: EntrySettings, host: Host
-) -> tuple[dict[Key, Value], str]:
-    """The nexthop of one way, and what is wrong with it; the node may be known from blocks alone."""
-    if not is_programmed(pool.encapsulation, settings) or pool.cidr.family not in supported_families(settings, host):
-        return {}, ""
-    nexthop, problem = nexthop_to(node_name, pool, store, settings, host)
-    return ({nexthop_key(node_name, pool): nexthop} if nexthop else {}), problem
 
 
 def other_node_entries(
@@ -228,9 +173,9 @@ def _tunnel_end(
     address, own = node.address(outer), store.nodes.get(store.node_name)
     if own is None or own.address(outer) is None:
         return  # this node has no such device
-    if address is None or not is_in_use(Way.VXLAN, family, store, settings) or _mac_conflict(node, outer, store):
+    if address is None or not is_in_use(Way.VXLAN, family, store, settings) or mac_conflict(node, outer, store):
         return
-    gateway = _vxlan_gateway(node, family, outer)
+    gateway = vxlan_gateway(node, family, outer)
     if gateway is None:
         return
     device, mac = DEVICES[Way.VXLAN, outer], node.vtep_mac(outer)
@@ -238,7 +183,7 @@ def _tunnel_end(
     yield NeighbourKey(device, gateway), mac
 
 
-def _mac_conflict(node: Node, family: Family, store: Store) -> str:
+def mac_conflict(node: Node, family: Family, store: Store) -> str:
     """Why a node's VXLAN device cannot be told from another's; of several the first by name keeps the MAC."""
     owner = store.mac_owner(family, node.vtep_mac(family))
     if owner in (None, node.key.name):
@@ -288,7 +233,7 @@ def own_node_entries(store: Store, settings: EntrySettings, host: Host) -> tuple
             problems.append(mtu.problem)
         name: str = tunnel
         if way is Way.IPIP:
-            name = _ipip_device(address, host)
+            name = ipip_device(address, host)
             entries[DeviceKey(outer, name)] = Ipip(mtu.mtu, address.packed if name == OWN_IPIP else b"")
         else:
             mac = settings.vxlan_mac(outer) or own.vtep_mac(outer)

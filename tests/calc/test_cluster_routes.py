@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from felixpy.calc import overlay
-from felixpy.calc.entries import ElementKey, NexthopKey, RouteKey
+from felixpy.calc.entries import ElementKey, Nexthop, NexthopKey, RouteKey
 from felixpy.calc.graph import Calculated, Calculation
 from felixpy.calc.host import Host, HostAddress
+from felixpy.calc.pool_ways import PoolWays
 from felixpy.config import ProgramClusterRoutes
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import Encapsulation, Resource, ResourceKey, Update
@@ -261,13 +260,13 @@ def test_each_way_is_calculated_by_itself_whatever_leads_along_it() -> None:
 def test_how_a_node_is_reached_is_decided_once_for_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its blocks nor the addresses of its tunnels ask again."""
     decided: list[str] = []
-    decide = overlay.nexthop_to
+    decide = PoolWays.nexthop
 
-    def counted(name: str, *others: Any) -> Any:
+    def counted(self: PoolWays, name: str) -> tuple[Nexthop | None, str]:
         decided.append(name)
-        return decide(name, *others)
+        return decide(self, name)
 
-    monkeypatch.setattr(overlay, "nexthop_to", counted)
+    monkeypatch.setattr(PoolWays, "nexthop", counted)
     pools = [replace(one, encapsulation=Encapsulation.VXLAN) for one in POOLS]
     peer = node("n2", "192.0.2.2/24", "2001:db8::2/64", vxlan=["10.65.1.63", "fd00:65::7f"])
     blocks = [block(f"10.65.{number}.0/26", "n2") for number in range(8)] + [block("fd00:65::40/122", "n2")]
