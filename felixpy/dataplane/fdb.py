@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from itertools import chain
 
 from felixpy.calc.entries import FdbKey
 from felixpy.calc.mtu import Tunnel
@@ -14,7 +15,7 @@ from felixpy.model.net import Family
 from felixpy.netlink.message import Message
 from felixpy.netlink.rtnetlink import RTM_DELNEIGH
 from felixpy.netlink.transport import NetlinkError, NetlinkSocket
-from felixpy.netlink.tunnels import AF_BRIDGE, KernelFdb, decode_fdb, fdb_dump_request
+from felixpy.netlink.tunnels import AF_BRIDGE, KernelFdb, decode_fdb, decode_fdb_entries, fdb_dump_request
 
 VXLAN_DEVICES = {Tunnel.VXLAN.value: Family.V4, Tunnel.VXLAN_V6.value: Family.V6}
 
@@ -46,13 +47,13 @@ class FdbTable:
             if (link := self.links.by_name.get(name)) is None:
                 continue
             try:
-                entries = await socket.decode_sliced(fdb_dump_request(link.ifindex), decode_fdb)
+                dumped = await socket.decode_together(fdb_dump_request(link.ifindex), decode_fdb_entries)
             except NetlinkError as error:
                 if error.errno not in (errno.ENODEV, errno.EINVAL):
                     raise
                 continue
-            for entry in entries:
-                if entry is not None and entry.interface == link.ifindex:
+            for entry in chain.from_iterable(dumped):
+                if entry.interface == link.ifindex:
                     found[FdbKey(name, entry.mac, family)] = entry
         return found
 

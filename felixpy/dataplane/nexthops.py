@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from felixpy.calc.entries import Nexthop, NexthopKey
 from felixpy.dataplane.links import Links
@@ -20,7 +21,7 @@ from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message
-from felixpy.netlink.nexthop import RTM_DELNEXTHOP, KernelNexthop, decode_nexthop, nexthop_dump_request
+from felixpy.netlink.nexthop import RTM_DELNEXTHOP, KernelNexthop, decode_nexthop, decode_nexthops, nexthop_dump_request
 from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 
 ABSENT_ERRORS = {errno.EOPNOTSUPP, errno.EINVAL}
@@ -93,7 +94,7 @@ class NexthopTable:
             NetlinkError: the kernel refused.
         """
         try:
-            found = await socket.decode_sliced(nexthop_dump_request(), decode_nexthop)
+            found = list(chain.from_iterable(await socket.decode_together(nexthop_dump_request(), decode_nexthops)))
         except NetlinkError as error:
             if error.errno not in ABSENT_ERRORS:
                 raise

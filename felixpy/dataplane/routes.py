@@ -193,7 +193,8 @@ class RouteTable:
         """A route of ours as we write it: of one through a nexthop object the kernel tells where that leads now."""
         if not route.nexthop or route.protocol != self.ownership.device_route_protocol:
             return route
-        return route._replace(interface=0, gateway=None, onlink=False)
+        kind, _, _, _, source, scope, protocol, nexthop = route
+        return KernelRoute(kind, 0, None, False, source, scope, protocol, nexthop)
 
     async def occupants(self, socket: NetlinkSocket, keys: Collection[RouteKey]) -> dict[RouteKey, KernelRoute]:
         """What stands under keys of our tables, whosever it is.

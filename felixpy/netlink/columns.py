@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 from felixpy.netlink.message import ATTRIBUTE, NLA_TYPE_MASK, Message
@@ -42,6 +42,53 @@ def same(column: tuple[T, ...], value: T) -> bool:
 def tuples(kind: type[T], *fields: Iterable[Any]) -> Iterator[T]:
     """Named tuples of one kind from their fields, made without a Python call for each."""
     return map(partial(tuple.__new__, kind), zip(*fields, strict=False))  # type: ignore[type-var]
+
+
+class Together(NamedTuple):
+    """Messages with the same attributes in the same order, by column: the fields of the header, attributes by type."""
+
+    header: list[tuple[Any, ...]]
+    found: dict[int, tuple[Any, ...]]
+
+
+def together(header: struct.Struct, alike: Sequence[Message], numbers: frozenset[int]) -> Together | None:
+    """Take messages of one length apart in one go, whatever attributes they have; None if one has others.
+
+    ``numbers`` are the types of attributes that hold 32 bits, which become ``int``; all others are bytes.
+    """
+    form = _form_of(alike[0].payload, header.size)
+    layout = _layout_of(header.format, form, numbers)
+    if layout is None or layout.size != len(alike[0].payload):
+        return None
+    taken = columns(layout, alike)
+    fields = len(taken) - 2 * len(form)
+    if not all(map(same, taken[fields::2], form)):
+        return None
+    kinds = (ATTRIBUTE.unpack(one)[1] & NLA_TYPE_MASK for one in form)
+    return Together(taken[:fields], dict(zip(kinds, taken[fields + 1 :: 2], strict=True)))
+
+
+def _form_of(data: bytes, offset: int) -> tuple[bytes, ...]:
+    """The headers of the attributes of a message."""
+    form = []
+    while offset + ATTRIBUTE.size <= len(data):
+        form.append(data[offset : offset + ATTRIBUTE.size])
+        length, _ = ATTRIBUTE.unpack(form[-1])
+        offset += max((length + 3) & ~3, ATTRIBUTE.size)
+    return tuple(form)
+
+
+@lru_cache(MAX_FORMS)
+def _layout_of(header: str, form: tuple[bytes, ...], numbers: frozenset[int]) -> struct.Struct | None:
+    """Header, then the header and value of each attribute; None if a length cannot be."""
+    layout = header
+    for length, kind in map(ATTRIBUTE.unpack, form):
+        is_number = kind & NLA_TYPE_MASK in numbers
+        if length < ATTRIBUTE.size or (is_number and length != ATTRIBUTE.size + 4):
+            return None
+        value = "I" if is_number else f"{length - ATTRIBUTE.size}s"
+        layout += f"{ATTRIBUTE.size}s{value}{-length & 3}x"
+    return struct.Struct(layout)
 
 
 Path = tuple[int, ...]

@@ -9,6 +9,7 @@ import struct
 from typing import NamedTuple
 
 from felixpy.model.net import Family
+from felixpy.netlink.columns import by_length, together, tuples
 from felixpy.netlink.message import NLM_F_CREATE, NLM_F_REPLACE, Message, Request, attribute, attributes
 from felixpy.netlink.rtnetlink import RTNH_F_ONLINK
 
@@ -19,6 +20,7 @@ _NEXTHOP = struct.Struct("=BBBBI")
 _U32 = struct.Struct("=I")
 _ID_AND_INTERFACE = struct.Struct("=HHIHHI")
 _ID = struct.Struct("=HHI")
+_NUMBERS = frozenset({NHA_ID, NHA_OIF})
 
 
 class KernelNexthop(NamedTuple):
@@ -45,6 +47,21 @@ def nexthop_request(nexthop: KernelNexthop, *, delete: bool = False) -> Request:
 def nexthop_dump_request() -> Request:
     """Dump all nexthop objects; a kernel that has none refuses with EOPNOTSUPP."""
     return Request(RTM_GETNEXTHOP, 0, _NEXTHOP.pack(0, 0, 0, 0, 0))
+
+
+def decode_nexthops(messages: list[Message]) -> list[KernelNexthop]:
+    """Nexthops of a dump, many in one go: there is one for each other node and pool."""
+    found: list[KernelNexthop] = []
+    for alike in by_length(messages).values():
+        taken = together(_NEXTHOP, alike, _NUMBERS) if len(alike) > 1 else None
+        if taken is None or not taken.found.keys() >= {NHA_ID, NHA_OIF, NHA_GATEWAY}:
+            found += map(decode_nexthop, alike)
+            continue
+        _, _, protocols, _, flags = taken.header
+        onlink = [bool(flag & RTNH_F_ONLINK) for flag in flags]
+        ways = (taken.found[kind] for kind in (NHA_ID, NHA_OIF, NHA_GATEWAY))
+        found += tuples(KernelNexthop, *ways, onlink, protocols)
+    return found
 
 
 def decode_nexthop(message: Message) -> KernelNexthop:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
-from felixpy.netlink.columns import SomeAttributes, by_length, columns, same, tuples
+from felixpy.netlink.columns import SomeAttributes, by_length, columns, same, together, tuples
 from felixpy.netlink.message import (
     ATTRIBUTE,
     NLM_F_CREATE,
@@ -75,19 +75,12 @@ _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _MAC_AND_PROTOCOL = struct.Struct("=HH6s2xHHB3x")
-_HEADER_TABLE, _HEADER_INTERFACE, _HEADER_METRIC = (
-    ATTRIBUTE.pack(8, kind) for kind in (RTA_TABLE, RTA_OIF, RTA_PRIORITY)
-)
 _HEADER_V4, _HEADER_V6 = ATTRIBUTE.pack(8, RTA_DST), ATTRIBUTE.pack(20, RTA_DST)  # NDA_DST has the same number
-# Routes as the kernel writes them: table, destination, (IPv6: metric,) interface(, cache information, preference).
-_V4_DEVICE_ROUTE = struct.Struct("=BBBBBBBBI4sI4s4s4sI")
-_V6_DEVICE_ROUTE = struct.Struct("=BBBBBBBBI4sI4s16s4sI4sI4s32x4s4x")
-_DEVICE_ROUTES = {_V4_DEVICE_ROUTE.size: Family.V4, _V6_DEVICE_ROUTE.size: Family.V6}
+_ROUTE_NUMBERS = frozenset({RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_NH_ID})
 # Neighbours: address, MAC, probes, cache information, protocol.
 _V4_SIGNED_NEIGHBOUR = struct.Struct("=BBHiHBB4s4s4s6s2x4s4x4s16x4sB3x")
 _V6_SIGNED_NEIGHBOUR = struct.Struct("=BBHiHBB4s16s4s6s2x4s4x4s16x4sB3x")
 _SIGNED_NEIGHBOURS = {one.size: one for one in (_V4_SIGNED_NEIGHBOUR, _V6_SIGNED_NEIGHBOUR)}
-_V6_ROUTE_END = (ATTRIBUTE.pack(36, RTA_CACHEINFO), ATTRIBUTE.pack(5, RTA_PREF))
 _NEIGHBOUR_HEADERS = tuple(
     ATTRIBUTE.pack(size, kind)
     for size, kind in ((10, NDA_LLADDR), (8, NDA_PROBES), (20, NDA_CACHEINFO), (5, NDA_PROTOCOL))
@@ -260,7 +253,7 @@ def decode_routes(messages: Sequence[Message]) -> list[tuple[KernelRouteKey, Ker
     In the order of the messages: of several routes with one key, which the kernel allows (``ip route append``), it uses
     the one that it dumps first.
     """
-    decoded = {length: _decode_routes_alike(length, alike) for length, alike in by_length(messages).items()}
+    decoded = {length: _decode_routes_alike(alike) for length, alike in by_length(messages).items()}
     if len(decoded) == 1:
         (routes,) = decoded.values()
     else:
@@ -269,16 +262,15 @@ def decode_routes(messages: Sequence[Message]) -> list[tuple[KernelRouteKey, Ker
     return list(filter(None, routes))
 
 
-def _decode_routes_alike(length: int, alike: list[Message]) -> list[tuple[KernelRouteKey, KernelRoute] | None]:
+def _decode_routes_alike(alike: list[Message]) -> list[tuple[KernelRouteKey, KernelRoute] | None]:
     """What each of some messages of one length means; None for what is left out."""
-    family = _DEVICE_ROUTES.get(length)
-    usual = _decode_device_routes(family, alike) if family else None
-    return list(map(_decode_any_route, alike) if usual is None else usual)
+    taken = _decode_routes_together(alike) if len(alike) > 1 else None
+    return list(map(_decode_any_route, alike) if taken is None else taken)
 
 
 def decode_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
     """Key and value of an IPv4 or IPv6 route message, normalised; None for cached clones and other families."""
-    return _decode_routes_alike(len(message.payload), [message])[0]
+    return _decode_any_route(message)
 
 
 def _decode_any_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | None:
@@ -314,32 +306,26 @@ def _decode_any_route(message: Message) -> tuple[KernelRouteKey, KernelRoute] | 
     return key, KernelRoute(kind, interface, gateway, bool(flags & RTNH_F_ONLINK), source, scope, protocol, nexthop)
 
 
-def _decode_device_routes(family: Family, alike: list[Message]) -> Iterable[tuple[KernelRouteKey, KernelRoute]] | None:
-    """The commonest routes, each to an interface and with nothing else, in the order in which the kernel writes it.
-
-    IPv6 blackholes are among them, to ``lo``. Taken apart in one go, because a full node has ten thousand routes; None
-    if one is another.
-    """
-    if family is Family.V4:
-        families, lengths, _, services, _, protocols, scopes, kinds, flags, *headers = columns(_V4_DEVICE_ROUTE, alike)
-        at_table, tables, at_destination, destinations, at_interface, interfaces = headers
-        metrics: Iterable[int] = repeat(0)
-        in_order = same(at_destination, _HEADER_V4)
-    else:
-        families, lengths, _, services, _, protocols, scopes, kinds, flags, *headers = columns(_V6_DEVICE_ROUTE, alike)
-        at_table, tables, at_destination, destinations, at_metric, metrics, at_interface, interfaces, *end = headers
-        in_order = same(at_destination, _HEADER_V6) and same(at_metric, _HEADER_METRIC)
-        in_order = in_order and all(map(same, end, _V6_ROUTE_END))
-    in_order = in_order and same(at_table, _HEADER_TABLE) and same(at_interface, _HEADER_INTERFACE)
-    if not (in_order and same(families, family)) or any(map(RTM_F_CLONED.__and__, flags)):
+def _decode_routes_together(alike: list[Message]) -> Iterable[tuple[KernelRouteKey, KernelRoute]] | None:
+    """Routes with the same attributes, in one go, because a full node has ten thousand; None if one is otherwise."""
+    taken = together(_ROUTE, alike, _ROUTE_NUMBERS)
+    if taken is None:
         return None
+    families, lengths, _, services, tables, protocols, scopes, kinds, flags = taken.header
+    family, found = families[0], taken.found
+    if family not in (Family.V4, Family.V6) or not same(families, family) or any(map(RTM_F_CLONED.__and__, flags)):
+        return None
+    none, nothing = repeat(0), repeat(None)
+    interfaces = found.get(RTA_OIF, none)
     if not same(kinds, RTN_UNICAST):
-        interfaces = tuple(one if kind == RTN_UNICAST else 0 for kind, one in zip(kinds, interfaces, strict=True))
-    onlink = [bool(flag & RTNH_F_ONLINK) for flag in flags]
-    keys = tuples(KernelRouteKey, repeat(family), tuples(Net, destinations, lengths), metrics, tables, services)
-    nothing = repeat(None)
-    routes = tuples(KernelRoute, kinds, interfaces, nothing, onlink, nothing, scopes, protocols, repeat(0))
-    return zip(keys, routes, strict=True)
+        interfaces = tuple(one if kind == RTN_UNICAST else 0 for kind, one in zip(kinds, interfaces, strict=False))
+    destinations = found.get(RTA_DST) or repeat(bytes(Family(family).bits // 8))
+    nets = tuples(Net, destinations, lengths)
+    metrics, tables = found.get(RTA_PRIORITY, none), found.get(RTA_TABLE, tables)
+    keys = tuples(KernelRouteKey, repeat(Family(family)), nets, metrics, tables, services)
+    ways = interfaces, found.get(RTA_GATEWAY, nothing), [bool(flag & RTNH_F_ONLINK) for flag in flags]
+    sources, nexthops = found.get(RTA_PREFSRC, nothing), found.get(RTA_NH_ID, none)
+    return zip(keys, tuples(KernelRoute, kinds, *ways, sources, scopes, protocols, nexthops), strict=True)
 
 
 def neighbour_request(neighbour: KernelNeighbour, *, delete: bool = False) -> Request:

@@ -9,6 +9,7 @@ import struct
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
+from felixpy.netlink.columns import by_length, together, tuples
 from felixpy.netlink.message import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -270,6 +271,25 @@ def fdb_dump_request(index: int) -> Request:
     """Dump the forwarding database of one device; the kernel filters (strict checking)."""
     header = _NEIGHBOUR.pack(AF_BRIDGE, 0, 0, 0, 0, 0, 0)
     return Request(RTM_GETNEIGH, 0, header + attribute(NDA_IFINDEX, _U32.pack(index)))
+
+
+def decode_fdb_entries(messages: list[Message]) -> list[KernelFdb]:
+    """Permanent entries with a destination, many in one go: there is one for each other node."""
+    found: list[KernelFdb] = []
+    for alike in by_length(messages).values():
+        taken = together(_NEIGHBOUR, alike, frozenset()) if len(alike) > 1 else None
+        if taken is None or not taken.found.keys() >= {NDA_LLADDR, NDA_DST}:
+            found += filter(None, map(decode_fdb, alike))
+            continue
+        families, _, _, indexes, states, _, _ = taken.header
+        macs, destinations = taken.found[NDA_LLADDR], taken.found[NDA_DST]
+        entries = zip(families, states, tuples(KernelFdb, indexes, macs, destinations), strict=True)
+        found += [
+            entry
+            for family, state, entry in entries
+            if family == AF_BRIDGE and state & NUD_PERMANENT and any(entry.mac)
+        ]
+    return found
 
 
 def decode_fdb(message: Message) -> KernelFdb | None:

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from felixpy.model.net import Family
+from felixpy.netlink import nexthop, rtnetlink, tunnels
 from felixpy.netlink import nftables as nft
-from felixpy.netlink import rtnetlink
 from felixpy.netlink.columns import SomeAttributes
 from felixpy.netlink.message import Message, attribute, nested
 
@@ -34,6 +33,9 @@ ORDERS = [
     (2, [1, 15, 4]),
     (2, [15, 1, 5]),
     (2, [15, 7, 4]),
+    (2, [15, 1, 30, 5, 4]),
+    (2, [15, 1, 9]),
+    (10, [15, 1, 6, 30, 5, 4, 12, 20]),
     (10, [15, 1, 6, 4, 12, 20]),
     (10, [15, 6, 1, 4, 12, 20]),
     (10, [15, 1, 4, 6, 12, 20]),
@@ -92,10 +94,38 @@ def outcome(decode: Callable[[Message], object], payload: bytes) -> object:
 
 @given(damaged(routes()))
 def test_a_route(payload: bytes) -> None:
-    fast = outcome(rtnetlink.decode_route, payload)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rtnetlink, "_DEVICE_ROUTES", {})
-        assert fast == outcome(rtnetlink.decode_route, payload)
+    message = Message(0, 0, 0, payload)
+    alone = outcome(rtnetlink.decode_route, payload)
+    taken = rtnetlink._decode_routes_together([message, message])
+    assert taken is None or list(taken) == [alone, alone]
+
+
+@st.composite
+def nexthops(draw: st.DrawFn) -> bytes:
+    kinds = draw(st.permutations((1, 5, 6))) if draw(st.booleans()) else (1, 5, 6)
+    values = {kind: draw(st.binary(min_size=4, max_size=4)) for kind in (1, 5, 6)}
+    flags = draw(st.sampled_from((0, 4)))
+    header = struct.pack("=BBBBI", 2, 0, draw(byte), 0, flags)
+    return header + b"".join(attribute(kind, values[kind]) for kind in kinds)
+
+
+@st.composite
+def fdb_entries(draw: st.DrawFn) -> bytes:
+    mac = draw(st.sampled_from((bytes(6), b"\x66abcde", b"\x66fghij")))
+    state, family = draw(st.sampled_from((0x80, 0x80, 0x02))), draw(st.sampled_from((7, 7, 7, 2)))
+    header = struct.pack("=BBHiHBB", family, 0, 0, draw(st.integers(1, 9999)), state, 2, 0)
+    return header + attribute(2, mac) + attribute(1, draw(st.binary(min_size=4, max_size=4))) + attribute(3, bytes(16))
+
+
+@given(st.lists(damaged(nexthops())), st.lists(damaged(fdb_entries())))
+def test_many_nexthops_and_entries_mean_what_each_means_alone(objects: list[bytes], entries: list[bytes]) -> None:
+    for payloads, many, alone in (
+        (objects, nexthop.decode_nexthops, nexthop.decode_nexthop),
+        (entries, tunnels.decode_fdb_entries, tunnels.decode_fdb),
+    ):
+        usable = [(payload, one) for payload in payloads if not isinstance(one := outcome(alone, payload), type)]
+        found = many([Message(0, 0, 0, payload) for payload, _ in usable])
+        assert sorted(map(repr, found)) == sorted(repr(one) for _, one in usable if one is not None)
 
 
 @given(damaged(neighbours()))
@@ -141,10 +171,11 @@ def test_the_common_routes_of_the_kernel_are_taken_apart_in_one_go() -> None:
     def draw(size: int) -> bytes:
         return bytes(size)
 
-    for family, kinds in ((2, [15, 1, 4]), (10, [15, 1, 6, 4, 12, 20])):
+    through_objects = ((2, [15, 1, 30, 5, 4]), (10, [15, 1, 6, 30, 5, 4, 12, 20]))
+    for family, kinds in ((2, [15, 1, 4]), (10, [15, 1, 6, 4, 12, 20]), *through_objects):
         payload = route_payload(family, kinds, draw, (32, 0, 0, 254, 222, 0, 1), 0)
         message = Message(rtnetlink.RTM_NEWROUTE, 0, 0, payload)
-        assert rtnetlink._decode_device_routes(Family(family), [message]) is not None
+        assert rtnetlink._decode_routes_together([message, message]) is not None
 
 
 def test_messages_of_any_form_give_the_attributes_that_they_have() -> None:
