@@ -20,7 +20,11 @@ from felixpy.dataplane.table import MISSING, KeyedTable, Waiting
 from felixpy.dataplane.wireguard import WireGuardDevices, is_wireguard
 from felixpy.dataplane.wireguard_channel import KERNEL, USERSPACE
 from felixpy.model.net import Family
-from felixpy.netlink.message import Message, Request, attribute
+from felixpy.netlink.message import (
+    Message,
+    Request,
+    text_attribute,
+)
 from felixpy.netlink.rtnetlink import IFLA_IFNAME, RTM_DELLINK, decode_link
 from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 from felixpy.netlink.tunnels import (
@@ -325,7 +329,7 @@ class DeviceTable:
         index = decode_link(link).ifindex
         for refusal in socket.transact([device_delete_request(index)]).values():
             raise NetlinkError(refusal.errno, str(refusal))
-        gone = link.payload[:16] + attribute(IFLA_IFNAME, name.encode() + b"\0")
+        gone = link.payload[:16] + text_attribute(IFLA_IFNAME, name)
         return self.links.notify([Message(RTM_DELLINK, 0, 0, gone)])
 
 

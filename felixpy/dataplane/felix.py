@@ -20,12 +20,13 @@ from felixpy.dataplane.links import Links
 from felixpy.model.net import FAMILIES, Family
 from felixpy.netlink import ipset, rtnetlink
 from felixpy.netlink import nftables as nft
+from felixpy.netlink.expressions import NFPROTO_ARP
 from felixpy.netlink.rtnetlink import KernelRoute, KernelRouteKey
 from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 
 PROTOCOLS = (80, 3)
 """``proto`` of its routes: its own default, and ``boot``, which calico-node's environment sets."""
-TABLES = {Family.V4: "calico", Family.V6: "calico", nft.NFPROTO_ARP: "calico-arp"}
+TABLES = {Family.V4: "calico", Family.V6: "calico", NFPROTO_ARP: "calico-arp"}
 _CHAIN = re.compile(r"cali(?:-|[a-z]{2}-)")
 _COMMENT = re.compile(r'--comment "?cali:')
 _TARGET = re.compile(r" -[jg] (\S+)")
@@ -39,7 +40,7 @@ class LeftTable(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"nft table {'ARP' if self.family == nft.NFPROTO_ARP else Family(self.family)} {self.name}"
+        return f"nft table {'ARP' if self.family == NFPROTO_ARP else Family(self.family)} {self.name}"
 
 
 class LeftRoute(NamedTuple):

@@ -27,7 +27,7 @@ from felixpy.model.net import Family, format_address
 from felixpy.netlink import ipset, rtnetlink
 from felixpy.netlink import nftables as nfnetlink
 from felixpy.netlink.lookup import look_up, open_lookup
-from felixpy.netlink.message import Message
+from felixpy.netlink.message import Message, text_of
 from felixpy.netlink.transport import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
 
 PROC_SYS_NET = Path("/proc/sys/net")
@@ -326,5 +326,5 @@ def _read_interfaces(text: str) -> dict[nft.SetPlace, list[str]]:
             with contextlib.suppress(NetlinkError):
                 datagrams = socket.dump_all(nfnetlink.get_elements(nft.FAMILIES[family], table, name))
                 members = [one for each in datagrams for one in nfnetlink.decode_elements(each)]
-                found[place] = [one.key.rstrip(b"\0").decode(errors="replace") for one in members]
+                found[place] = [text_of(one.key) for one in members]
     return found

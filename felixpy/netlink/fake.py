@@ -23,6 +23,7 @@ from felixpy.netlink.message import (
     attribute,
     attributes,
     nested,
+    text_attribute,
 )
 from felixpy.netlink.rtnetlink import KernelNeighbour, KernelRoute, KernelRouteKey
 from felixpy.netlink.transport import NETLINK_ROUTE, DumpInterrupted, NetlinkError, NetlinkSocket, Refusal
@@ -277,5 +278,5 @@ def _encode_link(index: int, link: FakeLink) -> bytes:
     header = struct.pack("=BBHiII", 0, 0, 1, index, rtnetlink.IFF_UP if link.up else 0, 0)
     inet = nested(Family.V4, attribute(rtnetlink.IFLA_INET_CONF, struct.pack(f"={len(link.inet)}I", *link.inet)))
     inet6 = nested(Family.V6, attribute(rtnetlink.IFLA_INET6_CONF, struct.pack(f"={len(link.inet6)}I", *link.inet6)))
-    name = attribute(rtnetlink.IFLA_IFNAME, link.name.encode() + b"\0")
+    name = text_attribute(rtnetlink.IFLA_IFNAME, link.name)
     return header + name + attribute(rtnetlink.IFLA_ADDRESS, link.mac) + nested(rtnetlink.IFLA_AF_SPEC, inet, inet6)

@@ -86,3 +86,28 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
+
+
+def be32(value: int) -> bytes:
+    """A number of an attribute in network order, as nfnetlink has them."""
+    return struct.pack(">I", value & 0xFFFFFFFF)
+
+
+def number(data: bytes) -> int:
+    """The number of an attribute in network order, of any length."""
+    return int.from_bytes(data, "big")
+
+
+def zero_terminated(value: str) -> bytes:
+    """A string for an attribute, zero-terminated."""
+    return value.encode() + b"\0"
+
+
+def text_of(data: bytes) -> str:
+    """The string of an attribute, without the zeros that end it."""
+    return data.rstrip(b"\0").decode(errors="replace")
+
+
+def text_attribute(kind: int, value: str) -> bytes:
+    """An attribute with a string."""
+    return attribute(kind, zero_terminated(value))

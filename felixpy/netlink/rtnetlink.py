@@ -27,6 +27,7 @@ from felixpy.netlink.message import (
     attribute,
     attributes,
     nested,
+    text_of,
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -407,7 +408,7 @@ def decode_link(message: Message) -> Link:
     """A link message (RTM_NEWLINK or RTM_DELLINK)."""
     _, _, _, index, flags, _ = _LINK.unpack_from(message.payload)
     found = _LINK_ATTRIBUTES.of(message.payload)
-    name = found.get((IFLA_IFNAME,), b"").rstrip(b"\0").decode(errors="replace")
+    name = text_of(found.get((IFLA_IFNAME,), b""))
     inet = _interface_settings(Family.V4, found.get(_IN_LINK_INET, b""))
     inet6 = _interface_settings(Family.V6, found.get(_IN_LINK_INET6, b""))
     mtu = int.from_bytes(found.get((IFLA_MTU,), b""), sys.byteorder)

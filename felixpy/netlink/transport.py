@@ -28,6 +28,7 @@ from felixpy.netlink.message import (
     attributes,
     datagram,
     parse_messages,
+    text_of,
 )
 from felixpy.slices import in_slices, pause
 
@@ -309,5 +310,5 @@ def _extended_ack(message: Message) -> str:
             offset = 4 + ((echoed + 3) & ~3)
     for kind, value in attributes(message.payload, offset):
         if kind == NLMSGERR_ATTR_MSG:
-            return value.rstrip(b"\0").decode(errors="replace")
+            return text_of(value)
     return ""

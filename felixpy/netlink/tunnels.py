@@ -19,6 +19,8 @@ from felixpy.netlink.message import (
     attribute,
     attributes,
     nested,
+    text_attribute,
+    text_of,
 )
 from felixpy.netlink.rtnetlink import (
     IFF_UP,
@@ -109,7 +111,7 @@ def vxlan_create_request(name: str, device: KernelDevice) -> Request:
         b"".join(
             (
                 _LINK.pack(0, 0, 0, 0, IFF_UP, IFF_UP),
-                attribute(IFLA_IFNAME, name.encode() + b"\0"),
+                text_attribute(IFLA_IFNAME, name),
                 attribute(IFLA_MTU, _U32.pack(device.mtu)),
                 attribute(IFLA_ADDRESS, device.mac),
                 nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"vxlan"), nested(IFLA_INFO_DATA, *data)),
@@ -140,7 +142,7 @@ def ipip_create_request(name: str, device: KernelDevice) -> Request:
     """Make an IPIP device with an outer source and without another end, up."""
     parts = (
         _LINK.pack(0, 0, 0, 0, IFF_UP, IFF_UP),
-        attribute(IFLA_IFNAME, name.encode() + b"\0"),
+        text_attribute(IFLA_IFNAME, name),
         attribute(IFLA_MTU, _U32.pack(device.mtu)),
         _ipip_ends(device),
     )
@@ -163,7 +165,7 @@ def wireguard_create_request(name: str, mtu: int) -> Request:
     info = nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"wireguard"))
     parts = (
         _LINK.pack(0, 0, 0, 0, 0, 0),
-        attribute(IFLA_IFNAME, name.encode() + b"\0"),
+        text_attribute(IFLA_IFNAME, name),
         attribute(IFLA_MTU, _U32.pack(mtu)),
     )
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, b"".join((*parts, info)))
@@ -201,7 +203,7 @@ def device_delete_request(index: int) -> Request:
 
 def device_query(name: str) -> Request:
     """Ask for one link by name; ENODEV if there is none."""
-    return Request(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name.encode() + b"\0"))
+    return Request(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + text_attribute(IFLA_IFNAME, name))
 
 
 def decode_device(message: Message) -> KernelDevice:
@@ -209,10 +211,10 @@ def decode_device(message: Message) -> KernelDevice:
     flags = _LINK.unpack_from(message.payload)[4]
     found = dict(attributes(message.payload, _LINK.size))
     info = dict(attributes(found.get(IFLA_LINKINFO, b"")))
-    kind = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
+    kind = text_of(info.get(IFLA_INFO_KIND, b""))
     data = dict(attributes(info.get(IFLA_INFO_DATA, b"")))
     mtu = _U32.unpack(found[IFLA_MTU])[0] if IFLA_MTU in found else 0
-    alias = found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
+    alias = text_of(found.get(IFLA_IFALIAS, b""))
     device = KernelDevice(kind, mtu, bool(flags & IFF_UP), alias)
     if kind == "vxlan":
         strange = IFLA_VXLAN_GROUP in data or IFLA_VXLAN_GROUP6 in data

@@ -20,6 +20,8 @@ from felixpy.netlink.message import (
     attribute,
     attributes,
     nested,
+    text_attribute,
+    text_of,
 )
 from felixpy.netlink.rtnetlink import (
     IFA_ADDRESS,
@@ -90,30 +92,32 @@ def veth_request(host: End, container: End, namespace: int, *, mtu: int = 0) -> 
 
 
 def _end(end: End, mtu: int) -> list[bytes]:
-    parts = [_text(IFLA_IFNAME, end.name), attribute(IFLA_ADDRESS, end.mac)]
+    parts = [text_attribute(IFLA_IFNAME, end.name), attribute(IFLA_ADDRESS, end.mac)]
     return [*parts, attribute(IFLA_MTU, _U32.pack(mtu))] if mtu else parts
-
-
-def _text(kind: int, text: str) -> bytes:
-    return attribute(kind, text.encode() + b"\0")
 
 
 def link_mark_request(name: str, alias: str) -> Request:
     """Set what marks a link, which is finished by it. A new link does not take an alias: the kernel reads it of
     RTM_SETLINK only.
     """
-    parts = [_text(IFLA_IFNAME, name), attribute(IFLA_GROUP, _U32.pack(0)), _text(IFLA_IFALIAS, alias)]
+    parts = [
+        text_attribute(IFLA_IFNAME, name),
+        attribute(IFLA_GROUP, _U32.pack(0)),
+        text_attribute(IFLA_IFALIAS, alias),
+    ]
     return Request(RTM_SETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + b"".join(parts))
 
 
 def link_no_own_address_request(name: str) -> Request:
     """No link-local IPv6 address comes by itself when the link, which is down, goes up."""
     mode = nested(Family.V6, attribute(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,))))
-    return Request(RTM_SETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + nested(IFLA_AF_SPEC, mode))
+    return Request(
+        RTM_SETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + text_attribute(IFLA_IFNAME, name) + nested(IFLA_AF_SPEC, mode)
+    )
 
 
 def link_up_request(name: str) -> Request:
-    return Request(RTM_SETLINK, 0, _LINK.pack(0, 0, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name))
+    return Request(RTM_SETLINK, 0, _LINK.pack(0, 0, 0, 0, IFF_UP, IFF_UP) + text_attribute(IFLA_IFNAME, name))
 
 
 def link_delete_request(index: int) -> Request:
@@ -122,14 +126,14 @@ def link_delete_request(index: int) -> Request:
 
 def link_get_request(name: str) -> Request:
     """Ask for one link by name; the answer is a link message, ENODEV if there is none."""
-    return Request(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name))
+    return Request(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + text_attribute(IFLA_IFNAME, name))
 
 
 def decode_named_link(message: Message) -> NamedLink:
     """Name, alias, MAC and MTU of a link message."""
     _, _, _, index, flags, _ = _LINK.unpack_from(message.payload)
     found = dict(attributes(message.payload, _LINK.size))
-    name, alias = (found.get(kind, b"").rstrip(b"\0").decode(errors="replace") for kind in (IFLA_IFNAME, IFLA_IFALIAS))
+    name, alias = (text_of(found.get(kind, b"")) for kind in (IFLA_IFNAME, IFLA_IFALIAS))
     mtu: int = _U32.unpack(found[IFLA_MTU])[0] if IFLA_MTU in found else 0
     group: int = _U32.unpack(found[IFLA_GROUP])[0] if IFLA_GROUP in found else 0
     return NamedLink(index, name, alias, bool(flags & IFF_UP), found.get(IFLA_ADDRESS, b""), mtu, group)

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net
-from felixpy.netlink.message import Message, Request, attribute, attributes, nested
+from felixpy.netlink.message import (
+    Message,
+    Request,
+    attribute,
+    attributes,
+    nested,
+    text_attribute,
+)
 
 NETLINK_GENERIC = 16
 GENL_ID_CTRL, CTRL_CMD_GETFAMILY = 0x10, 3
@@ -142,7 +149,7 @@ def peer_requests(family: int, name: str, change: PeerChange) -> Iterator[Reques
 def device_dump_request(family: int, name: str) -> Request:
     """Ask for a device with all its peers: as a dump, of one device all the same."""
     header = _GENERIC.pack(WG_CMD_GET_DEVICE, WG_GENL_VERSION, 0)
-    return Request(family, 0, header + _text(WGDEVICE_A_IFNAME, name))
+    return Request(family, 0, header + text_attribute(WGDEVICE_A_IFNAME, name))
 
 
 def decode_device(messages: Iterable[Message]) -> WireGuardDevice:
@@ -171,15 +178,11 @@ def decode_device(messages: Iterable[Message]) -> WireGuardDevice:
 
 def _set(family: int, name: str, *parts: bytes) -> Request:
     header = _GENERIC.pack(WG_CMD_SET_DEVICE, WG_GENL_VERSION, 0)
-    return Request(family, 0, b"".join((header, _text(WGDEVICE_A_IFNAME, name), *parts)))
+    return Request(family, 0, b"".join((header, text_attribute(WGDEVICE_A_IFNAME, name), *parts)))
 
 
 def _set_peer(family: int, name: str, *parts: bytes) -> Request:
     return _set(family, name, nested(WGDEVICE_A_PEERS, nested(1, *parts)))
-
-
-def _text(kind: int, text: str) -> bytes:
-    return attribute(kind, text.encode() + b"\0")
 
 
 def _allowed_ips(nets: Iterable[Net]) -> bytes:

@@ -11,7 +11,11 @@ import struct
 from functools import cache
 
 from felixpy.model.net import Family
-from felixpy.netlink.message import Request, attribute
+from felixpy.netlink.message import (
+    Request,
+    attribute,
+    text_attribute,
+)
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 
 NFNL_SUBSYS_NFT_COMPAT = 11
@@ -25,7 +29,7 @@ def knows_match(name: str, family: Family) -> bool:
     Asked of nf_tables' compatibility layer; the modules are the same for iptables-legacy.
     """
     parts = (
-        attribute(1, name.encode() + b"\0"),
+        text_attribute(1, name),
         attribute(2, struct.pack(">I", 0)),  # revision: the kernel answers if it has a newer one, too
         attribute(3, struct.pack(">I", 0)),  # a match, not a target
     )

@@ -13,7 +13,7 @@ from felixpy.calc.rules import SPOOF_CHECK
 from felixpy.dataplane.nftables.filter import EVERY_SET, NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, Net
-from felixpy.netlink import nftables as nft
+from felixpy.netlink.expressions import NFT_JUMP, verdict
 from felixpy.netlink.nftables import NftRule
 from tests.dataplane.conftest import MakeNftables
 from tests.dataplane.rule_settings import default_chains, programmed
@@ -82,7 +82,7 @@ def test_a_member_of_the_other_family_is_refused_alone(make_nftables: MakeNftabl
 
 
 def broken_chain() -> tuple[NftRule, ...]:
-    return (NftRule((nft.verdict(nft.NFT_JUMP, "raw-nowhere"),)),)
+    return (NftRule((verdict(NFT_JUMP, "raw-nowhere"),)),)
 
 
 def test_a_chain_that_is_refused_keeps_the_old_rules_and_members_go_in(

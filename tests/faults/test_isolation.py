@@ -26,6 +26,7 @@ from felixpy.dataplane.table import KeyedTable
 from felixpy.demo.patience import Patience
 from felixpy.model.net import Family, Net, parse_address
 from felixpy.netlink import monitor, nftables, rtnetlink, transport
+from felixpy.netlink.expressions import NFPROTO
 from felixpy.netlink.message import Request
 from tests.drift.world import endpoint, sh
 from tests.faults.injection import KERNELS_WORDS, Fault, Injector, injecting
@@ -152,7 +153,7 @@ def test_a_family_whose_packet_filter_is_refused_leaves_the_other_alone(backend:
 
     def refuse(request: Request) -> bool:
         if request.type >> 8 == nftables.NFNL_SUBSYS_NFTABLES:
-            return request.payload[0] == nftables.NFPROTO[broken]
+            return request.payload[0] == NFPROTO[broken]
         return marker in request.payload
 
     async def scenario(node: Node, injector: Injector) -> None:
@@ -180,7 +181,7 @@ def test_a_kernel_without_a_set_type_is_said_of_the_family_and_found_again(log: 
 
     def refuse(request: Request) -> bool:
         is_set = request.type & 0xFF == nftables.NEWSET and request.type >> 8 == nftables.NFNL_SUBSYS_NFTABLES
-        return is_set and request.payload[0] == nftables.NFPROTO[Family.V6] and b"allowed-sources" in request.payload
+        return is_set and request.payload[0] == NFPROTO[Family.V6] and b"allowed-sources" in request.payload
 
     async def scenario(node: Node, injector: Injector) -> None:
         injector.culprit = refuse

@@ -21,13 +21,14 @@ from felixpy.dataplane.iptables.render import canonical
 from felixpy.dataplane.iptables.save_text import SavedTable
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.message import Message, attribute
-from felixpy.netlink.nftables import Expression, Hook, NftRule
+from felixpy.netlink.expressions import MATCH_INFO, MATCH_NAME, NFT_JUMP, Expression, verdict
+from felixpy.netlink.message import Message, text_attribute
+from felixpy.netlink.nftables import Hook, NftRule
 from felixpy.netlink.transport import NetlinkError, NetlinkSocket
 
 IPTABLES_TABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _MAY_MATTER = re.compile("|".join([CHAIN_PREFIX, *BUILT_IN_CHAINS]).encode())
-_MASQUERADE = nft.verdict(nft.NFT_JUMP, MASQUERADE_CHAIN)
+_MASQUERADE = verdict(NFT_JUMP, MASQUERADE_CHAIN)
 UNKNOWN_RULE: Final = "(a rule of another program)"
 
 
@@ -92,7 +93,10 @@ async def look(socket: NetlinkSocket, family: Family) -> Look:
 
 async def _read_rules(socket: NetlinkSocket, family: Family, table: str, found: Look, of: str = "") -> None:
     """Read the rules of a table, of one chain if it is named."""
-    place = [attribute(nft.RULE_TABLE, nft.name(table)), *([attribute(nft.RULE_CHAIN, nft.name(of))] if of else [])]
+    place = [
+        text_attribute(nft.RULE_TABLE, table),
+        *([text_attribute(nft.RULE_CHAIN, of)] if of else []),
+    ]
     for chain, rule, masquerades in await socket.decode_sliced(nft.dump(nft.GETRULE, family, *place), _rule):
         if chain == of or not of:  # a kernel that does not know the filter tells of every chain
             rules = found.rules[table].setdefault(chain, [])
@@ -196,7 +200,7 @@ def _commented(rule: NftRule) -> NftRule:
     """
     for index, (name, found) in enumerate(rule.expressions):
         values = dict(found)
-        if name == "match" and values[nft.MATCH_NAME] == nft.name("comment"):
-            comment = values[nft.MATCH_INFO].partition(b"\0")[0].decode()
+        if name == "match" and values[MATCH_NAME] == b"comment\0":
+            comment = values[MATCH_INFO].partition(b"\0")[0].decode()
             return NftRule(rule.expressions[:index] + rule.expressions[index + 1 :], comment)
     return rule

@@ -21,6 +21,7 @@ from felixpy.dataplane.iptables.tools import tool_name
 from felixpy.dataplane.packet_filter import FilterError, Part
 from felixpy.model.net import Family
 from felixpy.netlink import nftables as nft
+from felixpy.netlink.expressions import NFPROTO
 from felixpy.netlink.message import Message
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
 
@@ -45,7 +46,7 @@ class NftVariantFilter(IptablesFilter):
         Our own restores are told of too, because a process writes them: the read that follows confirms them.
         """
         command = message.type & 0xFF
-        if message.type >> 8 != nft.NFNL_SUBSYS_NFTABLES or message.payload[0] != nft.NFPROTO[self.family]:
+        if message.type >> 8 != nft.NFNL_SUBSYS_NFTABLES or message.payload[0] != NFPROTO[self.family]:
             return ()
         changed = command in (nft.NEWRULE, nft.DELRULE, nft.NEWCHAIN, nft.DELCHAIN) and self._ours(message, command)
         if changed or (command == nft.DELTABLE and nft.table_of(message, command) in IPTABLES_TABLES):

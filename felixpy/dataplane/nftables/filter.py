@@ -31,8 +31,10 @@ from felixpy.dataplane.packet_filter import (
     SetKey,
 )
 from felixpy.model.net import Family
+from felixpy.netlink import expressions, port_sets
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.message import Message, Request, attribute
+from felixpy.netlink.expressions import NF_ACCEPT, NFPROTO, PORTS
+from felixpy.netlink.message import Message, Request, text_attribute
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Refusal
 from felixpy.slices import in_slices
 
@@ -105,7 +107,7 @@ class _Seen:
         if table != TABLE:
             return
         key = _chain_key(name)
-        if key is None or hook != render.HOOKS.get(key) or policy != nft.NF_ACCEPT:
+        if key is None or hook != render.HOOKS.get(key) or policy != NF_ACCEPT:
             self.replace = True
         else:
             self.chains[key] = []
@@ -246,7 +248,7 @@ class NftablesFilter:
     def notify(self, message: Message) -> Iterable[tuple[Member, bool]] | Part:
         """Members that a notification says came (True) or went (False), or what to read again."""
         command = message.type & 0xFF
-        if message.type >> 8 != nft.NFNL_SUBSYS_NFTABLES or message.payload[0] != nft.NFPROTO[self.family]:
+        if message.type >> 8 != nft.NFNL_SUBSYS_NFTABLES or message.payload[0] != NFPROTO[self.family]:
             return ()
         if command == nft.NEWGEN or nft.table_of(message, command) != TABLE:
             return ()
@@ -308,7 +310,7 @@ class NftablesFilter:
 
     async def _look_at_port_sets(self, seen: _Seen) -> None:
         """Put the content of anonymous sets into the rules that look into them."""
-        used = {name for rules in seen.chains.values() for rule in rules for name in nft.anonymous_sets(rule)}
+        used = {name for rules in seen.chains.values() for rule in rules for name in port_sets.anonymous_sets(rule)}
         if not used:
             return
         if seen.part is Part.RULES:
@@ -325,9 +327,11 @@ class NftablesFilter:
                 if error.errno != errno.ENOENT:
                     raise
                 continue  # its rule went
-            contents[name] = nft.decode_port_ranges(found, seen.anonymous[name])
+            contents[name] = port_sets.decode_port_ranges(found, seen.anonymous[name])
         for key, rules in seen.chains.items():
-            seen.chains[key] = [nft.named_ports(rule, contents) for rule in rules if isinstance(rule, nft.NftRule)]
+            seen.chains[key] = [
+                port_sets.named_ports(rule, contents) for rule in rules if isinstance(rule, nft.NftRule)
+            ]
 
     async def _look_into_map(self, name: str, seen: _Seen) -> None:
         request = nft.get_elements(self.family, TABLE, name)
@@ -362,7 +366,7 @@ class NftablesFilter:
             seen.policy_sets.discard(SetKey(str(name)))  # it went while the others were read
 
     def _in_table(self, command: int) -> Request:
-        return nft.dump(command, self.family, attribute(1, nft.name(TABLE)))
+        return nft.dump(command, self.family, text_attribute(1, TABLE))
 
     def _table_flags(self) -> int | None:
         """Flags of our table; None if there is none."""
@@ -445,15 +449,15 @@ class NftablesFilter:
     def _rule_requests(self, chain: str, rule: nft.NftRule, port_set: int) -> tuple[list[Request], int]:
         """Messages for a rule and the sets of ports that it has by itself; the next free number of such a set."""
         requests: list[Request] = []
-        expressions = []
+        parts = []
         for one in rule.expressions:
-            if one.name == nft.PORTS:
-                made, one = nft.port_set_requests(self.family, TABLE, one, port_set)
+            if one.name == PORTS:
+                made, one = port_sets.port_set_requests(self.family, TABLE, one, port_set)
                 requests += made
                 port_set += 1
-            expressions.append(one)
+            parts.append(one)
         if requests:
-            rule = rule._replace(expressions=tuple(expressions))
+            rule = rule._replace(expressions=tuple(parts))
         return [*requests, nft.new_rule(self.family, TABLE, chain, rule)], port_set
 
     def _class_steps(self, change: FilterChange) -> list[_Step]:
@@ -462,12 +466,12 @@ class NftablesFilter:
         classes = {key: rules for key, rules in change.chains.items() if isinstance(key, ClassElement)}
         for key in classes:
             if key in self._seen_chains:
-                entry = nft.map_element(nft.mark(key.mark), None)
+                entry = nft.map_element(expressions.mark(key.mark), None)
                 request = nft.set_elements(nft.DELSETELEM, self.family, TABLE, key.map, [entry])
                 steps.append(_Step(request, (key,), gone=True))
         for key, rules in classes.items():
             if rules is not None:
-                entry = nft.map_element(nft.mark(key.mark), rules[0])
+                entry = nft.map_element(expressions.mark(key.mark), rules[0])
                 request = nft.set_elements(nft.NEWSETELEM, self.family, TABLE, key.map, [entry])
                 steps.append(_Step(request, (key,)))
         return steps

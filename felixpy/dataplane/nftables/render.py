@@ -53,24 +53,34 @@ from felixpy.calc.rule import (
 )
 from felixpy.config import PortRange
 from felixpy.model.net import Family, Net
-from felixpy.netlink import nftables as nft
-from felixpy.netlink.nftables import Expression, Hook, NftRule
+from felixpy.netlink import expressions as nft
+from felixpy.netlink.expressions import Expression
+from felixpy.netlink.nftables import (
+    HOOK_FORWARD,
+    HOOK_INPUT,
+    HOOK_OUTPUT,
+    HOOK_POSTROUTING,
+    HOOK_PREROUTING,
+    Hook,
+    NftRule,
+    interface_name,
+)
 
 IPPROTO_ICMP = {Family.V4: 1, Family.V6: 58}
 LOG_LEVEL = 5  # notice
 
 HOOKS: dict[ChainKey, Hook] = {
-    ChainKey(Table.RAW, "PREROUTING"): Hook("filter", nft.HOOK_PREROUTING, -300),
-    ChainKey(Table.RAW, "OUTPUT"): Hook("filter", nft.HOOK_OUTPUT, -300),
-    ChainKey(Table.MANGLE, "PREROUTING"): Hook("filter", nft.HOOK_PREROUTING, -150),
-    ChainKey(Table.MANGLE, "POSTROUTING"): Hook("filter", nft.HOOK_POSTROUTING, -150),
-    ChainKey(Table.FILTER, "INPUT"): Hook("filter", nft.HOOK_INPUT, 0),
-    ChainKey(Table.FILTER, "FORWARD"): Hook("filter", nft.HOOK_FORWARD, 0),
-    ChainKey(Table.FILTER, "OUTPUT"): Hook("filter", nft.HOOK_OUTPUT, 0),
+    ChainKey(Table.RAW, "PREROUTING"): Hook("filter", HOOK_PREROUTING, -300),
+    ChainKey(Table.RAW, "OUTPUT"): Hook("filter", HOOK_OUTPUT, -300),
+    ChainKey(Table.MANGLE, "PREROUTING"): Hook("filter", HOOK_PREROUTING, -150),
+    ChainKey(Table.MANGLE, "POSTROUTING"): Hook("filter", HOOK_POSTROUTING, -150),
+    ChainKey(Table.FILTER, "INPUT"): Hook("filter", HOOK_INPUT, 0),
+    ChainKey(Table.FILTER, "FORWARD"): Hook("filter", HOOK_FORWARD, 0),
+    ChainKey(Table.FILTER, "OUTPUT"): Hook("filter", HOOK_OUTPUT, 0),
     # After kube-proxy's at -100 and 100, as Felix does: a Service's own translation comes first.
-    ChainKey(Table.NAT, "PREROUTING"): Hook("nat", nft.HOOK_PREROUTING, -90),
-    ChainKey(Table.NAT, "OUTPUT"): Hook("nat", nft.HOOK_OUTPUT, -90),
-    ChainKey(Table.NAT, "POSTROUTING"): Hook("nat", nft.HOOK_POSTROUTING, 110),
+    ChainKey(Table.NAT, "PREROUTING"): Hook("nat", HOOK_PREROUTING, -90),
+    ChainKey(Table.NAT, "OUTPUT"): Hook("nat", HOOK_OUTPUT, -90),
+    ChainKey(Table.NAT, "POSTROUTING"): Hook("nat", HOOK_POSTROUTING, 110),
 }
 
 _VERDICTS = {
@@ -207,7 +217,7 @@ def _match(match: Match, family: Family) -> list[Expression]:
 
 
 def _interface(key: int, name: str, prefix: bool) -> list[Expression]:
-    data = name.encode() if prefix else nft.interface_name(name)
+    data = name.encode() if prefix else interface_name(name)
     return [nft.meta(key), nft.compare(data)] if data else []
 
 

@@ -17,10 +17,11 @@ from felixpy.dataplane.iptables.nft_variant import NftVariantFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, parse_address
 from felixpy.netlink import nftables as nft
+from felixpy.netlink.expressions import Expression
 from felixpy.netlink.ipset import SetHeader
 from felixpy.netlink.message import Message, Request
 from felixpy.netlink.monitor import Monitor, monitor_nftables
-from felixpy.netlink.nftables import Expression, Hook
+from felixpy.netlink.nftables import Hook
 from felixpy.netlink.transport import NetlinkSocket
 from tests.dataplane.iptables.conftest import output, saved
 from tests.dataplane.iptables.programmed import program, workload
