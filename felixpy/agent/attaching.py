@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from felixpy.agent.agent import Agent
-from felixpy.cni.server import NodeState, NotProgrammed
+from felixpy.cni.programming import NodeState, NotProgrammed
 from felixpy.model.resources import ResourceKey, Update, WorkloadEndpoint
 from felixpy.sources import SyncState
 

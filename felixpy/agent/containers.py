@@ -21,9 +21,11 @@ from felixpy.agent.attaching import Attaching
 from felixpy.agent.tunnel_addresses import TunnelAddresses
 from felixpy.calc.overlay import workload_mtu
 from felixpy.cni.attachments import LocalAttachments
+from felixpy.cni.calls import Calls
 from felixpy.cni.conflist import BadNetworkConfiguration, ConflistWriter, default_conflist, given_conflist
 from felixpy.cni.journal import Journal
-from felixpy.cni.server import CniServer, Node, Pods
+from felixpy.cni.programming import Node, Pods
+from felixpy.cni.server import CniServer
 from felixpy.config import Settings
 from felixpy.config.values import IPAMType
 from felixpy.ipam.assignment import Addresses
@@ -73,21 +75,10 @@ class Containers:
             from felixpy.agent.pods import ApiPods
 
             pods = ApiPods(source, api)
-        self.server = CniServer(
-            settings.cni_socket,
-            Node(
-                settings.nodename,
-                lambda: agent.settings.interface_prefix[0],
-                self._mtu,
-                partial(_count, agent.metrics),
-            ),
-            attachments,
-            Journal(settings.cni_state_directory / "attachments"),
-            self._addresses(api),
-            self._attaching,
-            pods,
-        )
-
+        node = Node(settings.nodename, lambda: agent.settings.interface_prefix[0], self._mtu)
+        journal = Journal(settings.cni_state_directory / "attachments")
+        self._calls = Calls(node, attachments, journal, self._addresses(api), self._attaching, pods)
+        self._server = CniServer(settings.cni_socket, self._calls, partial(_count, agent.metrics))
         agent.metrics.sampled.append(lambda: agent.metrics.attachments.set(len(attachments)))
 
     async def open(self) -> None:
@@ -96,11 +87,11 @@ class Containers:
         Raises:
             JournalError, OSError
         """
-        await self.server.open()
+        await self._calls.open()
 
     def parts(self) -> list[Coroutine[Any, Any, None]]:
         """What runs until it is cancelled."""
-        found = [self.server.serve()]
+        found = [self._server.serve()]
         if self._settings.cni_config_file is not None:
             state = self._attaching.state
             found.append(ConflistWriter(self._settings.cni_config_file, state, self._conflist).run())

@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from felixpy.cni.errors import CniError
+from felixpy.cni.programming import NodeState
 from felixpy.cni.request import parse_configuration
-from felixpy.cni.server import NodeState
 from felixpy.model.net import Family
 from felixpy.plain_error import PlainError
 from felixpy.standing import Standing

@@ -17,8 +17,8 @@ from felixpy.cni.conflist import (
     given_conflist,
 )
 from felixpy.cni.errors import CniError
+from felixpy.cni.programming import NodeState
 from felixpy.cni.request import parse_configuration
-from felixpy.cni.server import NodeState
 from felixpy.model.net import FAMILIES, Family
 
 SOCKET = Path("/run/felixpy/cni.sock")

@@ -21,8 +21,10 @@ import pytest
 
 from felixpy.cni import journal, pair, transfer
 from felixpy.cni.attachments import LocalAttachments
+from felixpy.cni.calls import Calls
 from felixpy.cni.journal import Journal, parse
-from felixpy.cni.server import CniServer, Node, NodeState, NotProgrammed
+from felixpy.cni.programming import Node, NodeState, NotProgrammed
+from felixpy.cni.server import CniServer
 from felixpy.demo.patience import limit
 from felixpy.ipam.assignment import NoAddress, Wanted
 from felixpy.ipam.local import LocalAddresses
@@ -97,7 +99,8 @@ class Bench:
         self.open_before = _open_namespaces()  # of other tests of this process
         self.attachments = LocalAttachments()
         node = Node("n1", lambda: "cali")
-        self.server = CniServer(self.path, node, self.attachments, self.journal, self.addresses, self.played)
+        self.calls = Calls(node, self.attachments, self.journal, self.addresses, self.played)
+        self.server = CniServer(self.path, self.calls)
 
     async def call(self, command: str, container: str = "c1", netns: str = "/run/netns/pod") -> tuple[int, Any]:
         reader, writer = await self.begin(command, container, netns)
@@ -161,7 +164,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @contextlib.asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[Bench]:
     bench = Bench(folder)
-    await bench.server.open()
+    await bench.calls.open()
     task = asyncio.create_task(bench.server.serve())
     await until(bench.path.exists)
     try:

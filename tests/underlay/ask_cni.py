@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from felixpy.cni.attachments import Attachment
+from felixpy.cni.calls import status_error, unnamed
 from felixpy.cni.errors import CniError
+from felixpy.cni.programming import NodeState
 from felixpy.cni.request import parse_ipam
-from felixpy.cni.server import NodeState, status_error, unnamed
 from felixpy.cni.wishes import wishes_of
 from felixpy.model.net import FAMILIES
 from tests.underlay.vectors import Answer, elsewhere, same
