@@ -1,9 +1,9 @@
 """Keeps what a broker retains equal to a content that one program holds as a whole: for the hub.
 
 Unlike a publisher, which changes what people name, a mirror owns the scopes: what is not in its content goes. It reads
-once per connection, then writes what changes. Invariants: each scope's manifest is written behind the topics that it
-counts, and equals them; a broker whose objects are somebody else's is not touched. It must never delete anything before
-the content is complete.
+once per connection, then writes what changes. Invariants: each scope's manifest is written behind all that is to be
+written of it, and equals what is there: one that comes before is a proof that the rest is gone; a broker whose objects
+are somebody else's is not touched. It must never delete anything before the content is complete.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -30,7 +30,7 @@ EPOCH = "hub-"
 
 NODES_PER_READ = 100
 TOPICS_PER_STEP = 500
-"""So many topics are written before the manifests that count them."""
+"""So many topics, and the rest of the last scope, are written before the manifests that count them."""
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ class Mirror:
             self._unwritten.add(scope)
 
     async def write(self, changed: Iterable[str]) -> None:
-        """Write topics as the content has them now, and the manifests that count them.
+        """Write topics as the content has them now, and the manifests that count them; then all others that are wrong.
 
         Raises:
             StreamError: the connection, or another client that writes into these scopes.
@@ -161,13 +161,17 @@ class Mirror:
                 await self._write_step(step)
                 step = []
         await self._write_step(step)
+        await self._put_manifests(self._unwritten)
         if self._retained.foreign:
             scopes = ", ".join(sorted(self._retained.foreign)[:3])
             raise StreamError(f"another client writes what this hub keeps ({scopes}); all is read again")
 
     async def _write_step(self, step: list[str]) -> None:
         await self._at_once(self._put_object(topic) for topic in step if self._is_wrong(topic))
-        scopes, self._unwritten = self._unwritten, set()
+        await self._put_manifests(self._unwritten & {topics.scope_of(topic) for topic in step})
+
+    async def _put_manifests(self, scopes: Set[str]) -> None:
+        self._unwritten = self._unwritten - scopes
         await self._at_once(self._put_manifest(scope) for scope in sorted(scopes))
 
     async def _put_object(self, topic: str) -> None:

@@ -22,7 +22,7 @@ from felixpy.kubernetes.client import Api
 from felixpy.kubernetes.kinds import CALICO_V3, KINDS
 from felixpy.kubernetes.names import endpoint_key
 from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
-from felixpy.mqtt.mirror import EPOCH
+from felixpy.mqtt.mirror import EPOCH, Mirror
 from felixpy.mqtt.peers import DELTA, decode_peers, endpoint_hash
 from felixpy.sources import SyncState
 from felixpy.sources.mqtt import MqttSource
@@ -193,6 +193,31 @@ async def test_a_broker_that_was_emptied_is_filled_again_and_nothing_moves(broke
         await sink.state(SyncState.IN_SYNC)
         await until(lambda: writing.in_sync)
         assert len(sink.updates) == told
+
+
+@in_a_loop
+async def test_no_manifest_says_less_than_there_shall_be(broker: Broker) -> None:
+    """A broker that is filled in steps: a manifest of nothing would be a proof that all is gone, nodes and policy."""
+    cluster = Cluster(settings_for(broker))
+    cluster.pool()
+    for number in range(3):
+        cluster.node(f"n{number}")
+        cluster.pod(f"10.0.0.{number + 1}", f"web-{number}", f"n{number}")
+    told: list[str] = []
+
+    async def put(mirror: Mirror, topic: str, payload: bytes) -> None:
+        told.append(topic)
+        await write(mirror, topic, payload)
+
+    write = Mirror.put
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("felixpy.mqtt.mirror.TOPICS_PER_STEP", 1)
+        patch.setattr(Mirror, "put", put)
+        async with cluster.written() as writing:
+            await until(lambda: writing.in_sync)
+    manifests = [topic for topic in told if topic.startswith("sync/")]
+    assert sorted(manifests) == ["sync/node/n0", "sync/node/n1", "sync/node/n2", "sync/shared"]
+    assert told.index("sync/shared") > told.index("ippool/a")
 
 
 @pytest.mark.parametrize("others", [{"sync/node/n1": {"counts": {}}}, {"sync/shared": {"counts": {}}}])
