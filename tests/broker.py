@@ -51,6 +51,11 @@ class Broker:
             time.sleep(0.02)
         raise RuntimeError(f"Mosquitto did not start:\n{self.log()}")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()

@@ -113,7 +113,7 @@ def read(port: int, readers: int, pipe: Connection) -> None:
             if number < readers - 1:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        pipe.send(_memory())
+        pipe.send(memory())
         while True:
             if await asyncio.to_thread(pipe.poll, 0.1):
                 pipe.recv()
@@ -127,33 +127,45 @@ def ask(pipe: Connection) -> Any:
     return pipe.recv()
 
 
-async def simulate(broker: Broker, pods: int, nodes: int, readers: int, seconds: int, rate: int) -> None:
-    """Fill, read, change."""
-    began, used = time.monotonic(), time.process_time()
-    cluster = ClusterContent(settings_for(broker.port, "hub"), Api(Access(Identity("http://nowhere"))), PeerTable("e"))
+def filled(broker: int, pods: int, nodes: int) -> ClusterContent:
+    """A cluster of so many pods and nodes, as a hub has read it."""
+    cluster = ClusterContent(settings_for(broker, "hub"), Api(Access(Identity("http://nowhere"))), PeerTable("e"))
     for _, follower in cluster._kinds:
         follower.listed()
     for number in range(nodes):
         cluster._nodes.changed(("", f"node-{number}"), read_node(node(number)))
-    take, names = pod_reader("cali"), []
     for number in range(pods):
-        found = take(pod(number, nodes))
-        assert found.endpoint is not None
-        names.append(found.endpoint.key)
-        cluster._pods.changed((found.endpoint.key.namespace, found.endpoint.key.name), found)
+        pod_changed(cluster, number, nodes, version=0)
     cluster._pods.listed()
     cluster._nodes.listed()
+    return cluster
+
+
+def pod_changed(cluster: ClusterContent, number: int, nodes: int, version: int = 1) -> None:
+    """The API server tells of a pod."""
+    found = _take(pod(number, nodes, version))
+    assert found.endpoint is not None
+    cluster._pods.changed((found.endpoint.key.namespace, found.endpoint.key.name), found)
+
+
+_take = pod_reader("cali")
+
+
+async def simulate(broker: Broker, pods: int, nodes: int, readers: int, seconds: int, rate: int) -> None:
+    """Fill, read, change."""
+    began, used = time.monotonic(), time.process_time()
+    cluster = filled(broker.port, pods, nodes)
     print(f"taken from the API: {time.monotonic() - began:.1f} s, {time.process_time() - used:.1f} s of processor, "
           f"{len(cluster.content)} topics, {cluster.peers.identities} identities, "
-          f"hub {_mebibytes(_memory())}", flush=True)  # fmt: skip
+          f"hub {mebibytes(memory())}", flush=True)  # fmt: skip
     writing = Writing(cluster._settings, cluster)
     began, used = time.monotonic(), time.process_time()
     task = asyncio.create_task(writing.run())
     while not writing.in_sync:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     print(f"to an empty broker: {time.monotonic() - began:.1f} s, {time.process_time() - used:.1f} s of processor, "
-          f"{writing.counts.topics} messages; hub {_mebibytes(_memory())}, "
-          f"at most {_mebibytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}", flush=True)  # fmt: skip
+          f"{writing.counts.topics} messages; hub {mebibytes(memory())}, "
+          f"at most {mebibytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}", flush=True)  # fmt: skip
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     began, used = time.monotonic(), time.process_time()
@@ -172,16 +184,13 @@ async def simulate(broker: Broker, pods: int, nodes: int, readers: int, seconds:
             print(f"node {number} in sync: {took:.1f} s, {spent:.1f} s of processor, {size / 1e6:.1f} MB, "
                   f"{messages} messages, {updates} updates", flush=True)  # fmt: skip
         print(
-            f"memory of a node's source (no calculation): {_mebibytes(await asyncio.to_thread(ours.recv))}", flush=True
+            f"memory of a node's source (no calculation): {mebibytes(await asyncio.to_thread(ours.recv))}", flush=True
         )
         first = await asyncio.to_thread(ask, ours)
         topics, used, began = again.counts.topics, time.process_time(), time.monotonic()
         for second in range(seconds):
             for number in range(rate):
-                which = (second * rate + number) * 7 % pods
-                found = take(pod(which, nodes, version=1))
-                assert found.endpoint is not None
-                cluster._pods.changed((found.endpoint.key.namespace, found.endpoint.key.name), found)
+                pod_changed(cluster, (second * rate + number) * 7 % pods, nodes)
             await asyncio.sleep(max(0.0, began + second + 1 - time.monotonic()))
         last = first
         while last[2] < first[2] + seconds * rate:
@@ -200,12 +209,12 @@ async def simulate(broker: Broker, pods: int, nodes: int, readers: int, seconds:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _memory() -> int:
+def memory() -> int:
     """What this process holds now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def _mebibytes(size: int) -> str:
+def mebibytes(size: int) -> str:
     return f"{size / 2**20:.0f} MiB"
 
 
