@@ -304,7 +304,8 @@ class Dataplane:
             if interface in tables.classes.too_many:
                 mask = "IptablesMarkMask" if tables.filter.marks_pairs else "NftablesMarkMask"
                 return (
-                    f"policy: all {tables.classes.capacity()} classes that {mask} has bits for are taken, so its "
+                    f"policy: all {tables.classes.capacity()} classes that {mask} has bits for besides the one of most "
+                    f"endpoints are taken, so its "
                     "packets are dropped; give the mask more bits, or have fewer different sets of policies"
                 )
         return ""

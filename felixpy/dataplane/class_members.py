@@ -3,19 +3,20 @@
     nftables   to-policed { cali1 }  to-class-0 { cali1 }  to-class-3 { cali1 }      class 9
     iptables   to-workload { 10.48.0.1,cali1 skbmark 0x00280000/0x01fc0000 }
 
-An interface without a class that asks something has no members besides its pairs: it costs as much as without policy.
+With nftables an interface of the usual class has no members besides its pairs: it costs as much as without policy.
 
 Invariant: whoever has a number that no class bears, or that does not fit into the mark, is denied, and never open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cache
 from typing import Protocol
 
 from felixpy.calc.entries import ANY_NET, ElementKey, SetName
-from felixpy.calc.policy.carrier import BIT_SETS, POLICED, MarkBits, code_of, open_code
+from felixpy.calc.policy.carrier import BIT_SETS, POLICED, MarkBits, code_of
 from felixpy.calc.policy.classes import Direction, EndpointClasses
+from felixpy.calc.policy.numbering import USUAL
 from felixpy.dataplane.packet_filter import Member
 from felixpy.model.net import Family
 from felixpy.store.index import Index
@@ -44,10 +45,8 @@ class ClassMembers:
         self._family = family
         self._members = members
         self._classes: dict[str, EndpointClasses] = {}
-        self._in_class: Index[tuple[Direction, int], str] = Index()
-        self._open: set[tuple[Direction, int]] = set()
         self._pairs: Index[str, ElementKey] = Index()
-        self._bits: dict[str, dict[Direction, set[SetName]]] = {}
+        self._bits: dict[str, frozenset[SetName]] = {}
         self._marks: MarkBits | None = None
         self._marks_pairs = marks_pairs
         self.denied = 0
@@ -64,16 +63,12 @@ class ClassMembers:
         for interface in {*self._classes, *self._pairs.places()}:
             self._write(interface)
 
-    def interfaces_of(self, direction: Direction, number: int) -> frozenset[str]:
-        """Interfaces that have a class."""
-        return frozenset(self._in_class.at((direction, number)))
-
     def want(self, interface: str, classes: EndpointClasses) -> None:
         """An interface has these classes."""
         old = self._classes.get(interface)
         if old == classes:
             return
-        self._note(interface, old, classes)
+        self.denied += _denied(classes) - _denied(old)
         self._classes[interface] = classes
         self._write(interface)
 
@@ -82,22 +77,13 @@ class ClassMembers:
         return interface in self._classes
 
     def capacity(self) -> int:
-        """How many classes a direction can have."""
-        return min(self._largest(direction) for direction in Direction)
+        """How many classes a direction can have besides the usual one."""
+        return min(self._largest(direction) for direction in Direction) - 1
 
     def drop(self, interface: str) -> None:
         """An interface has no classes any more: it is gone, or policy does not know it."""
         if (old := self._classes.pop(interface, None)) is not None:
-            self._note(interface, old, None)
-            self._write(interface)
-
-    def open(self, direction: Direction, number: int, *, is_open: bool) -> None:
-        """A class asks nothing, or asks something."""
-        key = direction, number
-        if (key in self._open) == is_open:
-            return
-        self._open ^= {key}
-        for interface in list(self._in_class.at(key)):
+            self.denied -= _denied(old)
             self._write(interface)
 
     def want_pair(self, key: ElementKey) -> None:
@@ -113,77 +99,72 @@ class ClassMembers:
             self._pairs.discard(key.interface, key)
         self._members.drop(key)
 
-    def _note(self, interface: str, old: EndpointClasses | None, new: EndpointClasses | None) -> None:
-        for classes, sign in ((old, -1), (new, 1)):
-            if classes is None:
-                continue
-            for direction, number in zip((Direction.INGRESS, Direction.EGRESS), classes, strict=True):
-                if sign < 0:
-                    self._in_class.discard((direction, number), interface)
-                else:
-                    self._in_class.add((direction, number), interface)
-                self.denied += sign * (number == 0)
-
-    def _numbers(self, interface: str) -> Iterator[tuple[Direction, int | None]]:
-        """The class of each direction; None where nothing is asked."""
+    def _number(self, interface: str, direction: Direction) -> int | None:
+        """The class of a direction; None where policy does not know the interface."""
         classes = self._classes.get(interface)
-        for direction in Direction:
-            number = None
-            if classes is not None:
-                number = classes.ingress if direction is Direction.INGRESS else classes.egress
-            yield direction, None if number is None or (direction, number) in self._open else number
+        if classes is None:
+            return None
+        return classes.ingress if direction is Direction.INGRESS else classes.egress
 
     def _write(self, interface: str) -> None:
-        is_over = any(number and not self._fits(direction, number) for direction, number in self._numbers(interface))
+        numbers = [(direction, self._number(interface, direction)) for direction in Direction]
+        is_over = any(number and not self._fits(direction, number) for direction, number in numbers)
         if is_over != (interface in self.too_many):
             self.too_many ^= {interface}
             self.judged_anew.add(interface)
         if not self._marks_pairs:
-            self._write_bits(interface)
+            self._write_bits(interface, numbers)
             return
         for key in self._pairs.at(interface):
             self._members.want(key, self._mark(interface, PAIRS[key.set]))
 
-    def _write_bits(self, interface: str) -> None:
+    def _write_bits(self, interface: str, numbers: list[tuple[Direction, int | None]]) -> None:
+        wanted = {name for direction, number in numbers for name in self._sets_of(direction, number)}
+        had = self._bits.get(interface, frozenset())
+        if wanted == had:
+            return
         whole = ANY_NET[self._family]
-        for direction, number in self._numbers(interface):
-            wanted = set()
-            if number is not None:
-                wanted = {POLICED[direction]}
-                if self._fits(direction, number):
-                    code = code_of(number, self._bits_of(direction))
-                    wanted |= {name for bit, name in enumerate(BIT_SETS[direction]) if code >> bit & 1}
-            had = self._bits.setdefault(interface, {}).get(direction, set())
-            for name in wanted - had:
-                self._members.want(ElementKey(name, whole, interface), None)
-            for name in had - wanted:
-                self._members.drop(ElementKey(name, whole, interface))
-            if wanted:
-                self._bits[interface][direction] = wanted
-            else:
-                self._bits[interface].pop(direction, None)
-        if not self._bits[interface]:
+        for name in wanted - had:
+            self._members.want(ElementKey(name, whole, interface), None)
+        for name in had - wanted:
+            self._members.drop(ElementKey(name, whole, interface))
+        if wanted:
+            self._bits[interface] = frozenset(wanted)
+        else:
             del self._bits[interface]
 
-    def _bits_of(self, direction: Direction) -> int:
-        return self._marks.of(direction).bits if self._marks else 0
+    def _sets_of(self, direction: Direction, number: int | None) -> tuple[SetName, ...]:
+        """The sets that tell a class; that the number does not fit into the mark tells that of being in no bit's."""
+        if number is None or number == USUAL:
+            return ()
+        bits = self._marks.of(direction).bits if self._marks else 0
+        return _sets_of(direction, number if self._fits(direction, number) else 0, bits)
 
     def _fits(self, direction: Direction, number: int) -> bool:
         return number <= self._largest(direction)
 
     def _largest(self, direction: Direction) -> int:
-        """The last number that a direction has a place for; in pairs the two after it mean other things."""
+        """The last number that a direction has a place for; in pairs the one after it says that it is to the node."""
         if self._marks is None:
             return 0
         found = self._marks.of(direction)
-        return open_code(found) - 1 if self._marks_pairs else found.largest
+        return found.largest - 1 if self._marks_pairs else found.largest
 
     def _mark(self, interface: str, direction: Direction) -> int | None:
         """The mark that a pair carries, None for none."""
         if self._marks is None:
             return None
         found = self._marks.of(direction)
-        number = dict(self._numbers(interface))[direction]
-        if number is None:
-            return found.of(open_code(found))
+        number = self._number(interface, direction)
         return found.of(number) if number and self._fits(direction, number) else None
+
+
+def _denied(classes: EndpointClasses | None) -> int:
+    """In how many directions there is no class."""
+    return 0 if classes is None else classes.count(0)
+
+
+@cache
+def _sets_of(direction: Direction, number: int, bits: int) -> tuple[SetName, ...]:
+    code = code_of(number, bits) if number else 0
+    return (POLICED[direction], *(name for bit, name in enumerate(BIT_SETS[direction]) if code >> bit & 1))

@@ -26,7 +26,7 @@ from felixpy.calc.policy.classes import (
     PolicySet,
     PolicySetKey,
 )
-from felixpy.calc.policy.layout import PolicyLayout, is_open
+from felixpy.calc.policy.layout import PolicyLayout
 from felixpy.calc.rule import ChainKey, ClassElement, RuleKey, Table
 from felixpy.calc.rules import RuleSettings
 from felixpy.dataplane.class_members import PAIRS, ClassMembers
@@ -122,9 +122,7 @@ class FilterTables:
             else:
                 self.classes.drop(key.interface)
         elif isinstance(key, ClassKey):
-            wanted = value if isinstance(value, EndpointClass) else None
-            self.layout.take_class(key, wanted)
-            self.classes.open(key.direction, key.number, is_open=wanted is not None and is_open(wanted))
+            self.layout.take_class(key, value if isinstance(value, EndpointClass) else None)
         elif isinstance(key, PolicyChainKey):
             self.layout.take_policy(key, value if isinstance(value, PolicyChain) else None)
         elif isinstance(key, HostEndpointKey):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from felixpy.calc.policy.classes import Direction, Use
 from felixpy.calc.policy.policy_rules import END_OF_TIER, NO_PROFILE
-from felixpy.explain.packet import Chain, Rule, owner
+from felixpy.explain.packet import Action, Chain, Rule, owner
 
 NO_CLASS = "the interface has no class yet"
 NO_POLICY = "no policy, and no profile that denies anything"
@@ -21,6 +21,7 @@ _PREFIX = "(?:raw-|mangle-|filter-|fpy-)"
 _POLICY = re.compile(rf"{_PREFIX}({'|'.join(Use)})-[a-z2-7]{{16}}")
 _CLASS = re.compile(rf"{_PREFIX}([tf])-[a-z2-7]{{16}}(?:\.\d+)?")
 _DISPATCH = re.compile(rf"{_PREFIX}(from|to)-class(?:-\d+)?")
+_DONE = re.compile(rf"{_PREFIX}[te]-done")
 _HOST = re.compile(rf"{_PREFIX}(?:host|via)-(in|out)(?:-.*)?")
 _FAILSAFE = re.compile(rf"{_PREFIX}failsafe-(in|out)")
 _WORDS = {"accept": "allows", "goto": "allows", "drop": "denies", "reject": "denies", "return": "passes"}
@@ -68,9 +69,9 @@ def said(chain: Chain, kind: str, rule: str) -> Said | None:
     return Said(Use(found[1]).direction, who, _WORDS.get(kind, "nothing"), rule)
 
 
-def decision(table: str, chain: Chain, rule: Rule, kind: str) -> Decision | None:
-    """What a rule of a chain decides by an action of this kind; None if it is no matter of policy."""
-    did = _WORDS.get(kind)
+def decision(table: str, chain: Chain, rule: Rule, action: Action) -> Decision | None:
+    """What a rule of a chain decides by an action; None if it is no matter of policy."""
+    did = _WORDS.get(action.kind)
     if did is None or owner(table, chain.name) != "felixpy":
         return None
     if found := _POLICY.fullmatch(chain.name):
@@ -80,7 +81,9 @@ def decision(table: str, chain: Chain, rule: Rule, kind: str) -> Decision | None
     if found := _FAILSAFE.fullmatch(chain.name):
         return Decision(_direction(found[1]), "failsafe ports", did)
     if found := _DISPATCH.fullmatch(chain.name):
-        return Decision(_direction(found[1]), NO_CLASS, did) if did == "denies" else None
+        if did == "denies":
+            return Decision(_direction(found[1]), NO_CLASS, did)
+        return Decision(_direction(found[1]), NO_POLICY, did) if _DONE.fullmatch(action.target) else None
     if found := _CLASS.fullmatch(chain.name) or _HOST.fullmatch(chain.name):
         if did == "allows":
             return Decision(_direction(found[1]), UNDECIDED, did) if rule is chain.rules[-1] else None

@@ -264,7 +264,7 @@ class _Walk:
             action = self._rule(rule.steps, rule.text, place, packet)
             if action is None:
                 continue
-            if decided := decision(ruleset.name, chain, rule, action.kind):
+            if decided := decision(ruleset.name, chain, rule, action):
                 self.decisions.append(decided)
             if action.kind in ("jump", "goto"):
                 target = ruleset.chains.get(action.target)

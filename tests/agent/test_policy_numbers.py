@@ -41,7 +41,7 @@ def test_policies_that_come_and_go_use_no_numbers_up(broker: Broker, environ: di
 
 
 SMALL = {
-    "nftables": (NFTABLES | {"FELIX_NFTABLESMARKMASK": "0xff800000"}, 63, "NftablesMarkMask"),
+    "nftables": (NFTABLES | {"FELIX_NFTABLESMARKMASK": "0xff800000"}, 62, "NftablesMarkMask"),
     "legacy": (LEGACY | {"FELIX_IPTABLESMARKMASK": "0xff800000"}, 5, "IptablesMarkMask"),
 }
 

@@ -25,7 +25,7 @@ from felixpy.calc.policy.classes import (
     TierChains,
     Use,
 )
-from felixpy.calc.policy.numbering import Numbers
+from felixpy.calc.policy.numbering import USUAL, Numbers
 from felixpy.calc.policy.output import GONE
 from felixpy.calc.policy.sets import without_covered
 from felixpy.calc.policy.settings import PolicySettings
@@ -267,13 +267,28 @@ def test_numbers_are_those_that_the_kernel_has_and_rest_before_they_serve_again(
     asked = class_of(again, "a")
     assert asked is not None and numbers(again, "a")[0] == known[Direction.INGRESS, asked.name]
     numbering = Numbers()
-    taken = [numbering.take(name) for name in "abcd"]
-    assert taken == [1, 2, 3, 4]
+    taken = [numbering.take(name, usual=name == "b") for name in "abcd"]
+    assert taken == [2, USUAL, 3, 4]
+    numbering.give(USUAL)
     numbering.give(2)
-    assert numbering.take("e") == 5
+    assert numbering.take("e", usual=True) == 5
     numbering.settled()
-    assert numbering.take("f") == 2
-    assert [numbering.take(str(number)) for number in range(5000)][-1] > 4095
+    assert numbering.take("f", usual=False) == 2
+    assert [numbering.take(str(number), usual=False) for number in range(5000)][-1] > 4095
+    assert numbering.take("g", usual=True) == USUAL
+
+
+def test_the_usual_number_is_of_the_open_class_or_of_the_largest_at_a_start_and_stays_with_it() -> None:
+    several = [pod(str(number), f"10.0.0.{number}", app="web" if number > 2 else str(number)) for number in range(6)]
+    open_first = Node("n1", OPEN).put(policy("a", "app == '1'"), *several)
+    assert [numbers(open_first, str(number))[0] for number in (0, 1, 5)] == [USUAL, 2, USUAL]
+    open_first.put(policy("all", "all()"))
+    assert [numbers(open_first, str(number))[0] for number in (0, 1, 5)] == [USUAL, 2, USUAL]
+    assert order_of(open_first, "5") == "default:all:Deny > Deny"
+    asked = Node("n1", OPEN, complete=False).put(*(policy(one, f"app == '{one}'") for one in ("0", "1", "2", "web")))
+    asked.put(*several).complete()
+    assert [numbers(asked, str(number))[0] for number in (3, 4, 5)] == [USUAL] * 3
+    assert USUAL not in [numbers(asked, str(number))[0] for number in (0, 1, 2)]
 
 
 def test_two_endpoints_of_one_interface_have_the_class_of_the_one_that_has_it() -> None:
@@ -298,7 +313,7 @@ def test_what_there_is_can_be_shown() -> None:
     web = policy("p", "app == 'web'", ingress=[rule], tier="kube-admin")
     node = Node("n1").put(web, pod("a", "10.0.0.1", app="web"), pod("b", "10.0.0.2", app="db", node="n2"))
     assert node.policy.asking(policy("p").key) == 1
-    assert sorted(node.policy.classes()) == [("egress", 1, "deny", 1), ("ingress", 1, "kube-admin [p], deny", 1)]
+    assert sorted(node.policy.classes()) == [("egress", 2, "deny", 1), ("ingress", 2, "kube-admin [p], deny", 1)]
     ((name, described, count, users),) = node.policy.sets()
     assert (name[:2], described, count, users) == ("s-", "app == 'db'", 1, "p")
 

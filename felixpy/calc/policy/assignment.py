@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from felixpy.calc.policy.chains_in_use import ChainsInUse
-from felixpy.calc.policy.classes import ClassKey, EndpointClass, EndpointClasses, Use, comment_text, text_hash
+from felixpy.calc.policy.classes import ClassKey, EndpointClass, EndpointClasses, Use, class_name, comment_text
 from felixpy.calc.policy.in_force import InForce
 from felixpy.calc.policy.numbering import Numbers
 from felixpy.calc.policy.order import Asked, asked, owner_name
@@ -19,6 +19,9 @@ from felixpy.calc.policy.selection import Held, ProfileLabels, Selection, Watche
 from felixpy.model.net import FAMILIES
 from felixpy.model.policy import Direction, PolicyAction
 from felixpy.model.resources import ResourceKey
+
+_OPEN = ((), (), PolicyAction.ALLOW)
+"""The content of a class that lets everything through without asking."""
 
 _WORKLOAD_USE = {Direction.INGRESS: Use.WORKLOAD_INGRESS, Direction.EGRESS: Use.WORKLOAD_EGRESS}
 
@@ -44,7 +47,7 @@ class Assignment:
         without_profile: PolicyAction,
     ) -> None:
         self.workloads = Selection(labels, self._moved)
-        self.is_complete = False
+        self.is_complete = self._starts = False
         self._in_force = in_force
         self._chains = chains
         self._output = output
@@ -57,9 +60,24 @@ class Assignment:
     # --- what is asked by others ---------------------------------------------------------------------------------
 
     def adopt(self, numbers: Mapping[tuple[Direction, str], int]) -> None:
-        """Numbers of classes by their names, as the kernel has them: before anything is complete."""
+        """Numbers of classes by their names, as the kernel has them: before anything is complete. The open class, which
+        alone may have a number already, gives it up if the kernel has it for another, or another for it.
+        """
         for way in Direction:
-            self._numbers[way].adopt({name: number for (of, name), number in numbers.items() if of is way})
+            known = {name: number for (of, name), number in numbers.items() if of is way}
+            for given in list(self._classes[way].values()):
+                others = dict(known)
+                own = others.pop(_class_name(way, given.asked), given.number)
+                if own != given.number or own in others.values():
+                    self._forget(way, given)
+            self._numbers[way].adopt(known)
+
+    def _forget(self, way: Direction, given: _Class) -> None:
+        """A class is to be given anew."""
+        for held in given.held:
+            del self._class_of[way][held]
+        self._end_class(way, given)
+        self._numbers[way] = Numbers()
 
     def settled(self) -> None:
         """The kernel has all that was told."""
@@ -95,12 +113,18 @@ class Assignment:
 
     # --- changes -------------------------------------------------------------------------------------------------
 
+    def touch_changed(self, old: Held | None, new: Held | None) -> None:
+        """An endpoint has another identity. One that has classes and endpoints is asked what it was."""
+        for held in (old, new):
+            if held is not None and not (held.things and all(held in of for of in self._class_of.values())):
+                self._dirty.add(held)
+
     def touch(self, held: Iterable[Held]) -> None:
         """These may be asked something else."""
         self._dirty.update(held)
 
     def complete(self) -> None:
-        self.is_complete = True
+        self.is_complete = self._starts = True
         self.touch(self.workloads.held())
 
     def use_without_profile(self, action: PolicyAction) -> None:
@@ -132,6 +156,7 @@ class Assignment:
                 leaving.setdefault(id(old), (old, []))[1].append(held)
             for old, group in leaving.values():
                 moved |= self._move(way, old, group, goals)
+        self._starts = False
         return moved
 
     def _move(
@@ -146,17 +171,18 @@ class Assignment:
         if old is not None and len(old.held) == len(group):
             fresh = [content for content in by_goal if content not in classes]
             if fresh:
-                kept = max(fresh, key=lambda content: (sum(len(held.things) for held in by_goal[content]), content))
+                kept = max(fresh, key=lambda content: (_endpoints(by_goal[content]), content))
                 goal = goals[by_goal[kept][0]]
                 assert goal is not None
                 self._change_class(way, old, goal)
+        usual = self._usual(way, by_goal)
         moved: set[ResourceKey] = set()
         for content, several in by_goal.items():
             if content == kept:
                 continue
             goal = goals[several[0]]
             assert goal is not None
-            new = classes.get(content) or self._new_class(way, goal)
+            new = classes.get(content) or self._new_class(way, goal, usual=content == usual)
             for held in several:
                 new.held.add(held)
                 of[held] = new
@@ -173,6 +199,16 @@ class Assignment:
             self._end_class(way, old)
         return moved
 
+    def _usual(self, way: Direction, by_goal: Mapping[tuple[object, ...], list[Held]]) -> tuple[object, ...] | None:
+        """Which of some classes gets the usual number if it is free: the open one, at a start else the largest."""
+        if not self._numbers[way].is_usual_free:
+            return None
+        if _OPEN in by_goal:
+            return _OPEN
+        if not self._starts:
+            return None
+        return max(by_goal, default=None, key=lambda content: (_endpoints(by_goal[content]), content))
+
     def _asked(self, held: Held) -> dict[Direction, Asked | None]:
         policies = [state.policy for state in self._in_force.selecting(held) if state.workloads is not None]
         found: dict[Direction, Asked | None] = {}
@@ -188,8 +224,8 @@ class Assignment:
             found[way] = answer if self.is_complete or answer.is_open else None
         return found
 
-    def _new_class(self, way: Direction, goal: Asked) -> _Class:
-        made = _Class(self._numbers[way].take(_class_name(way, goal)), goal)
+    def _new_class(self, way: Direction, goal: Asked, *, usual: bool) -> _Class:
+        made = _Class(self._numbers[way].take(_class_name(way, goal), usual=usual), goal)
         self._classes[way][_content(goal)] = made
         self._chains.acquire(goal.chains)
         self._show_class(way, made)
@@ -221,11 +257,12 @@ def _content(asks: Asked) -> tuple[object, ...]:
     return asks.tiers, asks.profiles, asks.end
 
 
+def _endpoints(several: Iterable[Held]) -> int:
+    return sum(len(held.things) for held in several)
+
+
 def _class_name(way: Direction, asks: Asked) -> str:
-    words = [way.value, asks.end.value]
-    for tier in asks.tiers:
-        words += ["tier", tier.name, tier.end.value, *tier.chains, "passes", *map(str, tier.passes)]
-    return text_hash(*words, "profiles", *asks.profiles)
+    return class_name(way, asks.tiers, asks.profiles, asks.end)
 
 
 def _class_comment(asks: Asked) -> str:

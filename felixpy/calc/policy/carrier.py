@@ -1,7 +1,8 @@
 """Where the number of a class travels: names of the sets that hold it, and bits of the packet's mark.
 
 Each direction has up to 12 bits with nftables, where a set per bit names the interfaces whose class has it
-(``to-class-0`` …), and ``to-policed`` those that have a class at all, so a packet of theirs without bits is denied.
+(``to-class-0`` …), and ``to-policed`` those that are in another class than the usual one, so a packet of theirs without
+bits is denied. Interfaces of the usual class are in none, and that class may become any other without touching them.
 There the first numbers have codes with few bits set, because an endpoint is a member of a set per bit.
 With iptables the member of a pair of address and interface carries the number in its skbinfo; there the bits of both
 directions stand side by side.
@@ -89,11 +90,6 @@ def iptables_marks(mask: int) -> MarkBits:
     half = (bits - 2) // 2
     ingress, egress = Field(low + 2, half), Field(low + 2 + half, half)
     return MarkBits(mask, 1 << low, 2 << low, (ingress.mask, ingress.mask), ingress, egress)
-
-
-def open_code(field: Field) -> int:
-    """What iptables' pairs of endpoints without policy and profile carry, while those are let through."""
-    return field.largest - 1
 
 
 def code_of(number: int, bits: int) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
@@ -140,6 +141,19 @@ class EndpointClass(NamedTuple):
     profiles: tuple[str, ...]
     end: PolicyAction
     comment: str
+
+
+def is_open(value: EndpointClass) -> bool:
+    """Whether a class lets everything through without asking."""
+    return not value.tiers and not value.profiles and value.end is PolicyAction.ALLOW
+
+
+def class_name(direction: Direction, tiers: Iterable[TierChains], profiles: Iterable[str], end: PolicyAction) -> str:
+    """The name of a class, by what it is asked."""
+    words = [direction.value, end.value]
+    for tier in tiers:
+        words += ["tier", tier.name, tier.end.value, *tier.chains, "passes", *map(str, tier.passes)]
+    return text_hash(*words, "profiles", *profiles)
 
 
 class EndpointClassKey(NamedTuple):

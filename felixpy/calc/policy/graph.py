@@ -198,7 +198,7 @@ class PolicyCalculation:
             peer = None
         old, new = self.workloads.put(key, peer.identity if peer else None)
         if old is not new:
-            self.assignment.touch(held for held in (old, new) if held is not None)
+            self.assignment.touch_changed(old, new)
         if endpoint is not None or key in self._interface_of:
             self._dirty_endpoints.add(key)
 

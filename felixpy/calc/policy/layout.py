@@ -5,8 +5,9 @@
     INPUT    from a workload: … the same to e-done, which ends in DefaultEndpointToHostAction there
 
 A class is a chain that jumps to the chains of its policies in order; Allow is a goto to the end of its direction,
-Deny refuses, Pass marks the packet and returns. Without any class that asks something, the rules are those of
-``felixpy.calc.rules`` alone: an endpoint without policy costs what it costs there.
+Deny refuses, Pass marks the packet and returns. A class that asks nothing is the end of its direction itself. While
+there is no other, the rules are those of ``felixpy.calc.rules`` alone: an endpoint without policy costs what it costs
+there.
 
 Invariant: what refers to a chain is in the same change as the chain; a packet of an endpoint without a chain for its
 class is denied. Must never write, and never walk all classes or policies for a change of one.
@@ -14,12 +15,12 @@ class is denied. Must never write, and never walk all classes or policies for a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from felixpy.calc.entries import SetName
 from felixpy.calc.policy import host_layout
-from felixpy.calc.policy.carrier import BIT_SETS, MAPS, POLICED, code_of, open_code
+from felixpy.calc.policy.carrier import BIT_SETS, MAPS, POLICED, code_of
 from felixpy.calc.policy.classes import (
     ClassKey,
     Direction,
@@ -30,7 +31,10 @@ from felixpy.calc.policy.classes import (
     PolicyChain,
     PolicyChainKey,
     Use,
+    class_name,
+    is_open,
 )
+from felixpy.calc.policy.numbering import USUAL
 from felixpy.calc.policy.policy_rules import NO_PROFILE, policy_rules, tier_chains
 from felixpy.calc.rule import (
     ChainKey,
@@ -72,6 +76,7 @@ CLASS_PREFIX = {Direction.INGRESS: "t", Direction.EGRESS: "f"}
 DONE = {Direction.INGRESS: "t-done", Direction.EGRESS: "e-done"}
 HOST_DONE = "host-done"
 TO = "to"
+NO_CLASS = "no class"
 GROUP = 16
 """Rules of one chain that finds a class by its mark, where there are no maps."""
 
@@ -87,18 +92,15 @@ Source = ClassKey | PolicyChainKey | HostEndpointKey | str
 STANDING = "standing"
 
 
-def is_open(value: EndpointClass) -> bool:
-    """Whether a class lets everything through without asking."""
-    return not value.tiers and not value.profiles and value.end is PolicyAction.ALLOW
-
-
 def chain_of_class(direction: Direction, value: EndpointClass) -> str:
-    return f"{CLASS_PREFIX[direction]}-{value.name}"
+    return DONE[direction] if is_open(value) else f"{CLASS_PREFIX[direction]}-{value.name}"
 
 
 def class_of_chain(name: str) -> tuple[Direction, str] | None:
     """Direction and name of the class that a chain of this name belongs to; None if it is none's."""
     for direction, prefix in CLASS_PREFIX.items():
+        if name == DONE[direction]:
+            return direction, class_name(direction, (), (), PolicyAction.ALLOW)
         start, _, rest = name.partition("-")
         if start == prefix and rest and rest != "done" and "." not in rest:
             return direction, rest
@@ -118,7 +120,8 @@ class PolicyLayout:
     hosts: dict[HostEndpointKey, HostEndpointChains] = field(default_factory=dict)
     denied: int = 0
     changed: set[Source] = field(default_factory=set)
-    _policed: int = 0
+    _asking: int = 0
+    _classified: int = 0
     _made: dict[Source, Chains] = field(default_factory=dict)
     _was_active: bool = False
 
@@ -129,12 +132,15 @@ class PolicyLayout:
             self.changed |= {STANDING, *self.classes, *self.policies, *self.hosts}
 
     def take_class(self, key: ClassKey, value: EndpointClass | None) -> None:
-        old = self.classes.pop(key, None)
-        self._policed -= old is not None and not is_open(old)
+        for one, sign in ((self.classes.pop(key, None), -1), (value, 1)):
+            if one is not None:
+                self._asking += sign * (not is_open(one))
+                self._classified += sign * (not is_open(one) or key.number != USUAL)
         if value is not None:
             self.classes[key] = value
-            self._policed += not is_open(value)
         self.changed |= {key, _dispatch(key.direction)}
+        if key.number == USUAL:
+            self.changed.add(STANDING)
 
     def take_policy(self, key: PolicyChainKey, value: PolicyChain | None) -> None:
         self.policies.pop(key, None)
@@ -154,12 +160,12 @@ class PolicyLayout:
     @property
     def is_active(self) -> bool:
         """Whether packets of workloads have to be classified."""
-        return bool(self._policed or self.denied)
+        return bool(self._classified or self.denied)
 
     @property
     def decides(self) -> bool:
         """Whether there are chains that may count what they allow and deny."""
-        return bool(self.policies or self.hosts or self._policed)
+        return bool(self.policies or self.hosts or self._asking)
 
     def changes(self) -> dict[RuleKey, tuple[Rule, ...] | None]:
         """Chains that are other ones since the last call; None for those that are gone."""
@@ -186,7 +192,7 @@ class PolicyLayout:
     def _chains_of(self, source: Source, settings: RuleSettings) -> Chains:
         if isinstance(source, ClassKey):
             value = self.classes.get(source)
-            return class_chains(source, value, settings) if value is not None and not is_open(value) else {}
+            return class_chains(source, value, settings) if value is not None else {}
         if isinstance(source, PolicyChainKey):
             chain = self.policies.get(source)
             if chain is None:
@@ -203,7 +209,8 @@ class PolicyLayout:
     def _standing(self, settings: RuleSettings) -> Chains:
         if not self.is_active:
             return desired_chains(settings)
-        return desired_chains(settings) | active_chains(settings)
+        usual = {way: self.classes.get(ClassKey(settings.family, way, USUAL)) for way in Direction}
+        return desired_chains(settings) | active_chains(settings, usual)
 
     def _dispatches(self, source: str, settings: RuleSettings) -> Chains:
         """The chains that find a class by its mark; two steps where there are many classes."""
@@ -214,9 +221,9 @@ class PolicyLayout:
         rules = {
             code: Rule((Marked(found.of(code), found.mask),), Goto(chain_of_class(direction, value)))
             for code, value in sorted(codes.items())
-            if code < open_code(found) and not is_open(value)
+            if code < found.largest
         }
-        deny = Rule((), Verdict(settings.deny), "no class")
+        deny = Rule((), Verdict(settings.deny), NO_CLASS)
         root = MAPS[direction]
         if len(rules) <= GROUP:
             return {ChainKey(Table.FILTER, root): (*rules.values(), deny)}
@@ -242,15 +249,19 @@ def _dispatch(direction: Direction) -> str:
 # --- standing chains ---------------------------------------------------------------------------------------------
 
 
-def active_chains(settings: RuleSettings) -> Chains:
+Usual = Mapping[Direction, EndpointClass | None]
+"""The class of either direction that has the usual number."""
+
+
+def active_chains(settings: RuleSettings, usual: Usual) -> Chains:
     """The standing chains that differ from those without policy, and those that come besides."""
-    carrier = _bit_chains(settings) if settings.nftables else _mark_chains(settings)
-    return {**_common_chains(settings), **carrier}
+    carrier = _bit_chains(settings, usual) if settings.nftables else _mark_chains(settings)
+    return {**_common_chains(settings, usual), **carrier}
 
 
-def _common_chains(settings: RuleSettings) -> Chains:
+def _common_chains(settings: RuleSettings, usual: Usual) -> Chains:
     marks, filtering = settings.marks, Table.FILTER
-    classify_from, classify_to = _classify(settings, Direction.EGRESS), _classify(settings, Direction.INGRESS)
+    classify_from, classify_to = (_classify(settings, way, usual) for way in (Direction.EGRESS, Direction.INGRESS))
     to: list[Rule] = []
     if settings.nftables:
         to.append(
@@ -281,14 +292,21 @@ def _common_chains(settings: RuleSettings) -> Chains:
     }
 
 
-def _classify(settings: RuleSettings, direction: Direction) -> tuple[Rule, ...]:
-    """To the class, if there is one, else to the end of the direction."""
-    to_class, done = Goto(MAPS[direction]), Goto(DONE[direction])
-    if settings.nftables:
-        match = InInterfaceIn if direction is Direction.EGRESS else OutInterfaceIn
-        return (Rule((match(POLICED[direction]),), to_class), Rule((), done, "no policy"))
-    found = settings.marks.of(direction)
-    return (Rule((Marked(found.of(open_code(found)), found.mask),), done, "no policy"), Rule((), to_class))
+def _classify(settings: RuleSettings, direction: Direction, usual: Usual) -> tuple[Rule, ...]:
+    """To the class."""
+    to_class = Goto(MAPS[direction])
+    if not settings.nftables:
+        return (Rule((), to_class),)
+    match = InInterfaceIn if direction is Direction.EGRESS else OutInterfaceIn
+    return (Rule((match(POLICED[direction]),), to_class), _to_usual(settings, direction, usual))
+
+
+def _to_usual(settings: RuleSettings, direction: Direction, usual: Usual) -> Rule:
+    """Where interfaces go of which no set says anything."""
+    value = usual[direction]
+    if value is None:
+        return Rule((), Verdict(settings.deny), NO_CLASS)
+    return Rule((), Goto(chain_of_class(direction, value)), "no policy" if is_open(value) else "the usual class")
 
 
 def returns_to_host(settings: RuleSettings) -> bool:
@@ -316,11 +334,11 @@ def _input_hook(settings: RuleSettings) -> Chains:
     return {hook: (*from_workload(settings, WORKLOAD_TO_HOST), *clear, *arriving_tunnels(settings))}
 
 
-def _bit_chains(settings: RuleSettings) -> Chains:
+def _bit_chains(settings: RuleSettings, usual: Usual) -> Chains:
     """nftables: the class number is put together from the sets of its bits, and looked up in a map.
 
     A packet that is on its way while its workload moves to another class may find some bits of the one and some of the
-    other. So whoever has no class is asked once more.
+    other, or none where it moves to the usual one. So whoever has no class is asked once more.
     """
     chains: Chains = {}
     for direction in Direction:
@@ -333,8 +351,9 @@ def _bit_chains(settings: RuleSettings) -> Chains:
             Rule((), GotoClass(MAPS[direction], found.mask)),
         )
         again = f"{MAPS[direction]}-again"
-        chains[ChainKey(Table.FILTER, MAPS[direction])] = (*ask, Rule((), Goto(again), "no class"))
-        chains[ChainKey(Table.FILTER, again)] = (*ask, Rule((), Verdict(settings.deny), "no class"))
+        none = Rule((match(POLICED[direction]),), Verdict(settings.deny), NO_CLASS)
+        chains[ChainKey(Table.FILTER, MAPS[direction])] = (*ask, Rule((), Goto(again), NO_CLASS))
+        chains[ChainKey(Table.FILTER, again)] = (*ask, none, _to_usual(settings, direction, usual))
     return chains
 
 
@@ -368,6 +387,8 @@ def _mark_chains(settings: RuleSettings) -> Chains:
 def class_chains(key: ClassKey, value: EndpointClass, settings: RuleSettings) -> Chains:
     """The chain of a class, a chain for each of its tiers that a Pass can leave, and its element of the map."""
     name = chain_of_class(key.direction, value)
+    if is_open(value):
+        return _class_element(key, name, settings) if key.number != USUAL else {}
     deny = Rule((), Verdict(settings.deny), counted=settings.count_decisions)
     asked = _after_each(settings) if key.direction is Direction.EGRESS else ()
     chains = tier_chains(Table.FILTER, name, value.tiers, settings, deny, asked)
@@ -378,11 +399,16 @@ def class_chains(key: ClassKey, value: EndpointClass, settings: RuleSettings) ->
     elif not root or root[-1].matches or root[-1].action != deny.action:
         root.append(deny._replace(comment=NO_PROFILE))
     chains[ChainKey(Table.FILTER, name)] = tuple(commented(root, value.comment))
+    return chains | _class_element(key, name, settings)
+
+
+def _class_element(key: ClassKey, chain: str, settings: RuleSettings) -> Chains:
+    """Where nftables finds a class. For the usual one it tells who reads the kernel which number that class has."""
     found = settings.marks.of(key.direction)
-    if settings.nftables and key.number <= found.largest:  # a larger one is no interface's (``ClassMembers``)
-        code = code_of(key.number, found.bits)
-        chains[ClassElement(MAPS[key.direction], found.of(code))] = (Rule((), Goto(name)),)
-    return chains
+    if not settings.nftables or key.number > found.largest:  # a larger one is no interface's (``ClassMembers``)
+        return {}
+    code = code_of(key.number, found.bits)
+    return {ClassElement(MAPS[key.direction], found.of(code)): (Rule((), Goto(chain)),)}
 
 
 def _after_each(settings: RuleSettings) -> tuple[Rule, ...]:
