@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from felixpy.model.net import Family
@@ -187,6 +188,7 @@ def conntrack_source(family: Family, *, reply: bool) -> Expression:
     return Expression("ct", ((1, be32(REG_1)), (2, key), (3, bytes((reply,)))))
 
 
+@lru_cache(1 << 14)
 def verdict(code: int, chain: str | None = None) -> Expression:
     inner = attribute(1, be32(code)) + (text_attribute(2, chain) if chain else b"")
     return Expression("immediate", ((1, be32(REG_VERDICT)), (2, attribute(2, inner))))
@@ -227,6 +229,7 @@ def reject(code: int) -> Expression:
     return Expression("reject", ((1, be32(NFT_REJECT_ICMP_UNREACH)), (2, bytes((code,)))))
 
 
+@lru_cache(1 << 14)
 def encode(expression: Expression) -> bytes:
     data = (attribute(kind, value) for kind, value in expression.attributes)
     return nested(1, text_attribute(1, expression.name), nested(2, *data))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 from felixpy.model.net import Family
@@ -176,7 +176,7 @@ def new_rule(
     family: Family, table: str, chain: str, rule: NftRule, *, last: bool = True, protocol: int | None = None
 ) -> Request:
     """Add a rule at the end or at the begin of a chain; extensions of xtables are told the ``protocol`` they match."""
-    parts = [text_attribute(RULE_TABLE, table), text_attribute(RULE_CHAIN, chain)]
+    parts = [_in_chain(table, chain)]
     parts.append(nested(RULE_EXPRESSIONS, *(expressions.encode(one) for one in rule.expressions)))
     if protocol is not None:
         parts.append(nested(RULE_COMPAT, attribute(1, be32(protocol)), attribute(2, be32(0))))
@@ -184,6 +184,12 @@ def new_rule(
         text = zero_terminated(rule.comment)
         parts.append(attribute(RULE_USERDATA, bytes((UDATA_RULE_COMMENT, len(text))) + text))
     return request(NEWRULE, NLM_F_CREATE | (NLM_F_APPEND if last else 0), family, *parts)
+
+
+@lru_cache(1)
+def _in_chain(table: str, chain: str) -> bytes:
+    """The begin of every rule message of one chain: its rules come one after another."""
+    return text_attribute(RULE_TABLE, table) + text_attribute(RULE_CHAIN, chain)
 
 
 def delete_rule(family: Family, table: str, chain: str, handle: int) -> Request:

@@ -543,16 +543,12 @@ class NftablesFilter:
         sets: set[SetKey] = set() if self._seen.replace else set(self._seen.policy_sets)
         for step in others:
             command = step.request.type & 0xFF
-            rule_keys = {key for key in step.keys if isinstance(key, ChainKey | ClassElement)}
-            set_keys = {key for key in step.keys if isinstance(key, SetKey)}
-            if command in (nft.NEWCHAIN, nft.NEWSETELEM):
-                chains |= rule_keys
-            elif command in (nft.DELCHAIN, nft.DELSETELEM):
-                chains -= rule_keys
-            elif command == nft.NEWSET:
-                sets |= set_keys
-            elif command == nft.DELSET:
-                sets -= set_keys
+            if command in _OF_CHAINS:
+                of_chains = [key for key in step.keys if isinstance(key, ChainKey | ClassElement)]
+                (chains.update if _OF_CHAINS[command] else chains.difference_update)(of_chains)
+            elif command in _OF_SETS:
+                of_sets = [key for key in step.keys if isinstance(key, SetKey)]
+                (sets.update if _OF_SETS[command] else sets.difference_update)(of_sets)
         self._seen = _Seen(True, set(EVERY_SET), set(EVERY_MAP), sets, chains={key: [] for key in chains})
 
     def _commit_singly(self, change: FilterChange) -> dict[FilterKey, str]:
@@ -576,6 +572,10 @@ class NftablesFilter:
                     refused.update({key: str(why) for key in lost})
             change = change.without(keys)
 
+
+_OF_CHAINS = {nft.NEWCHAIN: True, nft.NEWSETELEM: True, nft.DELCHAIN: False, nft.DELSETELEM: False}
+_OF_SETS = {nft.NEWSET: True, nft.DELSET: False}
+"""Whether a message makes what it names, or removes it."""
 
 _TABLES = {table.value: table for table in Table}
 _INTERVALS = frozenset({SetType.NET, SetType.NET_INTERFACE})

@@ -6,6 +6,8 @@ One function per match and per action; ``assert_never`` keeps the vocabulary com
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import assert_never
 
 from felixpy.calc.rule import (
@@ -68,6 +70,8 @@ from felixpy.netlink.nftables import (
 
 IPPROTO_ICMP = {Family.V4: 1, Family.V6: 58}
 LOG_LEVEL = 5  # notice
+FEW_PORTS = 4
+"""So many ports or ranges of a list are a rule each; more, or what is none of them, are a set beside the rule."""
 
 HOOKS: dict[ChainKey, Hook] = {
     ChainKey(Table.RAW, "PREROUTING"): Hook("filter", HOOK_PREROUTING, -300),
@@ -100,9 +104,22 @@ def render_chains(chains: Chains, family: Family) -> dict[RuleKey, tuple[NftRule
     return {
         key: tuple(_target(rule) for rule in rules)
         if isinstance(key, ClassElement)
-        else tuple(render_rule(rule, key.table, family) for rule in rules)
+        else tuple(render_rule(one, key.table, family) for rule in rules for one in _by_ports(rule))
         for key, rules in chains.items()
     }
+
+
+def _by_ports(rule: Rule) -> Iterator[Rule]:
+    """A rule for each of a few ports: to name another set, the kernel goes through all that there are. What is logged
+    stays one, as its limit counts for all of them.
+    """
+    for at, match in enumerate(() if isinstance(rule.action, Log) else rule.matches):
+        if isinstance(match, PortIn) and not match.negated and 1 < len(ranges := _merged(match.ranges)) <= FEW_PORTS:
+            for index, one in enumerate(ranges):
+                matches = (*rule.matches[:at], match._replace(ranges=(PortRange(*one),)), *rule.matches[at + 1 :])
+                yield from _by_ports(rule._replace(matches=matches, comment="" if index else rule.comment))
+            return
+    yield rule
 
 
 def _target(rule: Rule) -> str:
@@ -155,7 +172,13 @@ def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
     return NftRule(tuple(expressions), rule.comment)
 
 
-def _match(match: Match, family: Family) -> list[Expression]:
+@lru_cache(1 << 14, typed=True)  # matches of two kinds may be equal tuples
+def _match(match: Match, family: Family) -> tuple[Expression, ...]:
+    """Policies have few different ones. What they become is not to be changed."""
+    return tuple(_expressions_of(match, family))
+
+
+def _expressions_of(match: Match, family: Family) -> list[Expression]:
     match match:
         case InInterface(name, prefix):
             return _interface(nft.NFT_META_IIFNAME, name, prefix)
@@ -247,14 +270,20 @@ def _address_port(family: Family, name: str, *, source: bool, negated: bool) -> 
     ]
 
 
-def _in_ranges(ranges: tuple[PortRange, ...], *, negated: bool) -> list[Expression]:
-    """Register 1 lies in one of the ranges. One port, or one range, needs no set."""
+def _merged(ranges: tuple[PortRange, ...]) -> list[tuple[int, int]]:
+    """Ranges that neither overlap nor touch."""
     merged: list[tuple[int, int]] = []
     for one in sorted(ranges):
         if merged and one.first <= merged[-1][1] + 1:
             merged[-1] = merged[-1][0], max(merged[-1][1], one.last)
         else:
             merged.append((one.first, one.last))
+    return merged
+
+
+def _in_ranges(ranges: tuple[PortRange, ...], *, negated: bool) -> list[Expression]:
+    """Register 1 lies in one of the ranges. One port, or one range, needs no set."""
+    merged = _merged(ranges)
     if len(merged) != 1:
         return [nft.port_set(merged, negated=negated)]
     operation = nft.NFT_CMP_NEQ if negated else nft.NFT_CMP_EQ
