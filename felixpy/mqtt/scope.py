@@ -1,7 +1,8 @@
 """What is known of one scope of retained topics, kind by kind, against its manifest. Pure.
 
-A *group* is the topics of one kind. ``known`` is what was delivered and not removed since; ``seen`` is the part of it
-that this connection (or this re-read) has shown; the rest is stale. Invariant: ``total`` is the digest of ``seen``.
+A *group* is the topics of one kind. ``known`` is what was delivered and not removed since; what of it this connection
+(or this re-read) has not shown yet is ``stale``: nothing while all is well, so that hundreds of thousands of topics are
+in one dictionary alone. Invariant: ``total`` is the digest of what is not stale.
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ class Group:
     def __init__(self, segment: str) -> None:
         self.segment = segment
         self.known: dict[str, int] = {}
-        self.seen: set[str] = set()
+        self.stale: set[str] = set()
         self.total = 0
 
     @property
-    def has_stale(self) -> bool:
-        return len(self.known) > len(self.seen)
+    def seen(self) -> int:
+        """How many topics were shown."""
+        return len(self.known) - len(self.stale)
+
+    def has_seen(self, topic: str) -> bool:
+        return topic in self.known and topic not in self.stale
 
     def put(self, topic: str, payload: bytes) -> bool:
         """Take a topic's content; true if it is not what was known."""
         digest = content_hash(topic, payload)
         before = self.known.get(topic)
-        if topic in self.seen and before is not None:
-            self.total = (self.total + digest - before) % MODULUS
-        else:
-            self.seen.add(topic)
-            self.total = (self.total + digest) % MODULUS
+        counted = 0 if before is None or topic in self.stale else before
+        self.total = (self.total + digest - counted) % MODULUS
         self.known[topic] = digest
+        self.stale.discard(topic)
         return before != digest
 
     def drop(self, topic: str) -> bool:
@@ -43,27 +46,25 @@ class Group:
         before = self.known.pop(topic, None)
         if before is None:
             return False
-        if topic in self.seen:
-            self.seen.remove(topic)
+        if topic not in self.stale:
             self.total = (self.total - before) % MODULUS
+        self.stale.discard(topic)
         return True
 
     def restart(self) -> None:
         """Everything known is stale until it is seen again."""
-        self.seen.clear()
+        self.stale = set(self.known)
         self.total = 0
 
     def sweep(self) -> list[str]:
         """Forget and return what is stale."""
-        if not self.has_stale:
-            return []
-        stale = sorted(self.known.keys() - self.seen)
+        stale, self.stale = sorted(self.stale), set()
         for topic in stale:
             del self.known[topic]
         return stale
 
     def matches(self, manifest: Manifest) -> bool:
-        if len(self.seen) != manifest.expects(self.segment):
+        if self.seen != manifest.expects(self.segment):
             return False
         return manifest.digests.get(self.segment, self.total) == self.total
 
@@ -88,7 +89,7 @@ class Scope:
 
     @property
     def got(self) -> int:
-        return sum(len(group.seen) for group in self.groups.values())
+        return sum(group.seen for group in self.groups.values())
 
     @property
     def want(self) -> int:
@@ -160,7 +161,7 @@ class Scope:
 
     @property
     def _stale(self) -> bool:
-        return any(group.has_stale for group in self.groups.values())
+        return any(group.stale for group in self.groups.values())
 
     @property
     def _doubted(self) -> bool:
@@ -197,7 +198,7 @@ class Scope:
     def _why_not_believed(self, topic: str, manifest: Manifest) -> str:
         if not (self._went_back and self._newest and self._stale):
             return f"snapshot incomplete{self._writing(manifest)}" if manifest.writer else ""
-        missing = sum(len(group.known) - len(group.seen) for group in self.groups.values())
+        missing = sum(len(group.stale) for group in self.groups.values())
         return (
             f"the broker went back to an older state ({topic} has rev {manifest.rev} after {self._newest.rev}) without "
             f"{missing} objects that are kept; publish them again with 'felixpy apply', or give them up with "
@@ -207,7 +208,7 @@ class Scope:
     def _repair(self, topic: str) -> str:
         """What to do about a manifest that nobody is writing."""
         assert self.manifest is not None
-        lacks = any(len(group.seen) < self.manifest.expects(group.segment) for group in self.groups.values())
+        lacks = any(group.seen < self.manifest.expects(group.segment) for group in self.groups.values())
         cause = (
             "the broker drops messages, see config/mosquitto.conf, or objects were lost, or deleted without felixpy"
             if lacks
@@ -232,5 +233,5 @@ class Scope:
 
     @staticmethod
     def _gap(group: Group, manifest: Manifest) -> str:
-        got, want = len(group.seen), manifest.expects(group.segment)
+        got, want = group.seen, manifest.expects(group.segment)
         return f"{group.segment} {got}/{want}" if got != want else f"{group.segment} {got}/{want} with other content"

@@ -148,7 +148,7 @@ class Snapshot:
 
     def on_states_read(self, now: float) -> None:
         """Everything that the broker retains of ``state_filter`` has arrived, and nothing was written yet."""
-        self._states_kept = self._own_state in self._states.seen
+        self._states_kept = self._states.has_seen(self._own_state)
         self._last_message = max(self._last_message, now)
 
     def on_rights(self, refusal: str, now: float) -> None:

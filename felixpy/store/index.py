@@ -14,12 +14,37 @@ K = TypeVar("K")
 
 FEW = 8
 
+Some = tuple[K, ...] | set[K]
+"""Keys of one place."""
+
+
+def added(keys: Some[K], key: K) -> Some[K]:
+    """With another key; a set is changed."""
+    if key in keys:
+        return keys
+    if isinstance(keys, set):
+        keys.add(key)
+        return keys
+    return (*keys, key) if len(keys) < FEW else {*keys, key}
+
+
+def without(keys: Some[K], key: K) -> Some[K]:
+    """Without a key; a set is changed."""
+    if isinstance(keys, set):
+        keys.discard(key)
+        return keys
+    return tuple(one for one in keys if one != key)
+
 
 class Index(Generic[P, K]):
     """Which keys are at a place. What is returned is valid until the next change."""
 
     def __init__(self) -> None:
-        self._at: dict[P, tuple[K, ...] | set[K]] = {}
+        self._at: dict[P, Some[K]] = {}
+
+    def __len__(self) -> int:
+        """At how many places there are keys."""
+        return len(self._at)
 
     def at(self, place: P) -> Collection[K]:
         return self._at.get(place, ())
@@ -34,21 +59,14 @@ class Index(Generic[P, K]):
         if keys is None:
             keys = self._at[place] = (key,)
         elif key not in keys:
-            if isinstance(keys, set):
-                keys.add(key)
-            else:
-                keys = (*keys, key) if len(keys) < FEW else {*keys, key}
-                self._at[place] = keys
+            keys = self._at[place] = added(keys, key)
         return keys
 
     def discard(self, place: P, key: K) -> Collection[K]:
         """Take a key from a place; returns those that remain there."""
-        keys = self._at.get(place, ())
-        if isinstance(keys, set):
-            keys.discard(key)
-        else:
-            keys = tuple(one for one in keys if one != key)
+        keys = without(self._at.get(place, ()), key)
+        if keys:
             self._at[place] = keys
-        if not keys:
+        else:
             self._at.pop(place, None)
         return keys

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from felixpy.calc.entries import SetName
-from felixpy.calc.policy.classes import HostEndpointChains, HostEndpointKey
+from felixpy.calc.policy.classes import Direction, HostEndpointChains, HostEndpointKey
 from felixpy.calc.policy.host_layout import joined
 from felixpy.calc.policy.layout import active_chains
 from felixpy.calc.rule import ChainKey, Chains, DestinationIn, Jump, OutInterface, Rule, SetMark, Table, Verdict
@@ -103,7 +103,7 @@ def layouts(settings: RuleSettings) -> Iterator[tuple[set[str], Chains]]:
         if isinstance(key, HostEndpointKey) and isinstance(value, HostEndpointChains):
             hosts[key] = value
     for is_active, policy in ((False, set()), (True, {"e-done"})):
-        chains = desired_chains(settings) | (active_chains(settings) if is_active else {})
+        chains = desired_chains(settings) | (active_chains(settings, dict.fromkeys(Direction)) if is_active else {})
         yield {"FORWARD", *policy}, chains
         yield {"FORWARD", "via-done", *policy}, joined(chains, hosts, settings, is_active=is_active)
 

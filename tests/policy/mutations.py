@@ -31,7 +31,7 @@ class Mutation(NamedTuple):
     new: str
 
 
-CALC, MODEL = "felixpy/calc/policy/", "felixpy/model/"
+CALC, MODEL, STORE = "felixpy/calc/policy/", "felixpy/model/", "felixpy/store/"
 
 MUTATIONS = (
     Mutation(CALC + "order.py", 'return order, f"{key.name}/{key.namespace}/{key.kind}"', "return -order, key.name"),
@@ -115,9 +115,10 @@ MUTATIONS = (
     ),
     Mutation(
         CALC + "sets_in_use.py",
-        "            for watched in had if not same else had - has:",
-        "            for watched in had - has:",
+        "for watched in [one for one in had if not same or one not in has]:",
+        "for watched in [one for one in had if one not in has]:",
     ),
+    Mutation(CALC + "sets_in_use.py", "        if not having[identity]:\n", "        if True:\n"),
     Mutation(CALC + "graph.py", "        self._chains.touch(key)\n\n    def _tell_of", "\n    def _tell_of"),
     Mutation(
         CALC + "graph.py",
@@ -127,6 +128,12 @@ MUTATIONS = (
     Mutation(CALC + "graph.py", "        if _profile_shape(old) != _profile_shape(new):", "        if False:"),
     Mutation(CALC + "graph.py", "            old.policy = new\n", "            pass\n"),
     Mutation(CALC + "assignment.py", "answer if self.is_complete or answer.is_open else None", "answer"),
+    Mutation(
+        CALC + "assignment.py",
+        "not (held.things and all(held in of for of in self._class_of.values()))",
+        "not held.things",
+    ),
+    Mutation(CALC + "assignment.py", "            return _OPEN\n", "            return None\n"),
     Mutation(CALC + "graph.py", "found is None or found.staged else found", "found is None else found"),
     Mutation(
         CALC + "assignment.py",
@@ -156,6 +163,8 @@ MUTATIONS = (
         "return bool(spec.ingress), bool(spec.egress)",
     ),
     Mutation(MODEL + "policies.py", "if not label.startswith(impersonating)", "if True"),
+    Mutation(STORE + "peers.py", "(self.place, self.ports) == (other.place, other.ports)", "self.ports == other.ports"),
+    Mutation(STORE + "peers.py", "Net(place[at + 2 : end], place[at + 1])", "Net.host(place[at + 2 : end])"),
     Mutation(
         MODEL + "kubernetes_policy.py", "    return _ANY_NAMESPACE if found.is_all else found", "    return found"
     ),

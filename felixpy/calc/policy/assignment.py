@@ -15,7 +15,7 @@ from felixpy.calc.policy.in_force import InForce
 from felixpy.calc.policy.numbering import Numbers
 from felixpy.calc.policy.order import Asked, asked, owner_name
 from felixpy.calc.policy.output import Output
-from felixpy.calc.policy.selection import Held, ProfileLabels, Selection, Watched
+from felixpy.calc.policy.selection import Held, NamedSelection, ProfileLabels, Watched
 from felixpy.model.net import FAMILIES
 from felixpy.model.policy import Direction, PolicyAction
 from felixpy.model.resources import ResourceKey
@@ -46,7 +46,7 @@ class Assignment:
         output: Output,
         without_profile: PolicyAction,
     ) -> None:
-        self.workloads = Selection(labels, self._moved)
+        self.workloads = NamedSelection(labels, self._moved)
         self.is_complete = self._starts = False
         self._in_force = in_force
         self._chains = chains
@@ -186,13 +186,13 @@ class Assignment:
             for held in several:
                 new.held.add(held)
                 of[held] = new
-                moved |= held.things
+                moved.update(held.things)
         for held in group:
             if old is not None and of.get(held) is not old:
                 old.held.discard(held)
             if goals.get(held) is None:
                 of.pop(held, None)
-                moved |= held.things
+                moved.update(held.things)
                 if old is not None:
                     old.held.discard(held)
         if old is not None and not old.held:

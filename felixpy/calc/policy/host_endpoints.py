@@ -10,7 +10,7 @@ from felixpy.calc.policy.classes import HostEndpointChains, HostEndpointKey, Tie
 from felixpy.calc.policy.in_force import InForce
 from felixpy.calc.policy.order import ChainId, asked_profiles, asked_tiers
 from felixpy.calc.policy.output import Output
-from felixpy.calc.policy.selection import Held, ProfileLabels, Selection, Watched
+from felixpy.calc.policy.selection import Held, NamedSelection, ProfileLabels, Watched
 from felixpy.model.net import FAMILIES, Net
 from felixpy.model.policy import HostEndpoint, Policy
 from felixpy.model.resources import ResourceKey
@@ -32,7 +32,7 @@ class HostEndpoints:
         problems: dict[ResourceKey, str],
         addresses: Addresses,
     ) -> None:
-        self.hosts = Selection(labels, self._moved)
+        self.hosts = NamedSelection(labels, self._moved)
         self._in_force = in_force
         self._chains = chains
         self._output = output

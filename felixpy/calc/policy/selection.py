@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from felixpy.model.resources import ResourceKey
 from felixpy.model.selectors import Selector, Term
+from felixpy.store.index import Index, Some, added, without
 from felixpy.store.peers import Identity
 
 K = TypeVar("K")
@@ -50,8 +51,8 @@ class Projection:
 
     def __init__(self, labels: dict[str, str]) -> None:
         self.labels = labels
-        self.held: set[Held] = set()
-        self.watched: set[Watched] = set()
+        self.held: Some[Held] = ()
+        self.watched: Some[Watched] = ()
 
 
 class Held:
@@ -62,7 +63,7 @@ class Held:
     def __init__(self, identity: Identity, projection: Projection) -> None:
         self.identity = identity
         self.projection = projection
-        self.things: set[ResourceKey] = set()
+        self.things: Some[ResourceKey] = ()
 
     def __repr__(self) -> str:
         return f"Held({self.identity}, {len(self.things)})"
@@ -105,13 +106,12 @@ class Selection:
         self._profiles = profiles
         self._moved = moved
         self._held: dict[Identity, Held] = {}
-        self._of: dict[ResourceKey, Held] = {}
-        self._with_label: dict[str, set[Held]] = {}
-        self._with_profile: dict[str, set[Held]] = {}
-        self._projections: dict[frozenset[tuple[str, str]], Projection] = {}
-        self._by_term: dict[tuple[str, str | None], set[Projection]] = {}
+        self._with_label: Index[str, Held] = Index()
+        self._with_profile: Index[str, Held] = Index()
+        self._projections: dict[tuple[tuple[str, str], ...], Projection] = {}
+        self._by_term: Index[tuple[str, str | None], Projection] = Index()
         self._watched: dict[str, Watched] = {}
-        self._by_need: dict[tuple[str, str | None], set[Watched]] = {}
+        self._by_need: Index[tuple[str, str | None], Watched] = Index()
         self._without_needs: set[Watched] = set()
         self._interest: Counter[str] = Counter()
 
@@ -119,12 +119,12 @@ class Selection:
         """How many selectors are watched."""
         return len(self._watched)
 
-    def held_of(self, thing: ResourceKey) -> Held | None:
-        return self._of.get(thing)
+    def held_by(self, identity: Identity) -> Held | None:
+        return self._held.get(identity)
 
     def with_profile(self, profile: str) -> Iterable[Held]:
         """Identities that name a profile."""
-        return self._with_profile.get(profile, ())
+        return self._with_profile.at(profile)
 
     def held(self) -> Iterable[Held]:
         return self._held.values()
@@ -134,35 +134,32 @@ class Selection:
 
     # --- things --------------------------------------------------------------------------------------------------
 
-    def put(self, thing: ResourceKey, identity: Identity | None) -> tuple[Held | None, Held | None]:
-        """A thing has an identity, or none any more. Returns what it was held by and is held by.
+    def move(self, thing: ResourceKey, was: Identity | None, now: Identity | None) -> tuple[Held | None, Held | None]:
+        """A thing has another identity, or none any more. Returns what it was held by and is held by.
 
         ``moved`` is not told of it: whoever calls knows the thing, and what it was.
         """
-        old = self._of.get(thing)
-        if old is not None and old.identity is identity:
+        old = self._held[was] if was is not None else None
+        if was is now:
             return old, old
         new = None
-        if identity is not None:
-            new = self._held.get(identity) or self._hold(identity)
-            new.things.add(thing)
-            self._of[thing] = new
-        else:
-            self._of.pop(thing, None)
+        if now is not None:
+            new = self._held.get(now) or self._hold(now)
+            new.things = added(new.things, thing)
         if old is not None:
-            old.things.discard(thing)
+            old.things = without(old.things, thing)
             if not old.things:
                 self._let_go(old)
         return old, new
 
     def _hold(self, identity: Identity) -> Held:
         held = Held(identity, self._project(identity))
-        held.projection.held.add(held)
+        held.projection.held = added(held.projection.held, held)
         self._held[identity] = held
         for label in identity.labels:
-            self._with_label.setdefault(label, set()).add(held)
+            self._with_label.add(label, held)
         for profile in identity.profiles:
-            self._with_profile.setdefault(profile, set()).add(held)
+            self._with_profile.add(profile, held)
         return held
 
     def _let_go(self, held: Held) -> None:
@@ -170,19 +167,19 @@ class Selection:
         identity = held.identity
         del self._held[identity]
         for label in identity.labels:
-            _discard(self._with_label, label, held)
+            self._with_label.discard(label, held)
         for profile in identity.profiles:
-            _discard(self._with_profile, profile, held)
+            self._with_profile.discard(profile, held)
         self._leave(held)
 
     def _leave(self, held: Held) -> None:
         projection = held.projection
-        projection.held.discard(held)
+        projection.held = without(projection.held, held)
         if projection.held:
             return
-        del self._projections[frozenset(projection.labels.items())]
+        del self._projections[_content(projection.labels)]
         for term in _terms(projection.labels):
-            _discard(self._by_term, term, projection)
+            self._by_term.discard(term, projection)
         for watched in projection.watched:
             watched.projections.discard(projection)
 
@@ -190,7 +187,7 @@ class Selection:
 
     def profile_changed(self, profile: str) -> None:
         """A profile gives other labels than before."""
-        for held in list(self._with_profile.get(profile, ())):
+        for held in list(self._with_profile.at(profile)):
             self._reproject(held)
 
     def _project(self, identity: Identity) -> Projection:
@@ -198,30 +195,31 @@ class Selection:
         for profile in reversed(identity.profiles):  # of several, the first
             labels |= {k: v for k, v in self._profiles.of(profile).items() if k in self._interest}
         labels |= {k: v for k, v in identity.labels.items() if k in self._interest}
-        content = frozenset(labels.items())
+        content = _content(labels)
         found = self._projections.get(content)
         if found is None:
             found = self._projections[content] = Projection(labels)
             for term in _terms(labels):
-                self._by_term.setdefault(term, set()).add(found)
+                self._by_term.add(term, found)
             for watched in self._candidates(labels):
                 if watched.selector.matches(labels):
-                    found.watched.add(watched)
+                    found.watched = added(found.watched, watched)
                     watched.projections.add(found)
         return found
 
     def _candidates(self, labels: Mapping[str, str]) -> set[Watched]:
         found = set(self._without_needs)
         for term in _terms(labels):
-            found |= self._by_need.get(term, frozenset())
+            found.update(self._by_need.at(term))
         return found
 
     def _reproject(self, held: Held) -> None:
         old, new = held.projection, self._project(held.identity)
         if new is old:
             return
-        lost, gained = old.watched - new.watched, new.watched - old.watched
-        new.held.add(held)
+        lost = [one for one in old.watched if one not in new.watched]
+        gained = [one for one in new.watched if one not in old.watched]
+        new.held = added(new.held, held)
         self._leave(held)
         held.projection = new
         if lost or gained:
@@ -246,10 +244,10 @@ class Selection:
         if need is None:
             self._without_needs.add(watched)
         for term in need or ():
-            self._by_need.setdefault(term, set()).add(watched)
+            self._by_need.add(term, watched)
         for projection in self._possible(need):
             if selector.matches(projection.labels):
-                projection.watched.add(watched)
+                projection.watched = added(projection.watched, watched)
                 watched.projections.add(projection)
         for held in list(watched.held()):
             self._moved(held, (), (watched,))
@@ -267,23 +265,23 @@ class Selection:
                 del self._interest[label]
         self._without_needs.discard(watched)
         for term in watched.need or ():
-            _discard(self._by_need, term, watched)
+            self._by_need.discard(term, watched)
         for projection in watched.projections:
-            projection.watched.discard(watched)
+            projection.watched = without(projection.watched, watched)
         watched.projections.clear()
 
     def _look_at(self, label: str) -> None:
         """A label that no selector named so far: identities that have it look different now."""
-        having = set(self._with_label.get(label, ()))
+        having = set(self._with_label.at(label))
         for profile in self._profiles.that_have(label):
-            having |= self._with_profile.get(profile, set())
+            having.update(self._with_profile.at(profile))
         for held in having:
             self._reproject(held)
 
     def _breadth(self, need: frozenset[Term]) -> tuple[int, bool, bool, int]:
         """How much has one of the terms; while little is there, labels that most endpoints have come last."""
         return (
-            sum(len(self._by_term.get(term, ())) for term in need),
+            sum(len(self._by_term.at(term)) for term in need),
             any(term.value is None for term in need),
             any(term.label.startswith("projectcalico.org/") for term in need),
             len(need),
@@ -294,8 +292,33 @@ class Selection:
             return list(self._projections.values())
         found: set[Projection] = set()
         for term in need:
-            found |= self._by_term.get(term, set())
+            found.update(self._by_term.at(term))
         return found
+
+
+class NamedSelection(Selection):
+    """One that knows what holds each thing."""
+
+    def __init__(self, profiles: ProfileLabels, moved: Moved) -> None:
+        super().__init__(profiles, moved)
+        self._of: dict[ResourceKey, Held] = {}
+
+    def held_of(self, thing: ResourceKey) -> Held | None:
+        return self._of.get(thing)
+
+    def put(self, thing: ResourceKey, identity: Identity | None) -> tuple[Held | None, Held | None]:
+        """A thing has an identity, or none any more. As ``move``."""
+        was = self._of.get(thing)
+        old, new = self.move(thing, was.identity if was is not None else None, identity)
+        if new is not None:
+            self._of[thing] = new
+        else:
+            self._of.pop(thing, None)
+        return old, new
+
+
+def _content(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(labels.items()))
 
 
 def _terms(labels: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:

@@ -20,7 +20,7 @@ from felixpy.model.policy import EndpointSlice, ServiceName
 from felixpy.model.resources import ResourceKey
 from felixpy.model.selectors import ALL, Selector
 from felixpy.store.index import Index
-from felixpy.store.peers import Peer
+from felixpy.store.peers import Identity, Peer
 
 K = TypeVar("K")
 
@@ -43,7 +43,8 @@ class SetsInUse:
         self._output = output
         self._changed = changed
         self._peer: dict[ResourceKey, Peer] = {}
-        self._with_port: Index[str, ResourceKey] = Index()
+        self._with_port: dict[str, dict[Identity, int]] = {}
+        """How many things of an identity have a port of a name: pods of one deployment have the same."""
         self._slices: dict[ResourceKey, EndpointSlice] = {}
         self._of_service: Index[ServiceName, ResourceKey] = Index()
         self._sets: dict[tuple[object, ...], SetInUse] = {}
@@ -72,29 +73,35 @@ class SetsInUse:
     def put_peer(self, key: ResourceKey, new: Peer | None) -> None:
         """Members are added before others go, so that what both give stays."""
         old = self._peer.get(key)
-        before, after = self.peers.put(key, new.identity if new else None)
-        had = before.projection.watched if before and old else frozenset[Watched]()
-        has = after.projection.watched if after else frozenset[Watched]()
-        self._note_ports(key, old, new)
+        before, after = self.peers.move(key, old.identity if old else None, new.identity if new else None)
+        had = before.projection.watched if before and old else ()
+        has = after.projection.watched if after else ()
+        self._note_ports(old, new)
         if new is None:
             self._peer.pop(key, None)
         else:
             self._peer[key] = new
-            same = old is not None and (old.nets, old.ports) == (new.nets, new.ports)
-            for watched in has if not same else has - had:
+            same = new.is_where(old)
+            for watched in [one for one in has if not same or one not in had]:
                 self._enter(watched, new)
         if old is not None:
-            same = new is not None and (old.nets, old.ports) == (new.nets, new.ports)
-            for watched in had if not same else had - has:
+            same = old.is_where(new)
+            for watched in [one for one in had if not same or one not in has]:
                 self._leave(watched, old)
 
-    def _note_ports(self, key: ResourceKey, old: Peer | None, new: Peer | None) -> None:
-        had = {port.name for port in old.ports} if old and old.ports else set()
-        has = {port.name for port in new.ports} if new and new.ports else set()
-        for name in had - has:
-            self._with_port.discard(name, key)
-        for name in has - had:
-            self._with_port.add(name, key)
+    def _note_ports(self, old: Peer | None, new: Peer | None) -> None:
+        for peer, sign in ((old, -1), (new, 1)):
+            if peer is not None and peer.ports:
+                for name in {port.name for port in peer.ports}:
+                    self._note_port(name, peer.identity, sign)
+
+    def _note_port(self, name: str, identity: Identity, sign: int) -> None:
+        having = self._with_port.setdefault(name, {})
+        having[identity] = having.get(identity, 0) + sign
+        if not having[identity]:
+            del having[identity]
+        if not having:
+            del self._with_port[name]
 
     def _peer_moved(self, held: Held, lost: Iterable[Watched], gained: Iterable[Watched]) -> None:
         for watched in gained:
@@ -171,10 +178,11 @@ class SetsInUse:
         found = self._sets[spec] = SetInUse(made, watched=watched)
         self._by_selector.setdefault(selector.text, []).append(spec)
         made.show()
-        for thing in {thing for name in names for thing in self._with_port.at(name)}:
-            held = self.peers.held_of(thing)
+        for identity in {one for name in names for one in self._with_port.get(name, ())}:
+            held = self.peers.held_by(identity)
             if held is not None and watched in held.projection.watched:
-                made.add(made.of(self._peer[thing]))
+                for thing in held.things:
+                    made.add(made.of(self._peer[thing]))
         return found
 
     def make_service(self, spec: tuple[object, ...], service: ServiceName, ports: bool) -> SetInUse:
