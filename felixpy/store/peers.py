@@ -8,12 +8,13 @@ in use are equal only if they are one object. Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from weakref import WeakValueDictionary
 
 from felixpy.model.net import Net
 from felixpy.model.policy import EndpointPort
 
-_Content = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
+_Content = tuple[str, ...]
 
 
 class Identity:
@@ -40,10 +41,10 @@ class Identities:
 
     def of(self, labels: Mapping[str, str], profiles: tuple[str, ...]) -> Identity:
         """The one object for these labels and profiles."""
-        content = tuple(sorted(labels.items())), profiles
+        content = (str(len(profiles)), *profiles, *chain.from_iterable(sorted(labels.items())))
         found = self._known.get(content)
         if found is None:
-            found = self._known[content] = Identity(dict(content[0]), profiles)
+            found = self._known[content] = Identity(dict(labels), profiles)
         return found
 
 

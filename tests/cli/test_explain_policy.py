@@ -250,7 +250,7 @@ def test_nft_prints_the_names_of_interfaces_with_a_class(node: None, tmp_path: P
     folder.mkdir()
     web = endpoint("web", 1)
     web["metadata"]["labels"] = {"app": "web"}
-    (folder / "all.json").write_text(json.dumps([web]))
+    (folder / "all.json").write_text(json.dumps([web, endpoint("asked-nothing", 2)]))
     (folder / "policies.yaml").write_text(POLICIES)
     with agent({**NFTABLES, "FELIX_RESOURCEDIRECTORY": str(folder)}, tmp_path / "log"):
         listed = json.loads(run("nft", "-j", "list", "set", "ip", "felixpy", "to-policed"))["nftables"]

@@ -47,12 +47,16 @@ class Watched:
 class Projection:
     """What selectors see of some identities, and which of them match it."""
 
-    __slots__ = ("held", "labels", "watched")
+    __slots__ = ("content", "held", "watched")
 
-    def __init__(self, labels: dict[str, str]) -> None:
-        self.labels = labels
+    def __init__(self, content: tuple[tuple[str, str], ...]) -> None:
+        self.content = content
         self.held: Some[Held] = ()
         self.watched: Some[Watched] = ()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return dict(self.content)
 
 
 class Held:
@@ -177,7 +181,7 @@ class Selection:
         projection.held = without(projection.held, held)
         if projection.held:
             return
-        del self._projections[_content(projection.labels)]
+        del self._projections[projection.content]
         for term in _terms(projection.labels):
             self._by_term.discard(term, projection)
         for watched in projection.watched:
@@ -195,10 +199,10 @@ class Selection:
         for profile in reversed(identity.profiles):  # of several, the first
             labels |= {k: v for k, v in self._profiles.of(profile).items() if k in self._interest}
         labels |= {k: v for k, v in identity.labels.items() if k in self._interest}
-        content = _content(labels)
+        content = tuple(sorted(labels.items()))
         found = self._projections.get(content)
         if found is None:
-            found = self._projections[content] = Projection(labels)
+            found = self._projections[content] = Projection(content)
             for term in _terms(labels):
                 self._by_term.add(term, found)
             for watched in self._candidates(labels):
@@ -315,10 +319,6 @@ class NamedSelection(Selection):
         else:
             self._of.pop(thing, None)
         return old, new
-
-
-def _content(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(labels.items()))
 
 
 def _terms(labels: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
