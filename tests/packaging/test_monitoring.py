@@ -75,3 +75,31 @@ def test_panels_do_not_overlap() -> None:
         assert not cells & taken, panel["title"]
         assert at["x"] + at["w"] <= 24
         taken |= cells
+
+
+def labels_of(name: str) -> set[str]:
+    """What a metric is told by, as its table says, which a test holds to the metrics; some are Prometheus' own."""
+    page = (CONFIG.parent / "docs/metrics.md").read_text()
+    base = re.sub(r"_(?:total|bucket|sum|count)$", "", name)
+    row = re.search(rf"^\| `(?:{name}|{base})` \| \w+ \| ([^|]*)\|", page, re.MULTILINE)
+    assert row, name
+    return {*re.findall(r"`(\w+)`", row[1]), "instance", "job", "le"}
+
+
+@pytest.mark.parametrize("path", [RULES, DASHBOARD], ids=["alerts", "dashboard"])
+def test_every_label_that_is_asked_for_exists(path: Path) -> None:
+    for text in expressions(path):
+        named = re.findall(r"\bfelix(?:py)?_\w+", text)
+        known_labels = {"job"}.union(*map(labels_of, named))
+        asked = {label.strip() for group in re.findall(r"\bby \(([^)]*)\)", text) for label in group.split(",")}
+        asked |= set(re.findall(r"[{,]\s*(\w+)\s*=~?", text))
+        assert asked <= known_labels, text
+
+
+def test_legends_name_labels_that_their_queries_keep() -> None:
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel["targets"]:
+            text = target["expr"]
+            (name, *_), group = re.findall(r"\bfelix(?:py)?_\w+", text), re.search(r"\bby \(([^)]*)\)", text)
+            kept = {label.strip() for label in group[1].split(",")} if group else labels_of(name)
+            assert set(re.findall(r"{{(\w+)}}", target.get("legendFormat", ""))) <= kept, panel["title"]
