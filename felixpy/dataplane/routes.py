@@ -165,7 +165,7 @@ class RouteTable:
     def decode(self, messages: Iterable[Message], ways: Ways | None = None) -> dict[RouteKey, KernelRoute]:
         """Routes of our tables that are ours; the first of those with one key, which is the one in effect.
 
-        ``ways`` takes those of the others.
+        In IPv4 that can be another's, in front of ours. ``ways`` takes those of the others.
         """
         ways = ways or Ways()
         # Each interface of a full node has a route for its link-local addresses.
@@ -182,12 +182,14 @@ class RouteTable:
             for key, route in decoded
             if route.protocol != ours and route.gateway and not route.onlink and key.table == MAIN_TABLE
         )
-        routes = reversed(decoded)  # what comes later takes the place of what came before
-        return {
-            RouteKey(*key): self._through_object(route)
-            for key, route in routes
-            if key.table in self.tables and self._ours(key.destination, route)
-        }
+        found: dict[RouteKey, KernelRoute] = {}
+        for key, route in reversed(decoded):  # what comes later takes the place of what came before
+            if key.table in self.tables:
+                if self._ours(key.destination, route):
+                    found[RouteKey(*key)] = self._through_object(route)
+                elif key.family is Family.V4 and RouteKey(*key) in found:
+                    found[RouteKey(*key)] = route  # in front of ours
+        return found
 
     def _through_object(self, route: KernelRoute) -> KernelRoute:
         """A route of ours as we write it: of one through a nexthop object the kernel tells where that leads now."""

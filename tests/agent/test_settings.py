@@ -204,9 +204,9 @@ def test_a_setting_of_rules_alone_reads_nothing_and_looks_at_no_endpoint(
         calculated.append(endpoint.key)
         return endpoint_entries(endpoint, *others)
 
-    def judging(self: Outcome, thing: ResourceKey) -> tuple[str, str]:
+    def judging(self: Outcome, thing: ResourceKey, **known: bool) -> tuple[str, str]:
         judged.append(thing)
-        return state_of(self, thing)
+        return state_of(self, thing, **known)
 
     state_of = Outcome.state_of
     monkeypatch.setattr(Outcome, "state_of", judging)

@@ -257,6 +257,23 @@ def test_a_route_of_the_same_key_before_ours_is_seen_and_said(
     assert not routes.write()
 
 
+def test_anothers_route_before_that_of_a_block_is_seen_by_a_reading(routes: Routes) -> None:
+    """A reading that found ours behind it alone took back what its notification had told."""
+    pairs("eth0")
+    ip("addr add 192.0.2.1/24 dev eth0")
+    block = key("10.65.0.0/26")
+    routes.read()
+    routes.table.table.want(block, Route(RouteType.BLACKHOLE, None, protocol=PROTOCOL))
+    routes.write()
+    ip("route prepend 10.65.0.0/26 via 192.0.2.9 proto static")
+    routes.read()
+    assert routes.table.table.committed[block].protocol == 4  # RTPROT_STATIC
+    ip("route del 10.65.0.0/26 via 192.0.2.9 proto static")
+    routes.read()
+    assert not routes.write()
+    assert routes.table.table.committed[block].protocol == PROTOCOL
+
+
 def shown(one: RouteKey) -> list[dict[str, object]]:
     return ip_json(f"-{one.family.version}", "route", "show", str(one.destination))
 
