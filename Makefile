@@ -66,7 +66,7 @@ test-chart: .venv/ready ## the Helm chart by helm itself: lint, and what its tem
 test-kernels: .venv/ready ## IPIP and WireGuard with packets, on a Debian kernel that is booted under qemu, 10 to 20 minutes
 	@.ci/setup kernels || { echo "test-kernels: not run: qemu cannot be installed here" >&2; exit 1; }
 	@$(PYTHON) -m compileall -q felixpy tests
-	@$(AS_ROOT) tests/kernels/boot $(PYTHON) -m pytest -q --color=no -p no:cacheprovider $(if $(ARGS),$(ARGS),tests/kernels tests/underlay/test_wireguard.py)
+	@$(AS_ROOT) tests/kernels/boot $(PYTHON) -m pytest -q --color=no -p no:cacheprovider $(if $(ARGS),$(ARGS),tests/kernels tests/underlay/test_wireguard.py tests/underlay/test_wireguard_hosts.py)
 
 soak: .venv/ready ## random operations under live traffic; make soak SECONDS=600 ARGS="--backend legacy --seed 1"
 	@$(AS_ROOT) $(PYTHON) -m tests.soak.run $(SECONDS) $(ARGS)

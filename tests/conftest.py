@@ -38,7 +38,9 @@ COMPLETE = "FELIXPY_TEST_COMPLETE"
 COMBINATION = re.compile(r"\[((?:nftables|legacy|nft)-(?:dual|v4|v6)|crowd|machine)\b")
 
 
-SHARED_LAB = re.compile(r"underlay/test_(wireguard|tunnel_rules|crossed_families)\.py(?:.*\[(nftables|legacy|nft)\b)?")
+SHARED_LAB = re.compile(
+    r"underlay/test_(wireguard|wireguard_hosts|tunnel_rules|crossed_families)\.py(?:.*\[(nftables|legacy|nft)\b)?"
+)
 
 
 class CombinationScheduling(LoadScopeScheduling):  # type: ignore[misc]

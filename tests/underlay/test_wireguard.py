@@ -85,6 +85,15 @@ def reach(lab: Lab, one: Spec, other: Spec) -> None:
         )
 
 
+def take_down(lab: Lab) -> None:
+    """The program behind a device goes with it, and only once no agent makes it anew."""
+    lab.stop(*[spec for spec in lab.specs if spec.name in lab.agents], kill=True)
+    for spec in ENCRYPTING:
+        for family in (4, 6):
+            tries(spec.name, "ip", "link", "del", name(spec, family))
+    lab.close()
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     enter_private_namespaces()
@@ -100,10 +109,7 @@ def lab() -> Iterator[Lab]:
         found.start(N3)
         yield found
     finally:
-        for spec in ENCRYPTING:  # with it the program behind it goes
-            for family in (4, 6):
-                tries(spec.name, "ip", "link", "del", name(spec, family))
-        found.close()
+        take_down(found)
 
 
 @pytest.fixture
