@@ -75,15 +75,19 @@ class Subject:
         began = time.process_time()
         self.tell(objects)
         self.agent.sync_status(SyncStatus(SyncState.IN_SYNC))
-        await self.agent.known.wait()
+        known = asyncio.create_task(self.agent.known.wait())
+        await asyncio.wait((known, self.task), return_when=asyncio.FIRST_COMPLETED)
+        known.cancel()
         await self._until_written()
         return (time.process_time() - began) * 1000
 
     async def _until_written(self) -> None:
         agent = self.agent
-        while agent._pending or agent._wake.is_set() or not agent.dataplane.are_filters_written:
+        while True:
             if self.task.done():
-                self.task.result()
+                self.task.result()  # why it ended
+            if not agent._pending and not agent._wake.is_set() and agent.dataplane.are_filters_written:
+                return
             await asyncio.sleep(0)
 
 
