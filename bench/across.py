@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench import peers
 from bench.marks import CALLS, Mark, own_share, written
@@ -36,8 +37,25 @@ SETTLES_S = 1.5
 """A device that was just made leads nobody through it for a second who has another way."""
 PATIENCE_S = 60.0
 TWO_DEVICES, TOOLS = "Calico's two devices, plain routes", "ip -batch, bridge -batch"
-WAYS = {"native": (peers.NATIVE, 0), "VXLAN": (peers.TUNNEL, 0), "CrossSubnet": (peers.CROSSING, peers.BEYOND)}
-"""Mode of the pools, and where the node that comes is: with CrossSubnet in another subnet."""
+
+
+class Way(NamedTuple):
+    """Mode of the pools, where the node that comes is, and a family that it has no address of, which goes through the
+    tunnel of the other one.
+    """
+
+    mode: str
+    beyond: int = 0
+    lacks: Family | None = None
+
+
+WAYS = {
+    "native": Way(peers.NATIVE),
+    "VXLAN": Way(peers.TUNNEL),
+    "CrossSubnet": Way(peers.CROSSING, peers.BEYOND),
+    "IPv6 over IPv4": Way(peers.TUNNEL, lacks=Family.V6),
+    "IPv4 over IPv6": Way(peers.TUNNEL, lacks=Family.V4),
+}
 
 Progress = Callable[[str], None]
 
@@ -183,20 +201,21 @@ async def _comparators(world: World, cell: Cell, results: Results, times: int) -
 async def _nodes(network: Network) -> None:
     """One node with its blocks comes and goes, by each way that packets may take to it."""
     families = network.world.families
-    for way, (mode, beyond) in WAYS.items():
-        await network.change("", peers.pools(families, mode))
+    for way, (mode, beyond, lacks) in WAYS.items():
+        await network.change("", peers.pools(families, mode) | peers.settings(crossed=lacks is not None))
         await network.settled()
         for number in range(network.times):
-            one = peers.documents(families, beyond + network.cell.size + number)
+            one = peers.documents(families, beyond + network.cell.size + number, lacks=lacks)
             await network.change(f"nodes: one added, {way}", one)
             await network.change(f"nodes: one removed, {way}", dict.fromkeys(one, b""))
+    await network.change("", peers.settings())
 
 
 async def _addresses(network: Network) -> None:
     """A node gets another address, natively and in VXLAN; one with few blocks, and one with many."""
     families, number = network.world.families, network.cell.size
     for way in ("native", "VXLAN"):
-        await network.change("", peers.pools(families, WAYS[way][0]))
+        await network.change("", peers.pools(families, WAYS[way].mode))
         await network.settled()
         for count in (1, BLOCKS):
             await network.change("", peers.documents(families, number, count=count))

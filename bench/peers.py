@@ -58,11 +58,14 @@ def blocks(family: Family, number: int, count: int = 1) -> list[str]:
     return [f"{ipaddress.ip_address('fd00:64::100:0') + 64 * one}/122" for one in places]
 
 
-def documents(families: Iterable[Family], number: int, *, count: int = 1, shift: int = 0) -> Content:
-    """Topics and payloads: its blocks, then the node."""
+def documents(
+    families: Iterable[Family], number: int, *, count: int = 1, shift: int = 0, lacks: Family | None = None
+) -> Content:
+    """Topics and payloads: its blocks, then the node, which has no address of the family that it ``lacks``."""
     families = tuple(families)
     found: Content = {}
-    bgp = {f"ipv{f.version}Address": f"{address(f, number, shift)}/{16 if f is Family.V4 else 64}" for f in families}
+    has = [family for family in families if family is not lacks]
+    bgp = {f"ipv{f.version}Address": f"{address(f, number, shift)}/{16 if f is Family.V4 else 64}" for f in has}
     ends = {}
     for family in families:
         own = blocks(family, number, count)
@@ -79,10 +82,16 @@ def pools(families: Iterable[Family], mode: str) -> Content:
     return found
 
 
+def settings(*, crossed: bool = False) -> Content:
+    """The settings of all nodes; ``crossed``: each family goes through the other's tunnel to nodes that lack it."""
+    crossing = {"ipv6OverIPv4": crossed, "ipv4OverIPv6": crossed}
+    return _message("felixconfig", felix_configuration("default", defaultEndpointToHostAction="Accept", **crossing))
+
+
 def cluster(families: Iterable[Family], count: int, mode: str) -> Content:
     """Everything retained with so many other nodes, with manifests: two real nodes with a workload each, too."""
     families = tuple(families)
-    content = pools(families, mode) | _message("felixconfig", felix_configuration(defaultEndpointToHostAction="Accept"))
+    content = pools(families, mode) | settings()
     for spec in (NODE1, NODE2):
         document = node(spec, families)
         wide = {key: value.replace("/24", "/16") for key, value in document["spec"]["bgp"].items()}
