@@ -129,7 +129,9 @@ class Containers:
     def _of_tunnels(self) -> frozenset[bytes]:
         """Addresses of this node's tunnels, which no container gets."""
         own = self._agent.store.nodes.get(self._agent.store.node_name)
-        return frozenset(own.tunnel_addresses) if own else frozenset()
+        if own is None:
+            return frozenset()
+        return frozenset(own.tunnel_addresses).union(filter(None, map(own.wireguard_address, FAMILIES)))
 
     def _mtu(self) -> int:
         """What the network between nodes carries in one piece, unless somebody said a number; 0: nobody knows."""

@@ -3,6 +3,8 @@
     a pool that the node may use needs the tunnel ──► an address under a handle of its own, kept across restarts
     none needs it any more                        ──► released
 
+WireGuard is needed by settings, whatever the pools' modes; with host encryption its device has the node's address.
+
     range of a pod CIDR        its second address, which workloads never get (Calico: podCIDR + 1)
     blocks of this node        one that is free, beside those of workloads
     Calico's blocks in an API  the same, in the block itself: handle ``vxlan-tunnel-addr-<node>``
@@ -17,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from felixpy.calc import wireguard
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.mtu import Tunnel
 from felixpy.calc.overlay import DEVICES, is_in_use
@@ -49,6 +52,18 @@ KINDS: Mapping[Tunnel, Kind] = {
     Tunnel.VXLAN_V6: Kind(
         "vxlan-v6-tunnel-addr", "vxlanV6TunnelAddress", ("ipv6VXLANTunnelAddr",), "IPv6VXLANTunnelAddr"
     ),
+    Tunnel.WIREGUARD: Kind(
+        "wireguard-tunnel-addr",
+        "wireguardTunnelAddress",
+        ("wireguard", "interfaceIPv4Address"),
+        "IPv4WireguardInterfaceAddr",
+    ),
+    Tunnel.WIREGUARD_V6: Kind(
+        "wireguard-v6-tunnel-addr",
+        "wireguardV6TunnelAddress",
+        ("wireguard", "interfaceIPv6Address"),
+        "IPv6WireguardInterfaceAddr",
+    ),
 }
 
 
@@ -66,21 +81,27 @@ def tunnel_fields(addresses: Mapping[Tunnel, bytes]) -> dict[str, Any]:
 
 def pools_that_need(tunnel: Tunnel, store: Store, settings: EntrySettings) -> list[IPPool]:
     """The pools by which this node needs an address of a tunnel's device, by name."""
-    way, family = _WAYS[tunnel]
-    if not is_in_use(way, family, store, settings):
+    family, way = _FAMILIES[tunnel], _WAYS.get(tunnel)
+    if way is None and (settings.wireguard_host_encryption_enabled or not settings.encrypts(family)):
+        return []
+    if way is not None and not is_in_use(way, family, store, settings):
         return []
     found = [
         pool
         for pool in store.pools.values()
         if pool.cidr.family is family
-        and TUNNELS.get(pool.encapsulation) is way
+        and (way is None or TUNNELS.get(pool.encapsulation) is way)
         and "Tunnel" in pool.allowed_uses
         and pool.node_selector.matches(store.labels)
     ]
     return sorted(found, key=lambda pool: pool.key)
 
 
-_WAYS: Mapping[Tunnel, tuple[Way, Family]] = {tunnel: place for place, tunnel in DEVICES.items() if tunnel in KINDS}
+_WAYS: Mapping[Tunnel, Way] = {tunnel: way for (way, _), tunnel in DEVICES.items()}
+_FAMILIES: Mapping[Tunnel, Family] = {
+    **{tunnel: family for (_, family), tunnel in DEVICES.items()},
+    **{tunnel: family for family, tunnel in wireguard.TUNNELS.items()},
+}
 
 
 class TunnelAddresses:
@@ -134,7 +155,7 @@ class TunnelAddresses:
             if had is not None and self._local is not None:
                 await self._local.release(handle, (Net.host(had),))
             return None
-        family = _WAYS[tunnel][1]
+        family = _FAMILIES[tunnel]
         ranges = [net for net in self._ranges(family) if any(pool.cidr.covers(net) for pool in pools)]
         for net in ranges:
             if net.length <= SMALLEST_WITH_ENDS[family]:
@@ -162,7 +183,7 @@ class TunnelAddresses:
         if not any(able.values()):
             return None  # a disabled pool gives nothing new
         attributes = {"node": self._store.node_name, "type": KINDS[tunnel].type}
-        wanted = Wanted(handle, (_WAYS[tunnel][1],), pools=able, attributes=attributes, use="Tunnel")
+        wanted = Wanted(handle, (_FAMILIES[tunnel],), pools=able, attributes=attributes, use="Tunnel")
         (address,) = await blocks.assign(wanted)
         return address.packed
 
@@ -170,5 +191,11 @@ class TunnelAddresses:
 def _addresses(node: Node | None) -> dict[Tunnel, bytes]:
     if node is None:
         return {}
-    said = {Tunnel.IPIP: node.ipip_ipv4, Tunnel.VXLAN: node.vxlan_ipv4, Tunnel.VXLAN_V6: node.vxlan_ipv6}
+    said = {
+        Tunnel.IPIP: node.ipip_ipv4,
+        Tunnel.VXLAN: node.vxlan_ipv4,
+        Tunnel.VXLAN_V6: node.vxlan_ipv6,
+        Tunnel.WIREGUARD: node.wireguard_ipv4,
+        Tunnel.WIREGUARD_V6: node.wireguard_ipv6,
+    }
     return {tunnel: packed for tunnel, packed in said.items() if packed is not None}

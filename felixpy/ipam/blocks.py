@@ -41,7 +41,10 @@ CONFIGURATION_SECONDS = 60.0
 AGENT = "felixpy"
 SWEEP_FIRST_SECONDS, SWEEP_LAST_SECONDS = 1.0, 60.0
 
-TUNNEL_TYPES = frozenset({"ipipTunnelAddress", "vxlanTunnelAddress", "vxlanV6TunnelAddress"})
+TUNNEL_TYPES = frozenset({
+    "ipipTunnelAddress", "vxlanTunnelAddress", "vxlanV6TunnelAddress", "wireguardTunnelAddress",
+    "wireguardV6TunnelAddress",
+})  # fmt: skip
 """``type`` of an address that is a tunnel's, in Calico's words: no container has it, and yet it is in use."""
 
 

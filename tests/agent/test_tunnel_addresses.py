@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -56,12 +57,12 @@ def affinity(cidr: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def local(store: Store) -> tuple[TunnelAddresses, LocalAddresses]:
+def local(store: Store, settings: Settings | None = None) -> tuple[TunnelAddresses, LocalAddresses]:
     def ranges(family: Family) -> list[Net]:
         return sorted(one.cidr for one in store.blocks.values() if one.cidr.family is family)
 
     addresses = LocalAddresses(ranges, "")
-    return TunnelAddresses(store, lambda: EntrySettings.of(Settings()), ranges, addresses), addresses
+    return TunnelAddresses(store, lambda: EntrySettings.of(settings or Settings()), ranges, addresses), addresses
 
 
 def texts(found: dict[Tunnel, bytes]) -> dict[str, str]:
@@ -96,6 +97,24 @@ def test_what_needs_an_address(pools: list[dict[str, Any]], needed: set[str]) ->
     """A disabled pool, too: its workloads are still there."""
     store = store_with(node(zone="a"), *pools, affinity("10.48.3.0/24"), affinity("10.49.3.0/24"))
     assert set(texts(asyncio.run(local(store)[0].find(None)))) == needed
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        (Settings(wireguard_enabled=True), {"wireguard.cali": "10.48.3.1"}),
+        (Settings(wireguard_enabled_v6=True), {"wg-v6.cali": "fd00:48:0:3::1"}),
+        (Settings(wireguard_enabled=True, wireguard_host_encryption_enabled=True), {}),
+    ],
+)
+def test_wireguard_needs_an_address_whatever_the_modes_of_pools(settings: Settings, needed: dict[str, str]) -> None:
+    """With host encryption its device has the node's own."""
+    pools = pool("10.48.0.0/16"), pool("fd00:48::/48", "p6")
+    store = store_with(*pools, affinity("10.48.3.0/24"), affinity("fd00:48:0:3::/64"))
+    found = asyncio.run(local(store, settings)[0].find(None))
+    assert texts(found) == needed
+    fields = {f"interfaceIPv{6 if ':' in text else 4}Address": text for text in needed.values()}
+    assert tunnel_fields(found) == ({"wireguard": fields} if fields else {})
 
 
 def test_a_small_block_is_shared_with_workloads_and_the_address_is_kept_and_released() -> None:
@@ -181,8 +200,6 @@ def test_calicos_blocks_hold_the_address_under_calicos_handle() -> None:
 
 
 def test_annotations_of_kubernetes_follow() -> None:
-    from datetime import UTC, datetime
-
     now = datetime(2026, 1, 1, tzinfo=UTC)
     bare = KubernetesNode(NodeMetadata("n1"))
 
@@ -195,6 +212,11 @@ def test_annotations_of_kubernetes_follow() -> None:
         "projectcalico.org/IPv6VXLANTunnelAddr": "fd00:48:0:3::1",
     }
     assert annotations(bare, given) == written
+    encrypting = {Tunnel.WIREGUARD: parse_address("10.48.3.1"), Tunnel.WIREGUARD_V6: parse_address("fd00:48:0:3::1")}
+    assert annotations(bare, encrypting) == {
+        "projectcalico.org/IPv4WireguardInterfaceAddr": "10.48.3.1",
+        "projectcalico.org/IPv6WireguardInterfaceAddr": "fd00:48:0:3::1",
+    }
     has = KubernetesNode(
         NodeMetadata("n1", annotations={**written, "projectcalico.org/IPv4IPIPTunnelAddr": "10.1.1.1"})
     )
