@@ -194,7 +194,7 @@ class Agent:
     @property
     def wireguard_keys(self) -> Mapping[Family, bytes]:
         """The public keys of this node's WireGuard devices that stand."""
-        return self.dataplane.devices.public_keys()
+        return self.dataplane.routing.devices.public_keys()
 
     @property
     def backend(self) -> Backend:
@@ -324,13 +324,13 @@ class Agent:
         self.configuration.host_due |= doubts.host or doubts.everything
         for interface in doubts.interfaces:
             try:
-                await self.dataplane.read_routes(interface)
+                await self.dataplane.routing.read_routes(interface)
             except OSError as error:
                 log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
                 self.comparisons.ask()
         if doubts.sources:
             try:
-                await self.dataplane.read_sources()
+                await self.dataplane.routing.read_sources()
             except OSError as error:
                 log.error("routes cannot be read after their source address changed", reason=str(error))
                 self.comparisons.ask()
@@ -445,7 +445,7 @@ class Agent:
         self.failures = report.failures
         if report.unknown:
             self.comparisons.ask()
-        if self.dataplane.devices.public_keys() != self.calculation.host.wireguard_keys:
+        if self.dataplane.routing.devices.public_keys() != self.calculation.host.wireguard_keys:
             self.configuration.host_due = True
             self.own_changed.set()
             self._wake_up()

@@ -145,9 +145,9 @@ class Configuration:
 
     async def _read_host(self, settings: Settings) -> Host:
         dataplane, ours = self._dataplane, settings.device_route_protocol
-        ways = dataplane.routes.ways
+        ways = dataplane.routing.routes.ways
         host = await read_host(dataplane.links, settings.interface_prefix, ways, self._peers, ours)
-        keys = dataplane.devices.public_keys()
+        keys = dataplane.routing.devices.public_keys()
         return replace(host, not_masqueraded=self.not_masqueraded, wireguard_keys=keys)
 
     def leave_alone(self, destinations: tuple[Net, ...]) -> None:
@@ -174,7 +174,7 @@ class Configuration:
         settings = self._live.take(configurations, store.labels, doubts)
         if self._doubtful:
             prefixes = tuple(self._doubtful)
-            own = await read_own_interfaces(dataplane.links, prefixes, dataplane.routes.ways)
+            own = await read_own_interfaces(dataplane.links, prefixes, dataplane.routing.routes.ways)
             named = {prefix: why for prefix in prefixes if (why := self._names_own(prefix, own))}
             if named:
                 settings = self._live.take(configurations, store.labels, partial(_names_own_interface, named))

@@ -79,7 +79,7 @@ def _sample_tables(agent: Subject) -> None:
 
 
 def _sample_routing(agent: Subject) -> None:
-    metrics, routes = agent.metrics, agent.dataplane.routes
+    metrics, routes = agent.metrics, agent.dataplane.routing.routes
     prefix = agent.settings.interface_prefix
     interfaces = sum(1 for name in agent.dataplane.links.by_name if name.startswith(prefix))
     numbers = Counter(f"{key.family}:{key.table}" for key in routes.table.committed)
@@ -93,7 +93,7 @@ def _sample_routing(agent: Subject) -> None:
 def _sample_ways(agent: Subject) -> None:
     """What leads nowhere is a way without a nexthop: the node's problem says why."""
     counts: Counter[tuple[Family, str]] = Counter()
-    for key, nexthop in agent.dataplane.nexthops.table.desired.items():
+    for key, nexthop in agent.dataplane.routing.nexthops.table.desired.items():
         counts[key.family, TRAVELS.get(nexthop.interface, Way.NATIVE)] += 1
     for way in agent.store.ways.all():
         pool = agent.store.pools.get(ResourceKey(Kind.IP_POOL, way.namespace))
@@ -109,7 +109,7 @@ def _sample_wireguard(agent: Subject) -> None:
     metrics, now = agent.metrics, time.time()
     counts: Counter[tuple[Family, str]] = Counter()
     moved: Counter[tuple[Family, str]] = Counter()
-    for key, traffic in agent.dataplane.peers.traffic.items():
+    for key, traffic in agent.dataplane.routing.peers.traffic.items():
         state = "recent" if traffic.is_recent(now) else "old" if traffic.handshake else "never"
         counts[key.family, state] += 1
         moved[key.family, "received"] += traffic.received

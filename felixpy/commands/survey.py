@@ -63,7 +63,7 @@ async def survey(
         agent.sync_status(collected.status)
         await agent.absorb()
         await _introduce(agent)
-        await agent.dataplane.read_occupants()
+        await agent.dataplane.routing.read_occupants()
         agent.dataplane.plan()  # compares everything, so that state_of tells what the kernel holds from what it lacks
         yield agent
     finally:
@@ -112,7 +112,7 @@ def compare(agent: Agent, tables: tuple[str, ...]) -> list[Line]:
             wanted = _text(key, table.desired[key]) if key in table.desired else ""
             present = key in table.committed and key not in dirty.put
             kernel = wanted or "present" if present else _kernel_text(agent.links, key, table.committed.get(key))
-            if present and isinstance(key, PeerKey) and (traffic := agent.dataplane.peers.traffic.get(key)):
+            if present and isinstance(key, PeerKey) and (traffic := agent.dataplane.routing.peers.traffic.get(key)):
                 kernel = traffic.told(time.time())
             lines.append(Line(table.name, str(key), wanted, kernel, table.waiting.get(key, "")))
     return lines

@@ -12,71 +12,40 @@ because they cannot be written, nothing opens either: no route, no forwarding.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
 
 from felixpy.calc.entries import (
-    MAIN_TABLE,
-    AddressKey,
     DeviceKey,
     ElementKey,
-    FdbKey,
     Key,
-    NeighbourKey,
-    Nexthop,
-    NexthopKey,
-    PeerKey,
-    PolicyRuleKey,
-    RouteKey,
     RoutingKey,
     SetName,
     SettingsKey,
     Value,
 )
-from felixpy.calc.entry_settings import wireguard_tables
 from felixpy.calc.graph import ABSENT, Absent, Changes
 from felixpy.calc.host import ALL_INTERFACES
 from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.classes import Direction, MemberKey
 from felixpy.calc.rules import RuleSettings
 from felixpy.config import Failsafe, Settings
-from felixpy.dataplane.batches import Written, write_deltas
-from felixpy.dataplane.devices import DeviceTable
-from felixpy.dataplane.fdb import FdbTable
 from felixpy.dataplane.filter_tables import FilterTables, write_together
 from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
-from felixpy.dataplane.neighbours import NeighbourTable
-from felixpy.dataplane.nexthops import NexthopTable
 from felixpy.dataplane.operations import operations_of
-from felixpy.dataplane.ownership import Ownership
 from felixpy.dataplane.packet_filter import PacketFilter, Part
-from felixpy.dataplane.policy_rules import PolicyRuleTable
 from felixpy.dataplane.release import AddressRelease
 from felixpy.dataplane.report import ApplyReport, Operation
-from felixpy.dataplane.routes import RouteTable
-from felixpy.dataplane.table import Delta, KeyedTable
-from felixpy.dataplane.tunnel_addresses import TunnelAddressTable
-from felixpy.dataplane.wireguard import PeerTable, WireGuardDevices, WireGuardSettings
+from felixpy.dataplane.routing import AnyTable, Routing, read_table
 from felixpy.model.net import Family
 from felixpy.netlink import rtnetlink
 from felixpy.netlink.inventory import read_advertised_default_interfaces
-from felixpy.netlink.nexthop import nexthop_request
-from felixpy.netlink.rule import rule_request
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
-from felixpy.netlink.tunnels import address_request, fdb_request
 from felixpy.netlink.xtables import knows_match
 from felixpy.slices import in_slices
 
 MOST_IN_USE = 8
 """So many servers that told the agent lately stay reachable."""
-
-AnyTable = KeyedTable[Any, Any, Any]
-
-
-K = TypeVar("K")
-D = TypeVar("D")
-C = TypeVar("C")
 
 OF_THE_NODE = frozenset({SetName.HOSTS, SetName.NOT_MASQUERADED})
 """Sets that a node without any object has members of."""
@@ -99,19 +68,7 @@ class Dataplane:
         self.clock = clock
         self.socket = NetlinkSocket(NETLINK_ROUTE)
         self.release = AddressRelease()
-        ownership = Ownership.of(settings)
-        self.wireguard = WireGuardDevices(WireGuardSettings.of(settings))
-        self.devices = DeviceTable(links, clock, self.wireguard)
-        self.peers = PeerTable(links, self.wireguard, self.devices.standing)
-        self.policy_rules = PolicyRuleTable(ownership, clock)
-        self.addresses = TunnelAddressTable(
-            links, ownership, clock, self.devices.lingers, lambda: self.devices.keys.keys()
-        )
-        self.fdb = FdbTable(links, clock)
-        self.neighbours = NeighbourTable(links, ownership, clock)
-        self.nexthops = NexthopTable(links, ownership, clock)
-        self.routes = RouteTable(links, ownership, clock, self.release, self.nexthops)
-        self.routes.tables = _tables(settings)
+        self.routing = Routing(settings, links, self.socket, self.release, clock, self.link_events)
         self.interface_settings = InterfaceSettingTable(links, clock, believes_start=True)
         self.filters: dict[Family, FilterTables] = {
             family: FilterTables(one, self.release) for family, one in filters.items()
@@ -121,65 +78,12 @@ class Dataplane:
         self._is_set_aside = False
         self._links_changed: set[str] = set()
         self._closed: set[Family] = set()
-        self._tables: dict[type, AnyTable] = {
-            DeviceKey: self.devices.table,
-            PeerKey: self.peers.table,
-            AddressKey: self.addresses.table,
-            FdbKey: self.fdb.table,
-            NeighbourKey: self.neighbours.table,
-            NexthopKey: self.nexthops.table,
-            RouteKey: self.routes.table,
-            PolicyRuleKey: self.policy_rules.table,
-            SettingsKey: self.interface_settings.table,
-        }
-        self._routing = self._written_in_order()
-
-    def _written_in_order(self) -> tuple[Written, ...]:
-        """The tables of routing in the order in which entries are made; they go the other way round."""
-        return (
-            Written(
-                self.addresses.table,
-                lambda key, value: address_request(value),
-                lambda key, value: address_request(value, delete=True),
-                only_new=True,
-            ),
-            Written(
-                self.fdb.table,
-                lambda key, value: fdb_request(value),
-                lambda key, value: fdb_request(value, delete=True),
-                only_new=True,
-            ),
-            Written(
-                self.neighbours.table,
-                lambda key, value: rtnetlink.neighbour_request(value),
-                lambda key, value: rtnetlink.neighbour_request(value, delete=True),
-            ),
-            Written(
-                self.nexthops.table,
-                lambda key, value: nexthop_request(value),
-                lambda key, value: nexthop_request(value, delete=True),
-                only_new=True,
-            ),
-            Written(
-                self.routes.table,
-                lambda key, value: self.routes.request(key, value),
-                lambda key, value: rtnetlink.route_request(key, value, delete=True),
-            ),
-            Written(
-                self.policy_rules.table,
-                lambda key, value: rule_request(value),
-                lambda key, value: rule_request(value, delete=True),
-                when_complete=True,
-            ),
-        )
+        self._tables: dict[type, AnyTable] = {**self.routing.tables, SettingsKey: self.interface_settings.table}
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; with another ownership the kernel is to be read next."""
         self.settings = settings
-        for one in (self.routes, self.neighbours, self.nexthops, self.addresses, self.policy_rules):
-            one.ownership = Ownership.of(settings)
-        self.wireguard.settings = WireGuardSettings.of(settings)
-        self.routes.tables |= _tables(settings)
+        self.routing.configure(settings)
 
     def use_filters(self, filters: Mapping[Family, PacketFilter], entries: Changes) -> None:
         """Take another back-end or other families, to be read next; ``entries`` is everything wanted."""
@@ -188,7 +92,7 @@ class Dataplane:
             # Nobody removes these one by one any more: they go with all that the old back-end or family leaves.
             self.release.removed(key for key in old.elements.committed if key not in old.elements.desired)
         self.filters = {family: FilterTables(one, self.release) for family, one in filters.items()}
-        routed = {key.family for key in self.routes.table.committed}
+        routed = {key.family for key in self.routing.routes.table.committed}
         for family, tables in self.filters.items():
             tables.begins = family not in routed
         self.want({key: value for key, value in entries.items() if type(key) not in self._tables})
@@ -220,9 +124,9 @@ class Dataplane:
 
     def left_over(self) -> int:
         """How many entries of ours the kernel has that nobody wants: what an earlier run made of its objects."""
-        routes, ours = self.routes.table, self.settings.device_route_protocol
+        routes, ours = self.routing.routes.table, self.settings.device_route_protocol
         count = sum(route.protocol == ours and key not in routes.desired for key, route in routes.committed.items())
-        count += len(self.neighbours.table.committed.keys() - self.neighbours.table.desired.keys())
+        count += len(self.routing.neighbours.table.committed.keys() - self.routing.neighbours.table.desired.keys())
         for filters in self.filters.values():
             members = filters.elements.committed.keys() - filters.elements.desired.keys()
             count += sum(key.set not in OF_THE_NODE for key in members)
@@ -252,7 +156,7 @@ class Dataplane:
     def close(self) -> None:
         self.socket.close()
         self.release.close()
-        self.wireguard.close()
+        self.routing.wireguard.close()
         for tables in self.filters.values():
             tables.filter.close()
 
@@ -279,13 +183,10 @@ class Dataplane:
 
     def _want_entry(self, table: AnyTable, key: Key, value: object) -> None:
         """Take an entry of a table that is no packet filter's."""
-        if type(key) is NexthopKey:
-            self._want_nexthop(key, value)
-        elif type(key) is DeviceKey and value is ABSENT:
-            self.devices.drop(key)
-        elif type(key) is DeviceKey:
-            table.want(key, value)
-            self._tunnels_changed()
+        if type(key) in self.routing.tables:
+            self.routing.want(key, value)
+            if type(key) is DeviceKey and value is not ABSENT:
+                self._tunnels_changed()
         elif value is ABSENT:
             table.drop(key)
         else:
@@ -329,17 +230,6 @@ class Dataplane:
         else:
             tables.drop_member(key)
 
-    def _want_nexthop(self, key: NexthopKey, value: object) -> None:
-        """Take a nexthop; routes through it are looked at where they depend on it themselves."""
-        table = self.nexthops.table
-        known = key in table.desired
-        if isinstance(value, Nexthop):
-            self.nexthops.want(key, value)
-        else:
-            self.nexthops.drop(key)
-        if not (known and isinstance(value, Nexthop) and self.nexthops.has_objects):
-            self.routes.table.mark(list(self.routes.table.wanted_on(key)))
-
     def table_of(self, key: Key) -> AnyTable | None:
         """The table that a key belongs to; None for a set member of a family without a packet filter, and for what is
         no entry by itself: classes, policies and their sets.
@@ -351,7 +241,7 @@ class Dataplane:
 
     def want_rules(self, *, nftables: bool) -> None:
         """Take the rules that the settings and the tunnels of this node mean."""
-        self._nftables, self._tunnels = nftables, self._present_tunnels()
+        self._nftables, self._tunnels = nftables, self.routing.present_tunnels()
         for family, tables in self.filters.items():
             sees_errors = nftables or knows_match("bpf", family)
             tables.want_rules(
@@ -377,14 +267,9 @@ class Dataplane:
             if self.filters:
                 self.want_rules(nftables=self._nftables)
 
-    def _present_tunnels(self) -> frozenset[Tunnel]:
-        """Tunnels that have a device, or will: as long as one stands it could unpack something."""
-        known = {**self.devices.table.desired, **self.devices.table.committed}
-        return frozenset(map(self.devices.tunnel_of, known))
-
     def _tunnels_changed(self) -> None:
         """The first pool that needs a tunnel, and the last one, change rules."""
-        if self.filters and self._present_tunnels() != self._tunnels:
+        if self.filters and self.routing.present_tunnels() != self._tunnels:
             self.want_rules(nftables=self._nftables)
 
     def link_events(self, events: LinkEvents) -> None:
@@ -392,29 +277,10 @@ class Dataplane:
         self._links_changed |= events.changed | events.lost
         for interface in events.changed | events.lost:
             lost = interface in events.lost
-            for kind, table in self._tables.items():
-                if kind is not NexthopKey:
-                    table.interface_changed(interface, lost=lost and kind is not DeviceKey)
-            self._nexthops_changed(interface, lost=lost)
+            self.routing.interface_changed(interface, lost=lost)
+            self.interface_settings.table.interface_changed(interface, lost=lost)
         for interface in events.carriers:
-            if self.nexthops.has_objects:
-                self._nexthops_changed(interface, lost=interface in events.silent)
-
-    def _nexthops_changed(self, interface: str, *, lost: bool) -> None:
-        """With a nexthop its routes come and go."""
-        for key in list(self.nexthops.table.wanted_on(interface)):
-            self.routes.table.interface_changed(key, lost=lost)
-        self.nexthops.table.interface_changed(interface, lost=lost)
-
-    async def read_sources(self) -> None:
-        """Read all routes after their source address came or went, and try again what was refused for want of it.
-
-        Raises:
-            OSError: the kernel refused.
-        """
-        await self._read_table(self.routes.table, self.routes.read)
-        table = self.routes.table
-        table.mark([key for key in table.refused if key in table.desired and table.desired[key].source])
+            self.routing.carrier_changed(interface, silent=interface in events.silent)
 
     def take_links(self) -> dict[str, bool]:
         """Interfaces of which there was news since the last call, and whether each is there and up now."""
@@ -434,37 +300,13 @@ class Dataplane:
         with self.links.reading() as newer:
             links = await self.socket.decode_sliced(rtnetlink.link_dump_request(), rtnetlink.decode_link)
             self.link_events(await self.links.adopt(links, newer))
-        await self._read_table(self.devices.table, self.devices.read)
-        await self._read_peers()
-        await self._read_table(self.addresses.table, self.addresses.read)
-        await self._read_table(self.fdb.table, self.fdb.read)
-        await self._read_table(self.neighbours.table, self.neighbours.read)
-        had_objects = self.nexthops.has_objects
-        await self._read_table(self.nexthops.table, self.nexthops.read)
-        self.nexthops.settle()
-        if had_objects != self.nexthops.has_objects:
-            self.routes.table.mark([key for key, route in self.routes.table.desired.items() if route.nexthop])
-        await self._read_table(self.routes.table, self.routes.read)
-        await self._read_table(self.policy_rules.table, self.policy_rules.read)
-        await self._read_table(self.interface_settings.table, self.interface_settings.read)
+        await self.routing.read()
+        await read_table(self.socket, self.interface_settings.table, self.interface_settings.read, self.clock)
         failures = {}
         for family in list(self.filters):
             if reason := await self.read_filter(family):
                 failures[family] = reason
         return failures
-
-    async def _read_peers(self) -> None:
-        """Read WireGuard's peers; the devices look at their key files again, of which nothing tells."""
-        devices, table = self.devices.table, self.peers.table
-        devices.mark([key for key in self.wireguard.names.values() if key in devices.desired])
-        with table.reading() as newer:
-            await table.adopt(await self.peers.read(), newer, self.clock())
-
-    async def _read_table(
-        self, table: KeyedTable[K, D, C], read: Callable[[NetlinkSocket], Awaitable[dict[K, C]]]
-    ) -> None:
-        with table.reading() as newer:
-            await table.adopt(await read(self.socket), newer, self.clock())
 
     async def read_filter(self, family: Family, changed_by: str = "", part: Part = Part.ALL) -> str:
         """Read one packet filter, changed by somebody if told. Returns why it could not be read, or nothing."""
@@ -473,17 +315,6 @@ class Dataplane:
             return ""
         with tables.chains.blaming(lambda: changed_by), tables.elements.blaming(lambda: changed_by):
             return await tables.read_or_reason(self.clock(), part)
-
-    async def read_routes(self, interface: str) -> None:
-        """Read the routes of one interface, where the kernel may have removed some without a word.
-
-        Raises:
-            OSError: the kernel refused.
-        """
-        link = self.links.by_name.get(interface)
-        with self.routes.table.reading() as newer:
-            found = await self.routes.read(self.socket, link.ifindex) if link else {}
-            self.routes.table.adopt_interface(interface, found, newer, self.clock())
 
     def doubt(self) -> None:
         """Look at everything again."""
@@ -497,14 +328,15 @@ class Dataplane:
         await self._apply_additions(report, complete=complete)
         self._close(complete=complete)
         if complete or not self._closed:
-            await self._apply_devices(report, complete=complete)
-            await self._apply_peers(report, removals=False)
-            await self._apply_routing(report, removals=False, complete=complete)
+            await self.routing.write_devices(report, complete=complete)
+            await self.routing.write_peers(report, removals=False)
+            await self.routing.write(report, removals=False, complete=complete)
             await self._apply_settings(report)
         if complete:
-            await self._apply_routing(report, removals=True, complete=complete)
-            await self._apply_peers(report, removals=True)
-            self._remove_devices(report)
+            await self.routing.write(report, removals=True, complete=complete)
+            await self.routing.write_peers(report, removals=True)
+            self.routing.remove_devices(report)
+            self._tunnels_changed()
             await self._apply_removals(report)
             self.release.settle(self._holds)
         for family, reason in self._standing_failures().items():
@@ -600,11 +432,7 @@ class Dataplane:
         times = [table.next_retry() for tables in self.filters.values() for table in tables.all]
         if not (self._closed and self._is_set_aside):
             times += [table.next_retry() for table in self._tables.values()]
-            times += [self.routes.next_removal(), self.devices.next_removal()]
-            if self.nexthops.table.dirty:
-                times += [
-                    self.clock() + seconds for name in self.devices.keys if (seconds := self.devices.settles_in(name))
-                ]
+            times += self.routing.next_wakes()
         return min((at for at in times if at is not None), default=None)
 
     # --- settings, neighbours, routes --------------------------------------------------------------------------
@@ -632,158 +460,3 @@ class Dataplane:
         refused |= tables.write(wanted, advertised, self.socket)
         report.written += len(delta.put) - len(refused)
         tables.table.record(delta, refused, now)  # removals: nothing to write, we do not know what stood there
-
-    async def _apply_devices(self, report: ApplyReport, *, complete: bool) -> None:
-        """Tunnel devices, each by itself: they are few, and what hangs on them has to know their indexes."""
-        table = self.devices.table
-        if not table.dirty:
-            return
-        report.looked_at |= table.dirty
-        now = self.clock()
-        delta = table.delta(now)
-        delta.remove = {}
-        if not complete:
-            delta.put = {key: value for key, value in delta.put.items() if key not in table.committed}
-        refused: dict[DeviceKey, str] = {}
-        for key, device in delta.put.items():
-            events, reason = await self.devices.write(key, device, self.socket)
-            self.link_events(events)
-            if reason:
-                refused[key] = reason
-            self.peers.table.mark(list(self.peers.table.wanted_on(key.name)))
-        report.written += len(delta.put) - len(refused)
-        table.record(delta, refused, now)
-
-    async def _apply_peers(self, report: ApplyReport, *, removals: bool) -> None:
-        """WireGuard's peers: before the routes to what they have, and out of the way after those."""
-        table = self.peers.table
-        if not table.dirty:
-            return
-        report.looked_at |= table.dirty
-        now = self.clock()
-        delta = table.delta(now)
-        if removals:
-            delta.put = {}
-        else:
-            delta.remove = {}
-        if not delta:
-            return
-        refused = await self.peers.write(delta.put, delta.remove)
-        report.written += len(delta.put) + len(delta.remove) - len(refused)
-        table.record(delta, refused, now)
-
-    def _remove_devices(self, report: ApplyReport) -> None:
-        """Devices that nobody needs, after everything that leads through them."""
-        table = self.devices.table
-        if not table.dirty:
-            return
-        now = self.clock()
-        delta = table.delta(now)
-        delta.put = {}
-        refused: dict[DeviceKey, str] = {}
-        for key in delta.remove:
-            events, reason = self.devices.remove(key, self.socket)
-            self.link_events(events)
-            if reason:
-                refused[key] = reason
-        report.written += len(delta.remove) - len(refused)
-        table.record(delta, refused, now)
-        self._tunnels_changed()
-
-    async def _apply_routing(self, report: ApplyReport, *, removals: bool, complete: bool) -> None:
-        """Addresses, FDB, neighbours, nexthops and routes of both families in common batches; after removals everything
-        else is in place.
-
-        Where a route that was not known of stands under a key of ours it is looked at, and what may be written after
-        that is written.
-        """
-        occupied = await self._write_routing(report, removals=removals, complete=complete)
-        if occupied and await self._learn_occupants(occupied):
-            await self._write_routing(report, removals=removals, complete=complete)
-
-    async def _learn_occupants(self, keys: set[RouteKey]) -> bool:
-        """Read what stands under keys that were refused for it, and look at them again. Whether that could be read."""
-        table = self.routes.table
-        with table.reading() as newer:
-            try:
-                found = await self.routes.occupants(self.socket, keys)
-            except OSError:
-                return False  # the keys are refused, and tried again
-            for key, route in found.items():
-                if key not in newer:
-                    self.routes.learn(key, route)
-        table.mark(keys)
-        return True
-
-    async def read_occupants(self) -> None:
-        """Read whatever stands under keys that are wanted and that we have no route under, for whoever only looks.
-
-        Raises:
-            OSError: the kernel refused.
-        """
-        table = self.routes.table
-        if missing := {key for key in table.desired if key not in table.committed}:
-            for key, route in (await self.routes.occupants(self.socket, missing)).items():
-                self.routes.learn(key, route)
-
-    async def _write_routing(self, report: ApplyReport, *, removals: bool, complete: bool) -> set[RouteKey]:
-        """One round of it. Returns the keys of new routes under which another one stands."""
-        if not any(one.table.dirty for one in self._routing):
-            return set()
-        now = self.clock()
-        deltas: list[tuple[Written, Delta[Any, Any]]] = []
-        for one in self._routing:
-            if not one.table.dirty:
-                continue
-            report.looked_at |= one.table.dirty
-            delta = one.table.delta(now)
-            if removals:
-                delta.put = {}
-            else:
-                delta.remove = {}
-                if one.when_complete and not complete:
-                    delta.put = {}
-                if one.only_new and not complete:
-                    delta.put = {key: value for key, value in delta.put.items() if key not in one.table.committed}
-            if one.table is self.nexthops.table:
-                self._hold_nexthops(delta)
-                self._nexthops_are_due(delta)
-            if delta:
-                deltas.append((one, delta))
-        in_order = deltas[::-1] if removals else deltas
-        exists = await write_deltas(self.socket, in_order, now, report, removals=removals)
-        if removals:
-            for one, delta in deltas:
-                if one.table is self.nexthops.table:
-                    self.nexthops.release(delta.remove)
-        routes = self.routes.table.committed
-        return {key for key in exists if isinstance(key, RouteKey) and key not in routes}
-
-    def _hold_nexthops(self, delta: Delta[NexthopKey, Any]) -> None:
-        """What has a way that works keeps it until the device of the new one has settled; it stays dirty."""
-        names = {name for name in self.devices.keys if self.devices.settles_in(name)}
-        indexes = {self.links.by_name[name].ifindex for name in names if name in self.links.by_name}
-        if indexes:
-            known = self.nexthops.table.committed
-            held = {
-                key
-                for key, nexthop in delta.put.items()
-                if nexthop.interface in indexes and key in known and known[key].interface not in indexes
-            }
-            delta.put = {key: nexthop for key, nexthop in delta.put.items() if key not in held}
-
-    def _nexthops_are_due(self, delta: Delta[NexthopKey, Any]) -> None:
-        """Routes that wait for a nexthop are looked at with it. Without objects there is nothing to write."""
-        routes, waiting = self.routes.table, self.routes.table.waiting
-        for key in delta.put:
-            if waiting and key not in self.nexthops.table.committed:
-                routes.mark([route for route in routes.wanted_on(key) if route in waiting])
-        if not self.nexthops.has_objects:
-            self.nexthops.table.record(delta, {}, self.clock())
-            self.nexthops.release(delta.remove)
-            delta.put, delta.remove = {}, {}
-
-
-def _tables(settings: Settings) -> frozenset[int]:
-    """The routing tables that we have a part of; what an earlier run left is found, too."""
-    return frozenset({MAIN_TABLE, *wireguard_tables(settings.route_table_ranges).values()})

@@ -165,7 +165,7 @@ class Watch:
         dataplane = self._dataplane
         events = dataplane.links.notify(messages)
         if events.renamed:
-            dataplane.neighbours.renamed(events.renamed)
+            dataplane.routing.neighbours.renamed(events.renamed)
         dataplane.link_events(events)
         for name in events.renamed.values():  # settings stand by name, not by index as routes do
             dataplane.interface_settings.table.interface_changed(name, lost=True)
@@ -177,23 +177,23 @@ class Watch:
         for message in messages:
             match message.type:
                 case rtnetlink.RTM_NEWROUTE | rtnetlink.RTM_DELROUTE:
-                    ways = dataplane.routes.ways
+                    ways = dataplane.routing.routes.ways
                     known = len(ways.gateways), len(ways.uplinks)
-                    with dataplane.routes.table.blaming(partial(routing_writer, message)):
-                        dataplane.routes.notify(message)
+                    with dataplane.routing.routes.table.blaming(partial(routing_writer, message)):
+                        dataplane.routing.routes.notify(message)
                     self._doubts.host = self._doubts.host or known != (len(ways.gateways), len(ways.uplinks))
-                    if dataplane.routes.table.refused or dataplane.neighbours.table.refused:
+                    if dataplane.routing.routes.table.refused or dataplane.routing.neighbours.table.refused:
                         self._retry_ipv6(message)
                 case rtnetlink.RTM_NEWNEIGH | rtnetlink.RTM_DELNEIGH:
-                    with dataplane.neighbours.table.blaming(partial(routing_writer, message)):
-                        (dataplane.fdb if is_fdb(message) else dataplane.neighbours).notify(message)
+                    with dataplane.routing.neighbours.table.blaming(partial(routing_writer, message)):
+                        (dataplane.routing.fdb if is_fdb(message) else dataplane.routing.neighbours).notify(message)
                 case nexthop.RTM_NEWNEXTHOP | nexthop.RTM_DELNEXTHOP:
                     self._nexthop(message)
                 case rule.RTM_NEWRULE | rule.RTM_DELRULE:
-                    dataplane.policy_rules.notify(message)
+                    dataplane.routing.policy_rules.notify(message)
                 case rtnetlink.RTM_NEWLINK | rtnetlink.RTM_DELLINK:
                     if not rtnetlink.is_af_specific(message):
-                        dataplane.devices.notify(message)
+                        dataplane.routing.devices.notify(message)
                 case rtnetlink.RTM_NEWNETCONF:
                     dataplane.interface_settings.notify(message)
                 case rtnetlink.RTM_NEWADDR | rtnetlink.RTM_DELADDR:
@@ -202,10 +202,10 @@ class Watch:
     def _nexthop(self, message: Message) -> None:
         """Take a nexthop notification; with an object its routes went, of which not all are told."""
         dataplane = self._dataplane
-        with dataplane.nexthops.table.blaming(partial(routing_writer, message)):
-            gone = dataplane.nexthops.notify(message)
+        with dataplane.routing.nexthops.table.blaming(partial(routing_writer, message)):
+            gone = dataplane.routing.nexthops.notify(message)
         if gone is not None:
-            dataplane.routes.table.interface_changed(gone, lost=True)
+            dataplane.routing.routes.table.interface_changed(gone, lost=True)
 
     def _retry_ipv6(self, message: Message) -> None:
         """Try again what the kernel refused while IPv6 was off on an interface (``disable_ipv6``).
@@ -218,7 +218,7 @@ class Watch:
         name = self._dataplane.links.name_of(decoded[1].interface) if decoded else None
         if decoded is None or decoded[0].family is not Family.V6 or name is None:
             return
-        routes, neighbours = self._dataplane.routes.table, self._dataplane.neighbours.table
+        routes, neighbours = self._dataplane.routing.routes.table, self._dataplane.routing.neighbours.table
         routes.mark([key for key in routes.wanted_on(name) if key in routes.refused and key.family is Family.V6])
         neighbours.mark([key for key in neighbours.wanted_on(name) if key in neighbours.refused])
 
@@ -231,7 +231,7 @@ class Watch:
         name = dataplane.links.name_of(rtnetlink.address_interface(message))
         if name is None or name.startswith(dataplane.local_prefixes):
             return
-        dataplane.addresses.notify(message)
+        dataplane.routing.addresses.notify(message)
         if address is None or is_usable(address):  # each interface gets a link-local one, also that of any container
             self._doubts.host = True
             self._doubt_routes(name)
@@ -242,7 +242,7 @@ class Watch:
         has gone the link message tells all.
         """
         dataplane = self._dataplane
-        if interface in dataplane.links.by_name and dataplane.routes.table.wanted_on(interface):
+        if interface in dataplane.links.by_name and dataplane.routing.routes.table.wanted_on(interface):
             self._doubts.interfaces.add(interface)
 
     def _nftables(self, messages: list[Message]) -> None:

@@ -115,7 +115,7 @@ def test_routes_and_interfaces(broker: Broker) -> None:
             assert one.metric("felix_route_table_resync_seconds_sum") > 0
             ip("link set cali1 down", "link set cali1 up")
             await one.endpoint_is("good", "up")
-            await one.agent.dataplane.read_routes("cali1")
+            await one.agent.dataplane.routing.read_routes("cali1")
             sampled(one)
             assert one.metric("felix_route_table_partial_resync_seconds_count") >= 1
 

@@ -43,7 +43,7 @@ async def start(agent: Running, *documents: Object) -> None:
 
 async def compared(agent: Running) -> None:
     """Until the comparison that follows a start is over."""
-    await agent.until(lambda: agent.agent.dataplane.routes.whole.times == 2, "the comparison after the start")
+    await agent.until(lambda: agent.agent.dataplane.routing.routes.whole.times == 2, "the comparison after the start")
     await agent.quiet()
 
 
@@ -217,7 +217,7 @@ def test_a_setting_of_rules_alone_reads_nothing_and_looks_at_no_endpoint(
             await start(agent, action(ACCEPT))
             await compared(agent)
             assert host_action(agent) == ACCEPT
-            assert agent.agent.dataplane.routes.whole.times == 2  # the settings of the stream needed no third reading
+            assert agent.agent.dataplane.routing.routes.whole.times == 2  # the stream needed no third reading
             read, found, rules = dumps(agent), list(calculated), input_rules()
             judged.clear()
             for value in (DROP, RETURN):
@@ -256,12 +256,12 @@ def test_a_setting_that_decides_what_is_ours_reads_the_kernel_once(broker: Broke
             await start(agent)
             run("ip", "link", "add", "veth1", "type", "veth", "peer", "name", "veth1p")
             await compared(agent)
-            before = agent.agent.dataplane.routes.whole.times
+            before = agent.agent.dataplane.routing.routes.whole.times
             await agent.stream.put(felix_configuration("default", **{name: OTHER_OWNERSHIP[name]}))
             await agent.until(lambda: agent.events("settings changed"), "the setting")
             await agent.until(lambda: agent.agent.dataplane.is_settled, "its end")
             await agent.quiet()
-            assert agent.agent.dataplane.routes.whole.times == before + 1
+            assert agent.agent.dataplane.routing.routes.whole.times == before + 1
             assert agent.agent.dataplane.plan() == []
             protocol = agent.agent.settings.device_route_protocol
             assert {line.split()[0] for line in of_protocol(protocol)} == {"10.48.0.1", "fd00:48::1"}

@@ -120,9 +120,9 @@ async def live(seed: int, steps: list[str]) -> None:
     assert [tuple(one) for one in history.dataplane.plan()] == []
     dataplane, kernel = history.dataplane, history.kernel
     routes = {RouteKey(*key): (kernel.links[route.interface].name) for key, route in kernel.routes.items()}
-    assert routes == {key: route.interface for key, route in dataplane.routes.table.desired.items()}
+    assert routes == {key: route.interface for key, route in dataplane.routing.routes.table.desired.items()}
     neighbours = {NeighbourKey(kernel.links[index].name, address) for index, address in kernel.neighbours}
-    assert neighbours == set(dataplane.neighbours.table.desired)
+    assert neighbours == set(dataplane.routing.neighbours.table.desired)
     for family, one in history.filters.items():
         assert one.elements == set(dataplane.filters[family].elements.desired)
         assert one.chains == desired_chains(RuleSettings.of(Settings(), family, nftables=True))

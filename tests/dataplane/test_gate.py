@@ -246,15 +246,15 @@ def test_a_refresh_interval_counts_from_the_moment_that_it_is_set(cluster_node: 
         async with running(source_for(Backend.NFTABLES)) as node:
             configure(node, **every("0"))
             await programmed(node)
-            compared = node.agent.dataplane.routes.whole.times
+            compared = node.agent.dataplane.routing.routes.whole.times
             configure(node, **every("0.2s"))
-            await until(lambda: node.agent.dataplane.routes.whole.times > compared + 2)
+            await until(lambda: node.agent.dataplane.routing.routes.whole.times > compared + 2)
             configure(node, **every("0"))
             await until(lambda: node.agent.configuration.resync_interval() is None)
             await node.idle()
-            compared = node.agent.dataplane.routes.whole.times
+            compared = node.agent.dataplane.routing.routes.whole.times
             await asyncio.sleep(0.5)
-            assert node.agent.dataplane.routes.whole.times == compared
+            assert node.agent.dataplane.routing.routes.whole.times == compared
 
     asyncio.run(scenario())
 

@@ -72,7 +72,7 @@ def test_an_address_that_moved_while_no_agent_ran_takes_no_flow_along(network: N
             assert [interface(address) for address in moved] == ["cali1", "cali1"]
             assert [ports(address) for address in moved] == [["1000"], ["1000"]]
             assert "waits until what its last workload left of it is removed" in str(
-                world.agent.dataplane.routes.table.waiting
+                world.agent.dataplane.routing.routes.table.waiting
             )
             world.agent.sync_status(SyncStatus(SyncState.IN_SYNC))
             for address in moved:

@@ -134,11 +134,11 @@ def test_other_nodes_are_reached_through_an_interface_that_is_up() -> None:
 
 async def ipv6_off_and_on() -> None:
     async with running("nftables", 1, RouteRefreshInterval="0", InterfaceRefreshInterval="0") as world:
-        routes = world.agent.dataplane.routes.table
+        routes = world.agent.dataplane.routing.routes.table
         sh("sysctl -qw net.ipv6.conf.cali1.disable_ipv6=1")
         await world.until(lambda: bool(routes.refused))
         later = world.agent.dataplane.clock() + 30
-        for table in (routes, world.agent.dataplane.neighbours.table):  # as after half a minute
+        for table in (routes, world.agent.dataplane.routing.neighbours.table):  # as after half a minute
             table.refused = {key: one._replace(retry_at=later) for key, one in table.refused.items()}
         sh("sysctl -qw net.ipv6.conf.cali1.disable_ipv6=0")
         await world.until(lambda: bool(sh("ip -6 route show fd00:48::1")))

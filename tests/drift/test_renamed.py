@@ -52,7 +52,7 @@ async def renamed() -> None:
         await until(of(1, "cali1") | of(2, "cali2") | of(3, "cali3"))
         sh("ip link set cali1 name cali9")
         await until(of(2, "cali2") | of(3, "cali3"))
-        assert world.agent.dataplane.routes.table.waiting
+        assert world.agent.dataplane.routing.routes.table.waiting
         world.agent.update(put(endpoint(1, interface="cali9")))
         await until(of(1, "cali9") | of(2, "cali2") | of(3, "cali3"))
         world.agent.update(put(endpoint(1, interface="cali9", mac=bytes.fromhex("0a0000000009"))))
@@ -96,7 +96,7 @@ async def renamed_while_nobody_looks() -> None:
     async with running("nftables", 3, **OFF) as world:
         await until(of(2, "cali2") | of(3, "cali3"))
         await world.quiet()
-        assert not world.agent.dataplane.routes.table.dirty
+        assert not world.agent.dataplane.routing.routes.table.dirty
 
 
 def test_a_comparison_finds_the_entries_of_a_name_that_is_gone() -> None:
@@ -107,7 +107,7 @@ async def undone_again_and_again() -> None:
     async with running("nftables", 3, **OFF) as world:
         sh("ip link set cali1 name cali9")
         await until(of(2, "cali2") | of(3, "cali3"))
-        table = world.agent.dataplane.routes.table
+        table = world.agent.dataplane.routing.routes.table
         for _ in range(12):
             sh("ip route replace 10.48.0.1 dev cali9 proto 222 scope link")
             await asyncio.sleep(0.02)

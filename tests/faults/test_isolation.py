@@ -368,7 +368,7 @@ def test_what_another_one_keeps_undoing_is_backed_off_and_named(log: list[Any]) 
 
     async def scenario(node: Node, injector: Injector) -> None:
         assert node.agent is not None
-        table: KeyedTable[NeighbourKey, Any, Any] = node.agent.dataplane.neighbours.table
+        table: KeyedTable[NeighbourKey, Any, Any] = node.agent.dataplane.routing.neighbours.table
         patience = Patience(30)
         while not table.refused and not patience.over():
             sh("ip neigh del 10.48.0.1 dev cali1 2>/dev/null || true")
