@@ -54,7 +54,10 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readings]:
 
         await world.until(lambda: not world.agent.comparisons.is_asked)
         await world.until(at_rest)
-        await asyncio.sleep(0.2)  # the agent hears of it
+        sh("ip addr add 192.0.2.99/32 dev eth0")  # what was told before this, the agent has heard when it knows of it
+        await world.until(
+            lambda: "192.0.2.99" in {str(one.net).partition("/")[0] for one in world.agent.calculation.host.addresses}
+        )
         await world.until(lambda: not world.agent.configuration.host_due)
         monkeypatch.setattr(configuration, "read_host", counted_host)
         monkeypatch.setattr(world.agent.configuration, "read_kernel", counted_kernel)
