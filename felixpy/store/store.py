@@ -355,33 +355,38 @@ class Store:
         if _addresses(old) == _addresses(new):
             return {key}
         dirty = {key, *self.ways.of_node(key.name)}
-        for node, change_holder in ((old, self._by_node_address.discard), (new, self._by_node_address.add)):
-            for net in (node.ipv4, node.ipv6) if node else ():
-                if net is not None:
-                    change_holder(net.packed, key.name)
-                    if net.packed in self.watched_addresses:
-                        dirty.add(ResourceKey(Kind.NODE, self.node_name))
-        for node, change in ((old, self._by_mac.discard), (new, self._by_mac.add)):
-            for family in FAMILIES if node else ():
-                assert node is not None
-                shared = change((family, node.vtep_mac(family)), key.name)
-                for name in shared:
-                    dirty |= self._all_of(name)
-        for node, change_key in ((old, self._by_wireguard_key.discard), (new, self._by_wireguard_key.add)):
-            for family in FAMILIES if node else ():
-                assert node is not None
-                if public_key := node.wireguard_key(family):
-                    shared = change_key((family, public_key), key.name)
-                    dirty.update(ResourceKey(Kind.NODE, name) for name in shared)
-        for node, change_address in ((old, self._by_remote_address.discard), (new, self._by_remote_address.add)):
-            for address in node.tunnel_addresses if node else ():
-                change_address(Net.host(address), key)
-        for node, count in ((old, self._tunnel_addresses.discard), (new, self._tunnel_addresses.add)):
-            for address in node.tunnel_addresses if node else ():
-                count(Net.host(address))
+        for node, present in ((old, False), (new, True)):
+            if node is not None:
+                dirty |= self._place_node(key, node, present=present)
         dirty |= self._lead(key, new)
         # Our own address decides between two interfaces that lead to another node, and whether that is in our subnet.
         return dirty | self.node_keys() if key.name == self.node_name else dirty
+
+    def _place_node(self, key: ResourceKey, node: Node, *, present: bool) -> set[ResourceKey]:
+        """Note the places of a node, or forget them: its addresses, MACs and keys. Returns who shares one with it."""
+        dirty: set[ResourceKey] = set()
+        change_holder = self._by_node_address.add if present else self._by_node_address.discard
+        for net in (node.ipv4, node.ipv6):
+            if net is not None:
+                change_holder(net.packed, key.name)
+                if net.packed in self.watched_addresses:
+                    dirty.add(ResourceKey(Kind.NODE, self.node_name))
+        change_mac = self._by_mac.add if present else self._by_mac.discard
+        change_key = self._by_wireguard_key.add if present else self._by_wireguard_key.discard
+        for family in FAMILIES:
+            for name in change_mac((family, node.vtep_mac(family)), key.name):
+                if name != key.name:
+                    dirty |= self._all_of(name)
+            if public_key := node.wireguard_key(family):
+                shared = change_key((family, public_key), key.name)
+                dirty.update(ResourceKey(Kind.NODE, name) for name in shared)
+        change_address = self._by_remote_address.add if present else self._by_remote_address.discard
+        count = self._tunnel_addresses.add if present else self._tunnel_addresses.discard
+        for packed in node.tunnel_addresses:
+            address = Net.host(packed)
+            change_address(address, key)
+            count(address)
+        return dirty
 
     def _block(self, key: ResourceKey, new: IPAMBlock | BlockAffinity | None) -> set[ResourceKey]:
         old = self.blocks.pop(key, None)
