@@ -43,8 +43,8 @@ NOTHING: Final[Calculated] = ({}, "")
 
 
 class Known(NamedTuple):
-    """What objects are calculated from, which stays as it is while some are. ``open_ways`` are the ways that have a
-    nexthop: ways come before what leads along them, so that nobody else has to decide how a node is reached.
+    """What objects are calculated from. ``open_ways`` are the ways that have a nexthop: ways come before what leads
+    along them, so that nobody else has to decide how a node is reached.
     """
 
     store: Store
@@ -52,7 +52,7 @@ class Known(NamedTuple):
     host: Host
     open_ways: Container[ResourceKey]
     pool_ways: dict[str, PoolWays]
-    """By the names of pools, as far as they have been asked for."""
+    """By the names of pools, as far as they have been asked for, until a pool or this node changes."""
 
     def through(self, name: str) -> PoolWays | None:
         """The ways through a pool; None if there is no such pool."""
@@ -167,6 +167,7 @@ class Calculation:
         self.policy = PolicyCalculation(store, policy_settings(settings, families, host), self.problems)
         self._wrong_parts: dict[ResourceKey, dict[ResourceKey, str]] = {}
         self._entries: dict[ResourceKey, dict[Key, Value]] = {}
+        self._own_node = ResourceKey(Kind.NODE, store.node_name)
         self._known = Known(store, self.settings, host, self._entries.keys(), {})
         self._owner: dict[Key, ResourceKey] = {}
         self._rivals: dict[Key, _Rivals] = {}
@@ -228,12 +229,18 @@ class Calculation:
 
     def calculate(self, dirty: Iterable[ResourceKey]) -> Changes:
         """Calculate objects again and return every entry that changed."""
-        self._known = Known(self.store, self.settings, self.host, self._entries.keys(), {})
+        if self._known.settings is not self.settings or self._known.host is not self.host:
+            self._known = Known(self.store, self.settings, self.host, self._entries.keys(), {})
         changes: Changes = {}
         ways: list[ResourceKey] = []
         others: set[ResourceKey] = set()
         for thing in dirty:
-            ways.append(thing) if is_way(thing) else others.add(thing)
+            if is_way(thing):
+                ways.append(thing)
+                continue
+            others.add(thing)
+            if thing.kind is Kind.IP_POOL or thing == self._own_node:
+                self._known.pool_ways.clear()
         led = {way for way in ways if way in self._entries}
         self._calculate_into(ways, changes)
         for way in ways:

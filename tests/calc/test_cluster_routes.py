@@ -277,6 +277,26 @@ def test_how_a_node_is_reached_is_decided_once_for_each_way(monkeypatch: pytest.
     assert decided == ["n2", "n2"], "one for each family's pool"
 
 
+def test_what_all_nodes_of_a_pool_have_in_common_follows_pools_this_node_and_its_host() -> None:
+    """It is kept from one calculation to the next."""
+    calculation = calculated(*CLUSTER, block("10.65.1.0/26", "n2"))
+    natively = {"10.65.1.0/26": "via 192.0.2.2 dev eth0 onlink"}
+    assert routes(calculation) == natively
+    moved = node("n1", "203.0.113.1/24")
+    cut = Host(addresses=(HostAddress("eth1", Net.parse_interface("203.0.113.1/24")),))
+    for change in (
+        lambda: calculation.calculate(calculation.store.apply(Update(moved.key, moved))),
+        lambda: calculation.reconfigure(SETTINGS, cut),
+    ):
+        change()
+    assert routes(calculation) == {}
+    calculation.reconfigure(SETTINGS, HOST_FACTS)
+    assert routes(calculation) == natively
+    calculation.host = cut
+    calculation.calculate(calculation.store.node_keys())
+    assert routes(calculation) == {}
+
+
 def test_a_node_that_gets_another_address_gets_another_route() -> None:
     calculation = calculated(*CLUSTER, block("10.65.1.0/26", "n2"), node("n2", "192.0.2.22/24"))
     assert routes(calculation) == {"10.65.1.0/26": "via 192.0.2.22 dev eth0 onlink"}
