@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from felixpy.ipam.affinity import affinity_name
 from felixpy.ipam.assignment import NoAddress, Wanted
 from felixpy.ipam.block import Attribute, BadSequenceNumber, Release, assign_address, new_block, release
-from felixpy.ipam.blocks import CalicoBlocks, Surroundings, affinity_name
+from felixpy.ipam.blocks import CalicoBlocks, Surroundings
 from felixpy.ipam.objects import AFFINITIES, BLOCKS
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import IPPool, Kind, ResourceKey
