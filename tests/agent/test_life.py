@@ -113,9 +113,9 @@ def test_sigterm_ends_with_code_0_and_leaves_the_kernel(
     asyncio.run(scenario())
 
 
-async def agent_is_offline(stream: Stream, reason: str) -> None:
+async def agent_is_offline(stream: Stream, *reasons: str) -> None:
     async with limit(60):
-        while stream.status.get(NODE) != {"state": "offline", "reason": reason}:  # noqa: ASYNC110
+        while stream.status.get(NODE) not in [{"state": "offline", "reason": one} for one in reasons]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -288,7 +288,9 @@ def test_a_bug_ends_the_process(
             assert agent.process.returncode == 1
             text = (tmp_path / "log").read_text()
             assert f"ZeroDivisionError: a bug in {thing}" in text
-            await agent_is_offline(stream, reason)
+            # An agent that could not write its last status in time leaves that to its will, and says so.
+            unwritten = ["will"] if "could not write the last status" in text else []
+            await agent_is_offline(stream, reason, *unwritten)
 
     asyncio.run(scenario())
 

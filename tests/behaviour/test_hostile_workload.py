@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -21,13 +22,15 @@ LOOPBACK, LOOPBACK_PORT, TRANSLATED_PORT = "127.0.0.53", 7127, 7128
 MTU = 1300
 VXLAN_PORT = 4789
 RECEIVE_IPIP = """
-import socket, sys
+import signal, socket, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 raw = socket.socket(socket.AF_INET if sys.argv[1] == "4" else socket.AF_INET6, socket.SOCK_RAW, 4)
-raw.settimeout(1)
 print("ready", flush=True)
+signal.sigwait({signal.SIGUSR1})  # all has been sent
+raw.setblocking(False)
 try:
     print(raw.recvfrom(2048)[1][0])
-except TimeoutError:
+except BlockingIOError:
     pass
 """
 TRANSLATE = """table ip to_loopback {{
@@ -81,9 +84,10 @@ async def test_tunnels_to_the_node_itself_are_dropped_unless_allowed(world: Worl
             )
             assert listening.stdout
             assert await listening.stdout.readline() == b"ready\n"
+            await forge(world, p1a, P1A.interface, "tunnel", own, node)
             async with p1a.capture() as packets:
                 await forge(world, p1a, P1A.interface, "datagram", own, node, str(VXLAN_PORT))
-            await forge(world, p1a, P1A.interface, "tunnel", own, node)
+            listening.send_signal(signal.SIGUSR1)
             told, _ = await listening.communicate()
             vxlan = any(packet.source == node and packet.source_port == VXLAN_PORT for packet in packets)
             return vxlan, told == f"{own}\n".encode()

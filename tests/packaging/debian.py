@@ -50,7 +50,7 @@ REMOVE_CGROUP = """
 umount -R /sys/fs/cgroup 2>/dev/null || true
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 cd /sys/fs/cgroup
-for i in 1 2 3 4 5 6 7 8 9 10; do
+for i in $(seq 300); do  # what ends in it may take its time on a busy machine
     [ -d "$1" ] || exit 0
     find "$1" -depth -type d -exec rmdir {} + 2>/dev/null && exit 0
     sleep 0.2

@@ -1,8 +1,8 @@
 """The README's service section and the commands of docs/operations.md, as they stand there, on a fresh Debian.
 
-The tests share a booted machine and run in the order in which they stand. Debian packages are fetched over the network
-of the machine that runs the tests, without the right to change it; everything else has a network of its own. Replaced
-are an editor and ``git``: there is neither a person nor a clone.
+The tests but the first share a booted machine, which each finds with felixpy ``serving`` or ``bare`` of it. Debian
+packages are fetched over the network of the machine that runs the tests, without the right to change it; everything
+else has a network of its own. Replaced are an editor and ``git``: there is neither a person nor a clone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,9 @@ def follow(machine: Machine, lines: list[str], network: int | None = None) -> st
     return said
 
 
-@pytest.fixture(scope="module", params=["machine"])
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with booted(tmp_path_factory.mktemp("fresh"), "fresh") as machine:
+@contextmanager
+def fresh_node(folder: Path) -> Iterator[Machine]:
+    with booted(folder, "fresh") as machine:
         name = machine.run("hostname").strip()
         machine.run(f"echo 127.0.1.1 {name} >> /etc/hosts")
         machine.write("/etc/resolv.conf", Path("/etc/resolv.conf").read_text())
@@ -119,6 +120,48 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         machine.run(f"set -e {OUTSIDE}")
         machine.until(lambda: "192.0.2.254" in machine.run("ip route"), "networkd has made the uplink")
         yield machine
+
+
+@pytest.fixture(params=["machine"])
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """One on which nobody has installed anything."""
+    with fresh_node(tmp_path_factory.mktemp("fresh")) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module", params=["machine"])
+def machine(tmp_path_factory: pytest.TempPathFactory, machine_network: int) -> Iterator[Machine]:
+    with fresh_node(tmp_path_factory.mktemp("shared")) as machine:
+        follow(machine, commands(OPERATIONS, "## Install")[:2], machine_network)
+        start_outside(machine)
+        yield machine
+
+
+@pytest.fixture
+def bare(machine: Machine) -> Machine:
+    """Without felixpy and its settings, and with the checkout of the version that is tested."""
+    if machine.run("command -v felixpy", check=False):
+        follow(machine, commands(OPERATIONS, "## Remove"))
+    machine.run(f"rm -rf /etc/felixpy /etc/default/felixpy; {REPLACED}git checkout v0.1.0")
+    return machine
+
+
+@pytest.fixture
+def serving(machine: Machine, request: pytest.FixtureRequest) -> Machine:
+    """With felixpy as the operations page installs it, and connections of its workload that go on."""
+    if machine.run("systemctl is-active felixpy", check=False) != "active\n":
+        request.getfixturevalue("bare")
+        install(machine)
+    return machine
+
+
+def install(machine: Machine) -> None:
+    block = commands(OPERATIONS, "## Install", "Then say who the node is")
+    plan = next(line for line in block if line.startswith("felixpy plan"))
+    block[block.index(plan)] = f"{plan.partition('  ')[0]} || test $? = 2"
+    follow(machine, [*commands(OPERATIONS, "## Install")[2:], *block])
+    ready(machine)
+    start_flows(machine)
 
 
 def answered(machine: Machine) -> list[int]:
@@ -133,8 +176,9 @@ def flows_go_on(machine: Machine) -> None:
 
 def start_flows(machine: Machine) -> None:
     for family, address in ((4, "192.0.2.254"), (6, "2001:db8::fe")):
-        machine.run(f"rm -f /run/flow{family}; systemctl reset-failed flow{family} 2>/dev/null", check=False)
-        machine.run(f"systemd-run -q -u flow{family} ip netns exec web python3 /var/tmp/flow.py {address} {family}")
+        unit = f"flow{family}"
+        machine.run(f"systemctl stop {unit}; systemctl reset-failed {unit}; rm -f /run/{unit}", check=False)
+        machine.run(f"systemd-run -q -u {unit} ip netns exec web python3 /var/tmp/flow.py {address} {family}")
     machine.until(lambda: machine.run("ls /run/flow4 /run/flow6", check=False).count("No such") == 0, "flows")
 
 
@@ -163,77 +207,68 @@ def ready(machine: Machine) -> None:
     assert 'Status: "ready; stream in-sync"' in machine.run("systemctl status --no-pager felixpy")
 
 
-def test_from_nothing_to_a_running_service_by_the_readme(machine: Machine, machine_network: int) -> None:
-    assert machine.run("command -v python3 gcc make iptables felixpy", check=False) == ""
-    follow(machine, commands(README, "## As a service"), machine_network)
-    ready(machine)
-    said = machine.run("felixpy check")  # exit code 0: not even a warning
+def test_from_nothing_to_a_running_service_by_the_readme(fresh: Machine, machine_network: int) -> None:
+    assert fresh.run("command -v python3 gcc make iptables felixpy", check=False) == ""
+    follow(fresh, commands(README, "## As a service"), machine_network)
+    ready(fresh)
+    said = fresh.run("felixpy check")  # exit code 0: not even a warning
     assert "0 failures, 0 warnings" in said
-    assert "in-sync 3/3" in machine.run("felixpy status", check=False)
+    assert "in-sync 3/3" in fresh.run("felixpy status", check=False)
 
 
-def test_installing_by_the_operations_page_comes_to_the_same(machine: Machine, machine_network: int) -> None:
-    same = "sed -i '/^FelixHostname/d' /etc/felixpy/felixpy.toml"
-    machine.run(f"systemctl stop felixpy; felixpy cleanup; {same}; rm /etc/felixpy/resources/first-workload.yaml")
-    start_outside(machine)
-    install = commands(OPERATIONS, "## Install")
-    assert install == [
+def test_installing_by_the_operations_page_comes_to_the_same(bare: Machine) -> None:
+    assert commands(OPERATIONS, "## Install") == [
         line.removeprefix("sudo ").partition("  ")[0] for line in commands(README, "## As a service")[:3]
     ]
-    block = commands(OPERATIONS, "## Install", "Then say who the node is")
-    plan = next(line for line in block if line.startswith("felixpy plan"))
-    block[block.index(plan)] = f"{plan.partition('  ')[0]} || test $? = 2"
-    follow(machine, block)
-    ready(machine)
-    start_flows(machine)
+    install(bare)
+    flows_go_on(bare)
 
 
-def test_settings_are_changed_under_a_running_agent(machine: Machine) -> None:
-    follow(machine, commands(OPERATIONS, "## Change settings"))
-    machine.until(lambda: '"settings changed"' in machine.journal(), "the settings are taken")
-    flows_go_on(machine)
+def test_settings_are_changed_under_a_running_agent(serving: Machine) -> None:
+    follow(serving, commands(OPERATIONS, "## Change settings"))
+    serving.until(lambda: '"settings changed"' in serving.journal(), "the settings are taken")
+    flows_go_on(serving)
 
 
 @pytest.mark.parametrize("version", ["0.2.0", "0.1.0"], ids=["upgrade", "rollback"])
-def test_another_version_takes_over_without_a_write(machine: Machine, version: str) -> None:
+def test_another_version_takes_over_without_a_write(serving: Machine, version: str) -> None:
     checkout, *rest = commands(OPERATIONS, "## Upgrade and rollback")
-    watch_writes(machine)
-    pid = machine.show("felixpy", "MainPID")
-    said = follow(machine, [checkout.replace("v0.2.0", f"v{version}"), *rest])
+    watch_writes(serving)
+    pid = serving.show("felixpy", "MainPID")
+    said = follow(serving, [checkout.replace("v0.2.0", f"v{version}"), *rest])
     assert f"felixpy {version}\n" in said
-    ready(machine)
-    assert machine.show("felixpy", "MainPID") != pid
-    assert writes(machine) == ""
-    flows_go_on(machine)
-    machine.run("felixpy plan")  # exit code 0: there is nothing to do
+    ready(serving)
+    assert serving.show("felixpy", "MainPID") != pid
+    assert writes(serving) == ""
+    flows_go_on(serving)
+    serving.run("felixpy plan")  # exit code 0: there is nothing to do
 
 
-def test_another_back_end_keeps_connections(machine: Machine) -> None:
-    assert "fpy-" in machine.run("iptables-save")
-    watch_writes(machine)
-    follow(machine, commands(OPERATIONS, "## Change the back-end"))
-    ready(machine)
+def test_another_back_end_keeps_connections(serving: Machine) -> None:
+    assert "fpy-" in serving.run("iptables-save")
+    watch_writes(serving)
+    follow(serving, commands(OPERATIONS, "## Change the back-end"))
+    ready(serving)
     # The tools fail where a set goes between their reading of a table and of the names in it.
     saved = "iptables-save && ip6tables-save || echo again: fpy-"
-    machine.until(lambda: "fpy-" not in machine.run(saved), "the old one is removed")
-    assert "table ip felixpy" in machine.run("nft list tables")
-    assert "add table ip6 felixpy" in writes(machine)  # and so writes are seen at all
-    flows_go_on(machine)
+    serving.until(lambda: "fpy-" not in serving.run(saved), "the old one is removed")
+    assert "table ip felixpy" in serving.run("nft list tables")
+    assert "add table ip6 felixpy" in writes(serving)  # and so writes are seen at all
+    flows_go_on(serving)
 
 
-def test_a_drained_node_has_nothing_of_felixpy_and_comes_back(machine: Machine) -> None:
-    machine.run("mv /etc/felixpy/resources/first-workload.yaml /var/tmp/")
-    machine.until(lambda: "10.48.0.1" not in machine.run("ip route; nft list ruleset"), "the endpoint is gone")
-    said = follow(machine, commands(OPERATIONS, "## Drain a node"))
+def test_a_drained_node_has_nothing_of_felixpy_and_comes_back(serving: Machine) -> None:
+    serving.run("mv /etc/felixpy/resources/first-workload.yaml /var/tmp/")
+    serving.until(lambda: "10.48.0.1" not in serving.run("ip route; nft list ruleset"), "the endpoint is gone")
+    said = follow(serving, commands(OPERATIONS, "## Drain a node"))
     assert "dev cali" not in said and " . cali" not in said
-    assert nothing_left(machine)
-    assert machine.run("systemctl is-active felixpy", check=False) == "inactive\n"
-    assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
-    machine.run("cp /var/tmp/first-workload.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
-    ready(machine)
-    machine.run("systemctl stop flow4 flow6", check=False)
-    start_flows(machine)
-    flows_go_on(machine)
+    assert nothing_left(serving)
+    assert serving.run("systemctl is-active felixpy", check=False) == "inactive\n"
+    assert serving.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
+    serving.run("cp /var/tmp/first-workload.yaml /etc/felixpy/resources/ && systemctl enable --now felixpy")
+    ready(serving)
+    start_flows(serving)
+    flows_go_on(serving)
 
 
 def nothing_left(machine: Machine) -> bool:
@@ -243,10 +278,10 @@ def nothing_left(machine: Machine) -> bool:
     return not re.search(r"felixpy|fpy|10\.48|fd00:48", said)
 
 
-def test_removal(machine: Machine) -> None:
-    follow(machine, commands(OPERATIONS, "## Remove"))
-    assert nothing_left(machine)
-    assert machine.run("command -v felixpy; systemctl cat felixpy 2>/dev/null", check=False) == ""
+def test_removal(serving: Machine) -> None:
+    follow(serving, commands(OPERATIONS, "## Remove"))
+    assert nothing_left(serving)
+    assert serving.run("command -v felixpy; systemctl cat felixpy 2>/dev/null", check=False) == ""
 
 
 def files(machine: Machine) -> set[str]:
@@ -254,33 +289,32 @@ def files(machine: Machine) -> set[str]:
     return {name for name in found.split("\n") if not name.endswith((".pyc", "__pycache__"))}
 
 
-def test_the_debian_package_is_built_apart_from_the_system(machine: Machine) -> None:
-    before = files(machine)
-    machine.run("rm -r /etc/felixpy /etc/default/felixpy")
-    follow(machine, commands(OPERATIONS, "### As a Debian package")[:1])
-    assert {name for name in files(machine) ^ before if "felixpy" not in name} == set()
-    assert "./usr/local" not in machine.run("dpkg --contents /usr/src/felixpy/dist/felixpy_*.deb")
+def test_the_debian_package_is_built_apart_from_the_system(bare: Machine) -> None:
+    before = files(bare)
+    follow(bare, commands(OPERATIONS, "### As a Debian package")[:1])
+    assert {name for name in files(bare) ^ before if "felixpy" not in name} == set()
+    assert "./usr/local" not in bare.run("dpkg --contents /usr/src/felixpy/dist/felixpy_*.deb")
 
 
-def test_the_debian_package_installs_upgrades_and_is_removed(machine: Machine) -> None:
-    before = files(machine)
-    follow(machine, commands(OPERATIONS, "### As a Debian package")[1:])
-    assert machine.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
-    machine.run(
+def test_the_debian_package_installs_upgrades_and_is_removed(bare: Machine) -> None:
+    before = files(bare) | {"/var/lib/felixpy"}  # what an agent keeps there stays
+    follow(bare, commands(OPERATIONS, "### As a Debian package"))
+    assert bare.run("systemctl is-enabled felixpy", check=False) == "disabled\n"
+    bare.run(
         "echo 'FelixHostname = \"node1\"' >>/etc/felixpy/felixpy.toml"
-        " && cp /var/tmp/first-workload.yaml /etc/felixpy/resources/"
+        " && cp /usr/src/felixpy/config/examples/first-workload.yaml /etc/felixpy/resources/"
     )
-    machine.run("systemctl enable --now felixpy")
-    ready(machine)
-    machine.run("felixpy check")
-    pid = machine.show("felixpy", "MainPID")
-    machine.run("dpkg --install /usr/src/felixpy/dist/felixpy_*.deb")
-    machine.until(lambda: machine.show("felixpy", "MainPID") not in (pid, "0"), "the newer version runs")
-    machine.until(lambda: machine.show("felixpy", "ActiveState") == "active", "it is ready")
-    assert "node1" in machine.run("cat /etc/felixpy/felixpy.toml")
-    machine.run("systemctl stop felixpy && felixpy cleanup && apt-get purge -y felixpy")
-    assert nothing_left(machine)
-    assert {name for name in files(machine) - before if "felixpy" in name} == {
+    bare.run("systemctl enable --now felixpy")
+    ready(bare)
+    bare.run("felixpy check")
+    pid = bare.show("felixpy", "MainPID")
+    bare.run("dpkg --install /usr/src/felixpy/dist/felixpy_*.deb")
+    bare.until(lambda: bare.show("felixpy", "MainPID") not in (pid, "0"), "the newer version runs")
+    bare.until(lambda: bare.show("felixpy", "ActiveState") == "active", "it is ready")
+    assert "node1" in bare.run("cat /etc/felixpy/felixpy.toml")
+    bare.run("systemctl stop felixpy && felixpy cleanup && apt-get purge -y felixpy")
+    assert nothing_left(bare)
+    assert {name for name in files(bare) - before if "felixpy" in name} == {
         "/etc/felixpy",
         "/etc/felixpy/resources",
         "/etc/felixpy/resources/first-workload.yaml",

@@ -38,7 +38,7 @@ def test_agents_answer_and_those_that_do_not_are_named(broker: Broker, tmp_path:
     assert felixpy("apply", "-f", str(objects), env=env).code == 0
     assert "knows no agent" in sentence(felixpy("apply", "--plan", "-f", str(policy), env=env))
     with agent(env, tmp_path / "log"):
-        done = felixpy("apply", "--plan", "-f", str(policy), env=env)
+        done = felixpy("apply", "--plan", "-f", str(policy), "--timeout", "600", env=env)
         assert (done.code, done.err) == (2, ""), done
         assert done.out.startswith("1 of 1 agent answered what this change would do:\n")
         assert done.out.endswith("Nothing was written.\n")

@@ -21,7 +21,7 @@ from felixpy.observe.control import ask
 from felixpy.plan import change, report
 from tests.agent.bench import LEGACY, NFT, NFTABLES, POOLS, endpoint
 from tests.cli.command import agent, felixpy, sentence
-from tests.kernel import ip, pairs, run
+from tests.kernel import ip, pairs, run, sysctl
 from tests.policy.lab import network
 
 PODS = {"web": 1, "db": 2, "bad": 3}
@@ -55,7 +55,9 @@ def six(pod: str) -> str:
 
 @pytest.fixture
 def pods(node: None) -> Iterator[None]:
-    """Three pods in networks of their own, as a CNI plugin would leave them."""
+    """Three pods in networks of their own, as a CNI plugin would leave them. What they said lately stays known."""
+    for name in ("udp_timeout", "tcp_timeout_time_wait", "tcp_timeout_close_wait", "tcp_timeout_last_ack"):
+        sysctl(f"netfilter/nf_conntrack_{name}", 3600)
     pairs("cali3")
     for name, number in PODS.items():
         ip(f"netns add {name}", f"link set p-cali{number} netns {name}")
