@@ -489,10 +489,6 @@ class Oracle:
     def _cluster_rules(self, entries: list[Object], direction: str) -> Iterator[Object]:
         side, word = ("source", "from") if direction == "ingress" else ("destination", "to")
         for entry in entries:
-            if not all(peer.keys() & {"namespaces", "pods", "networks"} for peer in entry[word]):
-                if entry["action"] != "Accept":
-                    yield {"action": "Deny", "matches": lambda q: True}
-                continue
 
             def matches(q: Question, entry: Object = entry) -> bool:
                 for peer in entry[word]:
