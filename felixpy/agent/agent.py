@@ -54,6 +54,9 @@ log = structlog.get_logger("felixpy")
 UPDATES_PER_APPLY = 500
 """Updates absorbed before the kernel is written, so that bulk work never holds a new endpoint back for long."""
 
+UPDATES_WAITING = 4 * UPDATES_PER_APPLY
+"""With more than these, no more are waited for: each takes several times the memory of what it becomes."""
+
 BURST_UPDATES = 8
 """So many updates at once are a burst, of which more is being read; an apply costs as much as a few dozen of them."""
 
@@ -118,7 +121,7 @@ class Agent:
         self.ready: dict[Family, bool] = {}
         self.failures: dict[Family, str] = {}
         self._telling = Telling(self.metrics, self.recent, self.outcome, status)
-        self.limit = ObjectLimit(settings.max_objects)
+        self.limit = ObjectLimit(settings.max_objects, self._has_endpoint)
         self.adopted = self.left_over = 0
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
@@ -147,6 +150,13 @@ class Agent:
         if len(self.limit.left_out) != before:
             self._telling.left_out(self.limit, before)
             self._wake_up()
+
+    def _has_endpoint(self, key: ResourceKey) -> bool:
+        """Whether the latest word of an endpoint is that there is one, valid or not."""
+        waiting = self._pending.get(key)
+        if waiting is not None:
+            return waiting.resource is not None or bool(waiting.error)
+        return key in self.store.remote or key in self.store.endpoints or self.outcome.is_invalid(key)
 
     def sync_status(self, status: SyncStatus) -> None:
         if status == self.stream:
@@ -307,7 +317,8 @@ class Agent:
             if self._pending:
                 self._wake_up()
             self._publish()
-            if not self.complete and self.stream.state is not SyncState.IN_SYNC:
+            waits = len(self._pending) < UPDATES_WAITING
+            if waits and not self.complete and self.stream.state is not SyncState.IN_SYNC:
                 # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
                 await asyncio.sleep(min(time.monotonic() - started, 1.0))
 

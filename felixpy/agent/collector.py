@@ -7,6 +7,7 @@ last one.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 
 NEVER = 1 << 30
@@ -31,3 +32,11 @@ def tidy() -> None:
     if _Policy.active:
         gc.collect()
         gc.freeze()
+
+
+def give_back() -> None:
+    """Return to the system what was needed for a moment, as glibc does not: a snapshot needs much, and a comparison of
+    the kernel, the first of which follows it.
+    """
+    if _Policy.active and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

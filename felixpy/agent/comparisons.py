@@ -66,6 +66,7 @@ class Comparisons:
                 self._asked.set()
             self._compared()
             collector.tidy()
+            collector.give_back()
 
     async def _until_due(self) -> None:
         self._last_at = asyncio.get_running_loop().time()

@@ -118,6 +118,10 @@ class Outcome:
             things, self._later, self._later_at = self._later, set(), math.inf
             self.judge(things)
 
+    def is_invalid(self, key: ResourceKey) -> bool:
+        """Whether the stream's object of a key cannot be taken as it is."""
+        return key in self._invalid
+
     def judge(self, things: Iterable[ResourceKey]) -> None:
         """Tell what has changed of objects, of which parts may be given."""
         is_settled = self._dataplane.is_settled

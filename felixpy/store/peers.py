@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
+from sys import intern
 from weakref import WeakValueDictionary
 
 from felixpy.model.net import Net
 from felixpy.model.policy import EndpointPort
-
-_Content = tuple[str, ...]
 
 
 class Identity:
@@ -34,18 +33,23 @@ class Identities:
     """The identities that are in use."""
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[_Content, Identity] = WeakValueDictionary()
+        self._known: WeakValueDictionary[tuple[str, ...], Identity] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._known)
 
     def of(self, labels: Mapping[str, str], profiles: tuple[str, ...]) -> Identity:
         """The one object for these labels and profiles."""
-        content = (str(len(profiles)), *profiles, *chain.from_iterable(sorted(labels.items())))
-        found = self._known.get(content)
+        found = self._known.get(_content(labels, profiles))
         if found is None:
-            found = self._known[content] = Identity(dict(labels), profiles)
+            kept = {intern(label): intern(value) for label, value in labels.items()}
+            found = Identity(kept, tuple(map(intern, profiles)))
+            self._known[_content(kept, found.profiles)] = found
         return found
+
+
+def _content(labels: Mapping[str, str], profiles: tuple[str, ...]) -> tuple[str, ...]:
+    return (str(len(profiles)), *profiles, *chain.from_iterable(sorted(labels.items())))
 
 
 class Peer:
