@@ -40,7 +40,7 @@ class History:
             self.kernel.add_link(name)
         self.filters = {family: FakePacketFilter(family) for family in Family}
         self.dataplane = Dataplane(Settings(), Links(self.clock), self.filters, self.clock)
-        self.dataplane.socket = FakeSocket(self.kernel)
+        self.dataplane.socket = self.dataplane.routing.socket = FakeSocket(self.kernel)
         self.dataplane.want_rules(nftables=True)
 
     async def step(self, what: str) -> None:
