@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from felixpy.agent import configuration
+from felixpy.agent.agent import Agent
 from felixpy.calc.host import Host
 from felixpy.dataplane.links import Links
 from tests.drift.world import World, build_links, running, sh
@@ -37,6 +39,14 @@ def at_rest() -> bool:
     return words == {False} and all(link["operstate"] in ("UP", "UNKNOWN") for link in links)
 
 
+def has_taken_all(agent: Agent) -> bool:
+    """Whether nothing waits that the kernel told, neither in the socket nor to be read again."""
+    kernel = agent.watch._kernel
+    assert kernel is not None
+    ready, _, _ = select.select([kernel.fileno()], [], [], 0)
+    return not (ready or agent.watch._doubts or agent.configuration.host_due)
+
+
 @asynccontextmanager
 async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readings]:
     names = ("Route", "Interface", "NFTables")
@@ -58,7 +68,7 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readings]:
         await world.until(
             lambda: "192.0.2.99" in {str(one.net).partition("/")[0] for one in world.agent.calculation.host.addresses}
         )
-        await world.until(lambda: not world.agent.configuration.host_due)
+        await world.until(lambda: has_taken_all(world.agent))
         monkeypatch.setattr(configuration, "read_host", counted_host)
         monkeypatch.setattr(world.agent.configuration, "read_kernel", counted_kernel)
         yield readings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import subprocess
 import time
@@ -21,6 +22,7 @@ from felixpy.demo.patience import Patience
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path("/var/cache/felixpy-tests")
 CGROUP = "felixpy-test"
+_NUMBERS = itertools.count()
 
 OWN_NAMESPACES = ("unshare", "--mount", "--propagation=private", "--pid", "--kill-child", "--mount-proc")
 """Whoever kills the first process, or whose death does, ends all that is within."""
@@ -128,7 +130,7 @@ class Machine:
 @contextlib.contextmanager
 def booted(folder: Path, kind: str = "node") -> Iterator[Machine]:
     """A machine with felixpy's sources in /usr/src/felixpy and nothing of it installed."""
-    name = f"{CGROUP}-{os.getpid()}"
+    name = f"{CGROUP}-{os.getpid()}-{next(_NUMBERS)}"
     with debian_tree(kind) as tree, (folder / "console").open("wb") as console:
         process = subprocess.Popen(
             ("setpriv", "--pdeathsig=KILL", *OWN_NAMESPACES,
