@@ -23,19 +23,8 @@ from tests.netlink.conntrack_lab import (
     numbered,
     without,
 )
-from tests.netns import enter_new_network, enter_private_namespaces
 
 UNUSED_PROTOCOL = 31
-
-
-@pytest.fixture(scope="module")
-def private_namespaces() -> None:
-    enter_private_namespaces()
-
-
-@pytest.fixture
-def network(private_namespaces: None) -> None:
-    enter_new_network()
 
 
 @pytest.fixture

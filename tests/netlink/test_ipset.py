@@ -12,17 +12,10 @@ from felixpy.netlink import ipset
 from felixpy.netlink.ipset import HASH_NET, HASH_NET_IFACE, Member, SetHeader
 from felixpy.netlink.message import Request
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, Refusal
-from tests.netns import enter_new_network, enter_private_namespaces
-
-
-@pytest.fixture(scope="module")
-def private_namespaces() -> None:
-    enter_private_namespaces()
 
 
 @pytest.fixture
-def netlink(private_namespaces: None) -> Iterator[NetlinkSocket]:
-    enter_new_network()
+def netlink(network: None) -> Iterator[NetlinkSocket]:
     socket = NetlinkSocket(NETLINK_NETFILTER)
     yield socket
     socket.close()
