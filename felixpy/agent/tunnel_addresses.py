@@ -122,11 +122,14 @@ class TunnelAddresses:
         self._blocks = blocks
         self.problems: dict[Tunnel, str] = {}
         self._given: dict[Tunnel, bytes] = {}
+        self._held: Mapping[str, tuple[Net, ...]] | None = None
+        """What handles have in the node's blocks, read once for all tunnels."""
         self._standing = Standing(level="warning")
 
     async def find(self, told: Node | None) -> dict[Tunnel, bytes]:
         """Addresses by tunnel. ``told`` is what this node said of itself before."""
         before = _addresses(told)
+        self._held = None
         found: dict[Tunnel, bytes] = {}
         for tunnel, kind in KINDS.items():
             handle = f"{kind.handle}-{self._store.node_name}"
@@ -170,7 +173,9 @@ class TunnelAddresses:
         return address.packed
 
     async def _of_blocks(self, blocks: CalicoBlocks, tunnel: Tunnel, handle: str, pools: list[IPPool]) -> bytes | None:
-        held = await blocks.of_handle(handle)
+        if self._held is None:
+            self._held = await blocks.by_handle()
+        held = self._held.get(handle, ())
         if not pools:
             await blocks.release(handle, held)
             return None

@@ -156,20 +156,22 @@ class CalicoBlocks:
                 return f"no {family} pool gives addresses to this node"
         return ""
 
-    async def of_handle(self, handle: str) -> tuple[Net, ...]:
-        """What a handle has in the blocks of this node.
+    async def by_handle(self) -> dict[str, tuple[Net, ...]]:
+        """What each handle has in the blocks of this node, each of which is read once.
 
         Raises:
             NoAddress: it cannot be told now.
         """
-        found: list[Net] = []
+        found: dict[str, tuple[Net, ...]] = {}
         try:
             for cidr in self._own():
                 block = await self._writer(cidr).read()
-                found += [Net.host(packed) for packed in (block.by_handle() if block else {}).get(handle, ())]
+                for handle, addresses in (block.by_handle() if block else {}).items():
+                    if handle is not None:
+                        found[handle] = (*found.get(handle, ()), *map(Net.host, addresses))
         except Unavailable as error:
             raise NoAddress(str(error), later=True) from None
-        return tuple(found)
+        return found
 
     async def collect(self) -> int:
         """Release what this agent gave on this node and no attachment has: what a crash left. Returns how many."""

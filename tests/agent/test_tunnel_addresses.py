@@ -188,13 +188,13 @@ def test_calicos_blocks_hold_the_address_under_calicos_handle() -> None:
         tunnels, blocks = started()  # after a restart
         assert await blocks.collect() == 0
         assert (await tunnels.find(None))[Tunnel.VXLAN] == packed
-        assert len(await blocks.of_handle("vxlan-tunnel-addr-n1")) == 1
+        assert len((await blocks.by_handle())["vxlan-tunnel-addr-n1"]) == 1
 
         put(store, pool("10.48.0.0/24", size=28, vxlanMode="Always", disabled=True))
         assert (await tunnels.find(None))[Tunnel.VXLAN] == packed, "a disabled pool still counts"
         put(store, pool("10.48.0.0/24", size=28))
         assert await tunnels.find(None) == {}
-        assert await blocks.of_handle("vxlan-tunnel-addr-n1") == ()
+        assert "vxlan-tunnel-addr-n1" not in await blocks.by_handle()
 
     asyncio.run(scenario())
 
