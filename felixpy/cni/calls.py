@@ -22,7 +22,7 @@ import structlog
 
 from felixpy.cni import pair
 from felixpy.cni.attachments import Attachment, LocalAttachments
-from felixpy.cni.debts import Debts, handle_of
+from felixpy.cni.debts import Debts, handle, handle_of
 from felixpy.cni.endpoint import container_key, endpoint_of, interface_name
 from felixpy.cni.errors import CniError, Code
 from felixpy.cni.journal import Identity, Journal, identity
@@ -222,7 +222,7 @@ class Calls:
         if call.pod:
             attributes |= {"namespace": call.namespace, "pod": call.pod}
         return Wanted(
-            handle=f"{call.configuration.network}.{call.container_id}.{call.container_interface}",
+            handle=handle(call.configuration.network, call.container_id, call.container_interface),
             families=tuple(sorted(families)),
             requested=requested,
             ranges=ipam.ranges,

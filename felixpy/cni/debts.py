@@ -53,18 +53,23 @@ class Debts:
         while self._owed:
             await asyncio.sleep(pause)
             pause = min(pause * 2, RELEASE_LAST_SECONDS)
-            for handle, (attachment, _) in list(self._owed.items()):
+            for owed, (attachment, _) in list(self._owed.items()):
                 try:
-                    await self._addresses.release(handle, attachment.addresses)
+                    await self._addresses.release(owed, attachment.addresses)
                     if not self._stands(identity(attachment)):
                         await self._journal.forget(identity(attachment))
                 except (NoAddress, OSError) as error:
-                    self._owed[handle] = attachment, str(error)
+                    self._owed[owed] = attachment, str(error)
                     break
-                self._owed.pop(handle, None)
+                self._owed.pop(owed, None)
         log.info("addresses that were owed are given back")
 
 
 def handle_of(attachment: Attachment) -> str:
     """Who has the addresses, in the words of the address store."""
-    return f"{attachment.network}.{attachment.container_id}.{attachment.container_interface}"
+    return handle(attachment.network, *identity(attachment))
+
+
+def handle(network: str, container_id: str, container_interface: str) -> str:
+    """The same of an attachment that is being made."""
+    return f"{network}.{container_id}.{container_interface}"
