@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,7 @@ MARK = "felixpy:"
 MAIN_TABLE = 254
 RTPROT_BOOT = 3
 IPV6_METRIC = 1024
+SENDS_WITHIN = 10.0
 PROC = Path("/proc/sys/net/ipv6/conf")
 _LINK_LOCAL = Net(GATEWAYS[Family.V6], 64)
 
@@ -115,6 +117,7 @@ def make(pair: Pair, namespace: int) -> None:
             _host_end(host, pair)
             enter(namespace)
             _container_end(pair)
+            _until_it_sends(host, pair.interface)
         except BaseException as error:
             if made:
                 _delete_by_name(host, pair.interface)
@@ -150,6 +153,23 @@ def _host_end(host: NetlinkSocket, pair: Pair) -> None:
         raise NetlinkError(refused[0].errno, str(refused[0]))
     address = [address_request(socket.if_nametoindex(name), _LINK_LOCAL)] if Family.V6 in pair.families else []
     _all(host, [*address, link_up_request(name)])
+
+
+def _until_it_sends(host: NetlinkSocket, interface: str) -> None:
+    """The node's end went up before there was another one, so it gets its queue when the kernel's work of the carrier
+    (``net/core/link_watch.c``) comes to it; until then what is sent by it is dropped without a word.
+    """
+    until = time.monotonic() + SENDS_WITHIN
+    pause = 0.0005
+    while not _sends(host, interface):
+        if time.monotonic() > until:
+            raise OSError(errno.ETIMEDOUT, f"{interface} has no carrier after {SENDS_WITHIN:g} s")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+
+
+def _sends(host: NetlinkSocket, interface: str) -> bool:
+    return decode_named_link(host.ask(link_get_request(interface))).sends
 
 
 def _container_end(pair: Pair) -> None:

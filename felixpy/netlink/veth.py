@@ -38,11 +38,12 @@ from felixpy.netlink.rtnetlink import (
     RTM_SETLINK,
 )
 
-IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_NET_NS_FD = 4, 18, 20, 27, 28
+IFLA_MTU, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_NET_NS_FD = 4, 16, 18, 20, 27, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFA_F_NODAD = 0x02
+IF_OPER_UP = 6
 RT_SCOPE_LINK = 253
 
 _LINK = struct.Struct("=BBHiII")
@@ -71,6 +72,8 @@ class NamedLink(NamedTuple):
     mac: bytes
     mtu: int
     group: int = 0
+    sends: bool = True
+    """Whether its operational state is up: before, the kernel drops what is sent by it."""
 
     @property
     def is_unfinished(self) -> bool:
@@ -125,7 +128,10 @@ def link_delete_request(index: int) -> Request:
 
 
 def link_get_request(name: str) -> Request:
-    """Ask for one link by name; the answer is a link message, ENODEV if there is none."""
+    """Ask for one link by name; the answer is a link message, ENODEV if there is none.
+
+    From Linux 6.8 on the kernel first does what is due of a carrier that came or went (``linkwatch_sync_dev``).
+    """
     return Request(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0, 0) + text_attribute(IFLA_IFNAME, name))
 
 
@@ -136,7 +142,8 @@ def decode_named_link(message: Message) -> NamedLink:
     name, alias = (text_of(found.get(kind, b"")) for kind in (IFLA_IFNAME, IFLA_IFALIAS))
     mtu: int = _U32.unpack(found[IFLA_MTU])[0] if IFLA_MTU in found else 0
     group: int = _U32.unpack(found[IFLA_GROUP])[0] if IFLA_GROUP in found else 0
-    return NamedLink(index, name, alias, bool(flags & IFF_UP), found.get(IFLA_ADDRESS, b""), mtu, group)
+    sends = found.get(IFLA_OPERSTATE) == bytes((IF_OPER_UP,))
+    return NamedLink(index, name, alias, bool(flags & IFF_UP), found.get(IFLA_ADDRESS, b""), mtu, group, sends)
 
 
 def address_request(index: int, net: Net) -> Request:

@@ -30,8 +30,9 @@ from felixpy.ipam.assignment import NoAddress, Wanted
 from felixpy.ipam.local import LocalAddresses
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import ResourceKey, Update, WorkloadEndpoint
+from felixpy.netlink.message import Message
 from felixpy.netlink.transport import NETLINK_ROUTE, NetlinkSocket
-from felixpy.netlink.veth import End, veth_request
+from felixpy.netlink.veth import End, NamedLink, veth_request
 from tests.kernel import ip, ip_json, run
 
 RANGES = {Family.V4: [Net.parse("10.48.7.0/29")], Family.V6: [Net.parse("fd00:48::740/125")]}
@@ -386,6 +387,35 @@ def test_half_a_pair_under_the_name_that_is_needed(container: None, tmp_path: Pa
             _make_half_a_pair(name)
             assert (await bench.call("ADD"))[0] == 0
             assert (await bench.call("DEL"))[0] == 0
+            assert bench.left() == NOTHING
+
+    asyncio.run(scenario())
+
+
+def test_an_add_waits_until_the_nodes_end_sends(
+    container: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel drops what goes by an end whose carrier it has not worked off yet: the first packet to a container."""
+    seen = []
+    decode = pair.decode_named_link
+
+    def late(message: Message) -> NamedLink:
+        """The kernel's work is behind: it has done it when asked for the third time."""
+        seen.append(decode(message))
+        return seen[-1]._replace(sends=len(seen) >= 3 and seen[-1].sends)
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as bench:
+            monkeypatch.setattr(pair, "decode_named_link", late)
+            assert (await bench.call("ADD"))[0] == 0
+            assert len(seen) >= 3
+            assert seen[-1].sends
+            monkeypatch.setattr(pair, "decode_named_link", lambda message: decode(message)._replace(sends=False))
+            monkeypatch.setattr(pair, "SENDS_WITHIN", 0.0)
+            assert (await bench.call("DEL"))[0] == 0
+            code, said = await bench.call("ADD")
+            assert code == 1
+            assert "no carrier" in said["msg"]
             assert bench.left() == NOTHING
 
     asyncio.run(scenario())
