@@ -20,7 +20,7 @@ from felixpy.kubernetes.nodes import calico_spec, decode_own_node, node_facts, p
 from felixpy.kubernetes.pods import decode_pod
 from felixpy.model.invalid import UNREADABLE
 from felixpy.model.policy import ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LABEL
-from felixpy.model.resources import Kind, ResourceKey, WorkloadEndpoint
+from felixpy.model.resources import IPPool, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.mqtt import topics
 
 _KEPT_METADATA = ("name", "namespace", "labels", "creationTimestamp")
@@ -57,6 +57,8 @@ def object_reader(entry: KindOfObject, group: str) -> Callable[[msgspec.Raw], Pu
             topic = topics.shared_topic(found.key)
         else:
             return Published(error=found.error)
+        if isinstance(found.resource, IPPool) and found.resource.disabled:  # also by what is left out
+            obj = {**obj, "spec": {**obj["spec"], "disabled": True}}
         return Published(topic, encode(obj), error=found.error, names_services=b'"services"' in bytes(raw))
 
     return read

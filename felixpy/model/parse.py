@@ -306,7 +306,20 @@ def _workload_endpoint(header: Header, ignored: Ignored) -> Resource:
 
 def _ip_pool(header: Header, ignored: Ignored) -> Resource:
     report_unknown_fields(header.spec, IPPoolSpec, header.key.kind, "spec", ignored)
-    return convert_ip_pool(header.key, read_struct(header.spec, IPPoolSpec, "spec"))
+    pool = convert_ip_pool(header.key, read_struct(header.spec, IPPoolSpec, "spec"))
+    return dataclasses.replace(pool, disabled=True) if _gives_no_more(header.object) else pool
+
+
+def _gives_no_more(pool: Mapping[Any, Any]) -> bool:
+    """It is being deleted, which lasts until its addresses are free, or Calico's controller took it out of use."""
+    metadata, status = pool.get("metadata"), pool.get("status")
+    if isinstance(metadata, Mapping) and metadata.get("deletionTimestamp"):
+        return True
+    conditions = status.get("conditions") if isinstance(status, Mapping) else None
+    return isinstance(conditions, list) and any(
+        isinstance(one, Mapping) and one.get("type") == "Allocatable" and one.get("status") == "False"
+        for one in conditions
+    )
 
 
 def _node(header: Header, ignored: Ignored) -> Resource:

@@ -124,6 +124,21 @@ def test_objects(plural: str, group: str, obj: JSON) -> None:
     assert topics.key_of(published.topic) == expected.key
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [
+        {"metadata": {"name": "a", "deletionTimestamp": "2026-12-01T05:00:00Z"}},
+        {"status": {"conditions": [{"type": "Allocatable", "status": "False"}]}},
+    ],
+)
+def test_a_pool_that_gives_no_more_is_published_as_disabled(ending: JSON) -> None:
+    """Why it gives no more is in what is left out."""
+    obj: JSON = {"metadata": {"name": "a"}, "spec": {"cidr": "10.48.0.0/16"}}
+    read = object_reader(kind("ippools"), CALICO_V3)
+    assert read(raw({**obj, **ending})) == read(raw(merged(obj, {"spec": {"disabled": True}})))
+    assert read(raw({**obj, **ending})) != read(raw(obj))
+
+
 def test_an_object_that_cannot_be_used_is_published_for_nodes_to_say_so() -> None:
     published = object_reader(kind("ippools"), CALICO_V3)(raw({"metadata": {"name": "a"}, "spec": {"cidr": "x"}}))
     assert published.topic == "ippool/a"

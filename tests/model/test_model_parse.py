@@ -220,6 +220,24 @@ def test_an_ip_pool_and_its_defaults(spec: dict[str, Any], expected: dict[str, A
 
 
 @pytest.mark.parametrize(
+    ("change", "disabled"),
+    [
+        ({"metadata": {"name": "x", "deletionTimestamp": "2026-12-01T05:00:00Z", "finalizers": ["a/b"]}}, True),
+        ({"status": {"conditions": [{"type": "Other"}, {"type": "Allocatable", "status": "False"}]}}, True),
+        ({"status": {"conditions": [{"type": "Allocatable", "status": "True"}]}}, False),
+        ({"status": {"conditions": [None, {"type": "Other", "status": "False"}]}}, False),
+        ({"status": {"conditions": {}}}, False),
+        ({"status": []}, False),
+        ({"status": None}, False),
+    ],
+)
+def test_an_ip_pool_that_the_cluster_is_done_with_gives_nothing(change: dict[str, Any], disabled: bool) -> None:
+    read = parse({**pool(), **change})
+    assert isinstance(read, IPPool)
+    assert read.disabled is disabled
+
+
+@pytest.mark.parametrize(
     ("spec", "field", "reason"),
     [
         ({"cidr": None}, "spec.cidr", "is missing"),
