@@ -42,7 +42,8 @@ class BadNetworkConfiguration(PlainError):
 def default_conflist(socket: Path, families: Sequence[Family]) -> bytes:
     """The configuration of a node without a word of anybody: addresses of the families that it has ranges of.
 
-    ``cniVersions`` (1.1) is for runtimes that know STATUS and GC; others read ``cniVersion``.
+    Its version is one that the node's ``portmap`` knows, which may be older than felixpy: 1.1 came to it with 1.6. A runtime
+    takes the newest of ``cniVersions`` for the whole list, so a list of one's own says 1.1 where all its plugins know that.
 
     Raises:
         BadNetworkConfiguration: it has none.
@@ -54,8 +55,7 @@ def default_conflist(socket: Path, families: Sequence[Family]) -> bytes:
         {"type": PLUGIN, "socket": str(socket), "ipam": ipam},
         {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
     ]
-    versions = {"cniVersion": "1.0.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"]}
-    conflist = {"name": "k8s-pod-network", **versions, "plugins": plugins}
+    conflist = {"name": "k8s-pod-network", "cniVersion": "1.0.0", "plugins": plugins}
     return msgspec.json.format(msgspec.json.encode(conflist), indent=2) + b"\n"
 
 

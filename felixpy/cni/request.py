@@ -145,7 +145,7 @@ def parse_configuration(written: Mapping[str, Any], command: str = "ADD") -> Con
         addresses=_requested(runtime.get("ips"), "runtimeConfig.ips"),
         mac=_mac(runtime.get("mac"), "runtimeConfig.mac"),
         floating=_floating(written.get("feature_control")),
-        valid=_valid(written.get("cni.dev/valid-attachments")) if command == "GC" else None,
+        valid=_valid(written) if command == "GC" else None,
     )
 
 
@@ -355,13 +355,20 @@ def _mac(value: object, where: str) -> bytes | None:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def _valid(value: object) -> frozenset[tuple[str, str]]:
-    name = "cni.dev/valid-attachments"
-    if value is None:
-        # With an empty list everything is removed; without one nothing can be said of what lives.
-        raise CniError(Code.BAD_CONFIGURATION, f"{name} is missing")
+VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
+"""The key of the specification, and the one that libcni sent before 1.2.3."""
+
+
+def _valid(written: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """With an empty list, which libcni writes as null, everything is removed; without one nothing can be said of what
+    lives, and ``cnitool gc`` sends none.
+    """
+    name = next((key for key in VALID_ATTACHMENTS if key in written), "")
+    if not name:
+        reason = f"GC without {VALID_ATTACHMENTS[0]}: nobody says which containers live, so nothing is removed"
+        raise CniError(Code.BAD_CONFIGURATION, reason)
     found = set()
-    for one in _list(value, name):
+    for one in [] if written[name] is None else _list(written[name], name):
         entry = _object(one, name)
         found.add(
             (_text(entry.get("containerID"), f"{name} containerID"), _text(entry.get("ifname"), f"{name} ifname"))

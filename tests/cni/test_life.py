@@ -289,8 +289,12 @@ def test_garbage_collection(node: Node) -> None:
     assert node.leaks()["journal"] == [(containers[0].container_id, "eth0"), (containers[2].container_id, "eth0")]
     for address in addresses(other):
         containers[0].ping(address)
-    missing = node.call("GC", conf=node.conf())
-    assert (missing.code, missing.result["code"]) == (1, 7)
+    assert (answer := node.call("GC", conf=node.conf())).code == 1
+    assert "nothing is removed" in answer.result["msg"]
+    assert node.call("GC", conf=node.conf(**{"cni.dev/attachments": False})).result["code"] == 7
+    assert interface(kept) in node.leaks()["links"]
+    answer = node.call("GC", conf=node.conf(**{"cni.dev/attachments": None}))
+    assert (answer.code, node.leaks()["links"]) == (0, [interface(other)])
 
 
 def test_status_without_a_free_address(node: Node) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from felixpy.cni.conflist import default_conflist
+from felixpy.model.net import FAMILIES
 from tests.cni.lab import NOTHING, Container, Node
 from tests.kernel import ip, run
 
@@ -42,7 +44,27 @@ def portmap(node: Node, command: str, container: Container, result: Any) -> None
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not PORTMAP.exists(), reason="the Debian package containernetworking-plugins is missing")
+needs_portmap = pytest.mark.skipif(
+    not PORTMAP.exists(), reason="the Debian package containernetworking-plugins is missing"
+)
+
+
+@needs_portmap
+def test_the_default_list_is_of_a_version_that_an_old_portmap_knows() -> None:
+    """A runtime takes the newest version of the list, and fails every ADD whose chain does not know it."""
+    written = json.loads(default_conflist(Path("/run/cni.sock"), FAMILIES))
+    done = subprocess.run(
+        [PORTMAP],
+        input='{"cniVersion": "1.0.0"}',
+        env={"CNI_COMMAND": "VERSION"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {written["cniVersion"], *written.get("cniVersions", ())} <= set(json.loads(done.stdout)["supportedVersions"])
+
+
+@needs_portmap
 def test_a_port_of_the_node_leads_to_the_container(node: Node) -> None:
     ip("netns add outside", "link set p-eth0 netns outside")
     for line in (
