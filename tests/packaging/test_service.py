@@ -290,6 +290,27 @@ def test_networkd_leaves_routes_to_other_nodes(machine: Machine, told: bool) -> 
         machine.run("true" if told else f"mv /tmp/kept {ours}")
 
 
+def test_networkd_leaves_interfaces_of_workloads_and_tunnels(machine: Machine) -> None:
+    """A file of somebody else matches every interface; another one, which is nobody's, shows that it does."""
+    tunnels = ("vxlan.calico", "vxlan-v6.calico")
+    machine.write("/etc/systemd/network/90-all.network", "[Match]\nName=*\n[Network]\nLinkLocalAddressing=no\n")
+    try:
+        for number, name in enumerate(tunnels):
+            machine.run(
+                f"ip link add {name} type vxlan id {4096 + number} dstport {4789 + number} && ip link set {name} up"
+            )
+        machine.run("ip link add theirs type veth peer name theirs1 && ip link set theirs up && networkctl reload")
+        shown = "networkctl --no-pager --no-legend list"
+        machine.until(lambda: "unmanaged" not in machine.run(f"{shown} theirs"), "networkd takes what is nobody's")
+        for name in ("cali1", *tunnels):
+            assert "unmanaged" in machine.run(f"{shown} {name}"), name
+    finally:
+        machine.run("rm /etc/systemd/network/90-all.network; ip link del theirs", check=False)
+        for name in tunnels:
+            machine.run(f"ip link del {name}", check=False)
+        machine.run("networkctl reload")
+
+
 def test_a_stop_is_quick_and_leaves_the_kernel_as_it_is(machine: Machine) -> None:
     machine.run("systemctl enable --quiet felixpy && systemctl restart felixpy && systemctl stop felixpy")
     assert machine.show("felixpy", "Result") == "success"
