@@ -289,6 +289,29 @@ def test_metrics_that_are_named_exist(page: Path) -> None:
     assert sorted(named - known - HUB_METRICS.keys() - {"felixpy_test"}) == []
 
 
+# --- tests -------------------------------------------------------------------------------------------------------
+
+
+TEST_FILES = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+NAMED_TEST = re.compile(
+    r"`(?=…::|[^`]*test_)(?:(?P<file>…|[\w/]*test_\w+\.py)(?:::)?)?(?P<test>test_\w+)?(?P<more>…)?`"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    """A file by its whole path or an end of it that no other has; ``…::`` is the file named before it."""
+    wrong, file = [], ""
+    for named in NAMED_TEST.finditer(prose(page)):
+        if named["file"] not in (None, "…"):
+            files = [one for one in TEST_FILES if one == named["file"] or one.endswith(f"/{named['file']}")]
+            file = files[0] if len(files) == 1 else ""
+        test = f"{named['test']}{'' if named['more'] else '('}" if named["test"] else ""
+        if not file or not named["file"] or f"def {test}" not in TEST_FILES[file].read_text():
+            wrong.append(named[0])
+    assert wrong == []
+
+
 # --- the other files ---------------------------------------------------------------------------------------------
 
 
