@@ -456,8 +456,7 @@ class Agent:
         self.failures = report.failures
         if report.unknown:
             self.comparisons.ask()
-        if self.dataplane.routing.devices.public_keys() != self.calculation.host.wireguard_keys:
-            self.configuration.host_due = True
+        if self.configuration.look_at_devices():
             self.own_changed.set()
             self._wake_up()
         if self.complete and not self._pending:

@@ -17,6 +17,7 @@ import structlog
 
 from felixpy.agent.leftovers import Leftovers
 from felixpy.agent.outcome import Outcome
+from felixpy.calc.entries import AddressKey
 from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
 from felixpy.config import LiveSettings, Settings, SettingsSource
@@ -71,6 +72,7 @@ class Configuration:
         self._on_filters = on_filters
         self._half_taken = False
         self._peers: tuple[bytes, ...] = ()
+        self._own_devices = self._written_devices()
         self._doubtful: set[str] = set()
         """Prefixes of interfaces that only the stream has."""
         self._read_as: Ownership | None = None
@@ -143,12 +145,25 @@ class Configuration:
             self._peers = (peer,)
             self.host_due = True
 
+    def look_at_devices(self) -> bool:
+        """Whether keys or addresses of this node's own devices are others than the calculation knows: of what we write
+        ourselves the kernel tells us nothing.
+        """
+        if self._own_devices == self._written_devices():
+            return False
+        self.host_due = True
+        return True
+
+    def _written_devices(self) -> tuple[Mapping[Family, bytes], frozenset[AddressKey]]:
+        routing = self._dataplane.routing
+        return routing.devices.public_keys(), frozenset(routing.addresses.table.committed)
+
     async def _read_host(self, settings: Settings) -> Host:
+        self._own_devices = self._written_devices()  # what changes from here on is another
         dataplane, ours = self._dataplane, settings.device_route_protocol
         ways = dataplane.routing.routes.ways
         host = await read_host(dataplane.links, settings.interface_prefix, ways, self._peers, ours)
-        keys = dataplane.routing.devices.public_keys()
-        return replace(host, not_masqueraded=self.not_masqueraded, wireguard_keys=keys)
+        return replace(host, not_masqueraded=self.not_masqueraded, wireguard_keys=self._own_devices[0])
 
     def leave_alone(self, destinations: tuple[Net, ...]) -> None:
         """Take what ip-masq-agent's file says."""

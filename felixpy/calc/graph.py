@@ -92,7 +92,7 @@ def _node(thing: ResourceKey, known: Known) -> Calculated:
         encrypted, others = wireguard.own_node_entries(store, settings, host)
     else:
         if node:
-            entries = other_node_entries(node, store, settings, host, open_ways)
+            entries, problems = other_node_entries(node, store, settings, host, open_ways)
         encrypted, others = wireguard.other_node_entries(thing.name, store, settings, host)
     entries |= encrypted
     problems += others

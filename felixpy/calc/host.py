@@ -9,7 +9,7 @@ from typing import NamedTuple
 from felixpy.calc.entries import Key, SettingsKey, SettingValues, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.reserved import Reserved, Way
-from felixpy.model.net import FAMILIES, Family, Net
+from felixpy.model.net import FAMILIES, Family, Net, format_address
 
 ALL_INTERFACES = "all"
 
@@ -76,6 +76,13 @@ def supported_families(settings: EntrySettings, host: Host) -> tuple[Family, ...
     if settings.ipv4_support:
         return FAMILIES if v6 else (Family.V4,)
     return (Family.V6,) if v6 else ()
+
+
+def kept_from_device(address: bytes, device: str, host: Host) -> str:
+    """Why a tunnel's device does not get an address that it should have, empty if it does."""
+    if kept_from := host.reserved.kept_from_tunnel(address):
+        return f"{device} does not get {format_address(address)}, {kept_from}; give this node another tunnel address"
+    return ""
 
 
 def host_entries(settings: EntrySettings, host: Host) -> dict[Key, Value]:

@@ -35,7 +35,7 @@ from felixpy.calc.entries import (
     Vxlan,
 )
 from felixpy.calc.entry_settings import EntrySettings
-from felixpy.calc.host import Host, supported_families
+from felixpy.calc.host import Host, kept_from_device, supported_families
 from felixpy.calc.mtu import OWN_IPIP, DeviceMTU, Tunnel, device_mtu, pod_mtu
 from felixpy.calc.underlay import CROSS_SUBNET, TUNNELS, Way, subnet_warning
 from felixpy.config import ProgramClusterRoutes
@@ -145,15 +145,19 @@ def vxlan_gateway(node: Node, family: Family, outer: Family) -> bytes | None:
 
 def other_node_entries(
     node: Node, store: Store, settings: EntrySettings, host: Host, open_ways: Container[ResourceKey]
-) -> dict[Key, Value]:
+) -> tuple[dict[Key, Value], list[str]]:
     """What another node gives this one's kernel besides membership of sets, and nexthops of the ways to it.
 
     ``open_ways``: those that have a nexthop, as they were calculated.
     """
     entries: dict[Key, Value] = {}
+    problems: list[str] = []
     for family in supported_families(settings, host):
         entries |= _tunnel_end(node, family, store, settings, host)
     for address in _addresses_without_block(node, store, settings):
+        if covered := host.reserved.covered_by(address):
+            problems.append(f"its tunnel address {covered}: no route is made for it; give it another one")
+            continue
         pool = store.covering_pool(address)
         if pool is not None and way_key(node.key.name, pool.key) in open_ways:
             entries[route_key(address)] = Route(
@@ -162,7 +166,7 @@ def other_node_entries(
                 protocol=settings.device_route_protocol,
                 nexthop=nexthop_key(node.key.name, pool),
             )
-    return entries
+    return entries, problems
 
 
 def _tunnel_end(
@@ -242,7 +246,9 @@ def own_node_entries(store: Store, settings: EntrySettings, host: Host) -> tuple
                 settings.vxlan_vni, settings.vxlan_port, address.packed, link, mac, mtu.mtu
             )
         for family in carried:
-            entries |= _inner_entries(way, name, family, own, settings)
+            inner, problem = _inner_entries(way, name, family, own, settings, host)
+            entries |= inner
+            problems += [problem] if problem else []
     for family in supported_families(settings, host):
         if CROSS_SUBNET & store.encapsulations(family) and own is not None:
             warning = subnet_warning(store.node_name, own.address(family))
@@ -257,19 +263,23 @@ def _can_do_without(own: Node | None, outer: Family, carried: tuple[Family, ...]
     )
 
 
-def _inner_entries(way: Way, name: str, family: Family, own: Node, settings: EntrySettings) -> dict[Key, Value]:
-    """What a family that goes through a device needs on it."""
+def _inner_entries(
+    way: Way, name: str, family: Family, own: Node, settings: EntrySettings, host: Host
+) -> tuple[dict[Key, Value], str]:
+    """What a family that goes through a device needs on it, and what is wrong."""
     entries: dict[Key, Value] = {}
+    problem = ""
     if family is Family.V4:  # while nodes change their ways one after another, packets come in by the other one
         entries[SettingsKey(name, family)] = _LOOSE
-    if address := own_tunnel_address(DEVICES[way, family], own, settings):
+    address = own_tunnel_address(DEVICES[way, family], own, settings)
+    if address and not (problem := kept_from_device(address, name, host)):
         entries[AddressKey(address, name)] = None
     if family is Family.V4 and name == Tunnel.VXLAN_V6 and own.ipv4 is None:
         # The kernel answers workloads that ask for their gateway only if it has a route to that.
         entries[route_key(_WORKLOAD_GATEWAY)] = Route(
             RouteType.UNICAST, name, scope=_SCOPE_LINK, protocol=settings.device_route_protocol
         )
-    return entries
+    return entries, problem
 
 
 def own_tunnel_address(tunnel: Tunnel, own: Node | None, settings: EntrySettings) -> bytes | None:

@@ -3,8 +3,9 @@
 One mistaken object must not cut a node off, because then nothing would reach it that takes the object back: an endpoint
 with an address that the node itself has or needs, a block over it. What a workload is on purpose is no mistake: an
 address that the node reaches through an endpoint's own interface (a broker or a router that is a workload) is that
-endpoint's, and what is reached by a cluster route may lie in a block. A look costs the same however many addresses and
-objects there are; must never be asked to decide anything else.
+endpoint's, and what is reached by a cluster route may lie in a block. What a tunnel's device of this node has is local
+from then on, so it is nothing of the network either. A look costs the same however many addresses and objects
+there are; must never be asked to decide anything else.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Reserved:
                 in_blocks[net.family].add(net.packed)
         for what, ways in (("a gateway of this node", gateways), ("what this node is told by (the broker)", peers)):
             for address, interface, by_cluster in ways:
-                if address in self._needs and not self._needs[address].interface:
+                if address in in_blocks[family_of(address)] and not self._needs[address].interface:
                     continue
                 self._needs[address] = _Need(f"{what}, reached through {interface}", interface)
                 if not by_cluster:
@@ -66,6 +67,11 @@ class Reserved:
         """Why an endpoint behind an interface must not have an address, empty if it may."""
         need = self._needs.get(address)
         return "" if need is None or need.interface == interface else need.words
+
+    def kept_from_tunnel(self, address: bytes) -> str:
+        """Why no device of a tunnel on this node must have an address, empty if one may."""
+        at = self._of(family_of(address), address)
+        return self._needs[address].words if at == [address] else ""
 
     def covered_by(self, net: Net) -> str:
         """What a route for a prefix would cover, with the address; empty if nothing."""

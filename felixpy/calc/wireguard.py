@@ -31,7 +31,7 @@ from felixpy.calc.entries import (
     WireGuard,
 )
 from felixpy.calc.entry_settings import EntrySettings
-from felixpy.calc.host import Host, supported_families
+from felixpy.calc.host import Host, kept_from_device, supported_families
 from felixpy.calc.mtu import Tunnel, device_mtu
 from felixpy.model.net import Family, Net, format_address
 from felixpy.model.resources import Node
@@ -78,7 +78,11 @@ def own_node_entries(store: Store, settings: EntrySettings, host: Host) -> tuple
         if family is Family.V4:  # nodes begin to encrypt one after another
             entries[SettingsKey(name, family)] = _LOOSE
         if device_address := own_address(own, family, settings):
-            entries[AddressKey(device_address, name)] = None
+            problem = "" if device_address == address.packed else kept_from_device(device_address, name, host)
+            if problem:
+                problems.append(problem)
+            else:
+                entries[AddressKey(device_address, name)] = None
     return entries, problems
 
 

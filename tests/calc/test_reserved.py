@@ -7,12 +7,24 @@ from dataclasses import replace
 
 import pytest
 
-from felixpy.calc.graph import HOST
+from felixpy.calc.entries import AddressKey
+from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, HostAddress
 from felixpy.calc.reserved import Reserved, Way
 from felixpy.model.net import Net, parse_address
-from felixpy.model.resources import Resource
-from tests.calc.samples import HOST_FACTS, SETTINGS, block, calculated, endpoint, node, pool, problems, routes
+from felixpy.model.resources import Encapsulation, Resource
+from tests.calc.samples import (
+    ENCRYPTED,
+    HOST_FACTS,
+    SETTINGS,
+    block,
+    calculated,
+    endpoint,
+    node,
+    pool,
+    problems,
+    routes,
+)
 
 CLUSTER = (pool("p4", "10.0.0.0/8"), pool("p6", "fd00:65::/64"), node("n1", "192.0.2.1/24"), node("n2", "192.0.2.2/24"))
 
@@ -81,6 +93,66 @@ CASES: dict[str, tuple[Host, Resource, bool]] = {
     "own block: over a single address that leads out": (facts(addresses=SINGLE), block("192.0.2.0/26", "n1"), True),
     "own block, v6": (facts(), block("2001:db8::/122", "n1"), True),
 }
+
+
+TUNNELLED = (
+    pool("p4", "0.0.0.0/1", encapsulation=Encapsulation.VXLAN),
+    pool("p4-far", "128.0.0.0/1", encapsulation=Encapsulation.VXLAN),
+    pool("p6", "2000::/3", encapsulation=Encapsulation.VXLAN),
+)
+IN_IPIP = (pool("p4", "0.0.0.0/1", encapsulation=Encapsulation.IPIP), pool("p4-far", "128.0.0.0/1"))
+NEEDED = {"the gateway": "192.0.2.254", "the broker": BROKER, "the node": "192.0.2.1"}
+"""Addresses of the node's network that a Node, this one's or another's, says of a tunnel's device."""
+
+
+def device_addresses(calculation: Calculation) -> list[str]:
+    return [str(key) for key in calculation.entries() if isinstance(key, AddressKey)]
+
+
+@pytest.mark.parametrize("address", NEEDED.values(), ids=NEEDED)
+def test_no_tunnel_of_this_node_gets_an_address_of_its_network(address: str) -> None:
+    host = facts(peers=FAR)
+    for pools, own, settings in (
+        (TUNNELLED, node("n1", "192.0.2.1/24", vxlan=[address]), SETTINGS),
+        (IN_IPIP, node("n1", "192.0.2.1/24", ipip=address), SETTINGS),
+        ((), node("n1", "192.0.2.1/24", wireguard=[address]), ENCRYPTED),
+    ):
+        calculation = calculated(*pools, own, settings=settings, host=host)
+        if settings is not ENCRYPTED or address != NEEDED["the node"]:  # host encryption gives it that one
+            assert device_addresses(calculation) == []
+            assert f"does not get {address}" in problems(calculation)["n1"]
+        # When the device has it already, for example by an agent that knew no better.
+        has = (*host.addresses, HostAddress("vxlan.calico", Net.parse_interface(f"{address}/32")))
+        if address != NEEDED["the node"]:
+            calculation.reconfigure(settings, replace(host, addresses=has))
+            assert device_addresses(calculation) == []
+
+
+def test_no_tunnel_of_this_node_gets_an_ipv6_address_of_its_network() -> None:
+    for address in ("2001:db8::fe", "2001:db8::1"):
+        own = node("n1", "192.0.2.1/24", "2001:db8::1/64", vxlan=[address])
+        calculation = calculated(*TUNNELLED, own, host=facts())
+        assert device_addresses(calculation) == []
+        assert f"vxlan-v6.calico does not get {address}" in problems(calculation)["n1"]
+
+
+def test_a_tunnel_keeps_the_address_that_it_has() -> None:
+    own = node("n1", "192.0.2.1/24", "2001:db8::1/64", vxlan=["10.65.2.0"])
+    calculation = calculated(*TUNNELLED, own, host=facts(addresses=TUNNEL))
+    assert device_addresses(calculation) == ["10.65.2.0 dev vxlan.calico"]
+    assert problems(calculation) == {}
+
+
+@pytest.mark.parametrize("address", NEEDED.values(), ids=NEEDED)
+def test_no_route_leads_to_the_tunnel_of_another_node_at_an_address_of_this_ones_network(address: str) -> None:
+    own = node("n1", "192.0.2.1/24", vxlan=["10.65.2.0"], ipip="10.65.2.1")
+    for pools, other in (
+        (TUNNELLED, node("n2", "192.0.2.2/24", vxlan=[address])),
+        (IN_IPIP, node("n2", "192.0.2.2/24", ipip=address)),
+    ):
+        calculation = calculated(*pools, own, other, host=facts(peers=FAR))
+        assert routes(calculation) == {}
+        assert f"its tunnel address {address}, " in problems(calculation)["n2"]
 
 
 @pytest.mark.parametrize("name", CASES)

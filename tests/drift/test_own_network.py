@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from felixpy.model.net import Net, parse_address
-from felixpy.model.resources import BlockAffinity, Borrowed, FelixConfiguration, IPAMBlock, Kind, ResourceKey, Update
+from felixpy.model.resources import (
+    BlockAffinity,
+    Borrowed,
+    Encapsulation,
+    FelixConfiguration,
+    IPAMBlock,
+    IPPool,
+    Kind,
+    Node,
+    ResourceKey,
+    Update,
+)
 from tests.drift.world import NODE, World, build_links, endpoint, put, running, sh
 from tests.netns import enter_new_network, enter_private_namespaces
 
@@ -105,6 +116,54 @@ async def test_the_rest_of_an_endpoint_works() -> None:
         world.agent.update(put(having("172.31.0.254", "10.48.0.9")))
         await world.until(lambda: "10.48.0.9 dev cali3" in sh("ip route show"))
         assert told(world, "address 172.31.0.254/32 is a gateway of this node")
+
+
+def tunnelled(address: str = "", name: str = NODE) -> Update:
+    number = name.removeprefix("node")
+    subnets = Net.parse_interface(f"172.31.0.{number}/24"), Net.parse_interface(f"fd00:31::{number}/64")
+    return put(Node(ResourceKey(Kind.NODE, name), *subnets, vxlan_ipv4=parse_address(address) if address else None))
+
+
+async def test_a_tunnel_at_an_address_of_the_network_touches_nothing() -> None:
+    """Of this node its device, of another one the route to it."""
+    async with running("nftables", 2) as world:
+        await connected(world)
+        for name in ("v4", "lan", "far"):
+            cidr = {"v4": "10.48.0.0/21", "lan": "172.31.0.0/24", "far": "198.51.100.0/24"}[name]
+            key = ResourceKey(Kind.IP_POOL, name)
+            world.agent.update(put(IPPool(key, Net.parse(cidr), 26, encapsulation=Encapsulation.VXLAN)))
+        for good, bad in ((tunnelled("10.48.0.60"), NODE), (tunnelled("10.48.1.60", "node2"), "node2")):
+            world.agent.update(tunnelled("10.48.0.60"))
+            world.agent.update(tunnelled("10.48.1.60", "node2"))
+            await world.until(lambda: "10.48.0.60/32" in sh("ip addr show") and not list(world.agent.outcome.problems))
+            await world.quiet()
+            before = state("nftables")
+            for address in ("172.31.0.254", BROKER, "172.31.0.1"):
+                world.agent.update(tunnelled(address, bad))
+                await world.until(lambda address=address: told(world, address))
+                await world.quiet()
+                assert f"{address}/32" not in sh("ip addr show")
+                assert f"\n{address} " not in "\n" + sh("ip route show proto 222")
+            world.agent.update(good)
+            await world.until(lambda: not list(world.agent.outcome.problems))
+            await world.quiet()
+            assert state("nftables") == before
+
+
+async def test_a_workload_with_the_address_of_a_tunnel_of_ours_says_so() -> None:
+    """The kernel tells an agent nothing of what this agent writes."""
+    async with running("nftables", 2, **REFRESH_OFF) as world:
+        key = ResourceKey(Kind.IP_POOL, "v4")
+        world.agent.update(put(IPPool(key, Net.parse("10.48.0.0/21"), 26, encapsulation=Encapsulation.VXLAN)))
+        world.agent.update(tunnelled("10.48.1.60", "node2"))
+        for address in ("10.48.0.60", "10.48.0.1"):
+            world.agent.update(tunnelled(address))
+            await world.until(lambda address=address: f"{address}/32" in sh("ip addr show"))
+            await world.quiet()
+        await world.until(lambda: told(world, "address 10.48.0.1/32 is this node's own (vxlan.calico)"))
+        await world.until(lambda: "10.48.0.1 dev cali1" not in sh("ip route show"))
+        world.agent.update(tunnelled("10.48.0.60"))
+        await world.until(lambda: "10.48.0.1 dev cali1" in sh("ip route show"))
 
 
 async def test_it_follows_what_the_kernel_tells_of_addresses_and_routes() -> None:
