@@ -145,10 +145,12 @@ class Net(NamedTuple):
         """``inner in outer`` by name: mypy takes ``in`` on a tuple for a question about its items."""
         if isinstance(other, Net):
             return other.length >= self.length and self.covers(other.packed)
-        if len(other) != len(self.packed):
+        packed, length = self
+        size = len(packed)
+        if len(other) != size:
             return False
-        shift = len(other) * 8 - self.length
-        return int.from_bytes(other, "big") >> shift == int.from_bytes(self.packed, "big") >> shift
+        shift = size * 8 - length
+        return int.from_bytes(other, "big") >> shift == int.from_bytes(packed, "big") >> shift
 
     def widened(self, length: int) -> Net:
         """The prefix of a shorter length that holds this one."""

@@ -9,13 +9,16 @@ from typing import NamedTuple
 from msgspec.structs import astuple
 
 from felixpy.model.invalid import Ignored, InvalidResource
-from felixpy.model.net import Family, Net, quote
+from felixpy.model.net import FAMILIES, Family, Net, quote
 from felixpy.model.objects import Metadata, NodeBGP, NodeSpec, NodeStatus, NodeWireguard
 from felixpy.model.resources import Kind, Node, ResourceKey
 from felixpy.model.wireguard import parse_key
 
 # Felix looks at the first two; CalicoNodeIP is written beside spec.bgp and is better than no address at all.
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
+_BGP_FIELDS = {family: f"spec.bgp.ipv{family.version}Address" for family in FAMILIES}
+_NO_BGP, _NO_WIREGUARD, _NO_STATUS = NodeBGP(), NodeWireguard(), NodeStatus()
+_NOTHING = astuple(_NO_BGP)
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP", "CalicoNodeIP")
 
 
@@ -34,15 +37,15 @@ def convert_node(
     """
     labels = metadata.labels or {}
     bgp = spec.bgp
-    if bgp is not None and all(value is None for value in astuple(bgp)):
+    if bgp is not None and astuple(bgp) == _NOTHING:
         return Node(key, labels=labels, routed=False)
-    bgp = bgp or NodeBGP()
+    bgp = bgp or _NO_BGP
     texts = {Family.V4: bgp.ipv4_address, Family.V6: bgp.ipv6_address}
     addresses: dict[Family, Net | None] = {}
     wrong: list[InvalidResource] = []
     for family, text in texts.items():
         try:
-            addresses[family] = _address(text, family, f"spec.bgp.ipv{family.version}Address", spec, ignored)
+            addresses[family] = _address(text, family, _BGP_FIELDS[family], spec, ignored)
         except InvalidResource as error:
             wrong.append(error)
     if wrong and not any(addresses.values()):
@@ -50,7 +53,7 @@ def convert_node(
     for reason in wrong:
         ignored(f"Node {key.name}: {reason}")
     tunnels = _Tunnels(key.name, ignored)
-    wireguard, status = spec.wireguard or NodeWireguard(), status or NodeStatus()
+    wireguard, status = spec.wireguard or _NO_WIREGUARD, status or _NO_STATUS
     return Node(
         key,
         ipv4=addresses.get(Family.V4),

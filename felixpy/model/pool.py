@@ -59,7 +59,7 @@ def prefix(text: str | None, field: str) -> Net:
     if "/" not in text:
         raise InvalidResource(f"{text} is an address; write a CIDR like {net}", field=field)
     for special in LINK_LOCAL:
-        if net.overlaps(special):
+        if net.family is special.family and net.overlaps(special):
             raise InvalidResource(f"{net} overlaps the link-local range {special}", field=field)
     return net
 

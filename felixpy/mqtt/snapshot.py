@@ -159,12 +159,13 @@ class Snapshot:
     def on_message(self, topic: str, payload: bytes, now: float) -> Sequence[Action]:
         """A resource's topic (relative to the root) has this content; empty means deleted."""
         self._last_message, self._heard = now, True
-        if topics.segment_of(topic) == topics.STATE_SEGMENT:
+        segment = topics.segment_of(topic)
+        if segment == topics.STATE_SEGMENT:
             return self._take(self._states, topic, payload)
-        scope = self._scope(topics.scope_of(topic))
+        scope = self._scope(topics.scope_of(topic)) if segment in topics.NODE_SEGMENTS else self._shared
         if scope is None:
             return NOTHING
-        group = scope.groups[topics.segment_of(topic)]
+        group = scope.groups[segment]
         actions = self._take(group, topic, payload)
         self._touched.add(scope)
         if scope.is_peers and (actions or not payload):

@@ -64,6 +64,13 @@ _KIND_AT = MappingProxyType({place: kind for kind, place in _PLACES.items()})
 OF_A_NODE = frozenset({Kind.WORKLOAD_ENDPOINT, Kind.HOST_ENDPOINT})
 """Kinds whose topics name the node that the object is on."""
 
+_NAMED_ONCE = {
+    place[0]: kind
+    for kind, place in _PLACES.items()
+    if len(place) == 1 and kind not in NAMESPACED | OF_A_NODE | {Kind.BLOCK_AFFINITY}
+}
+"""Kinds whose topics are the first level and a name."""
+
 NODE_SEGMENTS = ("wep", "hep")
 STATE_SEGMENT = SEGMENT[Kind.NODE_STATE]
 """Each of its topics has a writer of its own, the node, so no manifest counts them."""
@@ -134,6 +141,10 @@ def endpoint_filter(key: ResourceKey) -> str:
 
 def key_of(topic: str) -> ResourceKey | None:
     """Key of the resource at a topic; None for a topic that holds no resource of a known kind."""
+    segment, _, name = topic.partition("/")
+    usual = _NAMED_ONCE.get(segment)
+    if usual is not None and name and "/" not in name:
+        return ResourceKey(usual, unescape(name))
     segment, *levels = topic.split("/")
     kind = _KIND_AT.get((segment,))
     if kind is None and levels:

@@ -90,6 +90,8 @@ PEERS_FOLLOWED = {MqttPeers.DISABLED: 0, MqttPeers.AUTO: 10_000, MqttPeers.ENABL
 
 SHARED_NODE = "another agent publishes the status of this node"
 
+_OF_A_TOPIC = (Deliver, Remove)
+_ENDPOINTS = (WorkloadEndpoint, HostEndpoint)
 _OPTIONS = SubscribeOptions(qos=1)
 _FROM_OTHERS = SubscribeOptions(qos=1, noLocal=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
 
@@ -462,7 +464,7 @@ class MqttSource:
 
     def _perform(self, actions: Sequence[Action], sink: Sink, came: _Arrival | None = None) -> None:
         for action in actions:
-            if isinstance(action, Deliver | Remove) and self._knows_better(action.topic):
+            if isinstance(action, _OF_A_TOPIC) and self._knows_better(action.topic):
                 continue
             if isinstance(action, Deliver):
                 assert came is not None, action
@@ -522,7 +524,7 @@ def _shown(topic: str) -> str:
 
 def _parse(action: Deliver, came: _Arrival, sink: Sink) -> Update:
     """What a topic holds now. Of an invalid endpoint of another node that node tells; here it is nobody's peer."""
-    key, error = topics.key_of(action.topic), ""
+    key, error = came.key if came.key.kind not in topics.OF_A_NODE else topics.key_of(action.topic), ""
     assert key is not None, action
     resource: Resource | None = None
     try:
@@ -530,7 +532,7 @@ def _parse(action: Deliver, came: _Arrival, sink: Sink) -> Update:
             resource = _parse_affinity(action, key, sink)
         elif not isinstance(found := parse_payload(action.payload, key, sink.ignored), Absent):
             resource = found
-            if isinstance(found, WorkloadEndpoint | HostEndpoint):
+            if isinstance(found, _ENDPOINTS):
                 _check_node(action.topic.split("/", 2)[1], found.node, key)
                 resource = found if came.key == key else replace(found, key=came.key)
     except InvalidResource as invalid:

@@ -124,3 +124,18 @@ def test_numbers_are_numbers_still() -> None:
 def test_manifests_in_capitals_are_read(tmp_path: Path) -> None:
     (tmp_path / "A.YAML").write_text(POOL)
     assert read(tmp_path).content
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (r'{"a": 1, "a": 2, "b": "\u0022:"}', "a"),
+        (r'{"a": 1, "a": 2, "b": "\"\u003a"}', "a"),
+        ('{"a" :1, "a":2}', "a"),
+        (r'{"a": "\":", "b": {"a": 1}}', None),
+        ('{"a": 123456789012345678901234567890, "a": 1e300}', "a"),
+        ('{"a": 123456789012345678901234567890, "b": 1e300}', None),
+    ],
+)
+def test_what_looks_like_the_end_of_a_name_hides_no_repeated_key(text: str, key: str | None) -> None:
+    assert repeated_key(text.encode()) == key
