@@ -18,7 +18,8 @@ class Prefixes:
     def __init__(self, nets: Iterable[Net] = ()) -> None:
         self._count: dict[Net, int] = {}
         self._sorted: dict[Family, list[Net]] = {family: [] for family in Family}
-        self._lengths: dict[Family, dict[int, int]] = {family: {} for family in Family}
+        self._by_length: dict[Family, dict[int, dict[int, Net]]] = {family: {} for family in Family}
+        """By length, the longest first, and then by the bits that count, as a number."""
         for net in nets:
             self.add(net)
 
@@ -27,9 +28,13 @@ class Prefixes:
         count = self._count.get(net, 0)
         self._count[net] = count + 1
         if not count:
-            insort(self._sorted[net.family], net)
-            lengths = self._lengths[net.family]
-            lengths[net.length] = lengths.get(net.length, 0) + 1
+            family, length = net.family, net.length
+            insort(self._sorted[family], net)
+            by_length = self._by_length[family]
+            if length not in by_length:
+                by_length[length] = {}
+                self._by_length[family] = dict(sorted(by_length.items(), reverse=True))
+            self._by_length[family][length][_bits(net, length)] = net
         return not count
 
     def discard(self, net: Net) -> bool:
@@ -38,11 +43,12 @@ class Prefixes:
         if self._count[net]:
             return False
         del self._count[net]
-        in_order, lengths = self._sorted[net.family], self._lengths[net.family]
+        in_order, by_length = self._sorted[net.family], self._by_length[net.family]
         del in_order[bisect_left(in_order, net)]
-        lengths[net.length] -= 1
-        if not lengths[net.length]:
-            del lengths[net.length]
+        of_length = by_length[net.length]
+        del of_length[_bits(net, net.length)]
+        if not of_length:
+            del by_length[net.length]
         return True
 
     def __contains__(self, net: object) -> bool:
@@ -50,8 +56,10 @@ class Prefixes:
 
     def covering(self, net: Net) -> Iterator[Net]:
         """Those that hold ``net``, itself if it is there, the longest first."""
-        for length in sorted(self._lengths[net.family], reverse=True):
-            if length <= net.length and (wider := net.widened(length)) in self._count:
+        packed = net.packed
+        number, bits = int.from_bytes(packed, "big"), len(packed) * 8
+        for length, nets in self._by_length[net.family].items():
+            if length <= net.length and (wider := nets.get(number >> (bits - length))) is not None:
                 yield wider
 
     def cover(self, net: Net) -> bool:
@@ -65,3 +73,7 @@ class Prefixes:
         last = (int.from_bytes(net.packed, "big") | host_bits).to_bytes(len(net.packed), "big")
         start = bisect_left(in_order, Net(net.packed, net.length))
         return iter(in_order[start : bisect_right(in_order, Net(last, net.family.bits))])
+
+
+def _bits(net: Net, length: int) -> int:
+    return int.from_bytes(net.packed, "big") >> (len(net.packed) * 8 - length)

@@ -288,7 +288,7 @@ def test_length_and_keys_count_every_object_once() -> None:
         assert vars(index) == {"_at": {}}
     assert not store._routing_pools
     for prefixes in (store.pool_cidrs, store.masqueraded_cidrs, store._block_cidrs, store._tunnel_addresses):
-        assert not prefixes._count and not any(prefixes._sorted.values()) and not any(prefixes._lengths.values())
+        assert not prefixes._count and not any(prefixes._sorted.values()) and not any(prefixes._by_length.values())
     assert not store.ways._of
     assert not store._encapsulations
 
