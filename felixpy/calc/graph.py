@@ -81,8 +81,6 @@ def _pool(thing: ResourceKey, known: Known) -> Calculated:
 
 
 def _node(thing: ResourceKey, known: Known) -> Calculated:
-    if is_way(thing):
-        return _way(thing, known)
     store, settings, host, open_ways, _ = known
     node = store.nodes.get(thing.name)
     entries: dict[Key, Value] = {}
@@ -241,10 +239,12 @@ class Calculation:
             others.add(thing)
             if thing.kind is Kind.IP_POOL or thing == self._own_node:
                 self._known.pool_ways.clear()
-        led = {way for way in ways if way in self._entries}
-        self._calculate_into(ways, changes)
         for way in ways:
-            if (way in self._entries) != (way in led):  # what leads along it has a route where it exists
+            was_open = way in self._entries
+            entries, problem = self._calculate(way)
+            self._note(way, problem)
+            self._contribute(way, entries, changes)
+            if was_open != bool(entries):  # what leads along it has a route where it exists
                 others.update(self.store.ways.things(way))
         self._calculate_into(others, changes)
         for key, value in self.policy.flush().items():
@@ -265,6 +265,8 @@ class Calculation:
         if not problem and not self.problems:
             return
         thing = whole(part)
+        if not problem and thing not in self.problems:
+            return
         if thing.kind is Kind.NODE and (problem or thing in self._wrong_parts):
             parts = self._wrong_parts.pop(thing, {}) | {part: problem}
             if parts := {one: words for one, words in parts.items() if words}:
@@ -276,6 +278,8 @@ class Calculation:
             self.problems.pop(thing, None)
 
     def _calculate(self, thing: ResourceKey) -> Calculated:
+        if is_way(thing):
+            return _way(thing, self._known)
         if thing == HOST:
             return _host_entries(thing, self._known)
         calculate = CALCULATIONS.get(thing.kind)

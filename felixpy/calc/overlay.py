@@ -173,11 +173,13 @@ def _tunnel_end(
     node: Node, family: Family, store: Store, settings: EntrySettings, host: Host
 ) -> Iterator[tuple[Key, Value]]:
     """FDB entry and neighbour of the VXLAN device of another node that packets of a family go to."""
+    if not is_in_use(Way.VXLAN, family, store, settings):
+        return
     outer = outer_family(family, node, store, settings, host)
     address, own = node.address(outer), store.nodes.get(store.node_name)
     if own is None or own.address(outer) is None:
         return  # this node has no such device
-    if address is None or not is_in_use(Way.VXLAN, family, store, settings) or mac_conflict(node, outer, store):
+    if address is None or mac_conflict(node, outer, store):
         return
     gateway = vxlan_gateway(node, family, outer)
     if gateway is None:

@@ -7,7 +7,7 @@ Invariant: no way is guessed; where there is none the node says why, or the pool
 
 from __future__ import annotations
 
-from felixpy.calc.entries import Key, Nexthop, Value
+from felixpy.calc.entries import Key, Nexthop, NexthopKey, Value
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, supported_families
 from felixpy.calc.overlay import (
@@ -16,7 +16,6 @@ from felixpy.calc.overlay import (
     is_in_use,
     is_programmed,
     mac_conflict,
-    nexthop_key,
     outer_family,
     vxlan_gateway,
 )
@@ -31,7 +30,8 @@ class PoolWays:
 
     def __init__(self, pool: IPPool, store: Store, settings: EntrySettings, host: Host) -> None:
         self._pool, self._store, self._settings, self._host = pool, store, settings, host
-        self._family = family = pool.cidr.family
+        self._family, self._name = pool.cidr.family, pool.key.name
+        family = self._family
         self._is_ours = is_programmed(pool.encapsulation, settings) and family in supported_families(settings, host)
         own_node = store.nodes.get(store.node_name)
         self._own = own_node.address(family) if own_node else None
@@ -45,7 +45,7 @@ class PoolWays:
         if not self._is_ours:
             return {}, ""
         nexthop, problem = self.nexthop(node_name)
-        return ({nexthop_key(node_name, self._pool): nexthop} if nexthop else {}), problem
+        return ({NexthopKey(self._family, node_name, self._name): nexthop} if nexthop else {}), problem
 
     def nexthop(self, node_name: str) -> tuple[Nexthop | None, str]:
         """Where packets for another node go first, and what is wrong; no nexthop where there is no way."""

@@ -396,9 +396,10 @@ class Store:
         if new is not None:
             self._blocks_at.add(new.cidr, key)
             self._block_cidrs.add(new.cidr)
-        for name in block_nodes(old):
+        former, present = block_nodes(old), block_nodes(new)
+        for name in former:
             self._blocks_on.discard(name, key)
-        for name in block_nodes(new):
+        for name in present:
             self._blocks_on.add(name, key)
         for address in self._remote_addresses(old):
             self._by_remote_address.discard(address, key)
@@ -409,10 +410,11 @@ class Store:
         dirty = {key, *self._lead(key, new)}
         if self.encrypts:
             dirty |= self._peers_of(old, new)
-        for name in block_nodes(old) | block_nodes(new):
-            node = self.nodes.get(name)
+        for name in former | present:
+            if (node := self.nodes.get(name)) is None:
+                continue
             for block in (old, new):
-                if node and block and any(block.cidr.covers(address) for address in node.tunnel_addresses):
+                if block and any(block.cidr.covers(address) for address in node.tunnel_addresses):
                     dirty.add(node.key)  # which routes the address by itself where no block does
         return dirty
 

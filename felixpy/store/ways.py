@@ -18,7 +18,7 @@ def way_key(node: str, pool: ResourceKey) -> ResourceKey:
 
 
 def is_way(key: ResourceKey) -> bool:
-    return key.kind is Kind.NODE and bool(key.namespace)
+    return bool(key.namespace) and key.kind is Kind.NODE
 
 
 def whole(key: ResourceKey) -> ResourceKey:

@@ -140,6 +140,9 @@ class Assignment:
 
         Where all of a class go, the class changes and nobody moves. Otherwise those move that go.
         """
+        if not self._dirty:
+            self._starts = False
+            return set()
         dirty, self._dirty = self._dirty, set()
         wanted = {held: self._asked(held) for held in dirty if held.things}
         moved: set[ResourceKey] = set()
