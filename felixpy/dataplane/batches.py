@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from felixpy.dataplane.report import ApplyReport
@@ -57,9 +56,13 @@ async def write_deltas(
     if not requests:
         return []
     exists: set[int] = set()
-    with ExitStack() as reading:
-        told = [reading.enter_context(one.table.reading()) for one, _ in deltas]
+    readings = [one.table.reading() for one, _ in deltas]
+    told = [reading.begin() for reading in readings]
+    try:
         refusals = await _send(socket, requests, report, exists, gone_is_success=removals)
+    finally:
+        for reading in readings:
+            reading.end()
     refused: list[dict[Any, str]] = [{} for _ in deltas]
     for index, words in refusals.items():
         at, key = places[index]

@@ -117,6 +117,10 @@ class DeviceTable:
         """Seconds until others have made their device, too, as far as can be expected."""
         return max(self._settles_at.get(name, 0.0) - self._clock(), 0.0)
 
+    def settling(self) -> list[str]:
+        """Devices whose others may not have theirs yet."""
+        return [name for name in self._settles_at if self.settles_in(name)]
+
     def next_removal(self) -> float | None:
         """When the first device may go, on the clock; None if none waits for that."""
         waits = [

@@ -42,6 +42,8 @@ class NexthopTable:
         self._numbers: dict[NexthopKey, int] = {}
         self._keys: dict[int, NexthopKey] = {}
         self._foreign: set[int] = set()
+        self._has_unnamed = False
+        """Whether objects of ours may be known of which nobody has said yet what they are for."""
         self.table: KeyedTable[NexthopKey, Nexthop, KernelNexthop] = KeyedTable(
             "nexthops",
             self.resolve,
@@ -114,6 +116,7 @@ class NexthopTable:
             named = self._keys.get(self.table.committed[key].id)
             if named is not None:
                 self.table.rename(key, named)
+        self._has_unnamed = any(not key.node for key in self.table.committed)
         self.release(list(self._numbers))
 
     def notify(self, message: Message) -> NexthopKey | None:
@@ -134,6 +137,10 @@ class NexthopTable:
 
     def _assign(self, key: NexthopKey, nexthop: Nexthop) -> None:
         """The number whose object leads there already, of those that this key may have; else the first that is free."""
+        if not self._has_unnamed:
+            free = next(one for one in self._candidates(key) if one not in self._keys and one not in self._foreign)
+            self._numbers[key], self._keys[free] = free, key
+            return
         committed, first = self.table.committed, 0
         for number in self._candidates(key):
             if number in self._keys or number in self._foreign:
@@ -158,7 +165,9 @@ class NexthopTable:
         return range(_BASE + start, _BASE + start + (1 << 16))
 
     def _key_of(self, nexthop: KernelNexthop) -> NexthopKey:
-        return self._keys.get(nexthop.id) or _unnamed(nexthop.gateway, nexthop.id)
+        named = self._keys.get(nexthop.id)
+        self._has_unnamed = self._has_unnamed or named is None
+        return named or _unnamed(nexthop.gateway, nexthop.id)
 
 
 def _unnamed(gateway: bytes, number: int) -> NexthopKey:

@@ -287,10 +287,10 @@ class RouteTable:
         nexthop = self._nexthops.resolve(key, wanted)
         if (refused := table.refused.get(key)) is not None and refused.retry_at > self._clock():
             raise Waiting(f"nexthop {wanted}: {refused.reason}")
-        kernel = KernelRoute(route.type, 0, None, False, route.source, route.scope, route.protocol)
         if self._nexthops.has_objects:
-            return kernel._replace(nexthop=nexthop.id)
-        return kernel._replace(interface=nexthop.interface, gateway=nexthop.gateway, onlink=True)
+            return KernelRoute(route.type, 0, None, False, route.source, route.scope, route.protocol, nexthop.id)
+        way = nexthop.interface, nexthop.gateway, True
+        return KernelRoute(route.type, *way, route.source, route.scope, route.protocol)
 
     def _replaceable(self, key: RouteKey, standing: KernelRoute) -> bool:
         """Whether ours may take the place of what stands under its key."""

@@ -255,9 +255,7 @@ class Routing:
         """When something is due without any event, on the clock."""
         times = [self.routes.next_removal(), self.devices.next_removal()]
         if self.nexthops.table.dirty:
-            times += [
-                self.clock() + seconds for name in self.devices.keys if (seconds := self.devices.settles_in(name))
-            ]
+            times += [self.clock() + self.devices.settles_in(name) for name in self.devices.settling()]
         return times
 
     async def _read(self, table: KeyedTable[K, D, C], read: Callable[[NetlinkSocket], Awaitable[dict[K, C]]]) -> None:
@@ -390,8 +388,7 @@ class Routing:
 
     def _hold_nexthops(self, delta: Delta[NexthopKey, Any]) -> None:
         """What has a way that works keeps it until the device of the new one has settled; it stays dirty."""
-        names = {name for name in self.devices.keys if self.devices.settles_in(name)}
-        indexes = {self.links.by_name[name].ifindex for name in names if name in self.links.by_name}
+        indexes = {self.links.by_name[name].ifindex for name in self.devices.settling() if name in self.links.by_name}
         if indexes:
             known = self.nexthops.table.committed
             held = {

@@ -69,12 +69,18 @@ class Reading(Generic[K]):
         self._readers = readers
         self._newer: set[K] = set()
 
-    def __enter__(self) -> set[K]:
+    def begin(self) -> set[K]:
         self._readers.append(self._newer)
         return self._newer
 
-    def __exit__(self, *error: object) -> None:
+    def end(self) -> None:
         self._readers[:] = [one for one in self._readers if one is not self._newer]
+
+    def __enter__(self) -> set[K]:
+        return self.begin()
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
 
 @dataclass(slots=True)
@@ -129,13 +135,17 @@ class KeyedTable(Generic[K, D, C]):
         self._changed_by: Callable[[], str] = str
 
     def want(self, key: K, value: D) -> None:
-        if key in self.desired:
-            self._unindex(key)
-        elif key in self.committed:
+        interface_of, desired = self._interface_of, self.desired
+        if interface_of is not None:
+            former, interface = interface_of(key, desired[key]) if key in desired else None, interface_of(key, value)
+            if former != interface:
+                if former is not None:
+                    self._by_interface.discard(former, key)
+                if interface is not None:
+                    self._by_interface.add(interface, key)
+        if key not in desired and key in self.committed:
             self.committed[key] = self.committed.pop(key)  # by this very key: an adopted one is another object
-        if self._interface_of is not None and (interface := self._interface_of(key, value)) is not None:
-            self._by_interface.add(interface, key)
-        self.desired[key] = value
+        desired[key] = value
         if self.refused:
             self.refused.pop(key, None)
         if self._aside:
