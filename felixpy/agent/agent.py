@@ -10,6 +10,7 @@ is a resync.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -23,7 +24,7 @@ from felixpy.agent import status as node_status
 from felixpy.agent.comparisons import Comparisons
 from felixpy.agent.configuration import Configuration
 from felixpy.agent.leftovers import Leftovers
-from felixpy.agent.outcome import Outcome, StatusPublisher
+from felixpy.agent.outcome import TELLING_SECONDS, Outcome, StatusPublisher
 from felixpy.agent.policy_counts import PolicyCounts
 from felixpy.agent.telling import Telling
 from felixpy.calc.graph import Calculation
@@ -59,6 +60,9 @@ UPDATES_WAITING = 4 * UPDATES_PER_APPLY
 
 BURST_UPDATES = 8
 """So many updates at once are a burst, of which more is being read; an apply costs as much as a few dozen of them."""
+
+IN_PARTS = frozenset({Kind.NODE, Kind.NODE_STATE, Kind.IPAM_BLOCK, Kind.BLOCK_AFFINITY})
+"""Kinds of which several are told at once: to look for the next one costs a twentieth of an apply."""
 
 BURST_SECONDS = 0.01
 """For so long the updates of a burst are collected."""
@@ -126,6 +130,8 @@ class Agent:
         self._on_settings = on_settings or (lambda settings: None)
         self._pending: dict[ResourceKey, Update] = {}
         self._taken: list[Update] = []
+        self._changed, self._told_at = False, math.inf
+        """Whether the updates taken last changed what is wanted; when what may be told later is told."""
         self._servers: list[Failsafe] = []
         self._untidied = 0
         self._unjudged: set[ResourceKey] = set()
@@ -306,13 +312,17 @@ class Agent:
                 raise self._failure
             if doubts := self.watch.take():
                 await self._settle_doubts(doubts)
-            if len(self._pending) >= BURST_UPDATES:
-                await self._collect_burst()
+            if self._pending:
+                await self._collect()
             try:
                 await self.absorb(UPDATES_PER_APPLY)
             except (OSError, FilterError) as error:
                 self._standing.fails(UNTAKEN, str(error))
                 self.configuration.retry_at = time.monotonic() + RETRY_SECONDS
+            if self._may_be_told_later():
+                self._told_at = min(self._told_at, time.monotonic() + TELLING_SECONDS)
+                continue
+            self._told_at = math.inf
             await self._apply()
             if self._pending:
                 self._wake_up()
@@ -322,10 +332,23 @@ class Agent:
                 # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
                 await asyncio.sleep(min(time.monotonic() - started, 1.0))
 
-    async def _collect_burst(self) -> None:
-        """While the source has more of a burst, let it read: one apply for all, and what is only told after it."""
+    def _may_be_told_later(self) -> bool:
+        """Whether what was taken changes nothing yet, as a block of which the node has not come: the rest is on its
+        way, and whatever is told and counted of it waits for that."""
+        return (
+            bool(self._taken)
+            and self.outcome.measures
+            and time.monotonic() < self._told_at
+            and not (self._changed or self._pending or self.configuration.due or self.dataplane.has_work)
+            and all(update.key.kind in IN_PARTS for update in self._taken)
+        )
+
+    async def _collect(self) -> None:
+        """While the source has more of a burst, or of what comes in parts, let it read: one apply for all, and what is
+        only told after it."""
+        some = 1 if next(iter(self._pending)).kind in IN_PARTS else BURST_UPDATES
         until, had = time.monotonic() + BURST_SECONDS, 0
-        while len(self._pending) >= had + BURST_UPDATES and time.monotonic() < until:
+        while len(self._pending) >= had + some and time.monotonic() < until:
             had = len(self._pending)
             await asyncio.sleep(0)  # the event loop looks at its sockets,
             await asyncio.sleep(0)  # and runs what they are for
@@ -364,7 +387,7 @@ class Agent:
             self._telling.next_at(self.settings.reporting_interval_secs),
             self.dataplane.next_wake() or float("inf"),
         )
-        due = min(due, self.files.next_retry(), self.outcome.next_at())
+        due = min(due, self.files.next_retry(), self.outcome.next_at(), self._told_at)
         due = min(due, self.configuration.retry_at) if self.configuration.due else due
         if self._alarm is not None:
             self._alarm.cancel()  # and not as soon as it is needless: then an update waits
@@ -392,6 +415,7 @@ class Agent:
         if updates:
             self.metrics.calculation_time.observe(time.perf_counter() - started)
         self.dataplane.want(wanted)
+        self._changed = bool(wanted)
         self._taken += updates
         self._unjudged |= dirty
         self._unjudged |= self.calculation.use_peers(self.stream.peers)

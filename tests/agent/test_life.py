@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import signal
 import sys
@@ -21,9 +22,11 @@ from felixpy.demo.agent import FELIXPY, environment
 from felixpy.demo.patience import limit
 from felixpy.demo.resources import Object, ip_pool
 from felixpy.model.documents import load_text
-from felixpy.model.resources import Kind, ResourceKey, Update
+from felixpy.model.net import Net
+from felixpy.model.resources import IPAMBlock, IPPool, Kind, Node, Resource, ResourceKey, Update
 from felixpy.mqtt.batch import prepare
 from felixpy.mqtt.publisher import open_publisher
+from felixpy.sources import SyncState, SyncStatus
 from tests.agent.bench import (
     GOOD,
     LEGACY,
@@ -347,21 +350,64 @@ def test_a_directory_that_vanishes_takes_nothing_along(broker: Broker, tmp_path:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("at_once", "taken"), [(1, 1), (BURST_UPDATES, 10 * BURST_UPDATES)], ids=["one", "burst"])
-def test_a_burst_is_collected_and_one_update_is_not_held_back(at_once: int, taken: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "at_once", "taken"),
+    [
+        (Kind.WORKLOAD_ENDPOINT, 1, 1),
+        (Kind.WORKLOAD_ENDPOINT, BURST_UPDATES, 10 * BURST_UPDATES),
+        (Kind.IPAM_BLOCK, 1, 10),
+    ],
+    ids=["one", "burst", "parts"],
+)
+def test_a_burst_is_collected_and_one_update_is_not_held_back(kind: Kind, at_once: int, taken: int) -> None:
     agent = Agent(Settings(nodename="n1"))
 
     async def scenario() -> None:
         source = asyncio.create_task(deliver())
         await asyncio.sleep(0)
-        await agent._collect_burst()
+        await agent._collect()
         assert len(agent._pending) == taken
         source.cancel()
 
     async def deliver() -> None:
         for number in range(10 * at_once):
-            agent.update(Update(ResourceKey(Kind.WORKLOAD_ENDPOINT, f"w{number}", "default"), None))
+            agent.update(Update(ResourceKey(kind, f"w{number}", "default"), None))
             if (number + 1) % at_once == 0:
                 await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
+def test_a_block_without_its_node_is_no_reason_to_apply(network: None) -> None:
+    """Nothing is written for it; what is told of it waits for the rest."""
+    agent = Agent(Settings(nodename="n1"))
+    block = IPAMBlock(ResourceKey(Kind.IPAM_BLOCK, "10-48-1-0-26"), Net.parse("10.48.1.0/26"), "n2")
+    node = Node(ResourceKey(Kind.NODE, "n2"), Net.parse_interface("192.0.2.2/24"))
+    pool = IPPool(ResourceKey(Kind.IP_POOL, "four"), Net.parse("10.48.0.0/16"), 26)
+
+    async def takes(resource: Resource) -> bool:
+        agent.update(Update(resource.key, resource))
+        await agent.absorb()
+        waits = agent._may_be_told_later()
+        if not waits:
+            await agent._apply()
+        return waits
+
+    async def scenario() -> None:
+        agent.sync_status(SyncStatus(SyncState.IN_SYNC))
+        await agent.open()
+        try:
+            assert not await takes(pool)
+            assert not agent.dataplane.has_work
+            assert await takes(block)
+            agent._told_at = 0.0
+            assert not agent._may_be_told_later(), "its time has come"
+            agent._told_at = math.inf
+            assert not await takes(node)
+            assert agent.calculation.keys_of(node.key)
+            assert await takes(block), "what comes again and is the same is nothing to write, either"
+        finally:
+            await agent.leftovers.stop(1.0)
+            agent.close()
 
     asyncio.run(scenario())

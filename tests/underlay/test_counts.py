@@ -19,6 +19,7 @@ from felixpy.dataplane.links import Links
 from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.resources import Encapsulation, IPAMBlock, IPPool, Kind, Node, Resource, ResourceKey, Update
 from felixpy.store.store import Store
+from tests.calc.test_linear import calls
 from tests.kernel import ip, ip_json, pairs
 
 NODES, BLOCKS = 30, 4
@@ -114,6 +115,29 @@ def test_a_node_that_comes_back_with_what_it_had_writes_nothing(cluster: Cluster
     assert cluster.put(
         node(2), *blocks(2), *(pool(family, Encapsulation.VXLAN_CROSS_SUBNET) for family in FAMILIES)
     ) == (0, 0)
+
+
+def test_a_node_with_its_blocks_is_three_messages_and_as_many_calls_among_many_as_among_few(cluster: Cluster) -> None:
+    """A call is a function of Python or of C, from the message to the kernel's answer."""
+
+    def added(number: int) -> tuple[int, tuple[int, int]]:
+        first, second = list(blocks(number))[:2]
+        written = (0, 0)
+
+        def work() -> None:
+            nonlocal written
+            written = cluster.put(first, second, node(number))
+
+        return calls(work), written
+
+    added(NODES + 2)  # what is done once is done
+    few, written = added(NODES + 3)
+    assert written == (8, 1), "a nexthop, a route and a tunnel's end in FDB and neighbours, in each family, in one send"
+    others = range(NODES + 10, 5 * NODES)
+    cluster.put(*map(node, others), *(one for number in others for one in blocks(number)))
+    many, again = added(5 * NODES + 1)
+    assert again == written
+    assert many < 1.1 * few, f"{few} calls beside {NODES}, {many} beside {5 * NODES}"
 
 
 def test_an_agent_that_starts_on_what_another_left_writes_nothing(cluster: Cluster) -> None:
