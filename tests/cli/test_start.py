@@ -44,3 +44,19 @@ def test_a_version_needs_no_settings(arguments: tuple[str, ...]) -> None:
     modules = loaded(*arguments)
     assert "click" in modules
     assert not {name.partition(".")[0] for name in modules} & FOR_SETTINGS
+
+
+def test_nothing_is_collected_while_a_command_is_imported() -> None:
+    script = (
+        "import gc, sys\n"
+        "from felixpy.commands.main import app\n"
+        "import click\n"
+        "found = []\n"
+        "def is_imported(): return hasattr(sys.modules.get('felixpy.commands.run'), 'run')\n"
+        "gc.callbacks.append(lambda phase, info: found.append(is_imported()))\n"
+        "app.get_command(click.Context(app), 'run')\n"
+        "gc.callbacks.clear()\n"
+        "print(found.count(False), gc.isenabled())\n"
+    )
+    done = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True"]
