@@ -42,8 +42,9 @@ class BadNetworkConfiguration(PlainError):
 def default_conflist(socket: Path, families: Sequence[Family]) -> bytes:
     """The configuration of a node without a word of anybody: addresses of the families that it has ranges of.
 
-    Its version is one that the node's ``portmap`` knows, which may be older than felixpy: 1.1 came to it with 1.6. A runtime
-    takes the newest of ``cniVersions`` for the whole list, so a list of one's own says 1.1 where all its plugins know that.
+    Its version is one that the node's ``portmap`` knows, which may be older than felixpy: 1.1 came to it with 1.6. A
+    runtime takes the newest of ``cniVersions`` for the whole list, so a list of one's own says 1.1 where all its
+    plugins know that.
 
     Raises:
         BadNetworkConfiguration: it has none.
