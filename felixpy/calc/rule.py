@@ -6,6 +6,7 @@ The vocabulary is small and closed: a back-end that meets a match or an action i
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from felixpy.calc.entries import SetName
@@ -349,6 +350,12 @@ class Rule(NamedTuple):
     action: Action
     comment: str = ""
     counted: bool = False
+
+
+@lru_cache(1 << 14)
+def jump(chain: str) -> Rule:
+    """A rule that asks another chain: classes have thousands of them, and those of one policy are one."""
+    return Rule((), Jump(chain))
 
 
 RuleKey = ChainKey | ClassElement

@@ -11,7 +11,7 @@ Invariant: whoever has a number that no class bears, or that does not fit into t
 from __future__ import annotations
 
 from functools import cache
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 from felixpy.calc.entries import ANY_NET, ElementKey, SetName
 from felixpy.calc.policy.carrier import BIT_SETS, POLICED, MarkBits, code_of
@@ -27,6 +27,19 @@ PAIRS = {
     SetName.TO_WORKLOAD: Direction.INGRESS,
 }
 """Sets of pairs of an address, or a prefix, and an interface; and the direction whose class they carry."""
+
+
+_WAYS = (Direction.INGRESS, Direction.EGRESS)
+"""In the order of ``EndpointClasses``."""
+
+_NONE: Final[frozenset[SetName]] = frozenset()
+
+
+class _Place(NamedTuple):
+    """What some classes are to an interface: sets that it is in, and whether one of the numbers has no place."""
+
+    sets: frozenset[SetName]
+    is_over: bool
 
 
 class Members(Protocol):
@@ -47,6 +60,7 @@ class ClassMembers:
         self._classes: dict[str, EndpointClasses] = {}
         self._pairs: Index[str, ElementKey] = Index()
         self._bits: dict[str, frozenset[SetName]] = {}
+        self._places: dict[EndpointClasses | None, _Place] = {}
         self._marks: MarkBits | None = None
         self._marks_pairs = marks_pairs
         self.denied = 0
@@ -60,6 +74,7 @@ class ClassMembers:
         if marks == self._marks:
             return
         self._marks = marks
+        self._places.clear()
         for interface in {*self._classes, *self._pairs.places()}:
             self._write(interface)
 
@@ -107,20 +122,18 @@ class ClassMembers:
         return classes.ingress if direction is Direction.INGRESS else classes.egress
 
     def _write(self, interface: str) -> None:
-        numbers = [(direction, self._number(interface, direction)) for direction in Direction]
-        is_over = any(number and not self._fits(direction, number) for direction, number in numbers)
-        if is_over != (interface in self.too_many):
+        place = self._place_of(self._classes.get(interface))
+        if place.is_over != (interface in self.too_many):
             self.too_many ^= {interface}
             self.judged_anew.add(interface)
-        if not self._marks_pairs:
-            self._write_bits(interface, numbers)
-            return
-        for key in self._pairs.at(interface):
-            self._members.want(key, self._mark(interface, PAIRS[key.set]))
+        if self._marks_pairs:
+            for key in self._pairs.at(interface):
+                self._members.want(key, self._mark(interface, PAIRS[key.set]))
+        else:
+            self._write_bits(interface, place.sets)
 
-    def _write_bits(self, interface: str, numbers: list[tuple[Direction, int | None]]) -> None:
-        wanted = {name for direction, number in numbers for name in self._sets_of(direction, number)}
-        had = self._bits.get(interface, frozenset())
+    def _write_bits(self, interface: str, wanted: frozenset[SetName]) -> None:
+        had = self._bits.get(interface, _NONE)
         if wanted == had:
             return
         whole = ANY_NET[self._family]
@@ -129,13 +142,23 @@ class ClassMembers:
         for name in had - wanted:
             self._members.drop(ElementKey(name, whole, interface))
         if wanted:
-            self._bits[interface] = frozenset(wanted)
+            self._bits[interface] = wanted
         else:
             del self._bits[interface]
 
-    def _sets_of(self, direction: Direction, number: int | None) -> tuple[SetName, ...]:
+    def _place_of(self, classes: EndpointClasses | None) -> _Place:
+        """Found once for all interfaces of the same classes."""
+        place = self._places.get(classes)
+        if place is None:
+            some = [] if classes is None else [*zip(_WAYS, classes, strict=True)]
+            is_over = any(number and not self._fits(direction, number) for direction, number in some)
+            sets = () if self._marks_pairs else (name for one in some for name in self._sets_of(*one))
+            place = self._places[classes] = _Place(frozenset(sets), is_over)
+        return place
+
+    def _sets_of(self, direction: Direction, number: int) -> tuple[SetName, ...]:
         """The sets that tell a class; that the number does not fit into the mark tells that of being in no bit's."""
-        if number is None or number == USUAL:
+        if number == USUAL:
             return ()
         bits = self._marks.of(direction).bits if self._marks else 0
         return _sets_of(direction, number if self._fits(direction, number) else 0, bits)

@@ -235,6 +235,7 @@ class FilterTables:
             chains = self._with_old_classes(chains, dispatches)
         change.chains = {**chains.put, **dict.fromkeys(chains.remove)}
         change.sets = {key: self.sets.desired[key] for key in sets.put}
+        change.before = self.chains.committed
         if complete and self.foreign:
             await self._write(FilterChange(), report, unreadable)  # an empty change removes what is foreign
             self.foreign = ()

@@ -69,6 +69,7 @@ class FilterChange:
     ``data`` is what members in ``add`` carry: the mark of a pair, where it is not 0, or the address, as a number, that
     a map has for one. Those in ``changed`` stand in the kernel with other data.
     ``sets`` maps a set to make to its comment, and one to delete, with all of its members, to None.
+    ``before`` is what the kernel is believed to hold of chains, these and all others.
     """
 
     chains: dict[RuleKey, RenderedChain | None] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class FilterChange:
     sets: dict[SetKey, str | None] = field(default_factory=dict)
     data: dict[Member, int] = field(default_factory=dict)
     changed: frozenset[Member] = frozenset()
+    before: Mapping[RuleKey, RenderedChain] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.chains or self.add or self.remove or self.sets)
@@ -94,6 +96,7 @@ class FilterChange:
             {key: comment for key, comment in self.sets.items() if key not in keys},
             self.data,
             self.changed,
+            self.before,
         )
 
 

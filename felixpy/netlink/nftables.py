@@ -19,6 +19,7 @@ from felixpy.netlink.message import (
     NLA_F_NESTED,
     NLM_F_APPEND,
     NLM_F_CREATE,
+    NLM_F_ECHO,
     Message,
     Request,
     attribute,
@@ -49,8 +50,8 @@ NFT_SET_ELEM_INTERVAL_END = 0x1
 SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DESC, SET_ID, SET_USERDATA = 1, 2, 3, 4, 5, 9, 10, 13
 SET_DATA_TYPE, SET_DATA_LEN = 6, 7
 ELEMENT_KEY, ELEMENT_DATA, ELEMENT_FLAGS, ELEMENT_KEY_END = 1, 2, 3, 10
-RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_COMPAT, RULE_USERDATA = 1, 2, 3, 4, 5, 7
-CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
+RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_COMPAT, RULE_POSITION, RULE_USERDATA = 1, 2, 3, 4, 5, 6, 7
+CHAIN_TABLE, CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 2, 3, 4, 5, 7
 
 # libnftables' numbers of data types, which tell `nft list` how to print keys; a concatenation shifts by six bits.
 TYPE_IPV4_ADDR, TYPE_IPV6_ADDR, TYPE_IFNAME = 7, 8, 41
@@ -162,6 +163,16 @@ def new_chain(family: Family, table: str, chain: str, hook: Hook | None = None) 
     return request(NEWCHAIN, NLM_F_CREATE, family, *parts)
 
 
+def get_chain(family: Family, table: str, chain: str) -> Request:
+    return request(GETCHAIN, 0, family, text_attribute(CHAIN_TABLE, table), text_attribute(CHAIN_NAME, chain))
+
+
+def rename_chain(family: Family, table: str, handle: int, name: str) -> Request:
+    """Another name for a chain, from the end of the transaction on: within it, the chain has its old one."""
+    where = text_attribute(CHAIN_TABLE, table), attribute(CHAIN_HANDLE, struct.pack(">Q", handle))
+    return request(NEWCHAIN, 0, family, *where, text_attribute(CHAIN_NAME, name))
+
+
 def delete_chain(family: Family, table: str, chain: str) -> Request:
     return request(
         DELCHAIN,
@@ -173,17 +184,30 @@ def delete_chain(family: Family, table: str, chain: str) -> Request:
 
 
 def new_rule(
-    family: Family, table: str, chain: str, rule: NftRule, *, last: bool = True, protocol: int | None = None
+    family: Family,
+    table: str,
+    chain: str,
+    rule: NftRule,
+    *,
+    last: bool = True,
+    before: int | None = None,
+    echo: bool = False,
+    protocol: int | None = None,
 ) -> Request:
-    """Add a rule at the end or at the begin of a chain; extensions of xtables are told the ``protocol`` they match."""
+    """Add a rule at the end or at the begin of a chain, or ``before`` the rule of a handle; with ``echo`` the kernel
+    tells the handle. Extensions of xtables are told the ``protocol`` they match.
+    """
     parts = [_in_chain(table, chain)]
+    if before is not None:
+        parts.append(attribute(RULE_POSITION, struct.pack(">Q", before)))
     parts.append(nested(RULE_EXPRESSIONS, *(expressions.encode(one) for one in rule.expressions)))
     if protocol is not None:
         parts.append(nested(RULE_COMPAT, attribute(1, be32(protocol)), attribute(2, be32(0))))
     if rule.comment:
         text = zero_terminated(rule.comment)
         parts.append(attribute(RULE_USERDATA, bytes((UDATA_RULE_COMMENT, len(text))) + text))
-    return request(NEWRULE, NLM_F_CREATE | (NLM_F_APPEND if last else 0), family, *parts)
+    flags = NLM_F_CREATE | (NLM_F_APPEND if last and before is None else 0) | (NLM_F_ECHO if echo else 0)
+    return request(NEWRULE, flags, family, *parts)
 
 
 @lru_cache(1)
@@ -193,8 +217,7 @@ def _in_chain(table: str, chain: str) -> bytes:
 
 
 def delete_rule(family: Family, table: str, chain: str, handle: int) -> Request:
-    where = text_attribute(RULE_TABLE, table), text_attribute(RULE_CHAIN, chain)
-    return request(DELRULE, 0, family, *where, attribute(RULE_HANDLE, struct.pack(">Q", handle)))
+    return request(DELRULE, 0, family, _in_chain(table, chain), attribute(RULE_HANDLE, struct.pack(">Q", handle)))
 
 
 def flush_chain(family: Family, table: str, chain: str) -> Request:
@@ -291,6 +314,10 @@ def dump(command: int, family: int, *parts: bytes) -> Request:
     return request(command, 0, family, *parts)
 
 
+def get_rules(family: Family, table: str, chain: str) -> Request:
+    return dump(GETRULE, family, _in_chain(table, chain))
+
+
 def get_elements(family: Family, table: str, set_name: str) -> Request:
     return dump(GETSETELEM, family, text_attribute(1, table), text_attribute(2, set_name))
 
@@ -352,6 +379,11 @@ def decode_counted(message: Message) -> CountedRule | None:
 def rule_handle(message: Message) -> int:
     """The number of a rule in its table, from a rule message."""
     return number(message_attributes(message)[RULE_HANDLE])
+
+
+def chain_handle(message: Message) -> int:
+    """The number of a chain in its table, from a chain message."""
+    return number(message_attributes(message)[CHAIN_HANDLE])
 
 
 def decode_table(message: Message) -> tuple[str, int]:

@@ -76,6 +76,8 @@ class NetlinkSocket:
     """One netlink socket of one protocol, replaced when it breaks.
 
     ``messages_sent``, ``sends`` and ``bytes_sent`` count requests, ``dumps_sent`` counts dumps: tests assert on them.
+    ``echoes`` is what the kernel told of the last ``transact`` where that asked for it (NLM_F_ECHO), with the index of
+    the request.
     """
 
     def __init__(self, protocol: int) -> None:
@@ -88,6 +90,7 @@ class NetlinkSocket:
         self.sends = 0
         self.bytes_sent = 0
         self.dumps_sent = 0
+        self.echoes: list[tuple[int, Message]] = []
 
     @property
     def port(self) -> int:
@@ -244,9 +247,13 @@ class NetlinkSocket:
 
     def _collect(self, first: int, last: int, batch: bool) -> dict[int, Refusal]:
         refusals: dict[int, Refusal] = {}
+        self.echoes = []
         while True:
             for message in self._receive():
-                if message.type != NLMSG_ERROR or not first <= message.sequence <= last:
+                if not first <= message.sequence <= last:
+                    continue
+                if message.type != NLMSG_ERROR:
+                    self.echoes.append((message.sequence - first, message))
                     continue
                 code = struct.unpack_from("=i", message.payload)[0]
                 if code:

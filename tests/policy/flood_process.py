@@ -17,6 +17,7 @@ from tests.policy.vectors import objects_of
 
 CHANGES = 24
 BATCHES = 120
+FILLERS = 12
 
 
 def network_policy(name: str, **spec: Any) -> dict[str, Any]:
@@ -44,6 +45,18 @@ def flapping(number: int) -> dict[str, Any]:
     ]
     return network_policy("flap", selector="pod == 'b'", types=["Ingress", "Egress"], ingress=rules,
                           egress=[{"action": "Allow"}])  # fmt: skip
+
+
+def filler(number: int) -> dict[str, Any]:
+    """One of many for all workloads that says nothing of either port."""
+    rules = [{"action": "Allow", "protocol": "UDP", "destination": {"ports": [3000 + number]}}]
+    return network_policy(f"filler{number:02}", selector="all()", ingress=rules)
+
+
+def guest(number: int) -> dict[str, Any]:
+    """Another such, before, among and after the others: with it and without it, all classes are edited."""
+    rules = [{"action": "Deny", "protocol": "UDP", "destination": {"ports": [number + 1]}}]
+    return network_policy("filler05-guest", order=(5, 10, 15)[number // 2 % 3], selector="all()", ingress=rules)
 
 
 def established(lab: Lab, case: Case) -> dict[str, list[bool]]:
@@ -93,9 +106,17 @@ def main(backend: str) -> None:
         counts = flood(lab, case, change, changes=CHANGES, batches=BATCHES)
         lab.tell({"do": "apply", "drop": [["NetworkPolicy", "flap", "x"]]})
         first = flood(lab, case, first_and_last, changes=CHANGES, batches=BATCHES)
+
+        def one_of_many(number: int) -> None:
+            asked = {"drop": [["NetworkPolicy", "filler05-guest", "x"]]} if number % 2 else {"put": [guest(number)]}
+            lab.tell({"do": "apply", **asked})
+
+        lab.tell({"do": "apply", "put": [filler(number) for number in range(FILLERS)]})
+        many = flood(lab, case, one_of_many, changes=CHANGES, batches=BATCHES)
     print(json.dumps({"allowed": len(counts.allowed), "denied": len(counts.denied), "lost": counts.lost,
                       "leaked": counts.leaked, "arrived": len(counts.arrived), "flows": flows,
-                      "lost_by_the_first": first.lost}))  # fmt: skip
+                      "lost_by_the_first": first.lost,
+                      "with_many": [len(many.allowed), len(many.denied), many.lost, many.leaked]}))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -55,7 +55,11 @@ MUTATIONS = (
         "        if found is None:\n            continue",
     ),
     Mutation(CALC + "order.py", "PolicyAction.DENY if found else without_profile", "without_profile"),
-    Mutation(CALC + "order.py", "if rules_in(policy, direction) is not None:", "if True:"),
+    Mutation(CALC + "order.py", "    if rules is None:\n        return None", "    if False:\n        return None"),
+    Mutation(
+        CALC + "order.py", "zip(*sorted(by_tier[rank.name]), strict=True)", "zip(*by_tier[rank.name], strict=True)"
+    ),
+    Mutation(CALC + "chains_in_use.py", "self.acquire(new[start:last])", "self.acquire(new[start : last - 1])"),
     Mutation(
         CALC + "rules_of.py",
         "if nets and not any(net.family is family for net in nets):\n            return False",

@@ -22,6 +22,9 @@ def test_no_change_of_policy_opens_or_closes_wrongly_in_between(backend: str) ->
     assert counts["allowed"] > LEAST
     assert counts["denied"] > LEAST
     assert (counts["leaked"], counts["lost"], counts["lost_by_the_first"]) == (0, 0, 0), counts
+    allowed, denied, *wrong = counts["with_many"]
+    assert min(allowed, denied) > LEAST
+    assert wrong == [0, 0], counts
     for family in (
         "IPv4",
         "IPv6",

@@ -213,11 +213,11 @@ class Assignment:
         return max(by_goal, default=None, key=lambda content: (_endpoints(by_goal[content]), content))
 
     def _asked(self, held: Held) -> dict[Direction, Asked | None]:
-        policies = [state.policy for state in self._in_force.selecting(held) if state.workloads is not None]
+        policies = [state for state in self._in_force.selecting(held) if state.workloads is not None]
         found: dict[Direction, Asked | None] = {}
         for way, use in _WORKLOAD_USE.items():
             answer = asked(
-                policies,
+                [state.asked(use) for state in policies],
                 self._in_force.tiers,
                 held.identity.profiles,
                 self._in_force.profiles.get,
@@ -237,8 +237,7 @@ class Assignment:
     def _change_class(self, way: Direction, changed: _Class, goal: Asked) -> None:
         del self._classes[way][_content(changed.asked)]
         self._classes[way][_content(goal)] = changed
-        self._chains.acquire(goal.chains)
-        self._chains.release(changed.asked.chains)
+        self._chains.exchange(changed.asked.chains, goal.chains)
         changed.asked = goal
         self._show_class(way, changed)
 

@@ -5,7 +5,7 @@ Invariant: a chain is there exactly while a class or a host endpoint asks it, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from felixpy.calc.policy.classes import PolicyChain, PolicyChainKey, Use, comment_text
@@ -83,6 +83,16 @@ class ChainsInUse:
             state.refs -= 1
             if not state.refs:
                 self._idle.add(chain)
+
+    def exchange(self, old: Sequence[ChainId], new: Sequence[ChainId]) -> None:
+        """Who asked some chains asks others. A policy that comes or goes is one of many: the rest is not counted."""
+        start, end, last = 0, len(old), len(new)
+        while start < min(end, last) and old[start] == new[start]:
+            start += 1
+        while start < min(end, last) and old[end - 1] == new[last - 1]:
+            end, last = end - 1, last - 1
+        self.acquire(new[start:last])
+        self.release(old[start:end])
 
     def compile(self) -> None:
         """A chain that is made may make sets, and none of these changes another chain."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable
 from enum import Enum, StrEnum
 from typing import NamedTuple
@@ -268,7 +269,11 @@ def set_name(of: PolicySetType, *content: str) -> str:
     return f"{SET_PREFIX[of]}-{text_hash(SET_PREFIX[of], *content)}"
 
 
+_QUOTES = dict.fromkeys(map(ord, "\"'\\`$"))
+_OUTSIDE = re.compile(r"[^ -~]")
+
+
 def comment_text(text: str) -> str:
     """A text from outside as a comment: at most 100 characters, ASCII, without quotes."""
-    plain = "".join(c if " " <= c <= "~" else "?" for c in text if c not in "\"'\\`$")
+    plain = _OUTSIDE.sub("?", text.translate(_QUOTES))
     return plain if len(plain) <= 100 else f"{plain[:97]}..."

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 from felixpy.calc.policy.chains_in_use import ChainsInUse
 from felixpy.calc.policy.classes import HostEndpointChains, HostEndpointKey, TierChains, Use, comment_text
-from felixpy.calc.policy.in_force import InForce
+from felixpy.calc.policy.in_force import InForce, PolicyState
 from felixpy.calc.policy.order import ChainId, asked_profiles, asked_tiers
 from felixpy.calc.policy.output import Output
 from felixpy.calc.policy.selection import Held, NamedSelection, ProfileLabels, Watched
 from felixpy.model.net import FAMILIES, Net
-from felixpy.model.policy import HostEndpoint, Policy
+from felixpy.model.policy import HostEndpoint
 from felixpy.model.resources import ResourceKey
 from felixpy.store.peers import Identity
 
@@ -110,11 +110,12 @@ class HostEndpoints:
 
     def _asked_host(self, endpoint: HostEndpoint) -> tuple[HostEndpointChains, list[ChainId]]:
         held = self.hosts.held_of(endpoint.key)
-        policies = [state.policy for state in self._in_force.selecting(held)] if held else []
+        policies = list(self._in_force.selecting(held)) if held else []
         used: list[ChainId] = []
 
-        def tiers(of: Iterable[Policy], use: Use, *, ends: bool = True) -> tuple[tuple[TierChains, ...], bool]:
-            found, chains, decided = asked_tiers(of, self._in_force.tiers, use, ends=ends)
+        def tiers(of: Iterable[PolicyState], use: Use, *, ends: bool = True) -> tuple[tuple[TierChains, ...], bool]:
+            asked = [state.asked(use) for state in of]
+            found, chains, decided = asked_tiers(asked, self._in_force.tiers, ends=ends)
             used.extend(chains)
             return found, decided
 
@@ -125,9 +126,10 @@ class HostEndpoints:
             used.extend(chains)
             return tuple(chain.name for chain in chains)
 
-        normal = [policy for policy in policies if not policy.do_not_track and not policy.pre_dnat]
-        forward = [policy for policy in normal if policy.apply_on_forward]
-        untracked = [policy for policy in policies if policy.do_not_track]
+        pre_dnat = [state for state in policies if state.policy.pre_dnat]
+        untracked = [state for state in policies if state.policy.do_not_track]
+        normal = [state for state in policies if not (state.policy.do_not_track or state.policy.pre_dnat)]
+        forward = [state for state in normal if state.policy.apply_on_forward]
         ingress, ingress_decided = tiers(normal, Use.HOST_INGRESS)
         egress, egress_decided = tiers(normal, Use.HOST_EGRESS)
         value = HostEndpointChains(
@@ -137,7 +139,7 @@ class HostEndpoints:
             profiles_egress=profiles(Use.HOST_EGRESS, egress_decided),
             forward_ingress=tiers(forward, Use.FORWARD_INGRESS)[0],
             forward_egress=tiers(forward, Use.FORWARD_EGRESS)[0],
-            pre_dnat=tiers([policy for policy in policies if policy.pre_dnat], Use.PRE_DNAT, ends=False)[0],
+            pre_dnat=tiers(pre_dnat, Use.PRE_DNAT, ends=False)[0],
             untracked_ingress=tiers(untracked, Use.UNTRACKED_INGRESS, ends=False)[0],
             untracked_egress=tiers(untracked, Use.UNTRACKED_EGRESS, ends=False)[0],
             comment=comment_text(str(endpoint.key)),

@@ -6,8 +6,10 @@ What follows from a change of one is not decided here: ``PolicyCalculation`` not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from felixpy.calc.policy.classes import Use
+from felixpy.calc.policy.order import PolicyAsked, policy_asked
 from felixpy.calc.policy.selection import Held, Watched
 from felixpy.model.policy import Policy, Profile, Tier
 from felixpy.model.resources import Kind, ResourceKey
@@ -18,11 +20,18 @@ _PROFILE_KINDS = (Kind.PROFILE, Kind.NAMESPACE, Kind.SERVICE_ACCOUNT)  # of seve
 
 @dataclass(slots=True, eq=False)
 class PolicyState:
-    """A policy in force, and where its selector is watched."""
+    """A policy in force, and where its selector is watched. One of another order, tier or direction is a new state."""
 
     policy: Policy
     workloads: Watched | None
     hosts: Watched | None
+    _asked: dict[Use, PolicyAsked | None] = field(default_factory=dict)
+
+    def asked(self, use: Use) -> PolicyAsked | None:
+        """How it is asked in a use, told once: thousands of endpoints may ask it; None if it has not the direction."""
+        if use not in self._asked:
+            self._asked[use] = policy_asked(self.policy, use)
+        return self._asked[use]
 
 
 class InForce:

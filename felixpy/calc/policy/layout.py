@@ -15,6 +15,7 @@ class is denied. Must never write, and never walk all classes or policies for a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -56,6 +57,7 @@ from felixpy.calc.rule import (
     SetMark,
     Table,
     Verdict,
+    jump,
 )
 from felixpy.calc.rules import (
     FORWARD_FROM,
@@ -393,7 +395,7 @@ def class_chains(key: ClassKey, value: EndpointClass, settings: RuleSettings) ->
     asked = _after_each(settings) if key.direction is Direction.EGRESS else ()
     chains = tier_chains(Table.FILTER, name, value.tiers, settings, deny, asked)
     root = list(chains[ChainKey(Table.FILTER, name)])
-    root += [rule for profile in value.profiles for rule in (Rule((), Jump(profile)), *asked)]
+    root += [rule for profile in value.profiles for rule in (jump(profile), *asked)]
     if value.end is PolicyAction.ALLOW:
         root.append(Rule((), Goto(DONE[key.direction])))
     elif not root or root[-1].matches or root[-1].action != deny.action:
@@ -418,5 +420,5 @@ def _after_each(settings: RuleSettings) -> tuple[Rule, ...]:
 
 def commented(rules: list[Rule], comment: str) -> Iterator[Rule]:
     """Rules, the first of which tells what they are of, unless it has a comment of its own."""
-    for index, rule in enumerate(rules):
-        yield rule._replace(comment=comment) if index == 0 and not rule.comment else rule
+    first = (rule if rule.comment else rule._replace(comment=comment) for rule in rules[:1])
+    return itertools.chain(first, rules[1:])

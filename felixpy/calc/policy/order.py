@@ -86,26 +86,43 @@ def tier_rank(name: str, tiers: Mapping[str, Tier]) -> TierRank:
     return TierRank(True, math.inf, name, EndOfTier.DENY)
 
 
+class PolicyAsked(NamedTuple):
+    """A policy as it is asked in one use; those of a tier in their order if sorted."""
+
+    rank: tuple[float, str]
+    tier: str
+    chain: ChainId
+    name: str
+    """Of the chain."""
+    passes: bool
+
+
+def policy_asked(policy: Policy, use: Use) -> PolicyAsked | None:
+    """None if it has not the direction of the use."""
+    rules = rules_in(policy, use.direction)
+    if rules is None:
+        return None
+    chain = ChainId(use, policy.key)
+    return PolicyAsked(policy_rank(policy), policy.tier, chain, chain.name, passes(rules))
+
+
 def asked_tiers(
-    policies: Iterable[Policy], tiers: Mapping[str, Tier], use: Use, *, ends: bool = True
+    policies: Iterable[PolicyAsked | None], tiers: Mapping[str, Tier], *, ends: bool = True
 ) -> tuple[tuple[TierChains, ...], tuple[ChainId, ...], bool]:
-    """Tiers that have one of the policies in this direction, their chains, and whether the last one surely decides.
+    """Tiers that have one of the policies, their chains, and whether the last one surely decides.
 
     What comes after a tier that surely decides is left out. Without ``ends`` no tier decides at its end.
     """
-    direction = use.direction
-    by_tier: dict[str, list[Policy]] = {}
+    by_tier: dict[str, list[PolicyAsked]] = {}
     for policy in policies:
-        if rules_in(policy, direction) is not None:
+        if policy is not None:
             by_tier.setdefault(policy.tier, []).append(policy)
     found: list[TierChains] = []
     chains: list[ChainId] = []
     for rank in sorted(tier_rank(name, tiers) for name in by_tier):
-        ordered = sorted(by_tier[rank.name], key=policy_rank)
-        ids = [ChainId(use, policy.key) for policy in ordered]
-        may_pass = tuple(passes(rules_in(policy, direction)) for policy in ordered)
+        _, _, ids, names, may_pass = zip(*sorted(by_tier[rank.name]), strict=True)
         end = rank.end if ends else EndOfTier.PASS
-        found.append(TierChains(rank.name, end, tuple(one.name for one in ids), may_pass))
+        found.append(TierChains(rank.name, end, names, may_pass))
         chains += ids
         if end is EndOfTier.DENY and not any(may_pass):
             return tuple(found), tuple(chains), True
@@ -138,7 +155,7 @@ def asked_profiles(
 
 
 def asked(
-    policies: Iterable[Policy],
+    policies: Iterable[PolicyAsked | None],
     tiers: Mapping[str, Tier],
     names: tuple[str, ...],
     profile: Callable[[str], Profile | None],
@@ -146,7 +163,7 @@ def asked(
     without_profile: PolicyAction,
 ) -> Asked:
     """What a workload endpoint is asked in one direction."""
-    found, chains, decided = asked_tiers(policies, tiers, use)
+    found, chains, decided = asked_tiers(policies, tiers)
     if decided:
         return Asked(found, (), PolicyAction.DENY, chains)
     if not names:

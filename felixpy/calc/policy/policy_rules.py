@@ -27,7 +27,6 @@ from felixpy.calc.rule import (
     DestinationPortIn,
     Goto,
     Icmp,
-    Jump,
     Log,
     Marked,
     Match,
@@ -41,6 +40,7 @@ from felixpy.calc.rule import (
     SourcePortIn,
     Table,
     Verdict,
+    jump,
 )
 from felixpy.calc.rules import RuleSettings
 from felixpy.config import PortRange
@@ -161,14 +161,14 @@ def tier_chains(
     for index, tier in enumerate(tiers):
         close = () if end is None or tier.end is EndOfTier.PASS else (end._replace(comment=END_OF_TIER + tier.name),)
         if not any(tier.passes):
-            root += [rule for chain in tier.chains for rule in (Rule((), Jump(chain)), *asked)]
+            root += [rule for chain in tier.chains for rule in (jump(chain), *asked)]
             root += close
             continue
         part = f"{name}.{index}"
-        root += [Rule((), SetMark(0, passed)), Rule((), Jump(part)), *asked]
+        root += [Rule((), SetMark(0, passed)), jump(part), *asked]
         rules: list[Rule] = []
         for chain, passes in zip(tier.chains, tier.passes, strict=True):
-            rules += [Rule((), Jump(chain)), *asked]
+            rules += [jump(chain), *asked]
             if passes:
                 rules.append(Rule((Marked(passed, passed),), Verdict.RETURN))
         chains[ChainKey(table, part)] = (*rules, *close)

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from felixpy.calc.entries import ADDRESS_MAPS, STANDING_SETS, ElementKey, SetName, SetType, set_type
 from felixpy.calc.policy.carrier import CLASS_SETS, MAPS, MarkBits, number_of
@@ -19,6 +19,7 @@ from felixpy.calc.policy.classes import Direction
 from felixpy.calc.policy.layout import class_of_chain
 from felixpy.calc.rule import ChainKey, Chains, ClassElement, RuleKey, Table
 from felixpy.dataplane.nftables import elements, render
+from felixpy.dataplane.nftables.edits import Renamed, renamed_chains
 from felixpy.dataplane.packet_filter import (
     CountedPackets,
     FilterChange,
@@ -52,16 +53,43 @@ _NO_DATA: Final[Mapping[Member, int]] = MappingProxyType({})
 
 
 class _Step(NamedTuple):
-    """A request and the keys that are lost if the kernel refuses it; ``gone`` accepts ENOENT as success."""
+    """A request and the keys that are lost if the kernel refuses it; ``gone`` accepts ENOENT as success.
+
+    ``was`` is how a chain was called that gets another name.
+    """
 
     request: Request
     keys: tuple[FilterKey, ...]
     gone: bool = False
+    was: ChainKey | None = None
 
     @property
     def only_members(self) -> bool:
         elements = self.request.type & 0xFF in (nft.NEWSETELEM, nft.DELSETELEM)
         return elements and not (self.keys and isinstance(self.keys[0], ChainKey | ClassElement))
+
+
+H = TypeVar("H")
+
+
+class _Handles(NamedTuple, Generic[H]):
+    """How the kernel calls a chain, and its rules in order."""
+
+    chain: int
+    rules: list[H]
+
+
+@dataclass(slots=True)
+class _Edits:
+    """Chains that are edited: keys that need nothing else, how, and what each chain consists of then."""
+
+    keys: set[FilterKey] = field(default_factory=set)
+    steps: list[_Step] = field(default_factory=list)
+    handles: dict[ChainKey, _Handles[int | _Step]] = field(default_factory=dict)
+
+
+class _OthersRules(Exception):
+    """A chain does not hold what it was thought to hold."""
 
 
 @dataclass(slots=True)
@@ -128,6 +156,8 @@ class NftablesFilter:
         self.family = family
         self.socket = NetlinkSocket(NETLINK_NETFILTER)
         self._seen = _Seen()
+        self._handles: dict[RuleKey, _Handles[int]] = {}
+        """Of chains that were edited."""
         self._generation = 0
         self._write_errors = self._read_errors = 0
 
@@ -170,13 +200,15 @@ class NftablesFilter:
                 raise
             if generation == self._generation:
                 break
-        self._seen = seen
+        self._seen, self._handles = seen, {}
         members, seen.elements = seen.elements, set()  # to keep them would cost as much as the table that they go into
         data, seen.data = seen.data, {}
         if seen.replace:
             return FilterState()
+        chains: dict[RuleKey, RenderedChain] = {key: tuple(rules) for key, rules in seen.chains.items()}
+        seen.chains = {key: [] for key in chains}
         return FilterState(
-            chains={key: tuple(rules) for key, rules in seen.chains.items()},
+            chains=chains,
             elements=members,
             containers=seen.is_whole,
             part=seen.part,
@@ -193,13 +225,87 @@ class NftablesFilter:
         The kernel asks anew at each lookup which generation is in force, but once per packet for the rules. So a packet
         that is on its way may find an element as new as the chain that it names, and in that chain the rules of before:
         none, and whoever comes to the end of a chain passes.
+
+        Chains that are edited where they stand are as old as the packet is, and what leads to them stays.
         """
-        made = self._made_first(change)
+        edits = self._edits(change)
+        rest = change.without(edits.keys) if edits.keys else change
+        made = self._made_first(rest)
         if made and not self._commit(self._steps(made)):
-            change = change.without(set(made.keys))
-        if not self._commit(self._steps(change)):
+            change, rest = (one.without(set(made.keys)) for one in (change, rest))
+        steps = self._steps(rest, edits=edits.steps)
+        for key in change.chains:
+            self._handles.pop(key, None)
+        if not self._commit(steps):
+            self._learn(edits, steps)
             return {}
         return self._commit_singly(change)
+
+    def _edits(self, change: FilterChange) -> _Edits:
+        """Chains that are edited and not made anew, with the elements that lead to them, and how."""
+        edits = _Edits()
+        for element, renamed in (renamed_chains(change) if self._seen.is_whole else {}).items():
+            try:
+                some = [self._edit_steps(one) for one in renamed]
+            except (NetlinkError, _OthersRules):
+                continue  # somebody else changed it: it is made anew
+            edits.keys |= {element, *(key for one in renamed for key in (one.old, one.new))}
+            for one, (steps, handles) in zip(renamed, some, strict=True):
+                edits.steps += steps
+                edits.handles[one.new] = handles
+        return edits
+
+    def _edit_steps(self, one: Renamed) -> tuple[list[_Step], _Handles[int | _Step]]:
+        """The rules of a chain that differ, and its new name; and its handles after that, or what will have them.
+
+        Raises:
+            NetlinkError: the kernel has no such chain.
+            _OthersRules: it has not as many rules as was thought.
+        """
+        old = render.chain_name(one.old)
+        known = self._handles.get(one.old) or self._ask_handles(old)
+        if len(known.rules) != one.length or one.new in self._seen_chains:
+            raise _OthersRules
+        steps: list[_Step] = []
+        rules: list[int | _Step] = []
+        end = 0
+        for edit in one.edits:
+            before = known.rules[edit.end] if edit.end < one.length else None
+            requests = (nft.new_rule(self.family, TABLE, old, rule, before=before, echo=True) for rule in edit.rules)
+            come = [_Step(request, (one.new,)) for request in requests]
+            leave = known.rules[edit.start : edit.end]
+            steps += come
+            steps += (_Step(nft.delete_rule(self.family, TABLE, old, handle), (one.new,)) for handle in leave)
+            rules += (*known.rules[end : edit.start], *come)
+            end = edit.end
+        rules += known.rules[end:]
+        name = nft.rename_chain(self.family, TABLE, known.chain, render.chain_name(one.new))
+        steps.append(_Step(name, (one.new,), was=one.old))
+        return steps, _Handles(known.chain, rules)
+
+    def _ask_handles(self, chain: str) -> _Handles[int]:
+        """Handles of a chain and its rules.
+
+        Raises:
+            NetlinkError: the kernel has no such chain.
+        """
+        rules = self.socket.dump_all(nft.get_rules(self.family, TABLE, chain))
+        found = self.socket.ask(nft.get_chain(self.family, TABLE, chain))
+        return _Handles(nft.chain_handle(found), list(map(nft.rule_handle, rules)))
+
+    def _learn(self, edits: _Edits, steps: Sequence[_Step]) -> None:
+        """Take the handles that the kernel gave to rules that came into standing chains."""
+        if not edits.steps:
+            return
+        given = {
+            id(steps[index - 1]): nft.rule_handle(message)
+            for index, message in self.socket.echoes
+            if message.type & 0xFF == nft.NEWRULE
+        }
+        for key, handles in edits.handles.items():
+            rules = [one if isinstance(one, int) else given.get(id(one)) for one in handles.rules]
+            if None not in rules:
+                self._handles[key] = _Handles(handles.chain, [one for one in rules if one is not None])
 
     def _made_first(self, change: FilterChange) -> FilterChange:
         """Of a change the new chains, and the sets that they may ask, if elements may lead to them."""
@@ -235,7 +341,7 @@ class NftablesFilter:
         for refusal in refusals.values():
             if refusal.errno != errno.ENOENT:
                 raise NetlinkError(refusal.errno, f"cannot delete nft table {TABLE}: {refusal}")
-        self._seen = _Seen()
+        self._seen, self._handles = _Seen(), {}
         self._generation += 1
 
     def looks_changed(self) -> bool:
@@ -383,14 +489,17 @@ class NftablesFilter:
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def _steps(self, change: FilterChange, per_message: int = ELEMENTS_PER_MESSAGE) -> list[_Step]:
-        if not (change or self._seen.tainted or self._seen.dormant):
+    def _steps(
+        self, change: FilterChange, per_message: int = ELEMENTS_PER_MESSAGE, edits: Sequence[_Step] = ()
+    ) -> list[_Step]:
+        if not (change or edits or self._seen.tainted or self._seen.dormant):
             return []
         return [
             *self._container_steps(),
             *self._new_set_steps(change),
             *self._chain_steps(change),
             *self._class_steps(change),
+            *edits,
             *self._element_steps(change, per_message),
             *self._delete_chain_steps(change),
             *self._delete_set_steps(change),
@@ -539,17 +648,25 @@ class NftablesFilter:
         if not others and self._seen.is_whole:
             return
         self._generation += len(others)
-        chains: set[RuleKey] = set() if self._seen.replace else set(self._seen.chains)
-        sets: set[SetKey] = set() if self._seen.replace else set(self._seen.policy_sets)
+        seen = self._seen
+        if not seen.is_whole:
+            chains: Iterable[RuleKey] = () if seen.replace else seen.chains
+            sets = set() if seen.replace else seen.policy_sets
+            seen = self._seen = _Seen(True, set(EVERY_SET), set(EVERY_MAP), sets, chains={key: [] for key in chains})
         for step in others:
             command = step.request.type & 0xFF
             if command in _OF_CHAINS:
                 of_chains = [key for key in step.keys if isinstance(key, ChainKey | ClassElement)]
-                (chains.update if _OF_CHAINS[command] else chains.difference_update)(of_chains)
+                for key in of_chains:
+                    if _OF_CHAINS[command]:
+                        seen.chains[key] = []
+                    else:
+                        seen.chains.pop(key, None)
             elif command in _OF_SETS:
                 of_sets = [key for key in step.keys if isinstance(key, SetKey)]
-                (sets.update if _OF_SETS[command] else sets.difference_update)(of_sets)
-        self._seen = _Seen(True, set(EVERY_SET), set(EVERY_MAP), sets, chains={key: [] for key in chains})
+                (seen.policy_sets.update if _OF_SETS[command] else seen.policy_sets.difference_update)(of_sets)
+            if step.was is not None:
+                seen.chains.pop(step.was, None)
 
     def _commit_singly(self, change: FilterChange) -> dict[FilterKey, str]:
         """The kernel refused the transaction: repeat it with a message per element, without the culprits."""

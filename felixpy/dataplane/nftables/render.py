@@ -104,7 +104,11 @@ def render_chains(chains: Chains, family: Family) -> dict[RuleKey, tuple[NftRule
     return {
         key: tuple(_target(rule) for rule in rules)
         if isinstance(key, ClassElement)
-        else tuple(render_rule(one, key.table, family) for rule in rules for one in _by_ports(rule))
+        else tuple(
+            render_rule(one, key.table, family)
+            for rule in rules
+            for one in (_by_ports(rule) if rule.matches else (rule,))
+        )
         for key, rules in chains.items()
     }
 
@@ -129,6 +133,9 @@ def _target(rule: Rule) -> str:
 
 
 def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
+    if type(rule.action) is Jump and not (rule.matches or rule.counted):
+        plain = _jump(table, rule.action.chain)
+        return plain._replace(comment=rule.comment) if rule.comment else plain
     expressions: list[Expression] = []
     for match in rule.matches:
         expressions += _match(match, family)
@@ -170,6 +177,12 @@ def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
         case _:
             assert_never(rule.action)
     return NftRule(tuple(expressions), rule.comment)
+
+
+@lru_cache(1 << 14)
+def _jump(table: Table, chain: str) -> NftRule:
+    """Most rules of classes are such."""
+    return NftRule((nft.verdict(nft.NFT_JUMP, chain_name(ChainKey(table, chain))),))
 
 
 @lru_cache(1 << 14, typed=True)  # matches of two kinds may be equal tuples
