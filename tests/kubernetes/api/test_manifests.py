@@ -71,3 +71,30 @@ async def make_pools(server: Server) -> None:
     view = View(lambda: True, lambda: True, lambda: [], lambda: FAMILIES, lambda: ())
     async with Api(Access(server.agent())) as api:
         await ClusterNode("n9", api, view, any_pool=False, environment={}).make_pools()
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"cidr": "10.9.0.0/28"}, "smaller than one block"),
+        ({"cidr": "10.9.0.0/27", "blockSize": 0}, "smaller than one block"),
+        ({"cidr": "fd09::/123"}, "smaller than one block"),
+        ({"cidr": "169.254.7.0/24"}, "link-local"),
+        ({"cidr": "FE90::/64"}, "link-local"),
+        ({"cidr": "10.9.0.0/16", "allowedUses": ["LoadBalancer", "Workload"]}, "for nothing else"),
+        ({"cidr": "10.9.0.0/16", "namespaceSelector": "all()"}, "cannot be used for tunnels"),
+        ({"cidr": "10.9.0.0/28", "disabled": True}, ""),
+        ({"cidr": "10.9.0.0/28", "blockSize": 28}, ""),
+        ({"cidr": "10.9.0.0/26"}, ""),
+        ({"cidr": "fd09::/122"}, ""),
+        ({"cidr": "10.9.0.0/16", "namespaceSelector": "all()", "allowedUses": ["Workload"]}, ""),
+        ({"cidr": "10.9.0.0/16", "namespaceSelector": "", "allowedUses": ["LoadBalancer"]}, ""),
+    ],
+)
+def test_a_pool_that_makes_no_sense_is_refused_with_the_reason(
+    server: Server, spec: dict[str, Any], reason: str
+) -> None:
+    pool = {"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "tried"}, "spec": spec}
+    done = server.try_kubectl("create", "--dry-run=server", "-f", "-", given=json.dumps(pool))
+    assert (done.returncode != 0) is bool(reason), done.stderr
+    assert reason in done.stderr
