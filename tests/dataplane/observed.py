@@ -20,6 +20,7 @@ from felixpy.model.resources import Resource, ResourceKey, Update
 from felixpy.netlink import nftables, rtnetlink
 from felixpy.netlink.message import NLM_F_DUMP, Request
 from felixpy.netlink.transport import NETLINK_NETFILTER, NetlinkSocket
+from felixpy.netlink.xtables import NFNL_SUBSYS_NFT_COMPAT
 from felixpy.sources import SyncState, SyncStatus
 
 PATIENCE_SECONDS, QUIET_LOOKS = 30.0, 10
@@ -30,7 +31,7 @@ _NFT = {
 _NFT |= {getattr(nftables, name): name for name in ("NEWSET", "DELSET", "NEWSETELEM", "DELSETELEM")}
 _IPSET = {2: "CREATE", 3: "DESTROY", 4: "FLUSH", 5: "RENAME", 6: "SWAP", 7: "LIST", 9: "ADD", 10: "DEL", 13: "TYPE"}
 IPSET = 6
-_QUESTIONS = {"ipset LIST", "ipset TYPE"}  # TYPE is no dump but asks only
+_QUESTIONS = {"ipset LIST", "ipset TYPE", "xtables GET"}  # the latter two are no dumps but ask only
 
 
 def name_of(protocol: int, request: Request) -> str:
@@ -42,6 +43,8 @@ def name_of(protocol: int, request: Request) -> str:
         return "batch"
     if subsystem == nftables.NFNL_SUBSYS_NFTABLES:
         return f"nft {_NFT.get(command, command)}"
+    if subsystem == NFNL_SUBSYS_NFT_COMPAT and command == 0:
+        return "xtables GET"
     return f"ipset {_IPSET.get(command, command)}" if subsystem == IPSET else f"conntrack {command}"
 
 

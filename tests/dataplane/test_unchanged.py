@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from felixpy.netlink.rtnetlink import RTM_DELNEIGH, RTM_NEWNEIGH
 from felixpy.sources import SyncState, SyncStatus
 from tests.calc.samples import block, endpoint, node, pool
 from tests.dataplane.observed import InProcess, Observed, make_agent, observe, running, source_for
-from tests.kernel import ip, pairs, run, sysctl
+from tests.kernel import ip, ip_json, pairs, run, sysctl
 
 NUMBER = 12
 ASKING = {"iptables --version", *(f"{ip}tables-{kind}-save" for ip in ("ip", "ip6") for kind in ("legacy", "nft"))}
@@ -60,9 +61,16 @@ def mode(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 def _is_settled() -> bool:
-    """Whether all links have the addresses and routes that the kernel gives them, each end of each pair."""
-    of_links = run("ip", "-6", "route", "show", "table", "local", "type", "multicast").count("ff00::/8")
-    return of_links == 2 * (NUMBER + 1) and not run("ip", "-6", "address", "show", "tentative")
+    """Whether all links have the addresses and routes that the kernel gives them, each end of each pair. It tells of an
+    address once more when it makes the address' own route, also of one without duplicate detection.
+    """
+    shown = ip_json("-6", "route", "show", "table", "local")
+    of_links = sum(one["dst"] == "ff00::/8" for one in shown)
+    own = Counter((one["dev"], one["dst"]) for one in shown if one["type"] == "local")
+    addresses = [(link["ifname"], one) for link in ip_json("-6", "address") for one in link["addr_info"]]
+    return of_links == 2 * (NUMBER + 1) == len(addresses) - 2 and not any(
+        one.get("tentative") or not own[name, one["local"]] for name, one in addresses
+    )
 
 
 @pytest.fixture
