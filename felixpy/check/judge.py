@@ -34,6 +34,7 @@ def judge(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> lis
         found += _ipv6(settings, facts)
     for family in FAMILIES:
         found += _family(settings, facts, family) if family in families else _off(facts, family)
+        found += _nat_address(settings, facts, family) if family in families else ()
     if Family.V4 in families:
         found += _ipv4_gateway(facts)
     found += _packet_filter(settings, facts)
@@ -176,6 +177,21 @@ def _address(settings: Settings, facts: Facts, family: Family) -> Iterator[Findi
     if others:
         fix = "one of the two is wrong: correct the Node"
         yield Finding(f"{name}.twice", FAIL, f"Node {others[0]} has an address of this host", why, fix)
+
+
+def _nat_address(settings: Settings, facts: Facts, family: Family) -> Iterator[Finding]:
+    v4 = family is Family.V4
+    address = settings.nat_outgoing_address if v4 else settings.nat_outgoing_address_ipv6
+    if address is None:
+        return
+    name, setting = f"nat.v{family.version}", "NATOutgoingAddress" if v4 else "NATOutgoingAddressIPv6"
+    why = "what leaves with another address is answered to whoever has that"
+    where = next((one.interface for one in facts.addresses or () if one.net.packed == address), None)
+    if where:
+        yield Finding(name, OK, f"{format_address(address)} on {where}, as {setting} says", why)
+    else:
+        fix = f"put it on an interface of this node, have the router send it here, or leave {setting} out"
+        yield Finding(name, WARN, f"this node has no {format_address(address)}, which {setting} says", why, fix)
 
 
 def _ipv4_gateway(facts: Facts) -> Iterator[Finding]:

@@ -259,6 +259,17 @@ def test_what_is_wrong_is_found(spoil: Callable[[Facts], None], name: str, level
     assert exit_code(list(found.values())) == max(2 if one.level == "fail" else 1 for one in found.values())
 
 
+@pytest.mark.parametrize("net", [V4, V6], ids=str)
+def test_packets_leave_with_an_address_that_nobody_answers_to(net: Net) -> None:
+    name, field = (
+        ("nat.v4", "nat_outgoing_address") if net.family is Family.V4 else ("nat.v6", "nat_outgoing_address_ipv6")
+    )
+    mine, another = net.packed, net.packed[:-1] + b"\x63"
+    for address, level in ((None, None), (mine, "ok"), (another, "warn")):
+        found = {one.id: one for one in judge(replace(SETTINGS, **{field: address}), good(), FAMILIES)}
+        assert (found[name].level if name in found else None) == level
+
+
 def test_a_default_route_that_a_daemon_learnt_is_not_at_risk() -> None:
     facts = good()
     change(advertised=["eth0"])(facts)
