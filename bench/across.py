@@ -24,6 +24,7 @@ from bench.subject import BACKENDS, Subject
 from bench.world import PLAIN_SERVER, SERVER, World
 from felixpy.demo.agent import environment
 from felixpy.demo.host import Host, LabError
+from felixpy.demo.lab import TOPIC_ROOT
 from felixpy.demo.topology import NODE2, Mode
 from felixpy.model.net import Family
 
@@ -36,6 +37,7 @@ SWITCHES = 10
 SETTLES_S = 1.5
 """A device that was just made leads nobody through it for a second who has another way."""
 PATIENCE_S = 60.0
+OTHER_ROOT = f"{TOPIC_ROOT}-other"
 TWO_DEVICES, TOOLS = "Calico's two devices, plain routes", "ip -batch, bridge -batch"
 
 
@@ -227,20 +229,21 @@ async def _addresses(network: Network) -> None:
 
 
 async def _modes(network: Network) -> None:
-    """A pool's mode changes for every node, while two workloads ping each other between real nodes."""
+    """A pool's mode changes for every node, while two workloads ping each other between real nodes.
+
+    The agent of the other node knows only the two: both would write to one kernel, which does so under one lock.
+    """
     world = network.world
     await _retain(world, peers.cluster(world.families, network.cell.size, peers.CROSSING))
     async with _other_agent(world):
-        await asyncio.sleep(SETTLES_S)
         source, target = world.lab.pod(SERVER.name), PLAIN_SERVER
         for family in world.families:
             scenario = f"nodes: mode of a pool switched, {family}"
-            while not await source.ping(target.addresses[family]):  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.1)
             async with source.pinging(target.addresses[family], 0.005) as echoes:
                 for turn in range(SWITCHES):
                     mode = (peers.TUNNEL, peers.CROSSING)[turn % 2]
                     await network.change(scenario, peers.pools((family,), mode))
+                    await world.publish_all(peers.pools((family,), mode), root=OTHER_ROOT)
                     await asyncio.sleep(0.5)  # what the kernel told of it has been read
             network.add(scenario, "pings", echoes.sent, unit="count")
             network.add(scenario, "pings lost", echoes.lost, unit="count")
@@ -248,11 +251,15 @@ async def _modes(network: Network) -> None:
 
 @contextlib.asynccontextmanager
 async def _other_agent(world: World) -> AsyncIterator[None]:
-    """An agent on the other node for a while."""
-    settings = {"FELIX_REMOVEEXTERNALROUTES": "false"}
+    """An agent on the other node for a while, by a stream of its own, in which there are only the two real nodes."""
+    settings = {"FELIX_REMOVEEXTERNALROUTES": "false", "FELIX_MQTTTOPICROOT": OTHER_ROOT}
+    await world.publish_all(peers.cluster(world.families, 0, peers.CROSSING), root=OTHER_ROOT)
     subject = await Subject.start(world, BACKEND, settings, node=NODE2.name)
     try:
-        await subject.ready()
+        for address in PLAIN_SERVER.addresses.values():
+            while not await world.lab.pod(SERVER.name).ping(address):  # noqa: ASYNC110 - its status is in that stream
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(SETTLES_S)
         yield
     finally:
         await subject.stop()
@@ -280,10 +287,10 @@ async def _packets(world: World, cell: Cell, results: Results, rounds: int) -> N
         await subject.ready()
         addresses = list(PLAIN_SERVER.addresses.values())
         async with _other_agent(world), _answering(world.lab.pod(PLAIN_SERVER.name), addresses):
-            await asyncio.sleep(SETTLES_S)
             for _ in range(rounds):
                 for way, mode in (("native", peers.CROSSING), ("VXLAN", peers.TUNNEL)):
                     await _publish(world, peers.pools(world.families, mode))
+                    await world.publish_all(peers.pools(world.families, mode), root=OTHER_ROOT)
                     await asyncio.sleep(0.5)
                     for family in world.families:
                         for kind in ("small", "large"):

@@ -177,12 +177,12 @@ class World:
         await self.publisher.settled()
         return at
 
-    async def publish_all(self, content: dict[str, bytes]) -> tuple[int, int]:
+    async def publish_all(self, content: dict[str, bytes], *, root: str = TOPIC_ROOT) -> tuple[int, int]:
         """Publish many; returns when the first and the last went to the socket."""
         times = []
         for topic, payload in content.items():
             await self.publisher.settled(WINDOW - 1)
-            times.append(self.publisher.publish(f"{TOPIC_ROOT}/{topic}", payload))
+            times.append(self.publisher.publish(f"{root}/{topic}", payload))
         await self.publisher.settled()
         return (times[0], times[-1]) if times else (0, 0)
 
