@@ -6,7 +6,7 @@ IMAGES=${IMAGES:-$CACHE/images}
 RUN=${RUN:?the folder of the cluster}
 P=$(basename "$RUN")
 PYTHON=${PYTHON:-python3}  # with aiohttp and PyYAML
-export KUBECONFIG=$RUN/kubeconfig
+export KUBECONFIG=$RUN/kubeconfig KUBECACHEDIR=$RUN/kubectl-cache  # every cluster has the same address, and other kinds
 CP4=172.30.0.1 CP6=fd30::1
 node4() { echo "172.30.0.1$1"; }
 node6() { echo "fd30::1$1"; }
