@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -55,12 +56,22 @@ def outside(node: None) -> Iterator[None]:
 
 
 def seen(family: socket.AddressFamily) -> str:
-    """Under which address the host outside sees a connection from the node's further address."""
-    with socket.socket(family) as client:
-        client.settimeout(5)
-        client.bind((OWN[family], 0))
-        client.connect((OUTSIDE[family], 7777))
-        return client.recv(100).decode()
+    """Under which address the host outside sees a connection from the node's further address.
+
+    A host that is slow to say who it is, on a busy machine, is unreachable after three seconds, and asked again.
+    """
+    patience = Patience(30)
+    while True:
+        with socket.socket(family) as client:
+            client.settimeout(30)
+            client.bind((OWN[family], 0))
+            try:
+                client.connect((OUTSIDE[family], 7777))
+            except OSError as error:
+                if error.errno != errno.EHOSTUNREACH or patience.over():
+                    raise
+            else:
+                return client.recv(100).decode()
 
 
 async def becomes(found: Running, family: socket.AddressFamily, wanted: str) -> None:
