@@ -1,6 +1,6 @@
 #!/bin/bash
 # Kinds as Calico stores them, in crd.projectcalico.org/v1, without schemas: what 'kubectl apply -f -' takes.
-while read -r scope kind plural; do
+while read -r scope kind plural subresources; do
 	cat <<-Y
 		---
 		apiVersion: apiextensions.k8s.io/v1
@@ -10,7 +10,7 @@ while read -r scope kind plural; do
 		  group: crd.projectcalico.org
 		  scope: $scope
 		  names: {kind: $kind, listKind: ${kind}List, plural: $plural, singular: ${kind,,}}
-		  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
+		  versions: [{name: v1, served: true, storage: true, ${subresources:+subresources: {status: {\}\}, }schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
 	Y
 done <<-L
 	Cluster BGPConfiguration bgpconfigurations
@@ -25,7 +25,7 @@ done <<-L
 	Cluster IPAMHandle ipamhandles
 	Cluster IPPool ippools
 	Cluster IPReservation ipreservations
-	Cluster KubeControllersConfiguration kubecontrollersconfigurations
+	Cluster KubeControllersConfiguration kubecontrollersconfigurations status
 	Cluster StagedGlobalNetworkPolicy stagedglobalnetworkpolicies
 	Cluster Tier tiers
 	Namespaced NetworkPolicy networkpolicies

@@ -3,39 +3,6 @@
 # CALICO: folder with Calico's programs calico and calico-ipam (of its image: /opt/cni/bin).   usage: RUN=folder CALICO=folder calico.sh
 here=$(cd "$(dirname "$0")" && pwd); . "$here/env.sh"
 
-kinds() {
-	local scope kind plural
-	while read -r scope kind plural; do
-		cat <<-Y
-			---
-			apiVersion: apiextensions.k8s.io/v1
-			kind: CustomResourceDefinition
-			metadata: {name: $plural.crd.projectcalico.org}
-			spec:
-			  group: crd.projectcalico.org
-			  scope: $scope
-			  names: {kind: $kind, listKind: ${kind}List, plural: $plural, singular: ${kind,,}}
-			  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
-		Y
-	done <<-L
-		Cluster BGPConfiguration bgpconfigurations
-		Cluster BlockAffinity blockaffinities
-		Cluster ClusterInformation clusterinformations
-		Cluster FelixConfiguration felixconfigurations
-		Cluster GlobalNetworkPolicy globalnetworkpolicies
-		Cluster GlobalNetworkSet globalnetworksets
-		Cluster HostEndpoint hostendpoints
-		Cluster IPAMBlock ipamblocks
-		Cluster IPAMConfig ipamconfigs
-		Cluster IPAMHandle ipamhandles
-		Cluster IPPool ippools
-		Cluster IPReservation ipreservations
-		Cluster Tier tiers
-		Namespaced NetworkPolicy networkpolicies
-		Namespaced NetworkSet networksets
-	L
-}
-
 # As calico-node's start-up writes them.
 objects() {
 	local cidr
@@ -109,7 +76,7 @@ assigned() { # family
 	case $FAMILIES in dual | "ipv$1") echo true ;; *) echo false ;; esac
 }
 
-kinds | kubectl apply -f - >"$RUN/log/calico.log"
+"$here/calico-kinds.sh" | kubectl apply -f - >"$RUN/log/calico.log"
 kubectl wait --for=condition=Established crd --all --timeout=60s >>"$RUN/log/calico.log"
 { objects; echo ---; rights; } | kubectl apply -f - >>"$RUN/log/calico.log"
 "$here/start.sh" calico-routes
