@@ -298,7 +298,7 @@ class NftablesFilter:
         if not edits.steps:
             return
         given = {
-            id(steps[index - 1]): nft.rule_handle(message)
+            id(steps[index - 1]): nft.rule_handle(message)  # the first request of a transaction begins it
             for index, message in self.socket.echoes
             if message.type & 0xFF == nft.NEWRULE
         }
