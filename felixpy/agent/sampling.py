@@ -18,7 +18,7 @@ from felixpy.calc.overlay import DEVICES
 from felixpy.calc.underlay import Way
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.filter_tables import FilterTables
-from felixpy.dataplane.nftables.filter import EVERY_SET
+from felixpy.dataplane.nftables.seen import EVERY_SET
 from felixpy.model.net import Family
 from felixpy.model.resources import POLICY_KINDS, HostEndpoint, Kind, Policy, Profile, ResourceKey, Tier
 from felixpy.observe.metrics import Metrics

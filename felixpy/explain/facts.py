@@ -19,7 +19,7 @@ from felixpy.dataplane.iptables.legacy import legacy_in_use
 from felixpy.dataplane.iptables.nft_rules import IPTABLES_TABLES, table_names
 from felixpy.dataplane.iptables.tools import Tools, find_tool, tool_name
 from felixpy.dataplane.nftables import elements
-from felixpy.dataplane.nftables.filter import TABLE
+from felixpy.dataplane.nftables.seen import TABLE
 from felixpy.explain import nft, xtables
 from felixpy.explain.packet import Packet, Ruleset
 from felixpy.explain.walk import Node, Route

@@ -10,7 +10,8 @@ import pytest
 from felixpy.calc.entries import ElementKey, SetName
 from felixpy.calc.rule import ChainKey, Table
 from felixpy.calc.rules import SPOOF_CHECK
-from felixpy.dataplane.nftables.filter import EVERY_SET, NftablesFilter
+from felixpy.dataplane.nftables.filter import NftablesFilter
+from felixpy.dataplane.nftables.seen import EVERY_SET
 from felixpy.dataplane.packet_filter import FilterChange, FilterState, Part
 from felixpy.model.net import Family, Net
 from felixpy.netlink.expressions import NFT_JUMP, verdict

@@ -14,7 +14,8 @@ from felixpy.calc.entries import ADDRESS_MAPS, STANDING_SETS, ElementKey, SetNam
 from felixpy.calc.rule import ChainKey, Table, Verdict
 from felixpy.calc.rules import NAT_OUTGOING, desired_chains
 from felixpy.config import EndpointToHostAction, PortRange
-from felixpy.dataplane.nftables.filter import ELEMENTS_PER_MESSAGE, NftablesFilter
+from felixpy.dataplane.nftables.filter import NftablesFilter
+from felixpy.dataplane.nftables.steps import ELEMENTS_PER_MESSAGE
 from felixpy.dataplane.packet_filter import FilterChange
 from felixpy.model.net import FAMILIES, Family, Net
 from tests.dataplane.conftest import MakeNftables

@@ -14,7 +14,7 @@ import pytest
 from felixpy.agent import leftovers
 from felixpy.agent.leftovers import REMAIN
 from felixpy.dataplane.iptables import detect, tools
-from felixpy.dataplane.nftables.filter import NftablesFilter
+from felixpy.dataplane.nftables.reading import TableReader
 from felixpy.model.resources import FelixConfiguration, Kind, ResourceKey, Update
 from felixpy.netlink import nftables
 from felixpy.netlink.transport import NetlinkError
@@ -123,10 +123,10 @@ def test_where_nothing_is_ours_the_programs_of_the_nft_variant_are_not_missed(
 def test_a_kernel_without_nf_tables_holds_no_leftovers(
     monkeypatch: pytest.MonkeyPatch, log: list[Any], words: int
 ) -> None:
-    def refuse(_: NftablesFilter) -> bool:
+    def refuse(_: TableReader) -> bool:
         raise NetlinkError(words, "the kernel has no nf_tables")
 
-    monkeypatch.setattr(NftablesFilter, "_table_flags", refuse)
+    monkeypatch.setattr(TableReader, "table_flags", refuse)
 
     node = Node("legacy")
 

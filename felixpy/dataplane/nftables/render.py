@@ -87,6 +87,8 @@ HOOKS: dict[ChainKey, Hook] = {
     ChainKey(Table.NAT, "POSTROUTING"): Hook("nat", HOOK_POSTROUTING, 110),
 }
 
+_TABLES = {table.value: table for table in Table}
+
 _VERDICTS = {
     Verdict.ACCEPT: nft.NF_ACCEPT,
     Verdict.DROP: nft.NF_DROP,
@@ -97,6 +99,12 @@ _VERDICTS = {
 def chain_name(key: ChainKey) -> str:
     """``filter-FORWARD``: the table's name is part of ours, because nf_tables has one table for all hooks."""
     return f"{key.table}-{key.name}"
+
+
+def chain_key(name: str) -> ChainKey | None:
+    """Inverse of ``chain_name``; None for a chain that we would never make."""
+    table, _, rest = name.partition("-")
+    return ChainKey(_TABLES[table], rest) if table in _TABLES and rest else None
 
 
 def render_chains(chains: Chains, family: Family) -> dict[RuleKey, tuple[NftRule | str, ...]]:
