@@ -11,7 +11,7 @@ there are; must never be asked to decide anything else.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from felixpy.model.net import FAMILIES, Family, Net, family_of, format_address
@@ -33,6 +33,21 @@ class _Need(NamedTuple):
     interface: str = ""
 
 
+def _address_for_all(net: Net) -> tuple[bytes, str] | None:
+    """The address of a connected subnet that the kernel keeps for all its machines, before any route of ours.
+
+    IPv4: the last one. The first one is a machine's like any other since Linux 5.14. IPv6: the first one, which is each
+    router's (RFC 4291, 2.6.1), and this node is one.
+    """
+    bits = len(net.packed) * 8
+    if net.length >= bits - 1:
+        return None
+    value, rest = int.from_bytes(net.packed, "big"), (1 << bits - net.length) - 1
+    if net.family is Family.V4:
+        return (value | rest).to_bytes(4, "big"), "the broadcast address"
+    return (value & ~rest).to_bytes(16, "big"), "the address of all routers"
+
+
 class Reserved:
     """Reserved addresses by value, and in order for blocks.
 
@@ -41,7 +56,7 @@ class Reserved:
 
     def __init__(
         self,
-        own: Iterable[tuple[str, Net]] = (),
+        own: Collection[tuple[str, Net]] = (),
         gateways: Iterable[Way] = (),
         peers: Iterable[Way] = (),
         uplinks: Iterable[str] = (),
@@ -61,6 +76,9 @@ class Reserved:
                 self._needs[address] = _Need(f"{what}, reached through {interface}", interface)
                 if not by_cluster:
                     in_blocks[family_of(address)].add(address)
+        for interface, net in own:
+            if shared := _address_for_all(net):
+                self._needs.setdefault(shared[0], _Need(f"{shared[1]} of a subnet of this node ({interface})"))
         self._in_order = {family: sorted(addresses) for family, addresses in in_blocks.items()}
 
     def kept_from(self, address: bytes, interface: str) -> str:

@@ -19,7 +19,6 @@ from felixpy.model.resources import Encapsulation, IPPool
 from felixpy.sources import SyncState
 
 UNIQUE_LOCAL = Net.parse("fc00::/7")
-LINK_LOCAL = (Net.parse("169.254.0.0/16"), Net.parse("fe80::/10"))
 CONNTRACK_SHARE = 0.8
 FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
 TUNNEL_DEVICES = (OWN_IPIP, *(tunnel.value for tunnel in Tunnel))
@@ -442,10 +441,6 @@ def _overlaps(facts: Facts) -> Iterator[Finding]:
                 clean = False
                 found = f"pools {pool.key.name} {pool.cidr} and {other.key.name} {other.cidr} overlap"
                 yield Finding("pool.overlap", FAIL, found, why, "make them disjoint")
-        if any(pool.cidr.overlaps(net) for net in LINK_LOCAL):
-            clean = False
-            found = f"pool {pool.key.name} {pool.cidr} lies in link-local addresses"
-            yield Finding("pool.overlap", FAIL, found, why, "choose another range")
         for service in facts.service_cidrs:
             if pool.cidr.overlaps(service):
                 clean = False

@@ -12,6 +12,7 @@ from felixpy.model.invalid import Ignored, InvalidResource
 from felixpy.model.net import FAMILIES, Family, Net, quote
 from felixpy.model.objects import Metadata, NodeBGP, NodeSpec, NodeStatus, NodeWireguard
 from felixpy.model.resources import Kind, Node, ResourceKey
+from felixpy.model.special import special_range
 from felixpy.model.wireguard import parse_key
 
 # Felix looks at the first two; CalicoNodeIP is written beside spec.bgp and is better than no address at all.
@@ -107,6 +108,9 @@ class _Tunnels(NamedTuple):
             net = _parse(text, family, field)
         except InvalidResource as error:
             self.ignored(f"Node {self.node}: {field}: {error.reason}")
+            return None
+        if special := special_range(net):
+            self.ignored(f"Node {self.node}: {field}: {net} lies in {special}")
             return None
         return net.packed
 

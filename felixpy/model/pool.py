@@ -10,8 +10,7 @@ from felixpy.model.net import Family, Net, quote
 from felixpy.model.objects import IPPoolSpec
 from felixpy.model.resources import Encapsulation, IPPool, ResourceKey
 from felixpy.model.selectors import ALL, parse_selector
-
-LINK_LOCAL = (Net.parse("169.254.0.0/16"), Net.parse("fe80::/10"))
+from felixpy.model.special import special_range
 
 _BLOCK_SIZES = {Family.V4: (20, 32, 26), Family.V6: (116, 128, 122)}  # least, most, default
 _MODES = {"": "Never", "Never": "Never", "Always": "Always", "CrossSubnet": "CrossSubnet"}
@@ -45,7 +44,7 @@ def convert_ip_pool(key: ResourceKey, spec: IPPoolSpec) -> IPPool:
 
 
 def prefix(text: str | None, field: str) -> Net:
-    """A CIDR without host bits that stays clear of link-local addresses.
+    """A CIDR without host bits that stays clear of special ranges.
 
     Raises:
         InvalidResource
@@ -58,9 +57,8 @@ def prefix(text: str | None, field: str) -> Net:
         raise InvalidResource(str(error), field=field) from None
     if "/" not in text:
         raise InvalidResource(f"{text} is an address; write a CIDR like {net}", field=field)
-    for special in LINK_LOCAL:
-        if net.family is special.family and net.overlaps(special):
-            raise InvalidResource(f"{net} overlaps the link-local range {special}", field=field)
+    if special := special_range(net):
+        raise InvalidResource(f"{net} overlaps {special}", field=field)
     return net
 
 

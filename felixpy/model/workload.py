@@ -13,6 +13,7 @@ from felixpy.model.policies import own_labels, profile_names
 from felixpy.model.policy import NAMESPACE_LABEL, ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LABEL
 from felixpy.model.policy_rules import endpoint_ports
 from felixpy.model.resources import IPNat, ResourceKey, WorkloadEndpoint
+from felixpy.model.special import special_range
 
 MAX_ADDRESSES = 256
 MAX_SOURCE_PREFIXES = 256
@@ -77,7 +78,7 @@ def _addresses(texts: list[str]) -> tuple[Net, ...]:
     for index, text in enumerate(texts):
         try:
             net = Net.parse_interface(text)
-            _check_unicast(net.packed)
+            _check_unicast(Net.host(net.packed))
         except ValueError as error:
             raise InvalidResource(str(error), field=f"spec.ipNetworks[{index}]") from None
         if not net.is_host:
@@ -87,23 +88,9 @@ def _addresses(texts: list[str]) -> tuple[Net, ...]:
     return tuple(found)
 
 
-def _check_unicast(packed: bytes) -> None:
-    """Refuse addresses whose route would take traffic that is not one workload's.
-
-    Link-local ones are refused as in pools; 169.254.1.1 is every workload's gateway. 240.0.0.0/4 is in use for pods.
-    """
-    if len(packed) == 4:
-        special = (
-            packed[0] == 127
-            or 224 <= packed[0] <= 239
-            or packed[:2] == b"\xa9\xfe"
-            or packed in (b"\x00\x00\x00\x00", b"\xff\xff\xff\xff")
-        )
-    else:  # ::/80 holds ::, ::1 and the IPv4-mapped addresses
-        special = packed[0] == 0xFF or packed[:10] == bytes(10) or (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)
-    if special:
-        address = Net.host(packed)
-        raise ValueError(f"{address} cannot be a workload's address: it is not a unicast address of global scope")
+def _check_unicast(address: Net) -> None:
+    if special := special_range(address):
+        raise ValueError(f"{address} cannot be a workload's address: it lies in {special}")
 
 
 def _check_gateway(text: str | None, family: Family, field: str) -> None:
@@ -145,7 +132,7 @@ def ip_nats(entries: Sequence[IPNATObject], addresses: tuple[Net, ...]) -> tuple
 def _ip_nat(entry: IPNATObject, addresses: tuple[Net, ...]) -> IPNat:
     external = Net.host(parse_address(entry.external_ip or ""))
     internal = Net.host(parse_address(entry.internal_ip or ""))
-    _check_unicast(external.packed)
+    _check_unicast(external)
     if external.family is not internal.family:
         raise ValueError(f"{external} and {internal} are of two families")
     if internal not in addresses:

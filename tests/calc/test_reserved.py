@@ -57,6 +57,15 @@ CASES: dict[str, tuple[Host, Resource, bool]] = {
     "endpoint: own, of a tunnel": (facts(addresses=TUNNEL), endpoint("a", "10.65.2.0"), True),
     "endpoint: own, of the loopback": (facts(loopback=(Net.parse("10.65.2.1"),)), endpoint("a", "10.65.2.1"), True),
     "endpoint: broker": (facts(peers=FAR), endpoint("a", BROKER), True),
+    "endpoint: broadcast of a subnet": (facts(), endpoint("a", "192.0.2.255"), True),
+    "endpoint: first address of a subnet": (facts(), endpoint("a", "192.0.2.0"), False),
+    "endpoint: first address of a subnet, v6": (facts(), endpoint("a", "2001:db8::"), True),
+    "endpoint: last address of a subnet, v6": (facts(), endpoint("a", "2001:db8::ffff:ffff:ffff:ffff"), False),
+    "endpoint: the other one of a pair": (
+        facts(addresses=(HostAddress("eth0", Net.parse_interface("192.0.2.2/31")),)),
+        endpoint("a", "192.0.2.3"),
+        False,
+    ),
     "endpoint: a neighbour": (facts(), endpoint("a", "192.0.2.99"), False),
     "endpoint: the broker itself": (
         facts(peers=(way(BROKER, "cali-a", by_cluster=True),)),

@@ -245,7 +245,6 @@ def forward_drop(table: str, chain: str) -> Callable[[Facts], None]:
         ),
         (stream(pools=[pool("10.48.0.0/16"), pool("10.48.1.0/24", "q")]), "pool.overlap", "fail"),
         (stream(pools=[pool("172.31.0.0/16")]), "pool.overlap", "warn"),
-        (stream(pools=[pool("169.254.0.0/17")]), "pool.overlap", "fail"),
         (change(service_cidrs=(Net.parse("10.48.0.0/20"),)), "pool.overlap", "fail"),
         (change(cluster_cidrs=(Net.parse("10.0.0.0/16"),)), "pool.overlap", "warn"),
         (change(unread={"links": "no"}), "read", "warn"),

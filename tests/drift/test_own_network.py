@@ -41,6 +41,8 @@ MISTAKES = {
     "endpoint with an address of the loopback": (having("192.0.2.77"), "this node's own (lo)"),
     "endpoint with the broker's address": (having(BROKER), "broker"),
     "endpoint with the broker's address, v6": (having(BROKER6), "broker"),
+    "endpoint with the broadcast address of a subnet": (having("172.31.0.255"), "the broadcast address of a subnet"),
+    "endpoint with the address of all routers": (having("fd00:31::"), "the address of all routers of a subnet"),
     "own block over the network": (block("172.31.0.0/24", NODE), "this node's own"),
     "own block over part of the network": (block("172.31.0.0/26", NODE), "this node's own"),
     "own block over the network, v6": (block("fd00:31::/64", NODE), "this node's own"),

@@ -108,8 +108,8 @@ def test_floating_addresses_of_a_workload() -> None:
         ("203.0.113.9", "10.48.0.2", "10.48.0.2/32 is not in spec.ipNetworks"),
         ("203.0.113.9", "fd00:48::1", "two families"),
         ("10.48.0.1", "10.48.0.1", "is the workload's own already"),
-        ("127.0.0.1", "10.48.0.1", "not a unicast address"),
-        ("fe80::1", "fd00:48::1", "not a unicast address"),
+        ("127.0.0.1", "10.48.0.1", "lies in the loopback range"),
+        ("fe80::1", "fd00:48::1", "lies in the link-local range"),
         ("203.0.113.0/24", "10.48.0.1", "203.0.113.0/24"),
         (None, "10.48.0.1", "''"),
         ("203.0.113.9", None, "''"),
@@ -246,6 +246,13 @@ def test_an_ip_pool_that_the_cluster_is_done_with_gives_nothing(change: dict[str
         ({"cidr": "169.254.0.0/24"}, "spec.cidr", "overlaps the link-local range"),
         ({"cidr": "0.0.0.0/0"}, "spec.cidr", "overlaps the link-local range"),
         ({"cidr": "fe00::/8"}, "spec.cidr", "overlaps the link-local range"),
+        ({"cidr": "224.0.0.0/16"}, "spec.cidr", "overlaps the multicast range"),
+        ({"cidr": "192.0.0.0/2"}, "spec.cidr", "overlaps the multicast range"),
+        ({"cidr": "127.0.0.0/16"}, "spec.cidr", "overlaps the loopback range"),
+        ({"cidr": "0.0.0.0/8"}, "spec.cidr", "overlaps the unspecified address"),
+        ({"cidr": "255.255.255.0/24"}, "spec.cidr", "overlaps the broadcast address"),
+        ({"cidr": "ff02::/64"}, "spec.cidr", "overlaps the multicast range"),
+        ({"cidr": "::/64"}, "spec.cidr", "overlaps the range of ::"),
         ({"cidr": "10.48.0.0/27"}, "spec.cidr", "smaller than one block of /26"),
         ({"blockSize": 19}, "spec.blockSize", "from 20 to 32"),
         ({"blockSize": "26"}, "spec.blockSize", "must be a whole number, not a quoted text"),
@@ -297,6 +304,16 @@ def test_addresses_of_a_node(spec: Any, ipv4: str | None, ipv6: str | None) -> N
     v4, v6 = (Net.parse_interface(text) if text else None for text in (ipv4, ipv6))
     takes_no_part = isinstance(spec, dict) and spec.get("bgp") == {}
     assert node == Node(ResourceKey(Kind.NODE, "x"), v4, v6, {"zone": "a"}, routed=not takes_no_part)
+
+
+@pytest.mark.parametrize("address", ["224.0.0.18", "127.0.0.1", "169.254.1.1", "255.255.255.255", "0.0.0.0"])
+def test_an_address_that_is_no_single_machines_is_no_tunnels(address: str) -> None:
+    told: list[str] = []
+    spec = {"bgp": {"ipv4Address": "10.0.0.1/24", "ipv4IPIPTunnelAddr": address}, "ipv4VXLANTunnelAddr": address}
+    node = parse_resource(v3("Node", spec), told.append)
+    assert isinstance(node, Node)
+    assert (node.vxlan_ipv4, node.ipip_ipv4, str(node.ipv4)) == (None, None, "10.0.0.1/24")
+    assert all(f"{address}/32 lies in the " in one for one in told) and len(told) == 2
 
 
 def test_what_was_applied_of_a_node_wins_field_by_field_over_what_it_says() -> None:
