@@ -20,10 +20,7 @@ _RANGES = tuple(
 """240.0.0.0/4 is in use for pods."""
 
 _FIRST_BYTES = frozenset(
-    (len(net.packed), first)
-    for net, _ in _RANGES
-    for first in range(256)
-    if net.overlaps(Net(bytes([first]).ljust(len(net.packed), b"\0"), 8))
+    (len(net.packed), net.packed[0] + more) for net, _ in _RANGES for more in range(1 << max(0, 8 - net.length))
 )
 
 
