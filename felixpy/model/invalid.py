@@ -15,6 +15,9 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What msgspec raises for input that it cannot decode or convert. Before 0.20 its own errors are no ValueErrors; which
 class stands for what (text that is not UTF-8, say) differs between releases, and decides nothing here."""
 
+NOT_KNOWN = "is not known to felixpy"
+"""What is said of a field that makes a part of an object useless: nobody can tell what it was to mean."""
+
 Ignored = Callable[[str], None]
 """Is told of unknown kinds and fields: ``"kind NetworkPolicy"``, ``"IPPool field spec.foo"``."""
 

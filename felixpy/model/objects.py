@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from felixpy.model.invalid import UNREADABLE, Ignored, InvalidResource
+from felixpy.model.invalid import NOT_KNOWN, UNREADABLE, Ignored, InvalidResource
 from felixpy.model.net import quote
 
 
@@ -271,6 +271,7 @@ OBJECT_FIELDS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 
 # The words of msgspec's messages: "Expected `str | null`, got `int` - at `$.spec.cidr`".
 _MESSAGE = re.compile(r"Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`")
+_UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]*)`")
 _PLACE = re.compile(r"- at (?P<key>`key` in )?`\$?\.?(?P<path>[^`]*)`")
 _WORDS = {
     "str": "text",
@@ -308,6 +309,8 @@ def _wrong_type(message: str, path: str) -> InvalidResource:
     types = _MESSAGE.search(message)
     if place and place["key"]:
         return InvalidResource("every key must be text", field=field)
+    if unknown := _UNKNOWN.search(message):
+        return InvalidResource(NOT_KNOWN, field=f"{field}.{quote(unknown['name'])[1:-1]}")
     if not types:
         return InvalidResource(message.partition(" - at ")[0].lower(), field=field)
     wanted = [_WORDS.get(word, word) for word in types["want"].split(" | ") if word != "null"]

@@ -13,6 +13,7 @@ import msgspec
 
 from felixpy.config.resolve import ProblemKind, configuration_problems
 from felixpy.model.documents import BadDocument, Document
+from felixpy.model.invalid import NOT_KNOWN
 from felixpy.model.net import Net
 from felixpy.model.resources import Absent, FelixConfiguration, Kind, ResourceKey
 from felixpy.mqtt import topics
@@ -103,7 +104,9 @@ def prepare(
 def _unknown(document: Document) -> list[str]:
     """Kind and fields of a document that no agent takes: mostly misspelt, and then not what was meant."""
     subject = f"{document.resource.key}: " if document.resource is not None else ""
-    return [f"{document.place}: {subject}{what} is not known to felixpy" for what in document.unknown]
+    in_rules = (what for what in getattr(document.resource, "problems", ()) if NOT_KNOWN in what)
+    unknown = (*(f"{what} {NOT_KNOWN}" for what in document.unknown), *in_rules)
+    return [f"{document.place}: {subject}{what}" for what in unknown]
 
 
 def _bad_settings(document: Document, unknown: list[str], notes: list[str]) -> list[str]:

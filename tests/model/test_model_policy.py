@@ -179,8 +179,8 @@ def test_fields_of_a_rule() -> None:
         ({"source": {"services": {"name": "web"}}}, "source.services.namespace"),
         ({"destination": {"services": {"name": "web", "namespace": "x"}}}, "destination.services"),
         ({"source": {"services": {"name": "w", "namespace": "x"}, "nets": ["10.0.0.0/8"]}}, "source.nets"),
-        ({"source": {"domains": ["example.org"]}}, "source"),
-        ({"later": 1}, ""),
+        ({"source": {"domains": ["example.org"]}}, "source.domains"),
+        ({"later": 1}, "later"),
         ({"source": {"nets": "10.0.0.0/8"}}, "source.nets"),
     ],
 )

@@ -25,6 +25,24 @@ UNKNOWN = {
         HEAD.format("WorkloadEndpoint", "w", "{node: n, interfaceName: cali1, ports: [{nam: x, port: 1}]}"),
         "spec.ports[0].nam",
     ),
+    "in a rule": (
+        HEAD.format("GlobalNetworkPolicy", "g", "{ingress: [{action: Allow, destination: {portZ: [80]}}]}"),
+        "spec.ingress[0].destination.portZ: is not known",
+    ),
+    "of a rule that denies": (
+        HEAD.format("GlobalNetworkPolicy", "g", "{egress: [{action: Deny, protokol: TCP}]}"),
+        "spec.egress[0].protokol: is not known",
+    ),
+    "in a rule of Kubernetes": (
+        HEAD.format("NetworkPolicy", "k", "{podSelector: {}, ingress: [{from: [{podSelecter: {}}]}]}").replace(
+            "projectcalico.org/v3", "networking.k8s.io/v1"
+        ),
+        "spec.ingress[0].from[0].podSelecter: is not known",
+    ),
+    "in a rule of a Profile": (
+        HEAD.format("Profile", "p", "{ingress: [{action: Allow, sorce: {}}]}"),
+        "spec.ingress[0].sorce: is not known",
+    ),
     "a setting": (HEAD.format("FelixConfiguration", "default", "{natPortRang: '1000:2000'}"), "natPortRang"),
     "a kind": (HEAD.format("NetworkPolcy", "x", "{}"), "kind NetworkPolcy"),
     "a kind of another group": (
