@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +69,8 @@ def load_toml(path: Path) -> SettingsSource:
     """
     try:
         with path.open("rb") as file:
+            import tomllib  # 4 ms of every start, also where there is no such file
+
             raw = tomllib.load(file)
     except FileNotFoundError:
         return SettingsSource(str(path), {})

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-NOT_NEEDED = {"aiohttp", "aiomqtt", "iptc", "paho", "pyroute2", "watchfiles", "yaml"}
-"""Packages of HTTP pages, of a broker or a resource directory, of one back-end, of other commands and of the tests."""
+NOT_NEEDED = {"aiohttp", "aiomqtt", "iptc", "paho", "pyroute2", "tomllib", "watchfiles", "yaml"}
+"""Of a settings file, HTTP pages, a broker or a resource directory, one back-end, other commands and the tests."""
 OF_SOME = ("felixpy.agent.containers", "felixpy.cni.server", "felixpy.kubernetes.client", "felixpy.sources.mqtt")
 """Modules of nodes that attach containers, or have one of the sources; loaded when the settings have said so."""
 FOR_SETTINGS = {"asyncio", "msgspec", "prometheus_client", "structlog", *NOT_NEEDED}
