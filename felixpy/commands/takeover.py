@@ -8,10 +8,13 @@ Invariant: Felix's rules go only after ours stand, in every family; before that,
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Coroutine
 from pathlib import Path
 
 import click
 
+from felixpy.agent.lock import agent_lock, living_agent
 from felixpy.commands.common import finish, local_settings, observer
 from felixpy.commands.errors import CommandError, plain_errors
 from felixpy.commands.options import settings_file, snapshot_timeout
@@ -41,7 +44,13 @@ def takeover(config: Path | None, dry_run: bool, timeout: float) -> None:
     """
     with plain_errors():
         local = local_settings(config, named=True)
-    finish(_takeover(local, dry_run, timeout))
+    finish(_takeover(local, dry_run, timeout) if dry_run else _alone(_takeover(local, dry_run, timeout)))
+
+
+async def _alone(work: Coroutine[None, None, None]) -> None:
+    """An agent beside it would take for drift what becomes ours."""
+    with contextlib.closing(work), agent_lock():
+        await work
 
 
 async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noqa: ASYNC109
@@ -51,7 +60,8 @@ async def _takeover(local: Local, dry_run: bool, timeout: float) -> None:  # noq
 
     if command := felix.running():
         raise CommandError(f"a Felix runs on this node ({command}) and would write all of it anew; stop it first")
-    if await _health_is_served(local.settings):
+    ours = dry_run and living_agent() is not None
+    if not ours and await _health_is_served(local.settings):
         where = f"{local.settings.health_host}:{local.settings.health_port}"
         raise CommandError(f"{where} is answered, as by a Felix that runs in another container; stop it first")
     tools, say = Tools(), _would if dry_run else _did

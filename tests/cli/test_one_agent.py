@@ -18,6 +18,7 @@ from felixpy.demo.patience import Patience
 from tests.agent.bench import GOOD, NFTABLES, POOLS, dump
 from tests.cli.command import agent, felixpy, sentence
 from tests.cli.test_kernel_commands import backends, resources
+from tests.kernel import run
 
 
 @pytest.fixture
@@ -61,6 +62,17 @@ def test_cleanup_refuses_while_an_agent_runs(env: dict[str, str], tmp_path: Path
             assert not patience.over(), forced
     done = felixpy("cleanup", env=env)
     assert done.code == 0, done
+
+
+def test_takeover_refuses_while_an_agent_runs(env: dict[str, str], tmp_path: Path) -> None:
+    with agent(env, tmp_path / "log") as first:
+        run("nft", "add", "table", "ip", "calico")
+        before = dump()
+        said = sentence(felixpy("takeover", env=env))
+        assert f"another agent (process {first.pid}) programs this network namespace already" in said
+        assert dump() == before
+        dry = felixpy("takeover", "--dry-run", env={**env, "FELIX_HEALTHENABLED": "true"})
+        assert dry.code == 0 and "would remove" in dry.out, dry
 
 
 def test_the_lock_is_of_one_network_and_dies_with_its_process(network: None) -> None:
