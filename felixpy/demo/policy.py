@@ -39,6 +39,8 @@ def guard(*allowed: str) -> Object:
 
 async def policy(lab: Lab, show: Narrator) -> list[Result]:
     """Deny, explain, plan, allow; every step is seen by packets."""
+    for family in lab.families:
+        await _tcp(lab, family, "p1a", passes=True).run()  # a plan knows what ended within two minutes
     strict = write_manifests([guard("p2a")], lab.folder / "guard")
     show.step("$ felixpy apply -f guard/", "a policy: p2a alone reaches p1b")
     await lab.felixpy("apply", "-f", str(strict))
@@ -71,11 +73,12 @@ def _tcp(lab: Lab, family: Family, source: str, *, passes: bool) -> Check:
 
 
 async def _settled(lab: Lab, show: Narrator, passes: dict[str, bool]) -> list[Result]:
-    """The checks, once the kernel has the policy: an agent takes it a moment after the broker."""
+    """The checks, once the kernel has the policy: an agent takes it a moment after the broker, one family at a time."""
     checks = [_tcp(lab, family, source, passes=goes) for family in lab.families for source, goes in passes.items()]
     patience = Patience(SETTLES_S)
-    while not (await checks[0].run()).ok and not patience.over():
-        continue
+    for check in checks:
+        while not (await check.run()).ok and not patience.over():
+            continue
     return await show.run_all(checks)
 
 

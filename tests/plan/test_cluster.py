@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from felixpy.demo.patience import stretched
 from felixpy.mqtt import topics
 from felixpy.mqtt.asking import Answers
 from felixpy.mqtt.reading import Message
@@ -44,7 +46,8 @@ def test_agents_answer_and_those_that_do_not_are_named(broker: Broker, tmp_path:
         assert done.out.endswith("Nothing was written.\n")
         publish(broker, topics.status_topic("n2"), '{"state": "in-sync"}')
         publish(broker, topics.status_topic("n3"), '{"state": "offline"}')
-        done = felixpy("apply", "--plan", "-f", str(policy), "-o", "json", "--timeout", "2", env=env)
+        waits = str(math.ceil(stretched(5)))  # n2 never answers, so all of it is waited
+        done = felixpy("apply", "--plan", "-f", str(policy), "-o", "json", "--timeout", waits, env=env)
         assert done.code == 1, done
         said = done.json
         assert (said["silent"], said["offline"], said["refused"]) == (["n2"], ["n3"], {})
