@@ -69,13 +69,15 @@ class Remains(NamedTuple):
         remove_links(self.links)
 
     def remove_journal(self) -> None:
-        """The last of all.
+        """The last of all, with the folder that was made for it, if nothing else is there.
 
         Raises:
             OSError: a file cannot be removed.
         """
         for path in self.journal:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
 
 def _is_ours(conflist: Path) -> bool:

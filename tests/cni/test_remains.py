@@ -50,7 +50,7 @@ def test_cleanup_takes_what_was_made_for_containers(node: Node, plugins: list[st
     names = {link["ifname"] for link in ip_json("link", "show")}
     assert interface not in names
     assert {"other0", "other1"} <= names
-    assert not node.journal.exists()
+    assert not node.journal.parent.exists()
     assert conflist.exists() == (plugins[0] != "felixpy-cni")
     assert node.leaks() == NOTHING
     assert "nothing of felixpy is on this node" in cleanup(node).stdout
