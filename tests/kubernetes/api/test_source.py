@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import signal
@@ -114,6 +115,50 @@ def test_a_restart_of_the_api_server_changes_nothing_and_loses_nothing(server: S
             assert {key: sink.updates[key] for key in before} == before
 
     asyncio.run(run())
+
+
+async def make_many(api: Api, namespace: str, count: int) -> None:
+    """Pods with an address each, the first one on node n1, the others on n2, a few at a time."""
+    numbers = iter(range(count))
+
+    async def make() -> None:
+        for number in numbers:
+            name = f"p{number}"
+            path = f"/api/v1/namespaces/{namespace}/pods"
+            await api.request("POST", path, pod(namespace, name, "n2" if number else "n1"))
+            address = str(ipaddress.IPv4Address("10.48.0.0") + number)
+            status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
+            await api.request(
+                "PATCH", f"{path}/{name}/status", {"status": status}, content_type="application/merge-patch+json"
+            )
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(make())
+
+
+def test_five_thousand_pods(server: Server, namespace: str) -> None:
+    """All are known once the source is in sync, and each goes when all are deleted at one go."""
+
+    async def run() -> None:
+        async with Api(Access(server.admin)) as admin:
+            await make_many(admin, namespace, 5000)
+            async with following(server.agent(), "n1") as sink:
+                await until(lambda: sink.status.state is SyncState.IN_SYNC)
+                keys = {key for key, update in sink.updates.items() if isinstance(update.resource, WorkloadEndpoint)}
+                addresses = {str(each) for key in keys for each in _addresses(sink, key)}
+                assert len(keys) == len(addresses) == 5000
+                pods, at_once = f"/api/v1/namespaces/{namespace}/pods", {"gracePeriodSeconds": "0"}
+                await admin.request("DELETE", pods, params=at_once, seconds=PATIENCE_SECONDS)
+                await until(lambda: not any(endpoint(sink, key) for key in keys))
+
+    asyncio.run(run())
+
+
+def _addresses(sink: Collected, key: ResourceKey) -> tuple[Net, ...]:
+    found = endpoint(sink, key)
+    assert found is not None
+    return found.addresses
 
 
 def test_a_bad_pool_is_refused_by_the_api_server_and_columns_are_shown(server: Server) -> None:
