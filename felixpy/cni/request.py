@@ -76,6 +76,11 @@ class Call:
     pod: str = ""
     uid: str = ""
 
+    @property
+    def pod_name(self) -> str:
+        """``namespace/name`` as the runtime says it; empty for a container that is no pod."""
+        return f"{self.namespace}/{self.pod}" if self.pod else ""
+
 
 def parse_call(environment: bytes, standard_input: bytes) -> Call:
     """Environment (``NAME=value`` with a zero behind each) and standard input of the plugin.

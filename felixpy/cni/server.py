@@ -16,7 +16,7 @@ import structlog
 from felixpy.cni import transfer
 from felixpy.cni.calls import Calls
 from felixpy.cni.errors import CniError, Code
-from felixpy.cni.request import parse_call, version_of
+from felixpy.cni.request import Call, parse_call, version_of
 from felixpy.cni.result import error_result
 from felixpy.standing import Standing
 
@@ -85,18 +85,21 @@ class CniServer:
     async def _converse(self, connection: socket.socket) -> None:
         """One call."""
         started = time.perf_counter()
-        namespace, version, command, code = -1, "1.0.0", "", 0
+        namespace, version, code = -1, "1.0.0", 0
+        call: Call | None = None
         try:
             asked = await transfer.receive(connection)
             namespace, version = asked.namespace, version_of(asked.standard_input)
             call = parse_call(asked.environment, asked.standard_input)
-            command = call.command
             body = await self._while_connected(connection, self._calls.do(call, namespace))
             await transfer.answer(connection, 0, body)
         except CniError as error:
             code = int(error.code)
-            if command in ("ADD", "DEL", "GC"):
-                log.warning("cni call failed", command=command, code=code, reason=str(error))
+            if call is not None and call.command in ("ADD", "DEL", "GC"):
+                log.warning(
+                    "cni call failed", command=call.command, container=call.container_id, pod=call.pod_name,
+                    code=code, reason=str(error),
+                )  # fmt: skip
             await transfer.answer(connection, 1, error_result(version, error))
         except (ConnectionError, TimeoutError, _Gone):
             code = int(Code.IO_FAILURE)
@@ -104,8 +107,8 @@ class CniServer:
             connection.close()
             if namespace >= 0:
                 os.close(namespace)
-            if command:
-                self._observe(command, time.perf_counter() - started, code)
+            if call is not None:
+                self._observe(call.command, time.perf_counter() - started, code)
 
     async def _while_connected(self, connection: socket.socket, work: Awaitable[bytes]) -> bytes:
         """The result, unless the plugin goes away: what the runtime has given up is undone.

@@ -103,7 +103,8 @@ class LocalAddresses:
     def _requested(self, address: Net, ranges: Sequence[Net]) -> Net:
         text = format_address(address.packed)
         if not any(net.covers(address) for net in ranges):
-            raise NoAddress(f"the address {text} that is asked for is in no range of this node")
+            has = ", ".join(map(str, ranges))
+            raise NoAddress(f"the address {text} that is asked for is in no range of this node, which has {has}")
         owner = self._owner.get(address.packed)
         if owner is not None or address.packed in self._reserved():
             raise NoAddress(f"the address {text} that is asked for is in use by {owner or 'this node'}", later=True)

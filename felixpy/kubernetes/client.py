@@ -7,7 +7,9 @@ never retry by itself, but once where a renewed token may help: who asks knows w
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -171,8 +173,21 @@ class Api:
         except AccessError as error:
             raise ApiError(0, str(error)) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            raise ApiError(0, f"the API server {self.access.server} cannot be reached: {reason}") from None
+            raise ApiError(0, f"the API server {self.access.server} cannot be reached: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    """Why there was no answer, in words for people: aiohttp's own name objects of Python and the server once more."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        if cause.errno and cause.errno > 0 and not isinstance(cause, ssl.SSLError):
+            return os.strerror(cause.errno)
+        return cause.strerror or str(cause)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
 
 
 def _refusal(status: int, body: bytes, method: str, path: str, access: Access) -> ApiError:

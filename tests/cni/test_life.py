@@ -318,6 +318,8 @@ def test_status_without_a_free_address(node: Node) -> None:
         return True
 
     node.wait(fill)
+    refused = [line for line in node.log.read_text().splitlines() if '"cni call failed"' in line]
+    assert any(f'"pod": "default/c{len(containers)}"' in line for line in refused), refused
     assert full()
     assert node.call("STATUS", conf=small).result["code"] == 50
     node.delete(containers[0])

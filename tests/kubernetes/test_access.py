@@ -145,7 +145,25 @@ def test_a_new_authority_is_trusted_without_a_restart(tmp_path: Path) -> None:
                     with pytest.raises(ApiError, match="cannot be reached") as refused:
                         await api.request("GET", PATH)
                     assert refused.value.status == 0
+                    assert "certificate verify failed" in str(refused.value)
+                    assert "object at 0x" not in str(refused.value)
                     authority.cert_pem.write_to_path(str(ca))
+                await api.request("GET", PATH)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("nobody.invalid", "Name or service not known|Temporary failure in name resolution"),
+    ],
+)
+def test_why_a_server_cannot_be_reached_is_said_in_words(host: str, words: str) -> None:
+    async def run() -> None:
+        async with Api(Access(Identity(f"https://{host}"))) as api:
+            with pytest.raises(ApiError, match=f"the API server https://{host} cannot be reached: .*({words})$"):
                 await api.request("GET", PATH)
 
     asyncio.run(run())
