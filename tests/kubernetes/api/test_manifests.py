@@ -30,6 +30,9 @@ def test_in_a_cluster_of_calicos_its_kinds_are_left_alone(server: Server) -> Non
     (role,) = [one for one in written if one["kind"] == "ClusterRole"]
     writes = {"create", "update", "patch", "delete"}
     assert [one["resources"] for one in role["rules"] if writes & {*one["verbs"]}] == [["events"], ["nodes/status"]]
+    # Calico's BIRD tells its peers of each pod whose route has a lower metric than Felix's.
+    (settings,) = [one["data"] for one in written if one["kind"] == "ConfigMap"]
+    assert settings["FELIX_IPV4NORMALROUTEPRIORITY"] == "1024"
 
 
 def test_the_clean_up_is_taken_and_deleted(server: Server) -> None:
