@@ -4,7 +4,8 @@
 under the xtables lock, so rules of others keep their bytes and counters. The library's traps that this module walks
 around, each pinned by a test:
 
-- importing it loads libraries, starts ldconfig and modprobe: imported at the first write, not before;
+- importing it loads libraries, and starts ldconfig and a compiler unless told where these are: imported at the first
+  write, not before;
 - ``Table`` objects are process-wide and commit by themselves: autocommit off, opened anew and closed for each write;
 - a jump target looks its chain up in all five tables of the family, which brings them into being: ``tables`` replaced;
 - ``Chain.append_rule`` re-reads its parameters by redirecting the process's standard output: entries are appended
@@ -18,9 +19,11 @@ Must never read rules as text and never leave a table open.
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import errno
 import os
 import shlex
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
@@ -74,7 +77,7 @@ class _Library:
     """python-iptables, loaded."""
 
     def __init__(self) -> None:
-        with _extension_folder():
+        with _extension_folder(), _nothing_searched():
             import iptc
             import iptc.ip4tc
             from iptc.xtables import NFPROTO_IPV4, NFPROTO_IPV6, XTablesError, xtables
@@ -116,6 +119,42 @@ def _extension_folder() -> Iterator[None]:
         yield
     finally:
         del os.environ["XTABLES_LIBDIR"]
+
+
+@contextmanager
+def _nothing_searched() -> Iterator[None]:
+    """Say where the C libraries are while importing.
+
+    Otherwise python-iptables starts ldconfig nine times, and where there is a compiler that four times, to look for a
+    library that lies among Python's packages; and it loads distutils for one path, behind which all of setuptools is.
+    """
+    search, had = ctypes.util.find_library, sys.modules.get("distutils")
+    sys.modules["distutils"] = None  # type: ignore[assignment]
+    ctypes.util.find_library = lambda name: None if "xtwrapper" in name else _usual_name(name) or search(name)
+    try:
+        yield
+    finally:
+        ctypes.util.find_library = search
+        del sys.modules["distutils"]
+        if had is not None:
+            sys.modules["distutils"] = had
+
+
+def _usual_name(name: str) -> str | None:
+    """The name under which a library is loaded nearly everywhere, if it is there."""
+    usual = _USUAL_NAMES.get(name)
+    try:
+        return usual and ctypes.CDLL(usual)._name
+    except OSError:
+        return None
+
+
+_USUAL_NAMES = {
+    "c": "libc.so.6",
+    "ip4tc": "libip4tc.so.2",
+    "ip6tc": "libip6tc.so.2",
+    "xtables": "libxtables.so.12",
+}
 
 
 def _apply_table(library: _Library, family: Family, plan: TablePlan) -> None:

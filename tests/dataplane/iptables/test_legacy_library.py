@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes.util
 import fcntl
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from felixpy.calc.rule import Action, ChainKey, InInterface, Masquerade, Rule, Snat, Table, Verdict
 from felixpy.config import PortRange
-from felixpy.dataplane.iptables import LegacyFilter, lock
+from felixpy.dataplane.iptables import LegacyFilter, legacy_tables, lock
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.packet_filter import FilterChange
 from felixpy.model.net import FAMILIES, Family, parse_address
@@ -42,6 +43,28 @@ def test_the_library_is_not_loaded_by_reading_or_members(network: None, variant:
         "print('iptc' in sys.modules)\n"
     )
     assert output(sys.executable, "-c", script) == "False\n"
+
+
+def test_loading_the_library_starts_no_program_and_loads_no_setuptools(network: None, variant: str) -> None:
+    script = (
+        "import ctypes.util, sys\n"
+        "search, started = ctypes.util.find_library, []\n"
+        "sys.addaudithook(lambda event, what: started.append(what[0]) if event == 'subprocess.Popen' else None)\n"
+        "from felixpy.dataplane.iptables import legacy_tables\n"
+        "library = legacy_tables._library()\n"
+        "print(started, [one for one in ('distutils', 'setuptools') if one in sys.modules])\n"
+        "print(ctypes.util.find_library is search, len(library.protocols))\n"
+    )
+    assert output(sys.executable, "-c", script) == "[] []\nTrue 2\n"
+
+
+def test_a_library_of_another_name_is_searched_for(
+    network: None, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(legacy_tables, "_USUAL_NAMES", {"c": "libc.so.99"})
+    with legacy_tables._nothing_searched():
+        assert ctypes.util.find_library("c") == "libc.so.6"
+        assert ctypes.util.find_library("xtwrapper") is None
 
 
 def test_binary_nat_targets_are_what_the_tool_writes(packet_filter: IptablesFilter, family: Family, tool: str) -> None:
