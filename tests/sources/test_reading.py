@@ -209,6 +209,24 @@ def test_a_short_answer_is_not_asked_for_more_in_the_same_turn() -> None:
     assert received.take(10) == received.take(10) == b""
 
 
+def test_a_packet_does_not_wait_until_the_one_before_is_acknowledged() -> None:
+    async def scenario() -> int:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1000)
+            writer.write(CONNACK)
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        settings = Settings(mqtt_host="127.0.0.1", mqtt_port=server.sockets[0].getsockname()[1])
+        async with server, open_connection(settings, "c", lambda message: None) as connection, limit(60):
+            opened = connection.client._client.socket()
+            assert isinstance(opened, socket.socket)
+            return opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    assert asyncio.run(scenario())
+
+
 def test_what_the_socket_does_not_take_at_once_is_written_when_it_does() -> None:
     """A broker that reads nothing for a while, and more to say to it than the kernel holds for a connection."""
     payload, count = b"z" * (1 << 20), 12
