@@ -13,7 +13,7 @@ import msgspec
 from felixpy.model.objects import EndpointPortObject, Object
 
 
-class LabelExpression(Object):
+class LabelExpression(Object, forbid_unknown_fields=True):
     key: str | None = None
     operator: str | None = None
     values: list[str] | None = None

@@ -383,6 +383,7 @@ def test_directions_and_empty_parts_of_a_kubernetes_policy(
         {"from": [{}]},
         {"from": [{"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}}]},
         {"from": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]}}]},
+        {"from": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "later": 1}]}}]},
         {"from": [{"later": {}}]},
         {"ports": [{"protocol": "ICMP"}]},
         {"ports": [{"endPort": 3}]},
