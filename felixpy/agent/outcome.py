@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -75,6 +75,7 @@ class Outcome:
         self._arrivals: dict[ResourceKey, Update] = {}
         self._followers: dict[ResourceKey, Follower] = {}
         self._later: set[ResourceKey] = set()
+        self._again: set[ResourceKey] = set()
         self._later_at = math.inf
 
     @contextmanager
@@ -100,12 +101,15 @@ class Outcome:
         else:
             self._arrivals.pop(key, None)
 
-    def take(self, things: Collection[ResourceKey]) -> None:
+    def take(self, things: Set[ResourceKey]) -> None:
         """Tell what has changed of endpoints, and keep other objects for ``tell_others``; parts may be given."""
         endpoints = {thing for thing in things if thing.kind is Kind.WORKLOAD_ENDPOINT}
+        others = things - endpoints
+        endpoints |= self._again
+        self._again = set()
         self.judge(endpoints)
-        if len(endpoints) < len(things):
-            self._later.update(things)
+        if others:
+            self._later |= others
             self._later_at = min(self._later_at, time.monotonic() + TELLING_SECONDS)
 
     def next_at(self) -> float:
@@ -136,11 +140,15 @@ class Outcome:
                 self._tell(thing, state, reason)
 
     def judge_again(self, things: Iterable[ResourceKey]) -> None:
-        """Tell what has changed of the given objects and of all that have a problem.
+        """With the next ``take``, tell what has changed of the given objects and of all that have a problem.
 
         What was up needs no look: it changes with its entries, and those are looked at when they are applied.
         """
-        self.judge({*things, *self.problems, *self._settings.problems})
+        self._again |= {*things, *self.problems, *self._settings.problems}
+
+    def follows(self, key: ResourceKey) -> bool:
+        """Whether somebody waits for news of an endpoint."""
+        return key in self._followers
 
     def state_of(self, thing: ResourceKey, *, is_settled: bool | None = None) -> tuple[str, str]:
         """State and reason; the state is empty for what is absent, of another node, or well without being up.

@@ -224,7 +224,7 @@ class FilterTables:
         sets = Delta(put=self.sets.delta(now).put)
         elements = self.additions(now, complete=complete)
         if len(elements.put) > MEMBERS_TOGETHER and sets.put:
-            elements = await self._fill(sets, elements, now, report, unreadable)
+            await self._fill(sets, elements, now, report, unreadable)
             sets = Delta()
         chains = self.chains.delta(now) if may_make_rules else Delta[RuleKey, RenderedChain]()
         change = self._change(elements)
@@ -281,16 +281,15 @@ class FilterTables:
         now: float,
         report: ApplyReport,
         unreadable: str,
-    ) -> Delta[Member, int | None]:
+    ) -> None:
         """Make sets and fill them before anything asks them, in parts, so that small changes do not wait for them.
 
-        Returns the members that remain.
+        Their members are taken out of ``elements``.
         """
         names = {key.name for key in sets.put}
-        early = {key: data for key, data in elements.put.items() if key.set in names}
-        keys = list(early)
+        keys: list[Member] = [key for key in elements.put if isinstance(key, MemberKey) and key.set in names]
         for start in range(0, len(keys) or 1, MEMBERS_TOGETHER):
-            part = Delta(put={key: early[key] for key in keys[start : start + MEMBERS_TOGETHER]})
+            part = Delta(put={key: elements.put.pop(key) for key in keys[start : start + MEMBERS_TOGETHER]})
             change = self._change(part)
             change.sets = {} if start else {key: self.sets.desired[key] for key in sets.put}
             with self.elements.reading() as told_elements, self.sets.reading() as told_sets:
@@ -299,25 +298,28 @@ class FilterTables:
             if not start:
                 self.sets.record(sets, _those(refused, SetKey), now, told_sets)
             await asyncio.sleep(0)
-        rest = {key: data for key, data in elements.put.items() if key not in early}
-        return Delta(rest, elements.remove)
 
     def _change(self, elements: Delta[Member, int | None]) -> FilterChange:
         """A change of members alone."""
         change = FilterChange(add=list(elements.put), remove=list(elements.remove))
         change.data = {key: data for key, data in elements.put.items() if data}
         # Nobody asks for the mark of a pair before the rules do that classify: then it may come before them.
-        asked = _CLASSIFIES in self.chains.committed
+        asked = self.asks_for_classes
         change.changed = frozenset(
             key for key in elements.put if key in self.elements.committed and (asked or key.set not in PAIRS)
         )
         return change
 
+    @property
+    def asks_for_classes(self) -> bool:
+        """Whether rules in the kernel ask for the class of an interface."""
+        return _CLASSIFIES in self.chains.committed
+
     def hold_classified(self) -> None:
         """Leave members of interfaces as they are until the snapshot is complete, where rules ask for classes: in each
         of its many turns they would be looked at in vain, and their endpoints judged.
         """
-        if _CLASSIFIES in self.chains.committed:
+        if self.asks_for_classes:
             self.elements.set_aside(_is_of_interface)
 
     def additions(self, now: float, *, complete: bool) -> Delta[Member, int | None]:
@@ -327,7 +329,7 @@ class FilterTables:
         an interface, whose sets tell its class together, and a peer, whose labels changed.
         """
         delta = self.elements.delta(now)
-        if not complete and _CLASSIFIES in self.chains.committed:
+        if not complete and self.asks_for_classes:
             # The rules of an earlier run ask for classes, which nobody knows yet: what is there keeps its own.
             delta.put = {key: data for key, data in delta.put.items() if not _is_of_interface(key)}
         if not delta.remove:

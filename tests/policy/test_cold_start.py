@@ -5,6 +5,7 @@ each turn before; a policy for all of them touches none.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -13,27 +14,33 @@ import pytest
 from bench.policy_objects import calico, endpoint, policies
 from bench.policy_subject import Object, Subject
 from felixpy.agent.agent import UPDATES_PER_APPLY
+from felixpy.dataplane.iptables.filter import IptablesFilter
+from felixpy.dataplane.nftables.filter import NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterKey
-from felixpy.model.resources import ResourceKey
+from felixpy.model.resources import Kind, ResourceKey
 
 Write = Callable[[FilterChange], Awaitable[Mapping[FilterKey, str]]]
 
 TURNS = 6
-TIMES = 3
-"""Each endpoint when it comes, when its class is known, and what is written for it."""
 
 
-@pytest.mark.parametrize("backend", ["nftables", "legacy"])  # nft is as legacy in this
-def test_endpoints_are_not_judged_in_each_turn_of_the_snapshot(network: None, backend: str) -> None:
+@pytest.mark.parametrize("backend", ["nftables", "legacy", "nft"])
+def test_a_start_judges_each_endpoint_and_writes_each_member_once(
+    network: None, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """What comes with the first turn may be told to be denied, before rules stand that ask for classes."""
     crowd = [endpoint(number) for number in range(1, TURNS * UPDATES_PER_APPLY)]
+    changes: list[FilterChange] = []
+    for back_end in (NftablesFilter, IptablesFilter):
+        monkeypatch.setattr(back_end, "write", noting_of_all(back_end.write, changes))
 
-    async def scenario() -> int:
+    async def scenario() -> Counter[ResourceKey]:
         subject = Subject(backend, {})
-        judged: list[ResourceKey] = []
+        judged: Counter[ResourceKey] = Counter()
         state_of = subject.agent.outcome.state_of
 
         def noted(thing: ResourceKey, **facts: Any) -> tuple[str, str]:
-            judged.append(thing)
+            judged[thing] += 1
             return state_of(thing, **facts)
 
         subject.agent.outcome.state_of = noted  # type: ignore[method-assign]
@@ -42,10 +49,16 @@ def test_endpoints_are_not_judged_in_each_turn_of_the_snapshot(network: None, ba
         finally:
             subject.task.cancel()
             await asyncio.gather(subject.task, return_exceptions=True)
-        assert subject.agent.outcome.reported
-        return len(judged)
+        assert len(subject.agent.outcome.reported) == len(crowd)
+        return judged
 
-    assert asyncio.run(scenario()) < (TIMES + 1) * len(crowd)
+    judged = asyncio.run(scenario())
+    several = [thing for thing, times in judged.items() if thing.kind is Kind.WORKLOAD_ENDPOINT and times > 1]
+    assert len(several) <= UPDATES_PER_APPLY
+    members = Counter(key for change in changes for key in change.add)
+    assert len(members) > 2 * len(crowd)
+    assert sum(times - 1 for times in members.values()) <= 2 * UPDATES_PER_APPLY
+    assert sum(len(change.remove) for change in changes) <= 2 * UPDATES_PER_APPLY
 
 
 @pytest.mark.parametrize("backend", ["nftables", "legacy", "nft"])
@@ -88,6 +101,15 @@ def test_a_start_finds_the_number_of_every_class_also_of_one_that_asks_nothing(n
 
     assert asyncio.run(written([asked, *some], others)) > 0
     assert asyncio.run(written([*others, *some, asked], [])) == 0
+
+
+def noting_of_all(write: Any, changes: list[FilterChange]) -> Any:
+    async def noted(self: Any, change: FilterChange) -> Mapping[FilterKey, str]:
+        changes.append(change)
+        found: Mapping[FilterKey, str] = await write(self, change)
+        return found
+
+    return noted
 
 
 def noting(write: Write, changes: list[FilterChange]) -> Write:
