@@ -10,7 +10,7 @@ Invariant: whoever has a number that no class bears, or that does not fit into t
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 from felixpy.calc.entries import ANY_NET, ElementKey, SetName
@@ -28,6 +28,9 @@ PAIRS = {
 }
 """Sets of pairs of an address, or a prefix, and an interface; and the direction whose class they carry."""
 
+
+MOST_PLACES = 1 << 12
+"""So many are remembered; a node has some dozens, but numbers come and go."""
 
 _WAYS = (Direction.INGRESS, Direction.EGRESS)
 """In the order of ``EndpointClasses``."""
@@ -150,6 +153,8 @@ class ClassMembers:
         """Found once for all interfaces of the same classes."""
         place = self._places.get(classes)
         if place is None:
+            if len(self._places) >= MOST_PLACES:
+                self._places.clear()
             some = [] if classes is None else [*zip(_WAYS, classes, strict=True)]
             is_over = any(number and not self._fits(direction, number) for direction, number in some)
             sets = () if self._marks_pairs else (name for one in some for name in self._sets_of(*one))
@@ -187,7 +192,7 @@ def _denied(classes: EndpointClasses | None) -> int:
     return 0 if classes is None else classes.count(0)
 
 
-@cache
+@lru_cache(MOST_PLACES)
 def _sets_of(direction: Direction, number: int, bits: int) -> tuple[SetName, ...]:
     code = code_of(number, bits) if number else 0
     return (POLICED[direction], *(name for bit, name in enumerate(BIT_SETS[direction]) if code >> bit & 1))
