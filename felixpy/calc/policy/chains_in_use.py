@@ -17,6 +17,7 @@ from felixpy.calc.policy.sets_in_use import SetsInUse, SetsOfChain
 from felixpy.model.net import FAMILIES
 from felixpy.model.policy import Rule
 from felixpy.model.resources import ResourceKey
+from felixpy.stretch import changed
 
 
 @dataclass(slots=True, eq=False)
@@ -86,11 +87,7 @@ class ChainsInUse:
 
     def exchange(self, old: Sequence[ChainId], new: Sequence[ChainId]) -> None:
         """Who asked some chains asks others. A policy that comes or goes is one of many: the rest is not counted."""
-        start, end, last = 0, len(old), len(new)
-        while start < min(end, last) and old[start] == new[start]:
-            start += 1
-        while start < min(end, last) and old[end - 1] == new[last - 1]:
-            end, last = end - 1, last - 1
+        start, end, last = changed(old, new)
         self.acquire(new[start:last])
         self.release(old[start:end])
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from felixpy.calc.policy.classes import (
+    ANYWHERE,
     Direction,
     EndOfTier,
     PolicyAction,
@@ -128,6 +129,8 @@ def _matches(rule: PolicyRule) -> Iterator[Match]:
 
 
 def _side(side: Side, *, source: bool) -> Iterator[Match]:
+    if side == ANYWHERE:
+        return
     in_net, in_set, in_ports = (Source, SourceIn, SourcePortIn) if source else (
         Destination, DestinationIn, DestinationPortIn
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Protocol
 from felixpy.calc.policy.classes import ANYWHERE, PolicyRule, Side
 from felixpy.calc.policy.sets import without_covered
 from felixpy.model.net import Family, Net
-from felixpy.model.policy import Entity, PolicyAction, Rule, ServiceName
+from felixpy.model.policy import ANY, Entity, PolicyAction, Rule, ServiceName
 from felixpy.model.policy_rules import merged_ports
 from felixpy.model.selectors import Selector
 
@@ -80,6 +80,8 @@ def _sides(
     entity: Entity, protocol: int | None, family: Family, sets: Sets, *, is_source: bool, apart: bool
 ) -> list[Side]:
     """The alternatives of one end; ``apart``: none matches what another one does."""
+    if entity == ANY:
+        return [ANYWHERE]
     nets = _of(entity.nets, family)
     not_nets = _of(entity.not_nets, family)
     base = ANYWHERE

@@ -15,6 +15,7 @@ from felixpy.dataplane.nftables.render import chain_name
 from felixpy.dataplane.packet_filter import FilterChange, RenderedChain
 from felixpy.netlink.expressions import NFT_GOTO, NFT_JUMP, verdict
 from felixpy.netlink.nftables import NftRule
+from felixpy.stretch import changed
 
 
 class Edit(NamedTuple):
@@ -119,16 +120,12 @@ def edits_of(old: Sequence[NftRule], new: Sequence[NftRule]) -> Iterator[Edit]:
     """
     counts = bool(old and new and _counts(old[-1]))
     end, last = (len(old) - 1, len(new) - 1) if counts else (len(old), len(new))
-    start = 0
-    if end and last and old[0] != new[0] and old[0].expressions == new[0].expressions:
+    first = int(bool(end and last and old[0] != new[0] and old[0].expressions == new[0].expressions))
+    if first:
         yield Edit(0, 1, (new[0],))
-        start = 1
-    while start < min(end, last) and old[start] == new[start]:
-        start += 1
-    while start < min(end, last) and old[end - 1] == new[last - 1]:
-        end, last = end - 1, last - 1
-    if start < max(end, last):
-        yield Edit(start, end, tuple(new[start:last]))
+    start, old_end, new_end = changed(old[first:end], new[first:last])
+    if start < max(old_end, new_end):
+        yield Edit(first + start, first + old_end, tuple(new[first + start : first + new_end]))
     if counts:
         yield Edit(len(old) - 1, len(old), (new[-1],))
 

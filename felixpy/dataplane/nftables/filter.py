@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from felixpy.calc.entries import ADDRESS_MAPS, SetType
 from felixpy.calc.policy.carrier import MarkBits, number_of
@@ -125,7 +126,7 @@ class NftablesFilter:
         rest = change.without(edits.keys) if edits.keys else change
         made = self._made_first(rest)
         if made and not self._commit(self._steps.steps(made, self._seen)):
-            change, rest = (one.without(set(made.keys)) for one in (change, rest))
+            change, rest = (_less_made(one, made) for one in (change, rest))
         steps = self._steps.steps(rest, self._seen, edits=edits.steps)
         self._editor.forget(change.chains)
         if not self._commit(steps):
@@ -258,3 +259,10 @@ class NftablesFilter:
                     lost = change.chains if isinstance(step.keys[0], ChainKey | ClassElement) else step.keys
                     refused.update({key: str(why) for key in lost})
             change = change.without(keys)
+
+
+def _less_made(change: FilterChange, made: FilterChange) -> FilterChange:
+    """A change less chains and sets that stand already: its members, which are many, are not looked at."""
+    chains = {key: rules for key, rules in change.chains.items() if key not in made.chains}
+    sets = {key: comment for key, comment in change.sets.items() if key not in made.sets}
+    return replace(change, chains=chains, sets=sets)

@@ -6,7 +6,7 @@ One function per match and per action; ``assert_never`` keeps the vocabulary com
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import assert_never
 
@@ -112,13 +112,20 @@ def render_chains(chains: Chains, family: Family) -> dict[RuleKey, tuple[NftRule
     return {
         key: tuple(_target(rule) for rule in rules)
         if isinstance(key, ClassElement)
-        else tuple(
-            render_rule(one, key.table, family)
-            for rule in rules
-            for one in (_by_ports(rule) if rule.matches else (rule,))
-        )
+        else tuple(_rendered(rules, key.table, family))
         for key, rules in chains.items()
     }
+
+
+def _rendered(rules: Iterable[Rule], table: Table, family: Family) -> Iterator[NftRule]:
+    for rule in rules:
+        if rule.matches:
+            for one in _by_ports(rule):
+                yield render_rule(one, table, family)
+        elif type(rule.action) is Jump and not (rule.counted or rule.comment):  # nearly all of a class
+            yield _jump(table, rule.action.chain)
+        else:
+            yield render_rule(rule, table, family)
 
 
 def _by_ports(rule: Rule) -> Iterator[Rule]:
