@@ -332,6 +332,7 @@ SHAPES: Final[Mapping[str, SetType]] = {
     "s-": SetType.HOST,
     "c-": SetType.NET,
     "n-": SetType.HOST_PORT,
+    "allowed-hosts": SetType.HOST_INTERFACE,
     "from-policed": SetType.INTERFACE,
     "to-policed": SetType.INTERFACE,
     "from-class-": SetType.INTERFACE,

@@ -203,6 +203,19 @@ def test_the_whole_address_space_as_allowed_source(nftables: NftablesFilter, fam
     assert asyncio.run(programmed(nftables, FilterChange(remove=keys[:1]))).elements == set(keys[1:])
 
 
+def test_a_single_address_that_may_be_source_is_in_a_hash_and_a_prefix_in_a_set_of_prefixes(
+    nftables: NftablesFilter, family: Family
+) -> None:
+    one, prefix = Net.host(bytes(family.bits // 8)), Net(bytes(family.bits // 8), family.bits - 4)
+    keys = {ElementKey(SetName.ALLOWED_SOURCES, net, "cali1") for net in (one, prefix)}
+    assert asyncio.run(programmed(nftables, FilterChange(add=list(keys)))).elements == keys
+    word = {Family.V4: "ip", Family.V6: "ip6"}[family]
+    held = {name: run("nft", "list", "set", word, "felixpy", name) for name in ("allowed-hosts", "allowed-sources")}
+    assert [text.count('. "cali1"') for text in held.values()] == [1, 1]
+    assert "interval" not in held["allowed-hosts"]
+    assert asyncio.run(programmed(nftables, FilterChange(remove=list(keys)))).elements == set()
+
+
 @pytest.mark.parametrize("name", STANDING_SETS)
 def test_more_members_than_one_message_holds(nftables: NftablesFilter, family: Family, name: SetName) -> None:
     number = 2 * ELEMENTS_PER_MESSAGE + 1

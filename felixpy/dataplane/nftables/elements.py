@@ -21,6 +21,10 @@ _PROTOCOL_PORT = struct.Struct(">B3xH2x")  # each field of a concatenation is pa
 ADDRESS_TYPES = {Family.V4: nft.TYPE_IPV4_ADDR, Family.V6: nft.TYPE_IPV6_ADDR}
 
 
+EXACT_SOURCES = SetName("allowed-hosts")
+"""Where those of ``ALLOWED_SOURCES`` are that are single addresses: to leave many prefixes takes long."""
+
+
 class NotOursError(ValueError):
     """A set holds what we never write: a range that is no prefix, a range of interfaces, a catch-all."""
 
@@ -79,6 +83,8 @@ def encode(key: Member, data: int | None = None) -> bytes:
             return nft.element(nft.interface_name(key.interface))
         case SetType.NET_INTERFACE:
             interface = nft.interface_name(key.interface)
+            if net.is_host:
+                return nft.element(net.packed + interface)
             return nft.element(net.packed + interface, key_end=_last(net) + interface)
         case SetType.NET:
             return _encode_interval(net)
@@ -113,6 +119,12 @@ def _encode_interval(net: Net) -> bytes:
     return start + nft.element(after.to_bytes(len(net.packed), "big"), interval_end=True)
 
 
+def place_of(key: Member) -> str:
+    """The set of the kernel's that holds a member."""
+    name = key.set
+    return EXACT_SOURCES if name is SetName.ALLOWED_SOURCES and key.net.is_host else name
+
+
 def decode_datagram(name: SetName, family: Family, message: Message) -> set[Member]:
     """Members in one datagram of a dump, of a set without intervals.
 
@@ -124,7 +136,7 @@ def decode_datagram(name: SetName, family: Family, message: Message) -> set[Memb
         keys = nft.decode_keys(message, length + nft.INTERFACE_NAME_BYTES)
         if keys is not None:
             nets = tuples(Net, [key[:length] for key in keys], repeat(family.bits))
-            return set(tuples(ElementKey, repeat(name), nets, [_interface(key[length:]) for key in keys]))
+            return set(tuples(ElementKey, repeat(_said_of(name)), nets, [_interface(key[length:]) for key in keys]))
     if name.type is SetType.HOST and (keys := nft.decode_keys(message, family.bits // 8)) is not None:
         nets = tuples(Net, keys, repeat(family.bits))
         if name in STANDING_SETS:
@@ -201,7 +213,14 @@ def _pair(name: SetName, one: KernelElement, length: int) -> ElementKey:
         raise NotOursError("a catch-all, or a range of interfaces")
     address = key[:length]
     net = Net.host(address) if end is None else _net(address, end[:length])
-    return ElementKey(name, net, _interface(key[length:]))
+    if net.is_host and name.type is SetType.NET_INTERFACE:
+        raise NotOursError("a single address among prefixes")
+    return ElementKey(_said_of(name), net, _interface(key[length:]))
+
+
+def _said_of(name: SetName) -> SetName:
+    """The set that a member of a set of the kernel's is wanted in."""
+    return SetName.ALLOWED_SOURCES if name == EXACT_SOURCES else name
 
 
 def _intervals(family: Family, elements: Iterable[KernelElement]) -> set[Net]:

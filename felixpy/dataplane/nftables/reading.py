@@ -112,7 +112,7 @@ class TableReader:
                 seen.elements.update(*sets)
         except elements.NotOursError:
             seen.tainted.add(name)
-            seen.elements = {key for key in seen.elements if key.set != name}
+            seen.elements = {key for key in seen.elements if elements.place_of(key) != name}
         except NetlinkError as error:
             if error.errno != errno.ENOENT or name in EVERY_SET:
                 raise

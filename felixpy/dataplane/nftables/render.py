@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import assert_never
 
+from felixpy.calc.entries import SetName
 from felixpy.calc.rule import (
     ChainKey,
     Chains,
@@ -54,6 +55,7 @@ from felixpy.calc.rule import (
     Vni,
 )
 from felixpy.config import PortRange
+from felixpy.dataplane.nftables.elements import EXACT_SOURCES
 from felixpy.model.net import Family, Net
 from felixpy.netlink import expressions as nft
 from felixpy.netlink.expressions import Expression
@@ -120,7 +122,7 @@ def render_chains(chains: Chains, family: Family) -> dict[RuleKey, tuple[NftRule
 def _rendered(rules: Iterable[Rule], table: Table, family: Family) -> Iterator[NftRule]:
     for rule in rules:
         if rule.matches:
-            for one in _by_ports(rule):
+            for one in _alternatives(rule):
                 yield render_rule(one, table, family)
         elif type(rule.action) is Jump and not (rule.counted or rule.comment):  # nearly all of a class
             yield _jump(table, rule.action.chain)
@@ -128,16 +130,18 @@ def _rendered(rules: Iterable[Rule], table: Table, family: Family) -> Iterator[N
             yield render_rule(rule, table, family)
 
 
-def _by_ports(rule: Rule) -> Iterator[Rule]:
+def _alternatives(rule: Rule) -> Iterator[Rule]:
     """A rule for each of a few ports: to name another set, the kernel goes through all that there are. What is logged
-    stays one, as its limit counts for all of them.
+    stays one, as its limit counts for all of them. And single addresses that may be sources are in a set of their own.
     """
     for at, match in enumerate(() if isinstance(rule.action, Log) else rule.matches):
         if isinstance(match, PortIn) and not match.negated and 1 < len(ranges := _merged(match.ranges)) <= FEW_PORTS:
             for index, one in enumerate(ranges):
                 matches = (*rule.matches[:at], match._replace(ranges=(PortRange(*one),)), *rule.matches[at + 1 :])
-                yield from _by_ports(rule._replace(matches=matches, comment="" if index else rule.comment))
+                yield from _alternatives(rule._replace(matches=matches, comment="" if index else rule.comment))
             return
+        if type(match) is SourcePairIn and match.set is SetName.ALLOWED_SOURCES:
+            yield rule._replace(matches=(*rule.matches[:at], SourcePairIn(EXACT_SOURCES), *rule.matches[at + 1 :]))
     yield rule
 
 

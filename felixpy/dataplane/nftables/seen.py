@@ -15,7 +15,7 @@ from felixpy.netlink import nftables as nft
 from felixpy.netlink.expressions import NF_ACCEPT
 
 TABLE = "felixpy"
-CREATION_ORDER = (*STANDING_SETS[:2], *CLASS_SETS, *STANDING_SETS[2:], *ADDRESS_MAPS)
+CREATION_ORDER = (*STANDING_SETS[:2], *CLASS_SETS, *STANDING_SETS[2:], elements.EXACT_SOURCES, *ADDRESS_MAPS)
 """The kernel finds a set by its name in the order in which they were made: first those that each endpoint writes."""
 
 EVERY_SET = frozenset(CREATION_ORDER)

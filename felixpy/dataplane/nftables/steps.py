@@ -181,7 +181,7 @@ class StepMaker:
     ) -> Iterator[Step]:
         by_set: dict[str, list[Member]] = {}
         for key in keys:
-            by_set.setdefault(key.set, []).append(key)
+            by_set.setdefault(elements.place_of(key), []).append(key)
         for name, members in by_set.items():
             for start in range(0, len(members), per_message):
                 chunk = members[start : start + per_message]
