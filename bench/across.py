@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench import peers
+from bench import bare_vxlan, peers
 from bench.marks import CALLS, Mark, own_share, written
 from bench.peers import Content
 from bench.results import Cell, Results
@@ -299,6 +299,24 @@ async def _packets(world: World, cell: Cell, results: Results, rounds: int) -> N
     finally:
         await subject.stop()
         await _clean(world, "node1")
+    await _packets_without_felixpy(world, cell, results, rounds)
+
+
+async def _packets_without_felixpy(world: World, cell: Cell, results: Results, rounds: int) -> None:
+    """The same through a device by hand, on nodes without any rule."""
+    await bare_vxlan.begin(world)
+    async with _answering(world.lab.pod(PLAIN_SERVER.name), list(PLAIN_SERVER.addresses.values())):
+        for _ in range(rounds):
+            for way in ("native", "VXLAN"):
+                await bare_vxlan.lead(world, way)
+                for family in world.families:
+                    before = await bare_vxlan.received(world, family)
+                    for kind in ("small", "large"):
+                        times = await _burst(world.lab.pod(SERVER.name), PLAIN_SERVER.addresses[family], kind)
+                        scenario = f"nodes: {kind} packets, {family}"
+                        results.add(cell, scenario, way, *times, subject=bare_vxlan.SUBJECT, unit="µs")
+                    if (await bare_vxlan.received(world, family) > before) != (way == "VXLAN"):
+                        raise LabError(f"{family} packets did not travel as they were to: {way}")
 
 
 async def _burst(source: Host, address: str, kind: str) -> list[float]:

@@ -5,6 +5,7 @@ Sizes are numbers of other nodes (``bench/across.py``). Invariant: every row is 
 
 from __future__ import annotations
 
+from bench import bare_vxlan
 from bench.across import BACKEND, BLOCKS, SIZES, TOOLS, TWO_DEVICES, WAYS
 from bench.budget import MET, MISSED, UNMEASURED, Row, judged, number
 from bench.results import Cell, Results
@@ -78,7 +79,7 @@ def _share(results: Results, what: str, family: str, kind: str, least: float) ->
 
 
 def ratios(results: Results) -> list[Row]:
-    """How others fare with the same node."""
+    """How others fare with the same."""
     found = []
     for size in SIZES:
         for subject, metric in ((TWO_DEVICES, "kernel"), (TOOLS, "written")):
@@ -89,4 +90,13 @@ def ratios(results: Results) -> list[Row]:
                     f"{number(theirs.median)} ms, {theirs.median / ours.median:.2f} × felixpy's {number(ours.median)}"
                 )
                 found.append(Row(f"a node added by {subject}: {metric}", _where(size), "", words, ""))
+    for family in FAMILIES:
+        for kind, what in (("small", "packets of 64 bytes"), ("large", "large segments")):
+            scenario = f"nodes: {kind} packets, {family}"
+            ways = [results.get(_cell(SIZES[0]), scenario, way, bare_vxlan.SUBJECT) for way in ("native", "VXLAN")]
+            if all(ways):
+                native, tunnel = (way.median for way in ways if way)
+                words = f"{native / tunnel:.2f} × ({number(native)} and {number(tunnel)} µs)"
+                what = f"{what}, {family}: VXLAN against native by {bare_vxlan.SUBJECT}"
+                found.append(Row(what, _where(SIZES[0]), "", words, ""))
     return found
