@@ -159,7 +159,9 @@ def other_node_entries(
             problems.append(f"its tunnel address {covered}: no route is made for it; give it another one")
             continue
         pool = store.covering_pool(address)
-        if pool is not None and way_key(node.key.name, pool.key) in open_ways:
+        if pool is None:
+            problems.append(_outside(address))
+        elif way_key(node.key.name, pool.key) in open_ways:
             entries[route_key(address)] = Route(
                 RouteType.UNICAST,
                 None,
@@ -212,6 +214,13 @@ def _addresses_without_block(node: Node, store: Store, settings: EntrySettings) 
             yield address
 
 
+def _outside(address: Net) -> str:
+    return (
+        f"its tunnel address {format_address(address.packed)} is in no IP pool, so nobody has a route to it and what "
+        "this node sends to remote workloads gets no answer; give it an address of a pool"
+    )
+
+
 def route_key(destination: Net) -> RouteKey:
     return RouteKey(destination.family, destination, METRIC[destination.family], MAIN_TABLE)
 
@@ -248,7 +257,7 @@ def own_node_entries(store: Store, settings: EntrySettings, host: Host) -> tuple
                 settings.vxlan_vni, settings.vxlan_port, address.packed, link, mac, mtu.mtu
             )
         for family in carried:
-            inner, problem = _inner_entries(way, name, family, own, settings, host)
+            inner, problem = _inner_entries(way, name, family, own, store, settings, host)
             entries |= inner
             problems += [problem] if problem else []
     for family in supported_families(settings, host):
@@ -266,7 +275,7 @@ def _can_do_without(own: Node | None, outer: Family, carried: tuple[Family, ...]
 
 
 def _inner_entries(
-    way: Way, name: str, family: Family, own: Node, settings: EntrySettings, host: Host
+    way: Way, name: str, family: Family, own: Node, store: Store, settings: EntrySettings, host: Host
 ) -> tuple[dict[Key, Value], str]:
     """What a family that goes through a device needs on it, and what is wrong."""
     entries: dict[Key, Value] = {}
@@ -276,6 +285,9 @@ def _inner_entries(
     address = own_tunnel_address(DEVICES[way, family], own, settings)
     if address and not (problem := kept_from_device(address, name, host)):
         entries[AddressKey(address, name)] = None
+        net = Net.host(address)
+        if store.covering_pool(net) is None and not store.is_in_block_of(store.node_name, net):
+            problem = _outside(net)
     if family is Family.V4 and name == Tunnel.VXLAN_V6 and own.ipv4 is None:
         # The kernel answers workloads that ask for their gateway only if it has a route to that.
         entries[route_key(_WORKLOAD_GATEWAY)] = Route(

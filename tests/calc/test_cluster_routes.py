@@ -435,3 +435,33 @@ def test_of_several_interfaces_that_lead_to_a_node_the_order_never_decides(
     own, gateway = Net.parse_interface("192.0.2.77/24"), Net.parse("192.0.2.9").packed
     for order in itertools.permutations(addresses):
         assert Host(order).parent_interface(gateway, own) == expected
+
+
+@pytest.mark.parametrize("name", ["n1", "n2"])
+def test_a_tunnel_address_outside_of_every_pool_is_said_whatever_came_first(name: str) -> None:
+    """Nobody has a route to it, so what the node itself sends to remote workloads gets no answer."""
+    used = pool("p4", "10.65.0.0/16", encapsulation=Encapsulation.VXLAN)
+    rest = pool("rest", "10.99.0.0/16", encapsulation=Encapsulation.VXLAN)
+    peers = [
+        node(one, f"192.0.2.{one[1]}/24", vxlan=["10.99.0.1" if one == name else f"10.65.{one[1]}.1"])
+        for one in ("n1", "n2")
+    ]
+    for order in itertools.permutations((used, *peers)):
+        calculation = calculated()
+        for one in order:
+            calculation.calculate(calculation.store.apply(Update(one.key, one)))
+        assert set(problems(calculation)) == {name}
+        assert "its tunnel address 10.99.0.1 is in no IP pool" in problems(calculation)[name]
+        # One pool or one block that has it, and all is well; when that is gone it is said again.
+        for cure, gone in ((rest, Update(rest.key, None)), (own := block("10.99.0.0/26", name), Update(own.key, None))):
+            calculation.calculate(calculation.store.apply(Update(cure.key, cure)))
+            assert name not in problems(calculation)
+            calculation.calculate(calculation.store.apply(gone))
+            assert name in problems(calculation)
+
+
+def test_where_no_pool_uses_the_tunnel_its_address_may_be_anywhere() -> None:
+    plain = pool("p4", "10.65.0.0/16")
+    assert (
+        problems(calculated(plain, *(node(f"n{i}", f"192.0.2.{i}/24", vxlan=[f"10.99.0.{i}"]) for i in (1, 2)))) == {}
+    )
