@@ -15,7 +15,10 @@ ALL_INTERFACES = "all"
 
 
 class HostAddress(NamedTuple):
-    """An address of an interface that is no workload's, whether that is up, its MTU; ``net`` keeps the host bits."""
+    """An address of an interface that is no workload's, whether that is up, its MTU; ``net`` keeps the host bits.
+
+    ``interface`` is empty for the node's address on ``lo``: packets leave by whatever a route says.
+    """
 
     interface: str
     net: Net
@@ -29,7 +32,8 @@ class Host:
 
     ``not_masqueraded``: destinations that ip-masq-agent's file leaves alone; everything while that is not known.
     ``loopback``: addresses of ``lo``, which routers have. ``gateways`` are the next hops of others' routes, ``uplinks``
-    the interfaces that default routes go through, ``peers`` what the node is told by: the broker in use.
+    the interfaces that default routes go through, ``uplink_mtu`` the least of theirs, ``peers`` what the node is told
+    by: the broker in use.
     ``wireguard_keys`` are the public keys of this node's own devices that stand.
     """
 
@@ -39,6 +43,7 @@ class Host:
     loopback: tuple[Net, ...] = ()
     gateways: tuple[Way, ...] = ()
     uplinks: tuple[str, ...] = ()
+    uplink_mtu: int = 1500
     peers: tuple[Way, ...] = ()
     not_masqueraded: tuple[Net, ...] = ()
     wireguard_keys: Mapping[Family, bytes] = field(default_factory=dict)
@@ -65,8 +70,13 @@ class Host:
         )
 
     def interface_with(self, address: bytes) -> HostAddress | None:
-        """The interface that has an address of the node: of several one that is up, then the first by name."""
+        """The interface that has an address of the node: of several one that is up, then the first by name.
+
+        Only if no other has it, ``lo``: so nodes that tell routers of their address themselves (BGP to the host).
+        """
         having = [one for one in self.addresses if one.net.packed == address]
+        if not having:
+            having = [HostAddress("", net, mtu=self.uplink_mtu) for net in self.loopback if net.packed == address]
         return min(having, key=lambda one: (not one.up, one.interface), default=None)
 
 

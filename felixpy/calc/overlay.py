@@ -127,11 +127,14 @@ def ipip_device(own: Net, host: Host) -> str:
     """``tunl0``, unless the kernel could take another address of the node for the outer source.
 
     It takes what the route to the other node says: with one address on the interfaces that lead out, that is it. One
-    with a host prefix, such as a virtual one that comes and goes, is not taken beside one with a subnet.
+    with a host prefix, such as a virtual one that comes and goes, is not taken beside one with a subnet. With an
+    address on ``lo`` nobody knows what routes say.
     """
     parent = host.interface_with(own.packed)
     if parent is None:
         return Tunnel.IPIP
+    if not parent.interface:
+        return OWN_IPIP
     leading = {*host.uplinks, parent.interface}
     others = (one.net for one in host.addresses if one.interface in leading and one.net.packed != own.packed)
     rivals = (net for net in others if net.family is Family.V4 and (parent.net.is_host or not net.is_host))

@@ -44,9 +44,11 @@ async def read_host(
     # With host encryption a tunnel has the node's address, too; the interface that has its subnet is the one.
     addresses = [one for one in addresses if not (one.net.is_host and one.net.packed in subnets)]
     addresses.sort()  # links have the order in which they came: to tell the same in another order is no change
-    links.addressed = frozenset(address.interface for address in addresses)
-    rp_filter = read_proc(f"{PROC_SYS_NET}/ipv4/conf/default/rp_filter")
+    on_loopback = tuple(sorted(net for link, net in usable if link and link.name == "lo"))
     ways = ways or Ways()
+    uplinks = {name: links.by_name[name].mtu for index in ways.uplinks if (name := links.name_of(index))}
+    links.addressed = frozenset(address.interface for address in addresses).union(uplinks if on_loopback else ())
+    rp_filter = read_proc(f"{PROC_SYS_NET}/ipv4/conf/default/rp_filter")
     gateways = {
         Way(gateway, name, name.startswith(workload_prefixes))
         for gateway, index in ways.gateways
@@ -56,9 +58,10 @@ async def read_host(
         tuple(addresses),
         Path(f"{PROC_SYS_NET}/ipv6").exists(),
         STRICT if rp_filter is None else rp_filter,
-        loopback=tuple(sorted(net for link, net in usable if link and link.name == "lo")),
+        loopback=on_loopback,
         gateways=tuple(sorted(gateways)),
-        uplinks=tuple(sorted(name for index in ways.uplinks if (name := links.name_of(index)))),
+        uplinks=tuple(sorted(uplinks)),
+        uplink_mtu=min(uplinks.values(), default=1500) if on_loopback else 1500,
         peers=_read_peers(links, workload_prefixes, peers, ours),
     )
 

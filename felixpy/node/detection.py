@@ -193,8 +193,13 @@ def _reluctance(address: Address) -> int:
 
 
 def _is_global(packed: bytes) -> bool:
-    """Global unicast: no loopback, link-local, multicast, unspecified or broadcast address."""
+    """Global unicast: no loopback, link-local, multicast, unspecified or broadcast address.
+
+    240.0.0.0/4 is: Linux and Calico take it as any other, and some clouds number nodes out of it.
+    """
     if len(packed) == 4:
-        return packed[0] not in (0, 127) and packed[0] < 224 and packed[:2] != b"\xa9\xfe"
+        if packed[:2] == b"\xa9\xfe" or packed == b"\xff\xff\xff\xff":
+            return False
+        return packed[0] not in (0, 127) and packed[0] & 0xF0 != 0xE0
     special = (bytes(16), bytes(15) + b"\x01")
     return packed not in special and packed[0] != 0xFF and not (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)

@@ -61,7 +61,10 @@ def check_found(addresses: Iterable[OwnAddress]) -> None:
         DetectionError: no address at all.
     """
     if not any(one.net for one in addresses):
-        raise DetectionError("no address: this node has neither an IPv4 nor an IPv6 address; set IP or IP6")
+        raise DetectionError(
+            "no address: no interface that is looked at has an IPv4 or IPv6 address that others can reach; set IP or "
+            "IP6, or IP_AUTODETECTION_METHOD (interface=lo for an address on lo)"
+        )
 
 
 def conflicts(own_name: str, own: Iterable[Net | None], others: Iterable[tuple[str, Net | None]]) -> list[str]:

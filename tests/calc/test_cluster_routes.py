@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from felixpy.calc.entries import ElementKey, Nexthop, NexthopKey, RouteKey
+from felixpy.calc.entries import DeviceKey, ElementKey, Nexthop, NexthopKey, RouteKey, Vxlan
 from felixpy.calc.graph import Calculated, Calculation
 from felixpy.calc.host import Host, HostAddress
 from felixpy.calc.pool_ways import PoolWays
@@ -465,3 +465,18 @@ def test_where_no_pool_uses_the_tunnel_its_address_may_be_anywhere() -> None:
     assert (
         problems(calculated(plain, *(node(f"n{i}", f"192.0.2.{i}/24", vxlan=[f"10.99.0.{i}"]) for i in (1, 2)))) == {}
     )
+
+
+def test_an_address_on_lo_binds_no_tunnel_to_an_interface() -> None:
+    """Whatever the routes say leads to others (BGP to the host); the uplinks tell the MTU."""
+    loopback = (Net.parse("10.255.0.1/32"), Net.parse("fd00:255::1/128"))
+    host = replace(HOST_FACTS, loopback=loopback, uplinks=("eth0", "eth1"), uplink_mtu=9000)
+    own = node("n1", "10.255.0.1/32", "fd00:255::1/128", vxlan=["10.65.1.63", "fd00:65::3f"], ipip="10.65.1.62")
+    for kind, four in ((Encapsulation.VXLAN, "vxlan.calico"), (Encapsulation.IPIP, "tunl-felixpy")):
+        pools = (replace(POOLS[0], encapsulation=kind), replace(POOLS[1], encapsulation=Encapsulation.VXLAN))
+        calculation = calculated(*pools, own, host=host)
+        devices = {key.name: value for key, value in calculation.entries().items() if isinstance(key, DeviceKey)}
+        assert devices.keys() == {four, "vxlan-v6.calico"}
+        assert isinstance(devices["vxlan-v6.calico"], Vxlan)
+        assert (devices["vxlan-v6.calico"].parent, devices["vxlan-v6.calico"].mtu) == ("", 8930)
+        assert not problems(calculation)

@@ -56,6 +56,28 @@ def test_what_cannot_be_used_is_named(method: str, reason: str) -> None:
         detect(method, Family.V4, AROUND)
 
 
+@pytest.mark.parametrize(
+    ("address", "may_be_told"),
+    [
+        ("240.0.0.5/20", True),
+        ("255.255.255.254/31", True),
+        ("255.255.255.255/32", False),
+        ("224.0.0.5/24", False),
+        ("239.255.1.1/24", False),
+        ("0.0.0.5/24", False),
+        ("127.0.0.5/8", False),
+        ("169.254.7.7/16", False),
+    ],
+)
+def test_what_is_unicast_to_the_kernel_may_be_a_nodes_address(address: str, may_be_told: bool) -> None:
+    around = Surroundings(interfaces(eth0=address))
+    if may_be_told:
+        assert str(detect("first-found", Family.V4, around)) == address
+    else:
+        with pytest.raises(DetectionError):
+            detect("first-found", Family.V4, around)
+
+
 def test_internal_ip_needs_kubernetes() -> None:
     with pytest.raises(DetectionError, match="Kubernetes only"):
         detect("kubernetes-internal-ip", Family.V4, Surroundings(AROUND.interfaces))

@@ -168,7 +168,8 @@ def _setting(one: Mapping[str, Any], wanted: str) -> tuple[str, bool]:
 
 
 def _router_ids(given: Mapping[str, Any], expect: Mapping[str, Any]) -> Iterator[Answer]:
-    names = given.get("names", given.get("name", given.get("nodes", list(expect))))
+    named = ("names", "name", "nodes", "node", "nodename", "NODENAME", "hostname")
+    names: Any = next((given[key] for key in named if key in given), list(expect))
     names = [names] if isinstance(names, str) else list(names)
     ids = expect.get("router_ids", expect.get("ids", expect.get("results", expect.get("router_id", expect))))
     for index, name in enumerate(names):

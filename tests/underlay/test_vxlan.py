@@ -134,6 +134,37 @@ def test_another_address_of_a_node_changes_the_device_in_place(lab: Lab) -> None
     assert device(N1, 4)["ifindex"] == index
 
 
+def test_an_address_on_lo_that_routers_are_told_of_carries_both_tunnels(lab: Lab) -> None:
+    """BGP to the host: links without an IPv4 address, a /32 and a /128 on lo, others' routes between them."""
+    lab.put_cluster("CrossSubnet", "CrossSubnet")
+    links: dict[str, str] = {}
+    for spec in (N1, N2):
+        (found,) = [one for one in shown(spec, "-6", "addr", "show", "dev", "eth0") if one]
+        (links[spec.name],) = [one["local"] for one in found["addr_info"] if one["scope"] == "link"]
+    for spec, other in ((N1, N2), (N2, N1)):
+        own = f"10.255.0.{spec.number}", f"fd00:255::{spec.number}"
+        far = f"10.255.0.{other.number}", f"fd00:255::{other.number}"
+        lab.ip(
+            spec.name,
+            "addr flush dev eth0 scope global",
+            "link set eth0 mtu 1400",
+            f"addr add {own[0]}/32 dev lo",
+            f"addr add {own[1]}/128 dev lo nodad",
+            f"route add {far[0]}/32 via inet6 {links[other.name]} dev eth0 src {own[0]}",
+            f"route add {far[1]}/128 via {links[other.name]} dev eth0 src {own[1]}",
+            f"route replace 0.0.0.0/0 via inet6 {links[other.name]} dev eth0 src {own[0]}",
+        )
+        lab.put(node(spec, bgp={"ipv4Address": f"{own[0]}/32", "ipv6Address": f"{own[1]}/128"}))
+    lab.start(N1, N2)
+    for family in (4, 6):
+        becomes(lambda family=family: lab.reaches(N1, N2, family), f"IPv{family}\n{lab.log(N1)[-3000:]}")  # type: ignore[misc]
+        becomes(lambda family=family: lab.reaches(N2, N1, family), f"IPv{family}\n{lab.log(N2)[-3000:]}")  # type: ignore[misc]
+    assert [device(N1, family)["mtu"] for family in (4, 6)] == [1350, 1330]
+    assert "link" not in device(N1, 4), "packets leave by what the routes say"
+    lab.ip("n1", "link set eth0 mtu 1500")
+    becomes(lambda: [device(N1, family)["mtu"] for family in (4, 6)] == [1450, 1430], "the uplink's MTU is followed")
+
+
 def test_what_cannot_be_changed_is_made_anew(lab: Lab) -> None:
     lab.put_cluster("Always", "Never")
     lab.ip("n1", "link add vxlan.calico type vxlan id 1 dstport 8472 local 10.9.0.1 dev eth0")
