@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench import bare_vxlan, peers
-from bench.marks import CALLS, Mark, own_share, written
+from bench.marks import CALLS, Mark, own_share, turns, written
 from bench.peers import Content
 from bench.results import Cell, Results
 from bench.scenarios import ms
@@ -101,9 +101,19 @@ class Network:
         self.add(scenario, "sends", costs.sends, unit="count")
         if ends:
             self.add(scenario, "written", ms(ends[-1], published))
-            self.add(scenario, "agent", own_share(marks, begin, ends[-1]) / 1e6)
-            calls = [mark for mark in marks if mark.stage in CALLS and begin <= mark.at < ends[-1]]
-            self.add(scenario, "kernel", sum(int(call.words[-1]) - call.spent for call in calls) / 1e6)
+            self._note_time(scenario, marks, begin, ends[-1])
+
+    def note_turn(self, scenario: str, marks: Sequence[Mark]) -> None:
+        """Processor time of one turn of the apply loop that wrote, with what it had received."""
+        ends = [mark.at for mark in marks if mark.stage == "acknowledged"]
+        begin = next((mark.at for mark in marks if mark.stage == "received"), None)
+        if ends and begin is not None:
+            self._note_time(scenario, marks, begin, ends[-1])
+
+    def _note_time(self, scenario: str, marks: Sequence[Mark], begin: int, end: int) -> None:
+        self.add(scenario, "agent", own_share(marks, begin, end) / 1e6)
+        calls = [mark for mark in marks if mark.stage in CALLS and begin <= mark.at < end]
+        self.add(scenario, "kernel", sum(int(call.words[-1]) - call.spent for call in calls) / 1e6)
 
 
 async def measure(results: Results, say: Progress, sizes: Sequence[int], *, quick: bool = False) -> None:
@@ -210,7 +220,28 @@ async def _nodes(network: Network) -> None:
             one = peers.documents(families, beyond + network.cell.size + number, lacks=lacks)
             await network.change(f"nodes: one added, {way}", one)
             await network.change(f"nodes: one removed, {way}", dict.fromkeys(one, b""))
+        await _nodes_in_a_row(network, f"nodes: one added after another, {way}", beyond, lacks)
     await network.change("", peers.settings())
+
+
+async def _nodes_in_a_row(network: Network, scenario: str, beyond: int, lacks: Family | None) -> None:
+    """Each is published as soon as the routes of the one before are there, so that neither processors nor caches rest;
+    then all are removed.
+    """
+    world, everything = network.world, Content()
+    network.subject.marks.read()
+    for number in range(network.times):
+        one = peers.documents(world.families, beyond + network.cell.size + number, lacks=lacks)
+        cidrs = [cidr for f in world.families for cidr in peers.blocks(f, beyond + network.cell.size + number)]
+        world.node_seen.clear()
+        await _publish(world, one)
+        await world.node_seen.wait({f"+route {cidr}" for cidr in cidrs}, PATIENCE_S)
+        everything |= one
+    *_, last = everything
+    marks = await network.subject.marks.until_applied(last, PATIENCE_S)
+    for turn in turns(marks):
+        network.note_turn(scenario, turn)
+    await network.change("", dict.fromkeys(everything, b""))
 
 
 async def _addresses(network: Network) -> None:

@@ -106,6 +106,16 @@ def stages(marks: Sequence[Mark], topic: str) -> dict[str, int]:
     return found
 
 
+def turns(marks: Sequence[Mark]) -> list[list[Mark]]:
+    """The marks of each turn of the apply loop that wrote, from the end of the one before that did."""
+    found: list[list[Mark]] = [[]]
+    for mark in marks:
+        found[-1].append(mark)
+        if mark.stage == "applied" and any(one.stage == "sent" for one in found[-1]):
+            found.append([])
+    return found[:-1]
+
+
 def kernel_time(marks: Sequence[Mark], begin: int, end: int) -> int:
     """Nanoseconds spent inside netlink calls and files of /proc/sys between two times."""
     return sum(int(mark.words[-2]) - mark.at for mark in marks if mark.stage in CALLS and begin <= mark.at < end)

@@ -30,6 +30,8 @@ def rows(results: Results) -> list[Row]:
         for size in SIZES:
             found.append(_row(results, size, f"{what}: kernel", scenario, "kernel", 0.06, "ms"))
             found.append(_row(results, size, f"{what}: agent", scenario, "agent", 0.3, "ms"))
+            one_by_one = f"nodes: one added after another, {way}"
+            found.append(_row(results, size, f"{what}, one after another: agent", one_by_one, "agent", 0.3, "ms"))
         found.append(_flat(results, f"{what}, kernel: many against few", scenario))
     for way in ("native", "VXLAN"):
         for count in (1, BLOCKS):
