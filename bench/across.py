@@ -38,6 +38,7 @@ SETTLES_S = 1.5
 """A device that was just made leads nobody through it for a second who has another way."""
 PATIENCE_S = 60.0
 OTHER_ROOT = f"{TOPIC_ROOT}-other"
+SWITCHED_ALONE = "mode of a pool switched, IPv4, nexthop_compat_mode=0"
 TWO_DEVICES, TOOLS = "Calico's two devices, plain routes", "ip -batch, bridge -batch"
 
 
@@ -278,6 +279,13 @@ async def _modes(network: Network) -> None:
                     await asyncio.sleep(0.5)  # what the kernel told of it has been read
             network.add(scenario, "pings", echoes.sent, unit="count")
             network.add(scenario, "pings lost", echoes.lost, unit="count")
+        # Without what the kernel does for programs that know no nexthop objects.
+        await world.node.sysctl("ipv4/nexthop_compat_mode", 0)
+        for turn in range(SWITCHES):
+            mode = (peers.TUNNEL, peers.CROSSING)[turn % 2]
+            await network.change(f"nodes: {SWITCHED_ALONE}", peers.pools((Family.V4,), mode))
+            await asyncio.sleep(0.5)
+        await world.node.sysctl("ipv4/nexthop_compat_mode", 1)
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,7 @@ Sizes are numbers of other nodes (``bench/across.py``). Invariant: every row is 
 from __future__ import annotations
 
 from bench import bare_vxlan
-from bench.across import BACKEND, BLOCKS, SIZES, TOOLS, TWO_DEVICES, WAYS
+from bench.across import BACKEND, BLOCKS, SIZES, SWITCHED_ALONE, TOOLS, TWO_DEVICES, WAYS
 from bench.budget import MET, MISSED, UNMEASURED, Row, judged, number
 from bench.results import Cell, Results
 
@@ -41,6 +41,9 @@ def rows(results: Results) -> list[Row]:
         scenario = f"nodes: mode of a pool switched, {family}"
         found.append(_row(results, SIZES[-1], f"{scenario[7:]}: written", scenario, "written", 200, "ms"))
         found.append(_row(results, SIZES[-1], f"{scenario[7:]}: pings lost", scenario, "pings lost", 0, ""))
+    found.append(
+        _row(results, SIZES[-1], f"{SWITCHED_ALONE}: written", f"nodes: {SWITCHED_ALONE}", "written", 200, "ms")
+    )
     empty, correct = "nodes: cold start, empty kernel", "nodes: cold start, correct kernel"
     found.append(_row(results, SIZES[-1], "cold start, empty kernel: in sync", empty, "in sync", 2000, "ms"))
     found.append(_row(results, SIZES[-1], "cold start, correct kernel: in sync", correct, "in sync", 1500, "ms"))

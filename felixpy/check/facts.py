@@ -117,7 +117,7 @@ async def read_facts(
     facts.capabilities = _capabilities()
     facts.lock_writable, facts.lock_fault = _lock_writable(), _lock_fault()
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/all/disable_ipv6", "ipv4/conf/all/rp_filter",
-                 "netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max"):  # fmt: skip
+                 "ipv4/nexthop_compat_mode", "netfilter/nf_conntrack_count", "netfilter/nf_conntrack_max"):  # fmt: skip
         _read_sysctl(facts, path)
     facts.service_cidrs = _kubernetes_cidrs("service-cluster-ip-range")
     facts.cluster_cidrs = _kubernetes_cidrs("cluster-cidr")

@@ -20,6 +20,8 @@ from felixpy.sources import SyncState
 
 UNIQUE_LOCAL = Net.parse("fc00::/7")
 CONNTRACK_SHARE = 0.8
+MANY_NODES = 1_000
+"""With so many another mode of a pool begins to take the kernel longer than the agent (docs/underlay.md)."""
 FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
 TUNNEL_DEVICES = (OWN_IPIP, *(tunnel.value for tunnel in Tunnel))
 OK, INFO, WARN, FAIL = Level
@@ -43,6 +45,7 @@ def judge(settings: Settings, facts: Facts, families: tuple[Family, ...]) -> lis
     found += _paths(facts)
     found += wireguard(settings, facts)
     found += _pools(facts, families)
+    found += _nexthops(facts, families)
     found += [
         Finding(
             "read",
@@ -311,6 +314,16 @@ def _host(settings: Settings, facts: Facts) -> Iterator[Finding]:
         yield Finding("mtu", WARN, f"{len(large)} workload interfaces have more than {least}", why, fix)
     elif least:
         yield Finding("mtu", OK, f"workload interfaces have at most {least}", why)
+
+
+def _nexthops(facts: Facts, families: tuple[Family, ...]) -> Iterator[Finding]:
+    """With many nodes, what the kernel does for programs that know no nexthop objects."""
+    nodes = len(facts.stream.nodes) if facts.stream else 0
+    if nodes < MANY_NODES or Family.V4 not in families or facts.sysctls.get("ipv4/nexthop_compat_mode") != "1":
+        return
+    why = f"for each of {nodes} nodes that is reached another way the kernel walks over all IPv4 routes"
+    fix = "sysctl -w net.ipv4.nexthop_compat_mode=0, unless a program here reads routes and knows no nexthop objects"
+    yield Finding("nexthops", INFO, "net.ipv4.nexthop_compat_mode is 1", why, fix)
 
 
 _DIRECTORY_FIX = "the directory must be there, and its files readable and whole: see the reason"

@@ -370,3 +370,16 @@ def test_the_lock_alone_is_enough(there: bool, expected: bool, tmp_path: Path, m
     monkeypatch.setattr(facts_module, "XTABLES_LOCK", lock)
     monkeypatch.setattr(facts_module.os, "access", lambda path, mode: path == lock)
     assert facts_module._lock_writable() is expected
+
+
+@pytest.mark.parametrize(("nodes", "compat", "named"), [(1_200, "1", True), (1_200, "0", False), (20, "1", False)])
+def test_with_many_nodes_the_walk_over_all_routes_is_named(nodes: int, compat: str, named: bool) -> None:
+    facts = good()
+    assert facts.stream
+    peers = {f"p{number}": Node(ResourceKey(Kind.NODE, f"p{number}"), V4) for number in range(nodes)}
+    facts.stream = replace(facts.stream, nodes={**facts.stream.nodes, **peers})
+    facts.sysctls["ipv4/nexthop_compat_mode"] = compat
+    found = [one for one in judge(SETTINGS, facts, FAMILIES) if one.id == "nexthops"]
+    assert bool(found) is named
+    assert all(one.level is Level.INFO for one in found)
+    assert not [one for one in judge(SETTINGS, facts, (Family.V6,)) if one.id == "nexthops"]
