@@ -198,7 +198,8 @@ async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
             continue
     facts.unsigned_devices = [name for name in VXLAN_DEVICES if name in facts.links and not _is_signed(name)]
     tunnels = {*Tunnel, OWN_IPIP, settings.wireguard_interface_name, settings.wireguard_interface_name_v6}
-    addresses = (await read_host(links, settings.interface_prefix)).addresses
+    host = await read_host(links, settings.interface_prefix)
+    addresses = (*host.addresses, *(HostAddress("lo", net) for net in host.loopback))
     facts.addresses = tuple(one for one in addresses if one.interface not in tunnels)
     for name in facts.links:
         if is_host_interface(name, settings.interface_prefix):
@@ -310,6 +311,9 @@ def _largest(facts: Facts, settings: Settings, family: Family) -> int:
     parent = Host(facts.addresses or ()).interface_with(address.packed) if address else None
     if parent is None or facts.stream is None:
         return 0
+    if parent.interface == "lo":  # which routers are told of
+        uplinks = [facts.mtus[name] for name in facts.default_routes.values() if name in facts.mtus]
+        parent = parent._replace(mtu=min(uplinks, default=parent.mtu))
     entry_settings, sizes = EntrySettings.of(settings), set()
     for pool in facts.stream.pools:
         way = TUNNELS.get(pool.encapsulation)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from felixpy.agent.agent import Agent
 from felixpy.agent.own_node import OwnNode
-from felixpy.calc.entries import ElementKey, Key, PeerKey
+from felixpy.calc.entries import ElementKey, FdbKey, Key, PeerKey
 from felixpy.calc.rule import ChainKey
 from felixpy.cni.remains import Remains
 from felixpy.config import DatastoreType, Settings, SettingsSource
@@ -21,7 +21,7 @@ from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.dataplane.report import Operation
-from felixpy.model.net import FAMILIES, Family
+from felixpy.model.net import FAMILIES, Family, format_address
 from felixpy.node.detection import DetectionError
 from felixpy.observe.endpoint_folders import FOLDER, Folders, describe, empty
 from felixpy.plain_error import PlainError
@@ -143,8 +143,10 @@ def pools(agent: Agent) -> list[Line]:
 
 
 def _text(key: Key | ChainKey, value: object) -> str:
-    if isinstance(key, ElementKey):
+    if isinstance(key, ElementKey) or value is None:
         return "present"
+    if isinstance(key, FdbKey) and isinstance(value, bytes):
+        return f"dst {format_address(value)}"
     if isinstance(value, tuple) and isinstance(key, ChainKey):
         return f"{len(value)} rules"
     return value.hex(":") if isinstance(value, bytes) else str(value)

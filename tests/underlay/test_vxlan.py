@@ -161,6 +161,10 @@ def test_an_address_on_lo_that_routers_are_told_of_carries_both_tunnels(lab: Lab
         becomes(lambda family=family: lab.reaches(N2, N1, family), f"IPv{family}\n{lab.log(N2)[-3000:]}")  # type: ignore[misc]
     assert [device(N1, family)["mtu"] for family in (4, 6)] == [1350, 1330]
     assert "link" not in device(N1, 4), "packets leave by what the routes say"
+    said = lab.felixpy(N1, "check")
+    assert "10.255.0.1/32 as the Node says" in said
+    assert "fd00:255::1/128 as the Node says" in said
+    assert "dst 10.255.0.2" in lab.felixpy(N1, "show", "underlay"), "addresses of nodes are written as such"
     lab.ip("n1", "link set eth0 mtu 1500")
     becomes(lambda: [device(N1, family)["mtu"] for family in (4, 6)] == [1450, 1430], "the uplink's MTU is followed")
 
