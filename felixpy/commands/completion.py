@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 from click.exceptions import Exit
-from click.shell_completion import get_completion_class
 
 from felixpy.commands.errors import CommandError, plain_errors
 
@@ -34,6 +33,8 @@ def _shell() -> str:
 
 
 def _script(shell: str) -> str:
+    from click.shell_completion import get_completion_class  # 3 ms that every other command need not pay
+
     found = get_completion_class(shell)
     assert found is not None
     context = click.get_current_context()
