@@ -20,6 +20,7 @@ from felixpy.kubernetes.access import Access, AccessError
 from felixpy.model.invalid import UNREADABLE
 from felixpy.model.net import peer_address
 from felixpy.plain_error import PlainError
+from felixpy.standing import Standing
 
 REQUEST_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
@@ -33,6 +34,8 @@ JSON = "application/json"
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 _UNANSWERED_MILLISECONDS = 30_000
 
+UNANSWERED = "the API server does not answer"
+
 FORBIDDEN, NOT_FOUND, CONFLICT, GONE, TOO_MANY_REQUESTS = 403, 404, 409, 410, 429
 
 
@@ -43,6 +46,34 @@ class ApiError(PlainError):
         super().__init__(message)
         self.status = status
         self.reason = reason
+
+
+class Unanswered(ApiError):
+    """The API server cannot be reached: nothing that has to do with what was asked."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0, message)
+
+
+class Outage:
+    """The time in which the API server does not answer, as all see it who follow something there: one line in the log
+    when it begins, and one when everybody has an answer again."""
+
+    def __init__(self) -> None:
+        self._without: set[object] = set()
+        self._standing = Standing(level="warning")
+
+    def begins(self, who: object, error: Unanswered) -> None:
+        """Somebody has no answer."""
+        if not self._without:
+            self._standing.fails(UNANSWERED, str(error))
+        self._without.add(who)
+
+    def ends(self, who: object) -> None:
+        """Somebody has an answer, whichever."""
+        self._without.discard(who)
+        if not self._without:
+            self._standing.works(UNANSWERED)
 
 
 class Status(msgspec.Struct):
@@ -59,6 +90,7 @@ class Api:
     def __init__(self, access: Access) -> None:
         self.access = access
         self._session: aiohttp.ClientSession | None = None
+        self.outage = Outage()
         self.on_connected: Callable[[bytes], None] = lambda peer: None
         """Is told the server's address before anything that a stream delivers."""
 
@@ -171,9 +203,9 @@ class Api:
                     raise _refusal(response.status, await response.read(), method, path, self.access)
                 yield response
         except AccessError as error:
-            raise ApiError(0, str(error)) from None
+            raise Unanswered(str(error)) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise ApiError(0, f"the API server {self.access.server} cannot be reached: {_why(error)}") from None
+            raise Unanswered(f"the API server {self.access.server} cannot be reached: {_why(error)}") from None
 
 
 def _why(error: Exception) -> str:

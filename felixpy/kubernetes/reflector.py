@@ -20,7 +20,16 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 import structlog
 
-from felixpy.kubernetes.client import FORBIDDEN, GONE, NOT_FOUND, TOO_MANY_REQUESTS, Api, ApiError, Status
+from felixpy.kubernetes.client import (
+    FORBIDDEN,
+    GONE,
+    NOT_FOUND,
+    TOO_MANY_REQUESTS,
+    Api,
+    ApiError,
+    Status,
+    Unanswered,
+)
 from felixpy.slices import in_slices
 from felixpy.standing import Standing
 
@@ -156,6 +165,8 @@ class Reflector(Generic[T]):
                 self._fails(ApiError(0, f"{self.collection.path}: the watch ended: {error}"))
                 await self._pause()
             except ApiError as error:
+                if not isinstance(error, Unanswered):
+                    self._api.outage.ends(self)
                 if error.status == NOT_FOUND:
                     return
                 if error.status != TOO_MANY_REQUESTS:  # it asks for patience: it reads a kind for the first time
@@ -341,11 +352,15 @@ class Reflector(Generic[T]):
         return params
 
     def _fails(self, error: ApiError) -> None:
-        self._standing.fails(f"cannot follow {self.collection.path}", str(error))
+        if isinstance(error, Unanswered):
+            self._api.outage.begins(self, error)  # one line for all collections
+        else:
+            self._standing.fails(f"cannot follow {self.collection.path}", str(error))
         self._is_failing = True
         self._follower.failed(error)
 
     def _works(self) -> None:
+        self._api.outage.ends(self)
         self._standing.works(f"cannot follow {self.collection.path}")
         if self._is_failing:
             self._is_failing = False

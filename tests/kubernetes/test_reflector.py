@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from felixpy.demo.patience import limit
 from felixpy.kubernetes import reflector as module
 from felixpy.kubernetes.access import Access, Identity
-from felixpy.kubernetes.client import Api, ApiError
+from felixpy.kubernetes.client import UNANSWERED, Api, ApiError
 from felixpy.kubernetes.reflector import Collection, ObjectKey, Reflector
 from tests.kubernetes.api_server import PATH, FakeServer, thing
 
@@ -309,6 +310,54 @@ def test_a_server_that_is_away_or_talks_nonsense_changes_nothing() -> None:
             await until(lambda: follower.known[A] == "blue")
             assert follower.told == [("a", "red"), ("a", "blue")]
             assert {error.status for error in follower.failures} >= {503}
+
+    asyncio.run(run())
+
+
+def test_an_outage_is_one_line_for_all_that_is_followed_and_one_when_all_have_an_answer() -> None:
+    async def run() -> None:
+        server, followers = FakeServer(), [Follower() for _ in range(3)]
+        async with server.running():
+            api = Api(Access(Identity(server.url)))
+            tasks = [asyncio.create_task(Reflector(api, Collection(PATH, color), each).run()) for each in followers]
+            await until(lambda: all(each.lists == 1 for each in followers))
+        with capture_logs() as logs:
+            await until(lambda: all(len(each.failures) > 1 for each in followers))
+            async with server.running():
+                api.access.server = server.url  # another port
+                await until(lambda: all(each.recoveries for each in followers))
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        assert [line["event"] for line in logs] == [UNANSWERED, f"{UNANSWERED}: over"]
+        assert "cannot be reached: Connection refused" in logs[0]["reason"]
+        await api.close()
+
+    asyncio.run(run())
+
+
+def test_who_is_refused_after_an_outage_has_an_answer() -> None:
+    async def run() -> None:
+        server, follower = FakeServer(), Follower()
+
+        async def forbidden(request: web.Request) -> web.StreamResponse:
+            return server.refusal(403, "Forbidden", "things is forbidden")
+
+        async with server.running():
+            api = Api(Access(Identity(server.url)))
+            task = asyncio.create_task(Reflector(api, Collection(PATH, color), follower).run())
+            await until(lambda: follower.lists == 1)
+        with capture_logs() as logs:
+            await until(lambda: len(follower.failures) > 1)
+            server.script.append(forbidden)
+            async with server.running():
+                api.access.server = server.url
+                await until(lambda: bool(follower.recoveries))
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        cannot = f"cannot follow {PATH}"
+        assert [line["event"] for line in logs] == [UNANSWERED, f"{UNANSWERED}: over", cannot, f"{cannot}: over"]
+        await api.close()
 
     asyncio.run(run())
 
