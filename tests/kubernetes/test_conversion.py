@@ -163,7 +163,11 @@ def test_floating_addresses_lead_to_the_address_of_their_family() -> None:
 
 @pytest.mark.parametrize(
     ("written", "words"),
-    [("203.0.113.9", "is not a list of texts"), ('["203.0.113.0/24"]', "203.0.113.0/24"), ('["127.0.0.1"]', "unicast")],
+    [
+        ("203.0.113.9", "is not a list of texts"),
+        ('["203.0.113.0/24"]', "203.0.113.0/24"),
+        ('["127.0.0.1"]', "loopback"),
+    ],
 )
 def test_a_mistaken_annotation_of_floating_addresses_costs_the_pod_nothing_else(written: str, words: str) -> None:
     found = endpoint(merged(annotated(floatingIPs=written), {"status": {"podIP": "10.48.0.1"}}))
