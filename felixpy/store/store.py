@@ -288,9 +288,8 @@ class Store:
         self._encapsulated = {
             family: frozenset(one for of, one in self._encapsulations if of is family) for family in FAMILIES
         }
-        dirty.add(
-            ResourceKey(Kind.NODE, self.node_name)
-        )  # which tunnels it needs, and whether a pool has their addresses
+        if before != self._encapsulated:
+            dirty.add(ResourceKey(Kind.NODE, self.node_name))
         if _tunnels(before) != _tunnels(self._encapsulated):
             dirty.update(node.key for node in self.nodes.values())  # their ends of a tunnel come or go
         for cidr in changed:
