@@ -56,6 +56,8 @@ TOPICS = {
     "IPAMBlock": "block",
     "FelixConfiguration": "felixconfig",
     "BGPConfiguration": "bgpconfig",
+    "GlobalNetworkPolicy": "policy/global",
+    "GlobalNetworkSet": "netset/global",
 }
 
 
@@ -63,6 +65,8 @@ def topic(document: Object) -> str:
     metadata = document["metadata"]
     if document["kind"] == "WorkloadEndpoint":
         return f"wep/{document['spec']['node']}/{metadata['namespace']}/{metadata['name']}"
+    if document["kind"] == "HostEndpoint":
+        return f"hep/{document['spec']['node']}/{metadata['name']}"
     return f"{TOPICS[document['kind']]}/{metadata['name']}"
 
 
