@@ -18,6 +18,7 @@ from .world import World, becomes
 RANGE = {Family.V4: "10.96.0.0/16", Family.V6: "fd00:96::/112"}
 SERVICE = {Family.V4: "10.96.0.10", Family.V6: "fd00:96::a"}
 FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
+REDIRECTS = ("ipv4/conf/all/send_redirects", "ipv4/conf/eth0/send_redirects")
 ROUND, REFUSED, NOTHING = "Time to live exceeded", "Port unreachable", "nothing"
 WORDS = {"Time to live exceeded": ROUND, "Hop limit": ROUND, "Port unreachable": REFUSED}
 TRANSLATE = """table {family} proxy {{
@@ -39,16 +40,23 @@ def ranges(*families: Family, field: str = "serviceClusterIPs") -> Object:
 
 @contextlib.asynccontextmanager
 async def router(world: World, family: Family) -> AsyncIterator[None]:
-    """The outside host routes the Services' range to node1, as one that was told so by BGP."""
+    """The outside host routes the Services' range to node1, as one that was told so by BGP.
+
+    Neither of the two sends IPv4 redirects: after nine of them Linux notes the time of each packet that would be worth
+    one where it counts how often it may say that a packet's time is over, and from then on it never says so.
+    """
     ext, route = world.lab.ext, f"{RANGE[family]} via {NODE1.addresses[family]}"
-    before = await ext.sysctl(FORWARDING[family])
-    await ext.sysctl(FORWARDING[family], 1)
+    wanted = [(ext, FORWARDING[family], 1), *((host, name, 0) for host in (ext, world.node1) for name in REDIRECTS)]
+    before = [(host, name, await host.sysctl(name)) for host, name, _ in wanted]
     await ext.ip([f"route add {route}"])
     try:
+        for host, name, value in wanted:
+            await host.sysctl(name, value)
         yield
     finally:
+        for host, name, value in before:
+            await host.sysctl(name, value)
         await ext.ip([f"route del {route}"])
-        await ext.sysctl(FORWARDING[family], before)
 
 
 async def answer(world: World, family: Family) -> str:
