@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from felixpy.model.net import Family, Net, family_of, parse_address, quote
+from felixpy.model.special import special_range
 
 DEFAULT_EXCLUDES = (
     "docker.*", "cbr.*", "dummy.*", "podman.*", "virbr.*", "lxcbr.*", "veth.*", "lo", "br-.*", "cali.*", "tunl.*",
@@ -176,7 +177,7 @@ def _best(
             continue
         for address in interface.addresses:
             net = address.net
-            if net.family is not family or address.unusable or not _is_global(net.packed):
+            if net.family is not family or address.unusable or not _is_global(Net.host(net.packed)):
                 continue
             if within and not any(cidr.covers(net.packed) for cidr in within):
                 continue
@@ -192,14 +193,6 @@ def _reluctance(address: Address) -> int:
     return 1 if address.net.is_host else 0
 
 
-def _is_global(packed: bytes) -> bool:
-    """Global unicast: no loopback, link-local, multicast, unspecified or broadcast address.
-
-    240.0.0.0/4 is: Linux and Calico take it as any other, and some clouds number nodes out of it.
-    """
-    if len(packed) == 4:
-        if packed[:2] == b"\xa9\xfe" or packed == b"\xff\xff\xff\xff":
-            return False
-        return packed[0] not in (0, 127) and packed[0] & 0xF0 != 0xE0
-    special = (bytes(16), bytes(15) + b"\x01")
-    return packed not in special and packed[0] != 0xFF and not (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)
+def _is_global(net: Net) -> bool:
+    """Global unicast. Of 0.0.0.0/8 none is, though Linux forwards all but the first."""
+    return not special_range(net) and not (net.family is Family.V4 and net.packed[0] == 0)
