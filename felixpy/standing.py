@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from msgspec import Struct
 
 Note = Callable[[str, str], None]
 """Is told what fails and why, each time that is news."""
@@ -20,8 +20,7 @@ Over = Callable[[str], None]
 """Is told what works again."""
 
 
-@dataclass(slots=True)
-class _Failure:
+class _Failure(Struct):
     since: float
     reason: str = ""
     times: int = 0

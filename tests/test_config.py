@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 
 from felixpy.config import (
     DECLARATIONS,
@@ -108,7 +107,7 @@ def configuration(name: str, created: str = "", **spec: Any) -> FelixConfigurati
 def test_a_variable_sets_its_setting(variable: str, text: str, attribute: str, value: Any) -> None:
     settings, problems = environment(**{variable: text})
     assert problems == ()
-    assert settings == dataclasses.replace(Settings(), **{attribute: value})
+    assert settings == replace(Settings(), **{attribute: value})
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ def test_a_list_has_a_limit_and_a_longer_one_is_a_short_problem(attribute: str, 
 
 
 def test_every_list_setting_is_known_to_have_a_limit() -> None:
-    lists = {name for name, value in dataclasses.asdict(Settings()).items() if isinstance(value, tuple)}
+    lists = {name for name, value in asdict(Settings()).items() if isinstance(value, tuple)}
     plain = {"nat_port_range", "log_action_rate_limit"}  # of a fixed number of parts
     assert lists - plain == {
         "interface_prefix",
@@ -250,7 +249,7 @@ def test_felix_hostname_wins_over_nodename() -> None:
 
 
 def test_every_setting_has_one_declaration_and_names_of_its_own() -> None:
-    assert list(DECLARATIONS) == [item.name for item in dataclasses.fields(Settings)]
+    assert list(DECLARATIONS) == list(Settings.__struct_fields__)
     names = [name.lower() for declaration in DECLARATIONS.values() for name in (declaration.name, *declaration.also)]
     assert len(names) == len(set(names))
     assert all(declaration.doc.endswith(".") and declaration.parser.expected for declaration in DECLARATIONS.values())

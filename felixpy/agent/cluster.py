@@ -15,13 +15,14 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import yaml
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from felixpy.agent.tunnel_addresses import KINDS
 from felixpy.calc.mtu import Tunnel
@@ -56,8 +57,7 @@ POOLS = "/apis/projectcalico.org/v3/ippools"
 KUBEADM = "/api/v1/namespaces/kube-system/configmaps/kubeadm-config"
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(Struct, frozen=True):
     """What of the agent is looked at."""
 
     is_ready: Callable[[], bool]

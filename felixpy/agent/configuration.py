@@ -9,11 +9,11 @@ done again. It must never write to the kernel, but to remove what other back-end
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from felixpy.agent.leftovers import Leftovers
 from felixpy.agent.outcome import Outcome
@@ -300,7 +300,7 @@ def _names_own_interface(named: Mapping[str, str], attribute: str, value: Any) -
 def _differences(old: Settings, new: Settings) -> dict[str, str]:
     """Changed settings by name, new value as text; secrets cannot change live."""
     return {
-        one.name: str(getattr(new, one.name))
-        for one in fields(new)
-        if getattr(old, one.name) != getattr(new, one.name) and "password" not in one.name
+        name: str(getattr(new, name))
+        for name in Settings.__struct_fields__
+        if getattr(old, name) != getattr(new, name) and "password" not in name
     }

@@ -16,8 +16,9 @@ is never taken where felixpy does not give addresses itself; nobody would know.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from felixpy.calc import wireguard
 from felixpy.calc.entry_settings import EntrySettings
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
     from felixpy.ipam.blocks import CalicoBlocks
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Struct, frozen=True):
     """What Calico calls a tunnel's address: in IPAM, in a Node, in the annotations of Kubernetes' Node."""
 
     handle: str

@@ -5,7 +5,7 @@ Invariant: the calculation of entries sees this and no other setting, so where i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from msgspec import Struct
 
 from felixpy.calc.mtu import Tunnel
 from felixpy.config import ProgramClusterRoutes, Settings, TableRange, tables_of
@@ -17,8 +17,7 @@ def wireguard_tables(ranges: tuple[TableRange, ...]) -> dict[Family, int]:
     return dict(zip(FAMILIES, tables_of(ranges), strict=False))
 
 
-@dataclass(frozen=True, slots=True)
-class EntrySettings:
+class EntrySettings(Struct, frozen=True):
     """The part of the settings that entries depend on, under the same names."""
 
     interface_prefix: tuple[str, ...]
@@ -107,4 +106,4 @@ class EntrySettings:
 
     @classmethod
     def of(cls, settings: Settings) -> EntrySettings:
-        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls)})
+        return cls(**{name: getattr(settings, name) for name in cls.__struct_fields__})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from felixpy.calc.entries import Key, SettingsKey, SettingValues, Value
 from felixpy.calc.entry_settings import EntrySettings
@@ -26,8 +28,7 @@ class HostAddress(NamedTuple):
     mtu: int = 1500
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(Struct, frozen=True, dict=True):
     """Facts of the node: addresses, whether the kernel has IPv6, and ``net.ipv4.conf.default.rp_filter``.
 
     ``not_masqueraded``: destinations that ip-masq-agent's file leaves alone; everything while that is not known.
@@ -47,12 +48,13 @@ class Host:
     peers: tuple[Way, ...] = ()
     not_masqueraded: tuple[Net, ...] = ()
     wireguard_keys: Mapping[Family, bytes] = field(default_factory=dict)
-    reserved: Reserved = field(init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def reserved(self) -> Reserved:
+        """What no workload, block or tunnel may have, because the node's own network needs it."""
         own = [(one.interface, one.net) for one in self.addresses]
         own += [("lo", net) for net in self.loopback]
-        object.__setattr__(self, "reserved", Reserved(own, self.gateways, self.peers, self.uplinks))
+        return Reserved(own, self.gateways, self.peers, self.uplinks)
 
     def parent_interface(self, gateway: bytes, own: Net | None) -> str | None:
         """Interface that reaches another node on the link: its subnet has the gateway. None where no subnet has it."""

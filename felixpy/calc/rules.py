@@ -17,7 +17,8 @@ They are said in the words of ``felixpy.calc.rule``. They depend on settings and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felixpy.calc.entries import ADDRESS_MAPS, SetName
 from felixpy.calc.mtu import OWN_IPIP, Tunnel
@@ -94,8 +95,7 @@ WIREGUARD = frozenset({Tunnel.WIREGUARD, Tunnel.WIREGUARD_V6})
 VXLAN = frozenset({Tunnel.VXLAN, Tunnel.VXLAN_V6})
 
 
-@dataclass(frozen=True, slots=True)
-class RuleSettings:
+class RuleSettings(Struct, frozen=True):
     """The part of the settings that rules depend on, for one family and one back-end."""
 
     family: Family
@@ -113,7 +113,7 @@ class RuleSettings:
     nat_interface: str
     sees_errors: bool
     nftables: bool = True
-    marks: MarkBits = nftables_marks(DEFAULT_MARK_MASK)  # noqa: RUF009  a constant
+    marks: MarkBits = nftables_marks(DEFAULT_MARK_MASK)
     failsafe_in: tuple[Failsafe, ...] = ()
     failsafe_out: tuple[Failsafe, ...] = ()
     in_use: tuple[Failsafe, ...] = ()

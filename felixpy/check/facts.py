@@ -12,9 +12,10 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+
+from msgspec import Struct, field
 
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, HostAddress
@@ -56,8 +57,7 @@ BIRD_PROTOCOL = 12
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Stream:
+class Stream(Struct):
     """What the source delivers: how complete, and the objects that checks need."""
 
     status: SyncStatus
@@ -67,8 +67,7 @@ class Stream:
     bad: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Facts:
+class Facts(Struct):
     """Everything that was found; None: could not be read."""
 
     settings: Settings = field(default_factory=Settings)  # in force, with those of the stream

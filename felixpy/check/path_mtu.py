@@ -15,7 +15,8 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felixpy.model.net import Family, format_address
 
@@ -29,8 +30,7 @@ SMALL, FULL = 1, 2
 """Sequence numbers of the two requests."""
 
 
-@dataclass(slots=True)
-class Path:
+class Path(Struct):
     """The way to another node: which requests it answered, and the MTU that a router on the way told (0: none)."""
 
     node: str

@@ -8,7 +8,8 @@ later one counts. Memory only: the journal that survives a restart is filled int
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felixpy.model.net import Net
 
@@ -19,8 +20,7 @@ Follower = Callable[[PodKey], None]
 """Is told of a pod whose attachment is new, another one, or gone; must return at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(Struct, frozen=True):
     """One interface of one container. ``interface`` is the node's end of the veth, ``container_interface`` the other.
 
     ``addresses`` are /32 and /128; ``mac`` is that of the container's end; ``netns`` the path that the runtime gave;

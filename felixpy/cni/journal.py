@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
+from msgspec import Struct, field
 
 from felixpy.cni.attachments import Attachment
 from felixpy.model.net import Net
@@ -41,8 +41,7 @@ class JournalError(PlainError):
     """The journal cannot be used: one sentence."""
 
 
-@dataclass(slots=True)
-class Content:
+class Content(Struct):
     """What a journal holds. ``damaged``: numbers of lines that cannot be read."""
 
     attachments: dict[Identity, Attachment] = field(default_factory=dict)

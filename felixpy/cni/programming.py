@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from felixpy.cni.wishes import PodWishes
 from felixpy.model.resources import ResourceKey, Update, WorkloadEndpoint
@@ -19,8 +20,7 @@ class NotProgrammed(Exception):
         self.later = later
 
 
-@dataclass(frozen=True, slots=True)
-class NodeState:
+class NodeState(Struct, frozen=True):
     """Whether workloads can be attached, and whether those that are may suffer; empty texts: all is well."""
 
     cannot: str = ""
@@ -56,8 +56,7 @@ class Pods(Protocol):
     async def wishes(self, namespace: str, pod: str, uid: str) -> PodWishes: ...
 
 
-@dataclass(slots=True)
-class Node:
+class Node(Struct):
     """What of the node the names and defaults come from."""
 
     name: str

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from felixpy.cni.errors import CniError, Code
 from felixpy.model.invalid import InvalidResource
@@ -33,8 +33,7 @@ _ARGUMENTS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Ipam:
+class Ipam(Struct, frozen=True):
     """Where the addresses come from. ``ranges``: of ``host-local``; empty: what this node was given.
 
     ``pools``: names or CIDRs per family, empty: any.
@@ -45,8 +44,7 @@ class Ipam:
     pools: Mapping[Family, tuple[str, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(Struct, frozen=True):
     """What standard input says. ``mtu`` 0: the agent's. ``valid``: of GC, (container, interface) that live.
 
     ``floating``: whether pods may ask for floating addresses, as Calico's plugin has it (``feature_control``).
@@ -63,8 +61,7 @@ class Configuration:
     valid: frozenset[tuple[str, str]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """One call. ``container_id`` and what follows are empty where the command has none."""
 
     command: str

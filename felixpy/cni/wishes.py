@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct, field
 
 from felixpy.model.net import FAMILIES, Family, Net, quote
 
@@ -21,8 +21,7 @@ _REFUSED = {
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
 
 
-@dataclass(frozen=True, slots=True)
-class PodWishes:
+class PodWishes(Struct, frozen=True):
     """What is asked for. ``refused``: why it cannot be had, in one sentence; then nothing else counts.
 
     ``floating``: the floating addresses; they are no addresses of the pod's own.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 from click.exceptions import Exit
+from msgspec.structs import replace
 
 from felixpy.commands.errors import CommandError, plain_errors
 from felixpy.config import DatastoreType, Settings

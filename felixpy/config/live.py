@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from felixpy.config.resolve import ProblemKind, Refuses, SettingProblem, resolve, resolve_stream
 from felixpy.config.settings import DECLARATIONS, Settings

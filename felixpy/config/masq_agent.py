@@ -8,8 +8,9 @@ masquerades all of IPv6, pod to pod, too; here pools are always left out besides
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from felixpy.config.values import parse_duration
 from felixpy.model.net import Family, Net, quote
@@ -34,8 +35,7 @@ class MasqFileError(ValueError):
     """The file cannot be used; one sentence with the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class MasqAgentConfig:
+class MasqAgentConfig(Struct, frozen=True):
     """The file's content with its defaults; ``resync_interval`` is seconds."""
 
     non_masquerade_cidrs: tuple[Net, ...] = RFC_1918

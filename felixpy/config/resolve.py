@@ -7,9 +7,10 @@ reach a problem.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct
 
 from felixpy.config.settings import DECLARATIONS, Declaration, Settings
 from felixpy.config.sources import SettingsSource
@@ -29,8 +30,7 @@ class ProblemKind(Enum):
     LOCAL_ONLY = "local only"
 
 
-@dataclass(frozen=True, slots=True)
-class SettingProblem:
+class SettingProblem(Struct, frozen=True):
     """One setting of one source that was passed over. Hashable, so that it can be reported once."""
 
     kind: ProblemKind

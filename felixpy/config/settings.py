@@ -3,15 +3,16 @@
 Names are Felix's; a setting of our own says so. A default that differs from Felix's says why.
 """
 
-# ruff: noqa: RUF009  the calls give dataclasses.field(), which is what the rule wants
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from functools import reduce
 from operator import and_
 from pathlib import Path
 from typing import Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from felixpy.config.values import (
     BOOLEAN,
@@ -67,11 +68,8 @@ from felixpy.model.net import Family, Net
 
 T = TypeVar("T")
 
-_KEY = "declaration"
 
-
-@dataclass(frozen=True, slots=True)
-class Declaration:
+class Declaration(Struct, frozen=True):
     """What there is to know of one setting beside its value.
 
     ``also`` are further names, such as the one in FelixConfiguration where it differs by more than case.
@@ -93,18 +91,20 @@ class Declaration:
         return f"FELIX_{self.name.upper()}"
 
 
+_DECLARED: list[Declaration] = []
+"""In the order of the fields of ``Settings``, whose defaults the two functions below return."""
+
+
 def _setting(default: T, name: str, parser: Parser[T], doc: str, *also: str, ours: bool = False) -> T:
-    declaration = Declaration("", name, parser, doc, also, ours)
-    value: T = field(default=default, metadata={_KEY: declaration})
-    return value
+    _DECLARED.append(Declaration("", name, parser, doc, also, ours))
+    return default
 
 
 def _local(
     default: T, name: str, parser: Parser[T], doc: str, *also: str, ours: bool = True, secret: bool = False
 ) -> T:
-    declaration = Declaration("", name, parser, doc, also, ours, local_only=True, secret=secret)
-    value: T = field(default=default, repr=not secret, metadata={_KEY: declaration})
-    return value
+    _DECLARED.append(Declaration("", name, parser, doc, also, ours, local_only=True, secret=secret))
+    return default
 
 
 DEFAULT_MARK_MASK = 0xFFFF0000
@@ -121,8 +121,7 @@ def _wireguard_mark(*masks: int) -> int:
     return bit if enough else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """All settings, parsed. Intervals are seconds (0: off)."""
 
     nodename: str = _local(
@@ -483,6 +482,10 @@ class Settings:
         """MQTT is the source if a broker is named and nothing else is asked for."""
         return bool(self.mqtt_host) and self.datastore_type in (DatastoreType.AUTO, DatastoreType.MQTT)
 
+    def __repr__(self) -> str:
+        shown = ((name, getattr(self, name)) for name, one in DECLARATIONS.items() if not one.secret)
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown)})"
+
     @property
     def crossed_families(self) -> frozenset[Family]:
         """Families whose packets may travel over the other one, to or from a node without an address of theirs."""
@@ -498,18 +501,10 @@ class Settings:
         return _wireguard_mark(self.nftables_mark_mask, self.iptables_mark_mask)
 
 
-def _declarations() -> dict[str, Declaration]:
-    found = {}
-    for item in fields(Settings):
-        declared: Declaration = item.metadata[_KEY]
-        found[item.name] = Declaration(
-            item.name, declared.name, declared.parser, declared.doc, declared.also,
-            declared.ours, declared.local_only, declared.secret,
-        )  # fmt: skip
-    return found
-
-
-DECLARATIONS: Mapping[str, Declaration] = _declarations()
+DECLARATIONS: Mapping[str, Declaration] = {
+    attribute: replace(declared, attribute=attribute)
+    for attribute, declared in zip(Settings.__struct_fields__, _DECLARED, strict=True)
+}
 """Attribute of ``Settings`` → its declaration, in the order of the documentation."""
 
-DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Settings)}
+DEFAULTS: Mapping[str, Any] = dict(zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True))

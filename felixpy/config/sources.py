@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from felixpy.plain_error import PlainError
 
@@ -24,8 +25,7 @@ class SettingsFileDenied(SettingsFileError):
     """It is for others than this user."""
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsSource:
+class SettingsSource(Struct, frozen=True):
     """Settings as written: name → value. ``local`` sources belong to this machine, the others come from the stream.
 
     ``empty_is_none``: an empty path says that there is none. An empty variable does not, it counts as not set, as in

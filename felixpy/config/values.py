@@ -10,10 +10,11 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.names import check_name
@@ -158,8 +159,7 @@ class PortRange(NamedTuple):
         return f"{self.first}-{self.last}"
 
 
-@dataclass(frozen=True, slots=True)
-class Parser(Generic[T]):
+class Parser(Struct, Generic[T], frozen=True):
     """``zero`` is the value of the word ``none``, in a tuple; an empty tuple if the setting has no such value."""
 
     expected: str

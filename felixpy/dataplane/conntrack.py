@@ -16,7 +16,8 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felixpy.dataplane.table import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from felixpy.model.net import format_address
@@ -26,8 +27,7 @@ from felixpy.netlink.transport import DumpInterrupted, NetlinkSocket
 ADDRESSES_IN_WARNING = 3
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(Struct):
     """An address that is not released yet: when to try (on the loop's clock), tries that failed, why the last did."""
 
     due: float

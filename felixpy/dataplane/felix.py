@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from felixpy.calc.entries import MAIN_TABLE
 from felixpy.dataplane.iptables.save_text import save_lines
@@ -51,8 +52,7 @@ class LeftRoute(NamedTuple):
     interface: str
 
 
-@dataclass(slots=True)
-class Leftovers:
+class Leftovers(Struct):
     """All that a Felix left here. ``rules``: restore text by (family, variant), and what it removes, in words."""
 
     routes: list[LeftRoute] = field(default_factory=list)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.model.net import Family
 from felixpy.netlink.message import Message
@@ -16,8 +17,7 @@ from felixpy.netlink.rtnetlink import RTM_DELLINK, RTM_NEWLINK, Link, decode_lin
 from felixpy.slices import emptied, in_slices
 
 
-@dataclass(slots=True)
-class LinkEvents:
+class LinkEvents(Struct):
     """What a batch of notifications meant: interfaces that changed, and those that lost their kernel state.
 
     ``renamed``: by index the former name of an interface that got another one while it was up, which newer
@@ -29,8 +29,8 @@ class LinkEvents:
     changed: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     renamed: dict[int, str] = field(default_factory=dict)
-    carriers: set[str] = field(default_factory=set, compare=False)
-    silent: set[str] = field(default_factory=set, compare=False)
+    carriers: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.lost or self.carriers)

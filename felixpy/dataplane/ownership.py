@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from felixpy.config import Settings
 
@@ -10,8 +10,7 @@ OUR_PROTOCOL = Settings().device_route_protocol
 """Our number where nobody asks for another: used by no other program, so what has it was ours once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ownership:
+class Ownership(Struct, frozen=True):
     """The part of the settings that decides what is ours in the kernel, under the same names."""
 
     device_route_protocol: int

@@ -7,10 +7,11 @@ once (``render``); the same form comes back from the kernel (``read``), so that 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
+
+from msgspec import Struct, field
 
 from felixpy.calc.entries import ElementKey
 from felixpy.calc.policy.carrier import MarkBits
@@ -44,8 +45,7 @@ class Part(Enum):
     ALL = "chains, rules, sets and members"
 
 
-@dataclass(slots=True)
-class FilterState:
+class FilterState(Struct):
     """What the kernel holds of ours, one family. ``elements`` says nothing if ``part`` is ``Part.RULES``.
 
     ``sets`` are those that the calculation names; ``data`` is what members carry, as in ``FilterChange``.
@@ -62,8 +62,7 @@ class FilterState:
     foreign: tuple[str, ...] = ()  # our names that we do not know (an older layout): removed with the next write
 
 
-@dataclass(slots=True)
-class FilterChange:
+class FilterChange(Struct):
     """One write. ``chains`` maps to the whole new rule list, or None to delete the chain.
 
     ``data`` is what members in ``add`` carry: the mark of a pair, where it is not 0, or the address, as a number, that
@@ -109,8 +108,7 @@ class CountedPackets(NamedTuple):
     packets: int
 
 
-@dataclass(slots=True)
-class FilterCounts:
+class FilterCounts(Struct):
     """What a back-end has done since it was made, for metrics; what it does not do stays 0.
 
     ``writes`` and ``reads`` are of rules, and with nftables of everything. ``lines`` are changes of chains and rules by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from felixpy.calc.entries import Key
 from felixpy.model.net import Family
@@ -14,8 +14,7 @@ class Operation(tuple[str, str, str]):
     __slots__ = ()
 
 
-@dataclass(slots=True)
-class Spent:
+class Spent(Struct):
     """How often something was done, and the seconds of all times together."""
 
     times: int = 0
@@ -26,8 +25,7 @@ class Spent:
         self.seconds += seconds
 
 
-@dataclass(slots=True)
-class ApplyReport:
+class ApplyReport(Struct):
     """What one apply did: entries written, keys looked at, and why a family as a whole does not work.
 
     ``unknown``: the answer to a write of routes or neighbours was lost, so the kernel must be read again. A packet

@@ -14,8 +14,9 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from itertools import product
+
+from msgspec import Struct, field
 
 from felixpy.calc.entries import MAIN_TABLE, NexthopKey, Route, RouteKey
 from felixpy.dataplane.links import Links
@@ -54,8 +55,7 @@ LINK_LOCAL = b"\xfe\x80"
 MULTICAST = b"\xff"
 
 
-@dataclass(slots=True)
-class Ways:
+class Ways(Struct):
     """Ways of the node's own network, as others' routes have them: (gateway, interface index), and which interfaces
     default routes go through. Rather too many than too few: what goes is missed at the next reading of all routes.
     A gateway that its route alone puts on the link (``onlink``) is the end of a tunnel, mostly: only a default

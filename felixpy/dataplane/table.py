@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Final, Generic, NamedTuple, TypeVar
+
+from msgspec import Struct, field
 
 from felixpy.slices import emptied, in_slices
 from felixpy.store.index import Index
@@ -83,8 +84,7 @@ class Reading(Generic[K]):
         self.end()
 
 
-@dataclass(slots=True)
-class Delta(Generic[K, C]):
+class Delta(Struct, Generic[K, C]):
     """What has to be written: entries to create or replace, entries to remove with the value they have."""
 
     put: dict[K, C] = field(default_factory=dict)

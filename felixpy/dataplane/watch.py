@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
+
+from msgspec import Struct, field
 
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.fdb import is_fdb
@@ -31,8 +32,7 @@ OVERFLOW_PAUSE_SECONDS = 0.2
 """After an overflow reading begins a little later: what overflowed the buffer is probably still going on."""
 
 
-@dataclass(slots=True)
-class Doubts:
+class Doubts(Struct):
     """What has to be read again: host addresses, one interface's routes, one family's packet filter, or everything.
 
     ``sources``: the source address of our routes came or went. With it the kernel takes the IPv4 routes, and of IPv6

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from felixpy.demo.host import PORT, Host, Packet, Seen
 from felixpy.demo.lab import Lab
@@ -43,8 +44,7 @@ class Result(NamedTuple):
         return self.seen == self.expected
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct, frozen=True):
     """A claim and the packets that test it; ``look`` takes a timeout in seconds and returns what was seen."""
 
     family: Family

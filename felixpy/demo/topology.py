@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from felixpy.model.net import FAMILIES, Family
 
@@ -45,8 +46,7 @@ class Mode(StrEnum):
         return (Family.V4,) if self is Mode.V4 else (Family.V6,)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NodeSpec:
+class NodeSpec(Struct, frozen=True, eq=False):
     """A node and its address block per family."""
 
     name: str
@@ -54,8 +54,7 @@ class NodeSpec:
     blocks: Addresses
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PodSpec:
+class PodSpec(Struct, frozen=True, eq=False):
     """A workload of namespace ``default`` on a node."""
 
     name: str

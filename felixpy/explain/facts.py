@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from felixpy.calc.entries import ElementKey, SetName
 from felixpy.dataplane.iptables import layout
@@ -44,8 +45,7 @@ _REFUSALS = {
 }
 
 
-@dataclass(slots=True)
-class Sets:
+class Sets(Struct):
     """IP sets by name: members of prefixes, of prefixes with interfaces, of addresses with ports; others cannot be
     judged."""
 
@@ -96,8 +96,7 @@ class Locals(NamedTuple):
         return any(self.names.get(index) == interface for index in self.places.get(address, ()))
 
 
-@dataclass(slots=True)
-class Kernel:
+class Kernel(Struct):
     """What was read. ``missing`` are sentences on what could not be."""
 
     family: Family

@@ -6,8 +6,9 @@ The packet is the first one of a new connection: those of established ones pass 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from felixpy.model.net import Family, format_address
 
@@ -20,8 +21,7 @@ EPHEMERAL_PORT = 40000
 """Source port where none is given: a client's."""
 
 
-@dataclass(slots=True)
-class Packet:
+class Packet(Struct):
     """Addresses are packed; ``port`` is the destination port, None without one; no ``iif``: a packet of our own."""
 
     family: Family
@@ -80,8 +80,7 @@ Step = Callable[[Packet], Answer]
 """One match or statement of a rule. May change the packet's mark, nothing else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """Steps in order; ``text`` is for people, and so is the ``comment`` that the rule bears."""
 
     steps: tuple[Step, ...]
@@ -89,8 +88,7 @@ class Rule:
     comment: str = ""
 
 
-@dataclass(slots=True)
-class Chain:
+class Chain(Struct):
     """A chain of rules; ``hook`` is empty unless packets enter here. ``policy`` as in the kernel."""
 
     name: str
@@ -101,8 +99,7 @@ class Chain:
     policy: Action = ACCEPT
 
 
-@dataclass(slots=True)
-class Ruleset:
+class Ruleset(Struct):
     """One table of one program: chains by name, and how people call it: ``nftables table ip felixpy``."""
 
     name: str

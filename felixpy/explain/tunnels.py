@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.calc.mtu import OWN_IPIP, Tunnel
 from felixpy.dataplane.devices import ALIAS
@@ -35,8 +36,7 @@ from felixpy.netlink.wireguard import WireGuardDevice
 IPIP = 4
 
 
-@dataclass(slots=True)
-class Tunnels:
+class Tunnels(Struct):
     """Tunnel devices by name, and what the kernel knows behind them."""
 
     devices: dict[str, KernelDevice] = field(default_factory=dict)

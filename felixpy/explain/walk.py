@@ -11,9 +11,11 @@ alike, several programs at one hook).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from felixpy.explain.decision import Decision, Said, asks, decision, said
 from felixpy.explain.packet import Action, Chain, Packet, Ruleset, owner
@@ -77,8 +79,7 @@ class Encapsulated(NamedTuple):
     verdict: Verdict | None = None
 
 
-@dataclass(slots=True)
-class Verdict:
+class Verdict(Struct):
     """The outcome with what led to it. ``doubts`` are rules that could change it, with what they would do.
 
     ``decisions`` are those of policy on the way; the last one is that of a packet that is dropped by policy. ``said``

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from felixpy.kubernetes.kinds import CALICO_V3, KindOfObject, as_written, read_object
 from felixpy.kubernetes.nodes import calico_spec, decode_own_node, node_facts, pod_cidr_blocks
@@ -27,8 +27,7 @@ _KEPT_METADATA = ("name", "namespace", "labels", "creationTimestamp")
 _LEFT_OUT = frozenset({"metadata", "status"})
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """An object as nodes get it. Without a topic it is not published: ``error`` says why, if there is a reason.
 
     ``endpoint``: what peers are told of, for a pod. ``blocks``: what a node's pod CIDRs are, by topic.

@@ -7,7 +7,8 @@ the shards that it is in.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.model.resources import ResourceKey, WorkloadEndpoint
 from felixpy.mqtt.peers import (
@@ -24,8 +25,7 @@ from felixpy.mqtt.peers import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """What to write, in this order: ``first``, ``shards``, ``delta``, ``last``. Topics with their content."""
 
     first: dict[str, bytes] = field(default_factory=dict)

@@ -7,8 +7,9 @@ twice, or what nobody has, is success.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from felixpy.model.net import Family, Net
 from felixpy.plain_error import PlainError
@@ -22,8 +23,7 @@ class NoAddress(PlainError):
         self.later = later
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """Addresses for one interface of one workload.
 
     ``handle`` names the owner; ``requested`` are addresses that must be given, at most one per family; ``ranges`` and

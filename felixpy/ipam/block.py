@@ -11,8 +11,10 @@ address that somebody else has by now. Source: Calico, design/ipam/ipam-core-lib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from felixpy.model.net import Net, format_address
 
@@ -40,8 +42,7 @@ class NotAffine(BlockError):
     """The block is another node's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(Struct, frozen=True):
     """Whose an allocation is: a handle, and facts of its owner (node, namespace, pod). ``other``: what else is said."""
 
     handle: str | None
@@ -57,8 +58,7 @@ class Release(NamedTuple):
     sequence: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """A block. ``affinity`` is the node that it belongs to; ``allocations`` are indexes of attributes by ordinal."""
 
     cidr: Net

@@ -16,11 +16,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from msgspec import Struct
 
 from felixpy.ipam.affinity import claim_block, release_block
 from felixpy.ipam.assignment import NoAddress, Wanted
@@ -48,8 +48,7 @@ TUNNEL_TYPES = frozenset({
 """``type`` of an address that is a tunnel's, in Calico's words: no container has it, and yet it is in use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """IPAMConfiguration and IPReservations."""
 
     strict: bool = False
@@ -59,8 +58,7 @@ class Rules:
     reserved: tuple[Net, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(Struct, frozen=True):
     """What of the cluster is known without asking: pools, whose blocks there are, labels of this node."""
 
     node: str

@@ -8,10 +8,10 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from felixpy.ipam.block import is_deleted
 from felixpy.kubernetes.client import CONFLICT, NOT_FOUND, Api, ApiError
@@ -38,8 +38,7 @@ class Unavailable(Exception):
         self.unknown = unknown
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """An object as it was read."""
 
     metadata: Mapping[str, Any]

@@ -7,8 +7,9 @@ tells of them) is no finding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from msgspec import Struct, field
 
 from felixpy.ipam.block import Block, BlockError, is_deleted, read_block
 from felixpy.model.net import Net, format_address
@@ -16,8 +17,7 @@ from felixpy.model.net import Net, format_address
 PodName = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """Objects as they are stored. ``nodes``, ``pods`` (their addresses) and ``handles`` (their objects' names) are None
     where nobody tells of them.
     """

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from felixpy.ipam.block import Block, BlockError, Release, block_spec, read_block, release, release_handle
 from felixpy.ipam.objects import BLOCKS, Conflict, Objects, Stored, Unavailable

@@ -14,10 +14,11 @@ import ssl
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from felixpy.plain_error import PlainError
 
@@ -30,12 +31,14 @@ class AccessError(PlainError):
     """The API server cannot be named, or our certificates cannot be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
+class Material(Struct, frozen=True):
     """Something that is in a file or was written out: PEM text or a token."""
 
     path: Path | None = None
-    text: str = field(default="", repr=False)
+    text: str = ""
+
+    def __repr__(self) -> str:
+        return f"Material({self.path!r})"
 
     def read(self) -> str:
         """Its text.
@@ -61,8 +64,7 @@ class Material:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """What a kubeconfig or a pod says of server and user."""
 
     server: str

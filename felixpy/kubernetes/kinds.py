@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from felixpy.kubernetes.client import NOT_FOUND, Api, ApiError
 from felixpy.model.invalid import Ignored, InvalidResource, ignore
@@ -74,8 +74,7 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(Struct, frozen=True):
     """An object as it was read: the resource, none if the object says that it is gone, or why it cannot be used.
 
     ``names_services``: a rule of it may name a Service.

@@ -6,9 +6,8 @@ Calico's annotations come first, the kubelet's InternalIP next. What is no addre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
+from msgspec import Struct
 
 from felixpy.model.invalid import ignore
 from felixpy.model.names import cidr_name
@@ -65,8 +64,7 @@ class KubernetesNode(_Camel):
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeFacts:
+class NodeFacts(Struct, frozen=True):
     """What is kept of a node. ``error`` says why its object cannot be used at all."""
 
     name: str

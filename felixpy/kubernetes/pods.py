@@ -7,9 +7,10 @@ no node yet and one that is finished are no endpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from felixpy.kubernetes.names import endpoint_key, interface_name
 from felixpy.model.invalid import InvalidResource
@@ -80,8 +81,7 @@ class Pod(_Camel):
     status: PodStatus = msgspec.field(default_factory=PodStatus)
 
 
-@dataclass(frozen=True, slots=True)
-class PodFacts:
+class PodFacts(Struct, frozen=True):
     """What is kept of a pod: who it is, and the endpoint that it would have.
 
     ``error`` says why there can be none; ``endpoint`` is None, too, for a pod that has none by its nature.

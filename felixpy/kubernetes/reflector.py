@@ -14,11 +14,11 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import structlog
+from msgspec import Struct
 
 from felixpy.kubernetes.client import (
     FORBIDDEN,
@@ -114,8 +114,7 @@ class Follower(Protocol[Told]):
         """It can be read again, and nothing was missed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Collection(Generic[T]):
+class Collection(Struct, Generic[T], frozen=True):
     """What to follow: ``path`` as ``/api/v1/pods``; ``decode`` makes a comparable value of an object's JSON.
 
     ``decode`` raises nothing: what it cannot read becomes a content that says so.

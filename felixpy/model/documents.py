@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import yaml
+from msgspec import Struct
 
 from felixpy.model.expand import Part, expand_parts
 from felixpy.model.invalid import UNREADABLE, Ignored, InvalidResource, ignore
@@ -30,8 +30,7 @@ MAX_VALUES = 2_000_000  # values of one document once its aliases are written ou
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Struct, frozen=True):
     """One object. ``resource`` is None for a kind that is not ours; ``index`` counts documents from 1.
 
     ``field`` is where the object stood if its document held several, e.g. ``items[0]``; ``unknown`` is what of it was
@@ -51,8 +50,7 @@ class Document:
         return ", ".join(filter(None, (self.origin, f"document {self.index}", self.field)))
 
 
-@dataclass(frozen=True, slots=True)
-class BadDocument:
+class BadDocument(Struct, frozen=True):
     """One object, document (``index``) or file (``index`` 0) that cannot be used.
 
     ``unread``: what it holds is not known, because it cannot be read or parsed.

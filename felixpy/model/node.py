@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
 from typing import NamedTuple
 
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from felixpy.model.invalid import Ignored, InvalidResource
 from felixpy.model.net import FAMILIES, Family, Net, quote
@@ -84,15 +83,16 @@ def merged_node(name: str, applied: Node | None, state: Node | None) -> Node | N
     if applied is None or state is None or not applied.routed:
         known = applied or state
         return known if known is applied else known and replace(known, key=ResourceKey(Kind.NODE, name))
-    missing = {
-        one.name: getattr(state, one.name)
-        for one in fields(Node)
-        if one.name not in _APPLIED_ALONE and getattr(applied, one.name) == one.default
-    }
+    missing = {name: getattr(state, name) for name, default in _MERGED.items() if getattr(applied, name) == default}
     return replace(applied, **missing)
 
 
 _APPLIED_ALONE = frozenset({"key", "labels", "routed"})
+_MERGED = {
+    name: default
+    for name, default in zip(Node.__struct_fields__[1:], Node.__struct_defaults__, strict=True)
+    if name not in _APPLIED_ALONE
+}
 
 
 class _Tunnels(NamedTuple):

@@ -6,7 +6,6 @@ is not ours, or ``InvalidResource``; never another exception, and never a value 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -212,7 +211,7 @@ def _usual_node(key: ResourceKey, found: UsualNode) -> Resource:
 
 def _usual_node_state(key: ResourceKey, found: UsualNodeState) -> Resource:
     node = convert_node(key, found.metadata, found.spec, _told, found.status)
-    return dataclasses.replace(node, since=created(found.metadata))
+    return msgspec.structs.replace(node, since=created(found.metadata))
 
 
 _USUAL: Mapping[Kind, tuple[msgspec.json.Decoder[Any], Callable[[ResourceKey, Any], Resource | Absent]]] = {
@@ -295,7 +294,7 @@ def _under_cidr_name(resource: Resource | Absent, header: Header, key: ResourceK
     text = header.spec.get("cidr") if isinstance(header.spec, Mapping) else None
     if cidr_name(Net.parse(str(text))) != key.name:
         raise InvalidResource(f"the topic is for {key}, the object is {header.key} of {text}", field="spec.cidr")
-    return dataclasses.replace(resource, key=key)
+    return msgspec.structs.replace(resource, key=key)
 
 
 def _workload_endpoint(header: Header, ignored: Ignored) -> Resource:
@@ -307,7 +306,7 @@ def _workload_endpoint(header: Header, ignored: Ignored) -> Resource:
 def _ip_pool(header: Header, ignored: Ignored) -> Resource:
     report_unknown_fields(header.spec, IPPoolSpec, header.key.kind, "spec", ignored)
     pool = convert_ip_pool(header.key, read_struct(header.spec, IPPoolSpec, "spec"))
-    return dataclasses.replace(pool, disabled=True) if _gives_no_more(header.object) else pool
+    return msgspec.structs.replace(pool, disabled=True) if _gives_no_more(header.object) else pool
 
 
 def _gives_no_more(pool: Mapping[Any, Any]) -> bool:
@@ -343,7 +342,7 @@ def _node_state(header: Header, ignored: Ignored) -> Resource:
     """A Node that its own node wrote: the same fields, and since when it says so."""
     node = _node(header, ignored)
     assert isinstance(node, Node)
-    return dataclasses.replace(node, since=created(header.metadata))
+    return msgspec.structs.replace(node, since=created(header.metadata))
 
 
 def _ipam_block(header: Header, ignored: Ignored) -> Resource | Absent:

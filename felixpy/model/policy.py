@@ -8,9 +8,10 @@ written is in it in the form that lets nothing more through, and ``problems`` na
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from felixpy.model.keys import ResourceKey
 from felixpy.model.net import Family, Net
@@ -83,8 +84,7 @@ class EndpointPort(NamedTuple):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entity:
+class Entity(Struct, frozen=True):
     """What a rule asks of one end of a packet: all that is set must hold.
 
     ``selector``: endpoints and network sets that match; None asks nothing. ``not_selector``: none of those.
@@ -105,8 +105,7 @@ class Entity:
 ANY = Entity()
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """A rule of a policy or profile. ``family`` None: both. ``position`` is its number as written, from 0."""
 
     action: PolicyAction
@@ -120,8 +119,7 @@ class Rule:
     position: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """A policy of any kind. ``order`` None is after all that have one. ``staged``: shown, never enforced.
 
     ``ingress`` and ``egress`` are None where the policy has not that direction: then it does not isolate in it.
@@ -140,8 +138,7 @@ class Policy:
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
+class Tier(Struct, frozen=True):
     """A tier of policies; ``order`` None is after all that have one."""
 
     key: ResourceKey
@@ -149,8 +146,7 @@ class Tier:
     end: EndOfTier = EndOfTier.DENY
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Struct, frozen=True):
     """Rules for endpoints that no policy decides, and labels for those that name it.
 
     From a Profile, or from a Namespace or ServiceAccount, whose profiles are ``kns.<name>`` and ``ksa.<ns>.<name>``.
@@ -160,36 +156,33 @@ class Profile:
     name: str
     ingress: tuple[Rule, ...] = ()
     egress: tuple[Rule, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkSet:
+class NetworkSet(Struct, frozen=True):
     """Prefixes with labels, global or of a namespace (which is one of the labels)."""
 
     key: ResourceKey
     nets: tuple[Net, ...]
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class HostEndpoint:
+class HostEndpoint(Struct, frozen=True):
     """An interface of a node itself; ``interface`` is empty if it is told by ``addresses``, ``*`` for all."""
 
     key: ResourceKey
     node: str
     interface: str
     addresses: tuple[Net, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[str, ...] = ()
     ports: tuple[EndpointPort, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(Struct, frozen=True):
     """A Service as far as a rule's ``services`` needs it: that it exists."""
 
     key: ResourceKey
@@ -202,8 +195,7 @@ class SlicePort(NamedTuple):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointSlice:
+class EndpointSlice(Struct, frozen=True):
     """Some of the endpoints of a Service, ready or not: addresses, and ports that all of them have."""
 
     key: ResourceKey

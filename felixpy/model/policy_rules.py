@@ -7,8 +7,9 @@ everything is left, of Allow and Log nothing, and ``problems`` says so. Invarian
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import lru_cache
+
+from msgspec.structs import replace
 
 from felixpy.model.invalid import InvalidResource
 from felixpy.model.net import Family, Net, quote

@@ -6,9 +6,10 @@ Field names follow ``projectcalico.org/v3``. Only what the agent acts upon is ke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
+
+from msgspec import Struct, field
 
 from felixpy.model.keys import NAMESPACED, Kind, ResourceKey
 from felixpy.model.net import Family, Net
@@ -76,8 +77,7 @@ class IPNat(NamedTuple):
     internal: Net
 
 
-@dataclass(frozen=True, slots=True)
-class WorkloadEndpoint:
+class WorkloadEndpoint(Struct, frozen=True):
     """A workload's interface on a node.
 
     ``addresses`` are /32 and /128 only, without duplicates, in the order given; ``mac`` is six bytes;
@@ -94,15 +94,14 @@ class WorkloadEndpoint:
     mac: bytes | None = None
     allowed_source_prefixes: tuple[Net, ...] = ()
     created: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[str, ...] = ()
     ports: tuple[EndpointPort, ...] = ()
     ip_nats: tuple[IPNat, ...] = ()
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class IPPool:
+class IPPool(Struct, frozen=True):
     """A range of workload addresses. A disabled pool still counts for routing and NAT (as in Felix).
 
     The selectors and ``manual`` (``assignmentMode: Manual``: addresses for those only who ask for the pool) are for
@@ -126,8 +125,7 @@ class IPPool:
         return self.allowed_uses == {"LoadBalancer"}
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """A node's own addresses, with the prefix length of the node's subnet and host bits kept; and its tunnel ends.
 
     ``vxlan_ipv4``, ``vxlan_ipv6``, ``ipip_ipv4``, ``wireguard_ipv4`` and ``wireguard_ipv6`` are addresses of tunnel
@@ -185,8 +183,7 @@ class Borrowed(NamedTuple):
     node: str
 
 
-@dataclass(frozen=True, slots=True)
-class IPAMBlock:
+class IPAMBlock(Struct, frozen=True):
     """A block of addresses and the node it belongs to (``host`` is None without host affinity)."""
 
     key: ResourceKey
@@ -195,8 +192,7 @@ class IPAMBlock:
     borrowed: tuple[Borrowed, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BlockAffinity:
+class BlockAffinity(Struct, frozen=True):
     """The claim of a node on a block; enough for routing on sites that never borrow addresses."""
 
     key: ResourceKey
@@ -204,8 +200,7 @@ class BlockAffinity:
     host: str
 
 
-@dataclass(frozen=True, slots=True)
-class FelixConfiguration:
+class FelixConfiguration(Struct, frozen=True):
     """Settings from the stream: ``spec`` as written (camelCase names), parsed by ``felixpy.config``."""
 
     key: ResourceKey
@@ -213,8 +208,7 @@ class FelixConfiguration:
     created: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BGPConfiguration:
+class BGPConfiguration(Struct, frozen=True):
     """The ranges of Services' addresses. Only those of ``default`` count; ``problems``: what was left out."""
 
     key: ResourceKey
@@ -222,8 +216,7 @@ class BGPConfiguration:
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Absent:
+class Absent(Struct, frozen=True):
     """A valid object which says that its resource is gone: an IPAM block or affinity with ``deleted`` set.
 
     It is an answer, not an error: whoever holds the resource under ``key`` drops it.

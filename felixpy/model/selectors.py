@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
+
+from msgspec import Struct
 
 Labels = Mapping[str, str]
 Match = Callable[[Labels], bool]
@@ -66,19 +67,27 @@ class Junction(NamedTuple):
 Expression = Function | Comparison | Negation | Junction
 
 
-@dataclass(frozen=True, slots=True)
-class Selector:
+class Selector(Struct, frozen=True, eq=False):
     """A parsed selector. Two are equal if they were written alike, apart from spaces at the ends.
 
     ``labels`` are those that it looks at, ``needs`` what every match has: an index can pass over whatever lacks one.
     """
 
     text: str
-    has_global: bool = field(compare=False, default=False)
-    expression: Expression = field(compare=False, repr=False, default=Function("all"))
-    labels: frozenset[str] = field(compare=False, repr=False, default=frozenset())
-    needs: Needs = field(compare=False, repr=False, default=())
-    _match: Match = field(compare=False, repr=False, default=lambda labels: True)
+    has_global: bool = False
+    expression: Expression = Function("all")
+    labels: frozenset[str] = frozenset()
+    needs: Needs = ()
+    _match: Match = lambda labels: True
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Selector) and self.text == other.text)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Selector({self.text!r})"
 
     def matches(self, labels: Labels) -> bool:
         """Whether an object with these labels is selected."""

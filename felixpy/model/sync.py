@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 
 class SyncState(StrEnum):
@@ -15,8 +16,7 @@ class SyncState(StrEnum):
     DEGRADED = "degraded"
 
 
-@dataclass(frozen=True, slots=True)
-class SyncStatus:
+class SyncStatus(Struct, frozen=True):
     """State of the stream: ``got`` of ``want`` objects (0 of 0 if unknown), and why it is not in sync.
 
     ``bare``: the source holds nothing and never did, and nothing proves that this is meant: a folder that is not

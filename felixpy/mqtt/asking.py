@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 import msgspec
+from msgspec import Struct, field
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -30,8 +30,7 @@ IN_FLIGHT = 20
 _OPTIONS = SubscribeOptions(qos=1)
 
 
-@dataclass(slots=True)
-class Answers:
+class Answers(Struct):
     """By node: what was answered, why it was refused; nodes without an answer, and those without a running agent."""
 
     said: dict[str, Any] = field(default_factory=dict)

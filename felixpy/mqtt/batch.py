@@ -7,9 +7,9 @@ changes nothing anywhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from felixpy.config.resolve import ProblemKind, configuration_problems
 from felixpy.model.documents import BadDocument, Document
@@ -33,8 +33,7 @@ class BadBatch(PublishError):
         self.problems = problems
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One resource: its key on the broker, its topic, and the filter that finds it wherever it is now.
 
     ``topic`` is empty, and so is ``payload``, of what is to be deleted and of which no more than the key is known.
@@ -46,8 +45,7 @@ class Entry:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """What to publish or delete. ``problems``: documents that were left out on request, one sentence each;
     ``unknown``: kinds, fields and settings that were passed over on request; ``notes``: what no agent acts upon;
     ``ignored`` counts documents of kinds that are not ours.

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from felixpy.mqtt import topics
 from felixpy.mqtt.manifest import MODULUS, Manifest, content_hash

@@ -11,10 +11,10 @@ A manifest on the wire::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import msgspec
+from msgspec import Struct, field
 
 from felixpy.model.invalid import UNREADABLE
 from felixpy.model.net import quote
@@ -39,8 +39,7 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     writer: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """Counts and digests per kind (``ippool``, ``wep``, …). A kind that is not counted has no objects.
 
     ``namespaces`` counts a node's endpoints per namespace, for reading them in parts. ``writer`` names the publisher

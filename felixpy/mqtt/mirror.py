@@ -12,9 +12,10 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 from uuid import uuid4
 
+from msgspec import Struct
+from msgspec.structs import replace
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -33,8 +34,7 @@ TOPICS_PER_STEP = 500
 """So many topics, and the rest of the last scope, are written before the manifests that count them."""
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(Struct):
     """What was written since the start: objects, of those deletions, and topics of every kind."""
 
     objects: int = 0

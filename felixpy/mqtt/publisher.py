@@ -15,11 +15,12 @@ import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -52,8 +53,7 @@ MAX_SHOWN_DEPTH = 100
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What a write did: topics written, left alone because they hold the same already, deleted; keys not found."""
 
     written: int = 0
@@ -62,8 +62,7 @@ class Outcome:
     missing: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """Objects as stored, by topic. ``incomplete`` says why some may be missing; empty if none is."""
 
     objects: Mapping[str, Any]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.model.net import Family, Net, family_of
 from felixpy.netlink import rtnetlink
@@ -37,8 +38,7 @@ class FakeRefusalError(OSError):
     """What the kernel answers to one message."""
 
 
-@dataclass(slots=True)
-class FakeLink:
+class FakeLink(Struct):
     """An interface: flags, MAC, the prefixes of its addresses, and its settings by number."""
 
     name: str

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from felixpy.model.net import Family, Net, family_of, parse_address, quote
 from felixpy.model.special import special_range
@@ -47,8 +48,7 @@ class Interface(NamedTuple):
     addresses: tuple[Address, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(Struct, frozen=True):
     """What a method may look at.
 
     ``source_for`` gives the source address of packets to a host or address (a connected UDP socket), or None.

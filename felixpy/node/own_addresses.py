@@ -11,7 +11,8 @@ that flaps, or an address that is checked for duplicates, moves nobody.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felixpy.config.values import parse_duration
 from felixpy.model.net import FAMILIES, Family, Net, format_address, quote
@@ -23,8 +24,7 @@ MOVE_SECONDS = 10.0
 NEVER = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Variables:
+class Variables(Struct, frozen=True):
     """Calico's variables of the node's addresses, checked as far as that needs no machine."""
 
     wanted: Mapping[Family, str]

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
+from msgspec import Struct
 
 BURST = 50
 """Lines of one event at once: enough to see a pattern, few enough to read."""
@@ -25,8 +25,7 @@ OTHERS = "others"
 LEFT_OUT = "lines left out"
 
 
-@dataclass(slots=True)
-class _Bucket:
+class _Bucket(Struct):
     lines: float
     filled_at: float
     left_out: int = 0

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from felixpy.config import Settings
 from felixpy.observe.probes import Details, ListenError, Probe

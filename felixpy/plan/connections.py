@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.calc.policy.walk import WITH_PORTS, Packet
 from felixpy.netlink.connections import Connection, Stage, read_connections
@@ -20,8 +21,7 @@ MOST = 100_000
 SOURCE = "conntrack, with connections that ended lately and whose entries are still there"
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(Struct):
     """``packets``: how many connections there are of each, by stage. ``missing`` says what could not be read."""
 
     packets: dict[Packet, Counter[Stage]] = field(default_factory=dict)

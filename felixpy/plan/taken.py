@@ -7,8 +7,9 @@ node that it was on, as ``felixpy apply`` does it. Where endpoints of other node
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from felixpy.model.resources import HostEndpoint, Kind, Resource, ResourceKey, Update, WorkloadEndpoint
 from felixpy.mqtt import topics

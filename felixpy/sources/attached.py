@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from felixpy.cni.attachments import LocalAttachments, PodKey
 from felixpy.kubernetes.client import NOT_FOUND, Api, ApiError

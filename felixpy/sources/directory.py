@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
+from msgspec import Struct, field
 from watchfiles import awatch
 
 from felixpy.model.documents import SUFFIXES, AnyDocument, BadDocument, Document, load_directory
@@ -40,8 +40,7 @@ class Content(NamedTuple):
     file: str
 
 
-@dataclass(slots=True)
-class Reading:
+class Reading(Struct):
     """One pass over a directory.
 
     ``unreadable`` files (name → why) say nothing about their objects; ``nameless`` are documents that no object can be

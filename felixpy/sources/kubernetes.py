@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import replace
 from functools import partial
 
 import msgspec
+from msgspec.structs import replace
 
 from felixpy.cni.attachments import Attachment, LocalAttachments, PodKey
 from felixpy.config import Settings

@@ -14,13 +14,13 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import aiomqtt
 import msgspec
 import structlog
+from msgspec.structs import replace
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from felixpy.config import MqttPeers, Settings

@@ -7,11 +7,11 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiomqtt
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from felixpy.agent.agent import Agent

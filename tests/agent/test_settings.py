@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +248,7 @@ OTHER_OWNERSHIP: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", OTHER_OWNERSHIP)
 def test_a_setting_that_decides_what_is_ours_reads_the_kernel_once(broker: Broker, name: str) -> None:
-    assert OTHER_OWNERSHIP.keys() == {_in_the_stream(one.name) for one in fields(Ownership)}
+    assert OTHER_OWNERSHIP.keys() == {_in_the_stream(name) for name in Ownership.__struct_fields__}
 
     async def scenario() -> None:
         async with running(broker) as agent:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.entries import DeviceKey, ElementKey, Nexthop, NexthopKey, RouteKey, Vxlan
 from felixpy.calc.graph import Calculated, Calculation

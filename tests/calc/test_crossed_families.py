@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.overlay import workload_mtu
 from felixpy.config import Settings

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.graph import HOST, Calculation, policy_settings
@@ -109,5 +109,5 @@ def test_entries_differ_exactly_where_their_settings_do(attribute: str) -> None:
 
 def test_entry_settings_are_the_settings_of_the_same_names() -> None:
     changed = replace(SETTINGS, **{each: other(each) for each in DECLARATIONS})
-    for each in (one for one in fields(EntrySettings) if one.init):
-        assert getattr(EntrySettings.of(changed), each.name) == getattr(changed, each.name)
+    for each in EntrySettings.__struct_fields__:
+        assert getattr(EntrySettings.of(changed), each) == getattr(changed, each)

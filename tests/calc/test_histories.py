@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from felixpy.calc.entries import Key, Value
 from felixpy.calc.graph import HOST, Absent, Calculation
@@ -163,7 +163,7 @@ def worlds_and_changes(draw: st.DrawFn) -> tuple[list[Resource], Resource]:
     one = draw(st.sampled_from(shared))
     others = (pools() if isinstance(one, IPPool) else nodes()).map(lambda other: replace(other, key=one.key))
     other = draw(others.filter(lambda other: other != one))
-    differing = [each.name for each in fields(one) if getattr(one, each.name) != getattr(other, each.name)]
+    differing = [each for each in one.__struct_fields__ if getattr(one, each) != getattr(other, each)]
     name = draw(st.sampled_from(differing))
     return shared + some(blocks()), replace(one, **{name: getattr(other, name)})
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.entries import SetName
 from felixpy.calc.graph import HOST

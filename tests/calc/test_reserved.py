@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.entries import AddressKey
 from felixpy.calc.graph import HOST, Calculation

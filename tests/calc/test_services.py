@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.entries import SetName
 from felixpy.calc.policy.classes import Direction, HostEndpointChains, HostEndpointKey

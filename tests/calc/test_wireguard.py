@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from felixpy.calc.entries import DeviceKey, Key, PeerKey, Value
 from felixpy.calc.graph import HOST, Absent, Calculation

@@ -12,12 +12,12 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.cni import journal, pair, transfer
 from felixpy.cni.attachments import LocalAttachments

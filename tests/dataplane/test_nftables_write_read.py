@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from itertools import product
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from felixpy.calc.entries import ADDRESS_MAPS, STANDING_SETS, ElementKey, SetName, SetType
 from felixpy.calc.rule import ChainKey, Table, Verdict
@@ -73,11 +73,11 @@ def test_rules_of_any_settings_are_read_back_as_written(make_nftables: MakeNftab
 
 
 def test_every_action_of_nat_and_of_refusal(nftables: NftablesFilter, family: Family) -> None:
-    base = dataclasses.replace(default_rules(family), allow_spoofing=True, exclude_hosts=True, prefixes=("cali", "t"))
+    base = replace(default_rules(family), allow_spoofing=True, exclude_hosts=True, prefixes=("cali", "t"))
     for ports, address, action in product(
         [None, PortRange(1, 2)], [None, NAT_ADDRESS[family]], [EndpointToHostAction.REJECT, EndpointToHostAction.RETURN]
     ):
-        rules = dataclasses.replace(base, nat_ports=ports, nat_address=address, endpoint_to_host=action)
+        rules = replace(base, nat_ports=ports, nat_address=address, endpoint_to_host=action)
         wanted = nftables.render(desired_chains(rules))
         assert asyncio.run(programmed(nftables, FilterChange(chains=dict(wanted)))).chains == wanted
 
@@ -87,7 +87,7 @@ def test_only_the_chains_of_a_change_are_written(nftables: NftablesFilter) -> No
         wanted = default_chains(nftables)
         await programmed(nftables, FilterChange(chains=dict(wanted), add=one_of_each(nftables.family)))
         sent = nftables.socket.messages_sent
-        rules = dataclasses.replace(default_rules(nftables.family), allow=Verdict.RETURN, nat_interface="eth0")
+        rules = replace(default_rules(nftables.family), allow=Verdict.RETURN, nat_interface="eth0")
         nat = nftables.render(desired_chains(rules))[NAT_OUTGOING]
         assert await nftables.write(FilterChange(chains={NAT_OUTGOING: nat})) == {}
         assert nftables.socket.messages_sent - sent == 2 + 1 + len(nat)  # frame, flush, one message per rule
@@ -113,7 +113,7 @@ def test_a_chain_that_nobody_wants_goes_with_its_jump(nftables: NftablesFilter) 
 
 def test_nft_prints_the_table_and_makes_the_same_one_of_its_text(nftables: NftablesFilter, family: Family) -> None:
     """``nft`` as oracle: its own bytes for the text that it prints decode to the rules and members that we wrote."""
-    rules = dataclasses.replace(
+    rules = replace(
         default_rules(family), allow_spoofing=True, exclude_hosts=True, nat_ports=PortRange(1024, 2048), floating=True
     )
     wanted = nftables.render(desired_chains(rules))

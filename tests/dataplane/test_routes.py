@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.entries import Route, RouteKey, RouteType
 from felixpy.config import Settings

@@ -7,9 +7,9 @@ import select
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.config import SettingsSource
 from felixpy.dataplane.backend import Backend

@@ -7,7 +7,8 @@ import contextlib
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from felixpy.agent.agent import Agent
 from felixpy.config import SettingsSource, resolve

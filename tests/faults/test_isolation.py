@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.entries import NeighbourKey, SetName
 from felixpy.dataplane import apply

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.cni.attachments import Attachment, LocalAttachments
 from felixpy.kubernetes.client import ApiError

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from felixpy.ipam.block import Attribute, Block, assign_address, block_spec, new_block
 from felixpy.ipam.survey import Facts, findings, rows, who_has

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.model.parse import parse_resource
 from felixpy.model.resources import Absent, Resource, ResourceKey, Update

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from paho.mqtt.client import topic_matches_sub
 
 from felixpy.mqtt.manifest import MODULUS, Manifest, content_hash

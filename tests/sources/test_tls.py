@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 import trustme
+from msgspec.structs import replace
 
 from felixpy.config import Settings
 from felixpy.model.documents import load_text

@@ -7,7 +7,8 @@ An endpoint's policies are told by its identity, so two pods of one deployment c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.calc.policy.chains_in_use import ChainsInUse
 from felixpy.calc.policy.classes import ClassKey, EndpointClass, EndpointClasses, Use, class_name, comment_text
@@ -26,8 +27,7 @@ _OPEN = ((), (), PolicyAction.ALLOW)
 _WORKLOAD_USE = {Direction.INGRESS: Use.WORKLOAD_INGRESS, Direction.EGRESS: Use.WORKLOAD_EGRESS}
 
 
-@dataclass(slots=True, eq=False)
-class _Class:
+class _Class(Struct, eq=False):
     """A class of endpoints in one direction, and the identities that are in it."""
 
     number: int

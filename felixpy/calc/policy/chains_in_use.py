@@ -6,7 +6,8 @@ Invariant: a chain is there exactly while a class or a host endpoint asks it, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.calc.policy.classes import PolicyChain, PolicyChainKey, Use, comment_text
 from felixpy.calc.policy.in_force import InForce
@@ -20,8 +21,7 @@ from felixpy.model.resources import ResourceKey
 from felixpy.stretch import changed
 
 
-@dataclass(slots=True, eq=False)
-class _Chain:
+class _Chain(Struct, eq=False):
     """A chain in use, and the sets that it names, by what they are made of."""
 
     refs: int = 0

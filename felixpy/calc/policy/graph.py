@@ -14,8 +14,9 @@ has chains only if a local endpoint is asked by it, and a selector has members o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from felixpy.calc.policy.assignment import Assignment
 from felixpy.calc.policy.chains_in_use import ChainsInUse

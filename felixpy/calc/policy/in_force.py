@@ -6,7 +6,8 @@ What follows from a change of one is not decided here: ``PolicyCalculation`` not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.calc.policy.classes import Use
 from felixpy.calc.policy.order import PolicyAsked, policy_asked
@@ -18,8 +19,7 @@ from felixpy.store.index import Index
 _PROFILE_KINDS = (Kind.PROFILE, Kind.NAMESPACE, Kind.SERVICE_ACCOUNT)  # of several with one name, the first
 
 
-@dataclass(slots=True, eq=False)
-class PolicyState:
+class PolicyState(Struct, eq=False):
     """A policy in force, and where its selector is watched. One of another order, tier or direction is a new state."""
 
     policy: Policy

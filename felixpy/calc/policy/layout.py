@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.calc.entries import SetName
 from felixpy.calc.policy import host_layout
@@ -109,8 +110,7 @@ def class_of_chain(name: str) -> tuple[Direction, str] | None:
     return None
 
 
-@dataclass(slots=True)
-class PolicyLayout:
+class PolicyLayout(Struct):
     """Policy of one family, as far as rules depend on it. ``changed`` are the objects whose chains are due.
 
     ``denied`` is how many interfaces have no class and so are denied; it counts because somebody has to ask for them.

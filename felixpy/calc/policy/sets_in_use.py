@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import TypeVar
+
+from msgspec import Struct, field
 
 from felixpy.calc.policy.classes import MemberKey
 from felixpy.calc.policy.order import ChainId
@@ -25,8 +26,7 @@ from felixpy.store.peers import Identity, Peer
 K = TypeVar("K")
 
 
-@dataclass(slots=True, eq=False)
-class SetInUse:
+class SetInUse(Struct, eq=False):
     """A set in use: which chains name it."""
 
     content: Content

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from felixpy.model.net import Family
 from felixpy.model.policy import PolicyAction
 
 
-@dataclass(frozen=True, slots=True)
-class PolicySettings:
+class PolicySettings(Struct, frozen=True):
     """What policy depends on of the settings and of the host."""
 
     families: tuple[Family, ...]

@@ -7,8 +7,9 @@ even by loading a module or bringing a table into being. Must never choose silen
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from felixpy.config import IptablesBackend, NFTablesMode, Settings
 from felixpy.dataplane.backend import Backend
@@ -37,8 +38,7 @@ class RuleSurvey(NamedTuple):
 NOTHING = RuleSurvey()
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """The host as it is. ``default_variant`` is what the host's ``iptables`` command is, None without one."""
 
     default_variant: Backend | None = None

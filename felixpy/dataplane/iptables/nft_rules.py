@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+from msgspec import Struct, field
 
 from felixpy.calc.rule import Table
 from felixpy.dataplane.iptables.layout import BUILT_IN_CHAINS, CHAIN_PREFIX, MASQUERADE_CHAIN
@@ -39,8 +40,7 @@ class SeenRule(NamedTuple):
     rule: NftRule
 
 
-@dataclass(slots=True)
-class Look:
+class Look(Struct):
     """Rules by table and chain, of our chains and the built-in ones, and where base chains are attached.
 
     Of a table in which we use no chain and have none, no rules are read. None stands for a rule of somebody else that

@@ -7,7 +7,8 @@ write the kernel.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.calc.rule import ChainKey, RuleKey, Table
 from felixpy.config import ChainInsertMode
@@ -20,8 +21,7 @@ _Wanted = Mapping[ChainKey, RenderedChain | None]
 KNOWN_TABLES = frozenset(table.value for table in Table)
 
 
-@dataclass(slots=True)
-class TablePlan:
+class TablePlan(Struct):
     """One table: old jumps to take out, chains to empty and fill, jumps to put in (True: last), chains to delete."""
 
     table: str

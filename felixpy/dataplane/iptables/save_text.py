@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, MASQUERADE_CHAIN, Place, jump_text
 from felixpy.dataplane.iptables.render import canonical
@@ -33,8 +34,7 @@ _DECIDES = re.compile(
 _COMMENT = re.compile(r'--comment (?:"([^"]*)"|(\S+))')
 
 
-@dataclass(slots=True)
-class SavedTable:
+class SavedTable(Struct):
     """One table: our chains with their rules, and our jumps in other chains as (position, text) pairs.
 
     ``lengths`` are those of other chains, ``masquerades`` the last positions in them of a jump to kube-proxy's

@@ -6,8 +6,9 @@ Handles are asked for when a chain is edited first, and kept: the kernel tells t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
+
+from msgspec import Struct, field
 
 from felixpy.calc.rule import ChainKey, RuleKey
 from felixpy.dataplane.nftables import render
@@ -29,8 +30,7 @@ class _Handles(NamedTuple, Generic[H]):
     rules: list[H]
 
 
-@dataclass(slots=True)
-class Edits:
+class Edits(Struct):
     """Chains that are edited: keys that need nothing else, how, and what each chain consists of then."""
 
     keys: set[FilterKey] = field(default_factory=set)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from felixpy.calc.entries import ADDRESS_MAPS, SetType
 from felixpy.calc.policy.carrier import MarkBits, number_of

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felixpy.calc.entries import ADDRESS_MAPS, STANDING_SETS, ElementKey, SetName
 from felixpy.calc.policy.carrier import CLASS_SETS, MAPS
@@ -22,8 +23,7 @@ EVERY_SET = frozenset(CREATION_ORDER)
 EVERY_MAP = frozenset(MAPS.values())
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(Struct):
     """What the kernel was last seen to hold. ``replace``: it is not our layout. ``tainted``: sets with odd ranges.
     ``dormant``: the table stands, but the kernel looks at none of its rules.
 

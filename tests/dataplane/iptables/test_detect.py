@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.config import IptablesBackend, NFTablesMode, Settings
 from felixpy.dataplane.backend import Backend
@@ -37,9 +37,7 @@ HINT = ("KUBE-IPTABLES-HINT",)
     ],
 )
 def test_decision(mode: str, variant: str, facts: Facts, backend: Backend, reason: str) -> None:
-    settings = dataclasses.replace(
-        Settings(), nftables_mode=NFTablesMode(mode), iptables_backend=IptablesBackend(variant)
-    )
+    settings = replace(Settings(), nftables_mode=NFTablesMode(mode), iptables_backend=IptablesBackend(variant))
     choice = decide(settings, facts)
     assert choice.backend is backend
     assert reason in choice.reason

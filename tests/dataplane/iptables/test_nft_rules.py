@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from felixpy.calc.rule import Rule, Verdict
 from felixpy.calc.rules import SPOOF_CHECK, RuleSettings, desired_chains
@@ -122,7 +122,7 @@ DAMAGE = ["nft flush ruleset", "{0} -t nat -F; {0} -t nat -X", "{0} -F FORWARD; 
 def test_any_rule_is_put_back_by_netlink_as_the_tool_wrote_it(
     network: None, family: Family, ports: PortRange | None, address: bool, mode: ChainInsertMode
 ) -> None:
-    settings = dataclasses.replace(
+    settings = replace(
         RuleSettings.of(Settings(), family, nftables=False),
         deny=DenyAction.REJECT,
         allow_spoofing=True,

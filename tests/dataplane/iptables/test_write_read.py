@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from itertools import product
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from felixpy.calc.entries import STANDING_SETS, ElementKey, SetName, SetType
 from felixpy.calc.rule import Chains, Verdict
@@ -70,14 +70,14 @@ def test_rules_of_any_settings_are_read_back_as_written(make_filter: MakeFilter,
 
 
 def test_every_action_and_match_of_the_largest_rule_set(packet_filter: IptablesFilter, family: Family) -> None:
-    base = dataclasses.replace(
+    base = replace(
         RuleSettings.of(Settings(), family, nftables=False),
         allow_spoofing=True,
         exclude_hosts=True,
         prefixes=("cali", "t"),
     )
     for ports, address in product([None, PortRange(1, 2)], [None, NAT_ADDRESS[family]]):
-        chains = desired_chains(dataclasses.replace(base, nat_ports=ports, nat_address=address))
+        chains = desired_chains(replace(base, nat_ports=ports, nat_address=address))
         assert asyncio.run(program(packet_filter, chains)).chains == packet_filter.render(chains)
 
 
