@@ -472,7 +472,7 @@ class Agent:
             unjudged |= {owner for owner in (self.store.interface_owner(interface),) if owner is not None}
         self.outcome.take(unjudged)
         if report.written:
-            self.metrics.writes.inc(report.written)
+            self.metrics.writes.inc(by=report.written)
             took = time.perf_counter() - started
             self.metrics.apply_seconds.observe(took)
             self.metrics.apply_time.observe(took)

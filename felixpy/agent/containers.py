@@ -178,6 +178,6 @@ class Containers:
 
 
 def _count(metrics: Metrics, command: str, seconds: float, code: int) -> None:
-    metrics.cni_calls.labels(command, code).inc()
+    metrics.cni_calls.inc(command, str(code))
     if command == "ADD" and not code:
         metrics.cni_add_seconds.observe(seconds)

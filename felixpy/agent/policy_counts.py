@@ -14,7 +14,7 @@ from felixpy.agent.status import Subject
 from felixpy.calc.policy.policy_rules import END_OF_TIER, NO_PROFILE, direction_of_chain
 from felixpy.dataplane.filter_tables import FilterTables
 from felixpy.dataplane.packet_filter import CountedPackets, FilterError
-from felixpy.observe.metrics import Decider
+from felixpy.observe.policy_packets import Decider
 from felixpy.slices import giving_way, in_slices
 from felixpy.standing import Standing
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from prometheus_client import Gauge
-
 from felixpy.agent.status import Subject
 from felixpy.calc.entries import MAIN_TABLE, STANDING_SETS
 from felixpy.calc.mtu import OWN_IPIP
@@ -21,6 +19,7 @@ from felixpy.dataplane.filter_tables import FilterTables
 from felixpy.dataplane.nftables.seen import EVERY_SET
 from felixpy.model.net import Family
 from felixpy.model.resources import POLICY_KINDS, HostEndpoint, Kind, Policy, Profile, ResourceKey, Tier
+from felixpy.observe.metric_types import Gauge
 from felixpy.observe.metrics import Metrics
 
 TRAVELS = {OWN_IPIP: Way.IPIP, **{device.value: way for (way, _), device in DEVICES.items()}}
@@ -67,10 +66,10 @@ def _sample_policy(agent: Subject) -> None:
 def _sample_tables(agent: Subject) -> None:
     metrics = agent.metrics
     for table in agent.dataplane.tables():
-        metrics.entries.labels(table.name).set(len(table.desired))
-        metrics.committed.labels(table.name).set(len(table.committed))
-        metrics.refused.labels(table.name).set(len(table.refused))
-        metrics.waiting.labels(table.name).set(len(table.waiting))
+        metrics.entries.set(len(table.desired), table.name)
+        metrics.committed.set(len(table.committed), table.name)
+        metrics.refused.set(len(table.refused), table.name)
+        metrics.waiting.set(len(table.waiting), table.name)
         for cause, count in table.repairs.items():
             metrics.repairs.take(count, cause, source=table.name)
     for name, socket in agent.dataplane.sockets().items():
@@ -84,10 +83,10 @@ def _sample_routing(agent: Subject) -> None:
     interfaces = sum(1 for name in agent.dataplane.links.by_name if name.startswith(prefix))
     numbers = Counter(f"{key.family}:{key.table}" for key in routes.table.committed)
     for name in {*numbers, *(f"{family}:{MAIN_TABLE}" for family in agent.families())}:
-        metrics.routes.labels(name).set(numbers[name])
-        metrics.interfaces.labels(name).set(interfaces)
+        metrics.routes.set(numbers[name], name)
+        metrics.interfaces.set(interfaces, name)
     for durations, spent in ((metrics.route_resyncs, routes.whole), (metrics.route_partial_resyncs, routes.partial)):
-        durations.times, durations.seconds = spent.times, spent.seconds
+        durations.times, durations.total = spent.times, spent.seconds
 
 
 def _sample_ways(agent: Subject) -> None:
@@ -101,7 +100,7 @@ def _sample_ways(agent: Subject) -> None:
             counts[pool.cidr.family, "none"] += not any(agent.calculation.keys_of_part(way))
     for family in agent.families():
         for name in (*Way, "none"):
-            agent.metrics.ways.labels(str(family.version), name).set(counts[family, name])
+            agent.metrics.ways.set(counts[family, name], str(family.version), name)
 
 
 def _sample_wireguard(agent: Subject) -> None:
@@ -118,9 +117,9 @@ def _sample_wireguard(agent: Subject) -> None:
         if not agent.calculation.settings.encrypts(family):
             continue
         for state in HANDSHAKES:
-            metrics.wireguard_peers.labels(str(family.version), state).set(counts[family, state])
+            metrics.wireguard_peers.set(counts[family, state], str(family.version), state)
         for direction in ("received", "sent"):
-            metrics.wireguard_bytes.labels(str(family.version), direction).set(moved[family, direction])
+            metrics.wireguard_bytes.set(moved[family, direction], str(family.version), direction)
 
 
 def _sample_filters(agent: Subject) -> None:
@@ -143,7 +142,7 @@ def _sample_nftables(metrics: Metrics, tables: FilterTables) -> None:
     metrics.nft_errors.take(counts.write_errors, source=version)
     metrics.nft_list_calls.take(counts.reads, source=version)
     metrics.nft_list_errors.take(counts.read_errors, source=version)
-    metrics.nft_sets.labels(version).set(len(EVERY_SET) + len(tables.sets.committed) if tables.containers else 0)
+    metrics.nft_sets.set(len(EVERY_SET) + len(tables.sets.committed) if tables.containers else 0, version)
     _sample_rules(tables, metrics.nft_chains, metrics.nft_rules)
 
 
@@ -159,13 +158,18 @@ def _sample_iptables(metrics: Metrics, tables: FilterTables) -> None:
     metrics.ipset_errors.take(counts.set_errors, source=version)
     metrics.ipset_lines.take(counts.set_lines, source=version)
     sets = len(STANDING_SETS) + len(tables.sets.committed) if tables.containers else 0
-    metrics.ipsets.labels(IPSET_VERSIONS[tables.family]).set(sets)
+    metrics.ipsets.set(sets, IPSET_VERSIONS[tables.family])
     metrics.ipsets_total.set(counts.all_sets)
     _sample_rules(tables, metrics.iptables_chains, metrics.iptables_rules)
 
 
 def _sample_rules(tables: FilterTables, chains: Gauge, rules: Gauge) -> None:
     version = str(tables.family.version)
+    numbers: Counter[str] = Counter()
+    lengths: Counter[str] = Counter()
     for chain, content in tables.chains.committed.items():
-        chains.labels(version, chain.table).inc()
-        rules.labels(version, chain.table).inc(len(content))
+        numbers[chain.table] += 1
+        lengths[chain.table] += len(content)
+    for table, number in numbers.items():
+        chains.set(number, version, table)
+        rules.set(lengths[table], version, table)

@@ -71,7 +71,7 @@ class Telling:
         if kinds:
             self._metrics.batch_size.observe(kinds.total())
         for kind, count in kinds.items():
-            self._metrics.updates.labels(kind).inc(count)
+            self._metrics.updates.inc(kind, by=count)
 
     def failures(self, now: dict[Family, str], before: dict[Family, str], backend: str) -> None:
         """Say of each family that does not work as a whole why, once."""
@@ -88,7 +88,7 @@ class Telling:
     def ready(self, family: Family, backend: str, seconds: float) -> None:
         """A family is ready, so many seconds after the start."""
         self.is_due = True
-        self._metrics.ready.labels(str(family)).set(1)
+        self._metrics.ready.set(1, str(family))
         log.info("ready", family=str(family), backend=backend)
         self._metrics.initial_resync_seconds.set(seconds)
 
@@ -96,7 +96,7 @@ class Telling:
         """These are the families that are on, and none is ready. Of one that is off there is no series."""
         self._metrics.ready.clear()
         for family in families:
-            self._metrics.ready.labels(str(family)).set(0)
+            self._metrics.ready.set(0, str(family))
 
     def next_at(self, interval_seconds: float) -> float:
         """When the status is published again if nothing else happens; an interval of 0 is none."""

@@ -1,211 +1,66 @@
 """Prometheus metrics. Names are Felix's where the meaning is the same, ``felixpy_*`` otherwise (docs/metrics.md).
 
-Metrics belong to an object with its own registry, not to the module, so that two agents in one process do not mix.
+Metrics belong to an object, not to the module, so that two agents in one process do not mix.
 A label per object of the stream for policies alone that this node asks, and not without a setting. What can be counted
 when somebody asks is counted then (``sampled``), not on the path of an update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    Summary,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, Metric, SummaryMetricFamily
-from prometheus_client.registry import Collector
+from felixpy.observe.metric_types import Counter, Gauge, Histogram, MetricType, QuantileSummary, Summary, Totals
+from felixpy.observe.policy_packets import PolicyPackets
 
-from felixpy.observe.samples import Samples
-from felixpy.slices import in_slices
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
-C = TypeVar("C", bound=Collector)
+M = TypeVar("M", bound=MetricType)
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-QUANTILES = (0.5, 0.9, 0.99)
-"""Those of Felix's summaries."""
-
-
-class Totals(Collector):
-    """A counter that others keep, taken over when somebody asks. It never falls, though they may begin anew."""
-
-    def __init__(self, name: str, meaning: str, *labels: str) -> None:
-        self.name, self.labels, self._meaning = name, labels, meaning
-        self._totals: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
-        self._latest: dict[tuple[str, ...], float] = {}
-
-    def take(self, value: float, *labels: str, source: str = "") -> None:
-        """Take what one source counts now; less than at the last time means that it began again at 0."""
-        before = self._latest.get((source, *labels), 0.0)
-        self._latest[source, *labels] = value
-        self._totals[labels] = self._totals.get(labels, 0.0) + (value - before if value >= before else value)
-
-    def collect(self) -> list[CounterMetricFamily]:
-        family = CounterMetricFamily(self.name, self._meaning, labels=self.labels)
-        for labels, total in sorted(self._totals.items()):
-            family.add_metric(labels, total)
-        return [family]
-
-
-class Decider(NamedTuple):
-    """Who decided about packets, and how. ``policy`` is a policy, a profile, or what nothing decided comes to."""
-
-    action: str
-    direction: str
-    tier: str
-    policy: str
-
-
-class PolicyPackets:
-    """Packets by who decided about them, from counters that begin anew with each change of their rules.
-
-    Series are of those that decide now: a policy that is gone has none. There may be thousands, so that the text is
-    made ahead, in slices, and not by the registry, which would hold the loop for 20 ms.
-    """
-
-    name, labels = "felixpy_policy_packets", Decider._fields
-    meaning = "Packets that policies, profiles and ends of tiers have allowed and denied."
-
-    def __init__(self) -> None:
-        self._latest: dict[str, int] = {}
-        self.totals: dict[Decider, int] = {}
-        self.text = self._head = f"# HELP {self.name}_total {self.meaning}\n# TYPE {self.name}_total counter\n".encode()
-
-    async def take(self, counters: Mapping[str, tuple[Decider, int]]) -> None:
-        """Take what all counters say now, by a name for each. One at a time."""
-        totals: dict[Decider, int] = {}
-        async for some in in_slices(counters.items(), 64):
-            for name, (decider, value) in some:
-                before = self._latest.get(name, 0)
-                counted = value - before if value >= before else value
-                totals[decider] = totals.get(decider, self.totals.get(decider, 0)) + counted
-        lines = [self._head]
-        async for sorted_some in in_slices(sorted(totals.items()), 32):
-            lines += [self._line(decider, total) for decider, total in sorted_some]
-        self.text = b"".join(lines)
-        self._latest = {name: value for name, (_, value) in counters.items()}
-        self.totals = totals
-
-    def _line(self, decider: Decider, total: int) -> bytes:
-        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(self.labels, decider, strict=True))
-        return f"{self.name}_total{{{labels}}} {float(total)}\n".encode()
-
-
-def _escaped(value: str) -> str:
-    """A label's value in the text format."""
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-
-class Durations(Collector):
-    """A summary that others keep: how often something was done, and the seconds of all times together."""
-
-    def __init__(self, name: str, meaning: str) -> None:
-        self.name, self._meaning = name, meaning
-        self.times, self.seconds = 0, 0.0
-
-    def collect(self) -> list[SummaryMetricFamily]:
-        return [SummaryMetricFamily(self.name, self._meaning, count_value=self.times, sum_value=self.seconds)]
-
-
-class FelixSummary(Collector):
-    """A summary as Felix has them: with quantiles, here of the latest values."""
-
-    def __init__(self, name: str, meaning: str) -> None:
-        self.name, self._meaning = name, meaning
-        self._latest = Samples()
-        self._times, self._seconds = 0, 0.0
-
-    def observe(self, seconds: float) -> None:
-        self._latest.take(seconds)
-        self._times += 1
-        self._seconds += seconds
-
-    def collect(self) -> list[Metric]:
-        found = Metric(self.name, self._meaning, "summary")
-        for share, value in zip(QUANTILES, self._latest.quantiles(*QUANTILES), strict=True):
-            found.add_sample(self.name, {"quantile": str(share)}, value)
-        found.add_sample(f"{self.name}_count", {}, self._times)
-        found.add_sample(f"{self.name}_sum", {}, self._seconds)
-        return [found]
-
-
-class FelixNames(Collector):
-    """Felix's counters a second time under the names that Felix gives them, without ``_total``.
-
-    Their type is not told: the text format has no counter of such a name.
-    """
-
-    def __init__(self) -> None:
-        self.counters: list[Collector] = []
-
-    def collect(self) -> Iterator[Metric]:
-        for counter in self.counters:
-            for family in counter.collect():
-                same = Metric(family.name, family.documentation, "unknown")
-                for sample in family.samples:
-                    if sample.name == f"{family.name}_total":
-                        same.add_sample(family.name, sample.labels, sample.value)
-                yield same
 
 
 class _Maker:
-    """Makes metrics in one registry."""
+    """Makes metrics and keeps them, in the order in which they are told."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-        self._felix = FelixNames()
-        registry.register(self._felix)
+    def __init__(self) -> None:
+        self.made: list[MetricType] = []
+
+    def _keep(self, metric: M) -> M:
+        self.made.append(metric)
+        return metric
 
     def gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        return Gauge(name, meaning, labels, registry=self._registry)
+        return self._keep(Gauge(name, meaning, *labels))
 
     def counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return self._named_as_felix(name, Counter(name, meaning, labels, registry=self._registry))
-
-    def histogram(self, name: str, meaning: str) -> Histogram:
-        return Histogram(name, meaning, registry=self._registry, buckets=SECONDS)
-
-    def summary(self, name: str, meaning: str) -> Summary:
-        return Summary(name, meaning, registry=self._registry)
+        return self._keep(Counter(name, meaning, *labels))
 
     def totals(self, name: str, meaning: str, *labels: str) -> Totals:
-        made = Totals(name, meaning, *labels)
-        self._registry.register(made)
-        return self._named_as_felix(name, made)
+        return self._keep(Totals(name, meaning, *labels))
 
-    def _named_as_felix(self, name: str, counter: C) -> C:
-        if name.startswith("felix_"):
-            self._felix.counters.append(counter)
-        return counter
+    def histogram(self, name: str, meaning: str) -> Histogram:
+        return self._keep(Histogram(name, meaning, SECONDS))
 
-    def felix_summary(self, name: str, meaning: str) -> FelixSummary:
-        made = FelixSummary(name, meaning)
-        self._registry.register(made)
-        return made
+    def summary(self, name: str, meaning: str) -> Summary:
+        return self._keep(Summary(name, meaning))
 
-    def durations(self, name: str, meaning: str) -> Durations:
-        made = Durations(name, meaning)
-        self._registry.register(made)
-        return made
+    def quantile_summary(self, name: str, meaning: str) -> QuantileSummary:
+        return self._keep(QuantileSummary(name, meaning))
 
 
 class Metrics:
     """Everything that is counted, by subject: one method makes what one part of the agent counts."""
 
     def __init__(self, node: str) -> None:
-        self.registry = CollectorRegistry()
         self.sampled: list[Callable[[], None]] = []
         """Called before the text is made, to set what is not counted as it happens."""
         self.read_first: list[Callable[[], Awaitable[None]]] = []
         """Awaited before that by ``latest``, to read what others count."""
-        make = _Maker(self.registry)
-        make.gauge("felix_host", "Always 1, for joining.", "host").labels(node).set(1)
+        make = _Maker()
+        make.gauge("felix_host", "Always 1, for joining.", "host").set(1, node)
         self._make_stream(make)
         self._make_objects(make)
         self._make_apply(make)
@@ -215,6 +70,7 @@ class Metrics:
         self._make_iptables(make)
         self._make_process(make)
         self._make_cni(make)
+        self.counted: tuple[MetricType, ...] = tuple(make.made)
 
     def _make_stream(self, make: _Maker) -> None:
         self.resync_state = make.gauge(
@@ -275,10 +131,10 @@ class Metrics:
     def _make_apply(self, make: _Maker) -> None:
         self.failures = make.counter("felix_int_dataplane_failures", "Applies that left something unwritten.")
         self.apply_seconds = make.histogram("felixpy_apply_seconds", "Time of one apply that wrote something.")
-        self.apply_time = make.felix_summary(
+        self.apply_time = make.quantile_summary(
             "felix_int_dataplane_apply_time_seconds", "Time of one apply that wrote something."
         )
-        self.calculation_time = make.felix_summary(
+        self.calculation_time = make.quantile_summary(
             "felix_calc_graph_update_time_seconds", "Time to calculate what follows from updates taken together."
         )
         self.initial_resync_seconds = make.gauge(
@@ -302,10 +158,10 @@ class Metrics:
     def _make_routing(self, make: _Maker) -> None:
         self.routes = make.gauge("felix_route_table_num_routes", "Our routes in the kernel.", "table")
         self.interfaces = make.gauge("felix_route_table_num_ifaces", "Workload interfaces that there are.", "table")
-        self.route_resyncs = make.durations(
+        self.route_resyncs = make.summary(
             "felix_route_table_resync_seconds", "Reading our routes of all interfaces and both families."
         )
-        self.route_partial_resyncs = make.durations(
+        self.route_partial_resyncs = make.summary(
             "felix_route_table_partial_resync_seconds", "Reading our routes of one interface."
         )
 
@@ -342,7 +198,13 @@ class Metrics:
         )
         self.logs_dropped = make.totals("felix_logs_dropped", "Lines left out: there were too many of their event.")
         self.log_errors = make.totals("felix_log_errors", "Lines that standard error did not take.")
-        ProcessCollector(registry=self.registry)
+
+    @cached_property
+    def registry(self) -> CollectorRegistry:
+        """All of it for prometheus_client, which is imported here: see ``felixpy.observe.metric_types``."""
+        from felixpy.observe.exposition import registry_of
+
+        return registry_of(self.counted)
 
     async def latest(self) -> bytes:
         """Exposition format, with what others count as they count it now."""
@@ -354,6 +216,8 @@ class Metrics:
         """Exposition format, with what others count as it was read last."""
         for sample in self.sampled:
             sample()
+        from prometheus_client import generate_latest
+
         return generate_latest(self.registry) + self.policy_packets.text
 
 

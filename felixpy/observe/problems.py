@@ -46,7 +46,7 @@ class Problems:
             self._recent.over(str(key))
             self._log.info("problem solved", object=str(key), was=old)
         self._kinds[key.kind] += bool(reason) - bool(old)
-        self._metrics.problems.labels(key.kind).set(self._kinds[key.kind])
+        self._metrics.problems.set(self._kinds[key.kind], key.kind)
 
     def __iter__(self) -> Iterator[ResourceKey]:
         return iter(self._reasons)
@@ -66,4 +66,4 @@ class Problems:
             else:
                 self._log.warning("ignored", what=what, next="it has no effect; felixpy goes on without it")
             self._ignored.add(what)
-        self._metrics.ignored.labels(what).inc()
+        self._metrics.ignored.inc(what)

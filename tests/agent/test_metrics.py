@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 
 from felixpy.calc.entries import STANDING_SETS
 from felixpy.demo.resources import felix_configuration, ip_pool
-from felixpy.observe.metrics import Decider
+from felixpy.observe.policy_packets import Decider
 from tests.agent.bench import (
     GOOD,
     LEGACY,

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-NOT_NEEDED = {"aiohttp", "aiomqtt", "iptc", "paho", "pyroute2", "tomllib", "watchfiles", "yaml"}
-"""Of a settings file, HTTP pages, a broker or a resource directory, one back-end, other commands and the tests."""
+NOT_NEEDED = {"aiohttp", "aiomqtt", "iptc", "paho", "prometheus_client", "pyroute2", "tomllib", "watchfiles", "yaml"}
+"""Of a settings file, HTTP, metrics, a broker or a resource directory, one back-end, other commands and the tests."""
 OF_SOME = ("felixpy.agent.containers", "felixpy.cni.server", "felixpy.kubernetes.client", "felixpy.sources.mqtt")
 """Modules of nodes that attach containers, or have one of the sources; loaded when the settings have said so."""
-FOR_SETTINGS = {"asyncio", "msgspec", "prometheus_client", "structlog", *NOT_NEEDED}
+FOR_SETTINGS = {"asyncio", "msgspec", "structlog", *NOT_NEEDED}
 """What is loaded with settings and logging, which a version does not need."""
 
 

@@ -7,7 +7,8 @@ import math
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from felixpy.observe.metrics import Metrics, Totals
+from felixpy.observe.metric_types import Totals
+from felixpy.observe.metrics import Metrics
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -22,7 +23,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
 def test_the_text_is_prometheus_own_format_with_felix_names() -> None:
     metrics = Metrics("n1")
     metrics.resync_state.set(3)
-    metrics.updates.labels("WorkloadEndpoint").inc(2)
+    metrics.updates.inc("WorkloadEndpoint", by=2)
     metrics.failures.inc()
     metrics.local_endpoints.set(7)
     metrics.hosts.set(4)
@@ -68,8 +69,8 @@ FELIX_COUNTERS = {
 
 def test_counters_of_felix_are_there_by_felix_own_names_too() -> None:
     metrics = Metrics("n1")
-    metrics.failures.inc(3)
-    metrics.updates.labels("IPPool").inc(2)
+    metrics.failures.inc(by=3)
+    metrics.updates.inc("IPPool", by=2)
     metrics.nft_calls.take(5, source="4")
     metrics.iptables_lines.take(7, "4", "filter")
     found = samples(metrics)
@@ -133,7 +134,7 @@ def test_quantiles_are_of_the_latest_values() -> None:
 
 def test_two_agents_in_one_process_do_not_mix() -> None:
     one, two = Metrics("n1"), Metrics("n2")
-    one.writes.inc(5)
+    one.writes.inc(by=5)
     assert samples(one)["felixpy_kernel_writes_total{}"] == 5
     assert samples(two)["felixpy_kernel_writes_total{}"] == 0
     assert "felix_host{host=n1}" not in samples(two)
@@ -153,10 +154,10 @@ def test_a_counter_that_others_keep_never_falls() -> None:
     totals = Totals("felix_x", "Something.")
     for value, expected in ((3, 3), (5, 5), (5, 5), (2, 7), (4, 9), (0, 9)):
         totals.take(value)
-        assert totals.collect()[0].samples[0].value == expected
+        assert [sample.value for sample in totals.samples()] == [expected]
     by_cause = Totals("felix_y", "Something.", "cause")
-    assert by_cause.collect()[0].samples == []
+    assert list(by_cause.samples()) == []
     by_cause.take(4, "removed", source="routes")
     by_cause.take(2, "removed", source="rules")
     by_cause.take(1, "removed", source="rules")
-    assert [(sample.labels, sample.value) for sample in by_cause.collect()[0].samples] == [({"cause": "removed"}, 7)]
+    assert [(sample.labels, sample.value) for sample in by_cause.samples()] == [({"cause": "removed"}, 7)]

@@ -86,7 +86,7 @@ def test_metrics_are_text_of_the_moment() -> None:
     async def check() -> None:
         metrics, state = Metrics("n1"), State()
         async with serve(ON, state.is_live, state.is_ready, metrics.latest):
-            metrics.writes.inc(41)
+            metrics.writes.inc(by=41)
             status, text, kind = await get(METRICS, "/metrics")
         assert (status, kind) == (200, "text/plain; charset=utf-8")
         assert "felixpy_kernel_writes_total 41.0" in text.splitlines()

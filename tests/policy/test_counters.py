@@ -13,7 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from felixpy.model.net import FAMILIES
-from felixpy.observe.metrics import Decider, Metrics, PolicyPackets
+from felixpy.observe.metrics import Metrics
+from felixpy.observe.policy_packets import Decider, PolicyPackets
 from tests.policy.counters_process import SENT
 
 ROOT = Path(__file__).parents[2]
