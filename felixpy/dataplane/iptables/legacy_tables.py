@@ -22,7 +22,6 @@ import ctypes
 import ctypes.util
 import errno
 import os
-import shlex
 import sys
 import sysconfig
 import time
@@ -37,7 +36,7 @@ from felixpy.dataplane.iptables import nat6
 from felixpy.dataplane.iptables.layout import CHAIN_PREFIX, jump_text
 from felixpy.dataplane.iptables.lock import xtables_lock
 from felixpy.dataplane.iptables.plan import TablePlan
-from felixpy.dataplane.iptables.render import PROTOCOL_NUMBERS
+from felixpy.dataplane.iptables.render import PROTOCOL_NUMBERS, words
 from felixpy.dataplane.packet_filter import FilterError
 from felixpy.model.net import Family
 
@@ -234,7 +233,7 @@ def _entry(library: _Library, family: Family, table: Any, text: str) -> Any:
     """The kernel's binary form of a rule in text (``felixpy.dataplane.iptables.render``)."""
     rule = library.rule_types[family]()
     rule.own_table = table
-    tokens = shlex.split(text)
+    tokens = words(text)
     jump = next(at for at, token in enumerate(tokens) if token in ("-j", "-g"))
     # Extensions look at the protocol (ports need TCP or UDP), so it is set first.
     for at, (option, value) in enumerate(pairwise(tokens[:jump])):

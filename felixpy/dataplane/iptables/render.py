@@ -161,7 +161,28 @@ def rule_text(family: Family, rule: Rule) -> str:
     return join([*tokens, *_action(family, rule.action)])
 
 
-@lru_cache(1024)  # the same few rules at each comparison; shlex takes 60 µs for one
+def words(text: str) -> list[str]:
+    """What ``shlex.split`` gives, which reads one character after the other: 60 µs for a rule.
+
+    Raises:
+        ValueError: quotes that are not closed.
+    """
+    parts = text.split('"')
+    last = len(parts) - 1
+    if "'" in text or "\\" in text or last % 2 or not text.isprintable():
+        return shlex.split(text)
+    found: list[str] = []
+    for at, part in enumerate(parts):
+        if at % 2:
+            found.append(part)
+        elif (at == 0 or part[:1] == " ") and (at == last or part[-1:] == " "):
+            found += part.split()
+        elif part or 0 < at < last:  # quotes within a word
+            return shlex.split(text)
+    return found
+
+
+@lru_cache(1024)  # the same few rules at each comparison
 def canonical(text: str) -> str:
     """A rule as a ``-save`` tool printed it, without what differs between versions and machines.
 
@@ -169,7 +190,7 @@ def canonical(text: str) -> str:
     '-p ipencap -m comment --comment IPIP -j DROP'
     """
     try:
-        tokens = shlex.split(text)
+        tokens = words(text)
         for index, token in enumerate(tokens[:-1]):
             if token == "-p":
                 tokens[index + 1] = _protocol_name(tokens[index + 1])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import doctest
+import shlex
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from felixpy.calc.entries import STANDING_SETS, SetName
 from felixpy.calc.rule import (
@@ -27,7 +30,7 @@ from felixpy.config import ChainInsertMode, PortRange
 from felixpy.dataplane.iptables import nat6, render
 from felixpy.dataplane.iptables.layout import Place, chain_name, jump_place, jump_text, set_name
 from felixpy.dataplane.iptables.plan import plan_write, present_chains, restore_text
-from felixpy.dataplane.iptables.render import canonical, rule_text
+from felixpy.dataplane.iptables.render import canonical, rule_text, words
 from felixpy.dataplane.iptables.save_text import parse_save
 from felixpy.model.net import FAMILIES, Family, Net, parse_address
 
@@ -145,3 +148,14 @@ def test_a_plan_leaves_a_jump_that_is_right_and_orders_references() -> None:
 def test_nat6_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="--persistent"):
         nat6.encode("SNAT", {"--persistent": ""})
+
+
+@given(st.lists(st.sampled_from(['"', "'", "\\", " ", "a", "--b", "#", "\t", "\xa0"]), max_size=9).map("".join))
+def test_a_rule_is_split_as_a_shell_would(text: str) -> None:
+    try:
+        expected = shlex.split(text)
+    except ValueError:
+        with pytest.raises(ValueError, match="No"):
+            words(text)
+    else:
+        assert words(text) == expected
