@@ -83,6 +83,9 @@ class Selector(Struct, frozen=True, eq=False):
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Selector) and self.text == other.text)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # the struct's own knows nothing of ours
+
     def __hash__(self) -> int:
         return hash(self.text)
 

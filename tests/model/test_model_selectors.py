@@ -162,3 +162,12 @@ def test_what_is_made_of_selectors_reads_back_and_its_needs_hold(selector: Selec
             assert any(t.label in labels and t.value in (None, labels[t.label]) for t in need)
     assert selector.matches(labels) is selector.matches({k: v for k, v in labels.items() if k in selector.labels})
     assert selector.prefixed("p.").matches({f"p.{k}": v for k, v in labels.items()}) is selector.matches(labels)
+
+
+def test_selectors_are_equal_if_they_were_written_alike() -> None:
+    one, same, other = Selector("has(zone)"), parse_selector("has(zone)"), parse_selector("has( zone )")
+    assert one is not same
+    assert one == same
+    assert (one != same, one != other) == (False, True)  # a struct answers this by itself if it is not told how
+    assert one != "has(zone)"
+    assert hash(one) == hash(same)
