@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from felixpy.calc.entry_settings import EntrySettings
 from felixpy.calc.host import Host, HostAddress
@@ -32,6 +33,7 @@ from felixpy.dataplane.iptables.detect import Facts as FilterFacts
 from felixpy.dataplane.iptables.detect import gather
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
+from felixpy.dataplane.routes import Ways
 from felixpy.dataplane.wireguard_channel import read_device
 from felixpy.explain.facts import dump_table, read_kernel
 from felixpy.explain.packet import Ruleset
@@ -78,6 +80,7 @@ class Facts(Struct):
     lock_writable: bool = True
     lock_fault: str = ""
     addresses: tuple[HostAddress, ...] | None = None  # but for those of tunnels' devices
+    host: Host = field(default_factory=Host)  # the same as the calculation has it
     links: dict[str, bool] = field(default_factory=dict)  # name → up
     mtus: dict[str, int] = field(default_factory=dict)
     unsigned_devices: list[str] = field(default_factory=list)  # under names of our VXLAN devices, not signed as ours
@@ -121,8 +124,10 @@ async def read_facts(
     facts.service_cidrs = _kubernetes_cidrs("service-cluster-ip-range")
     facts.cluster_cidrs = _kubernetes_cidrs("cluster-cidr")
     links = Links(lambda: 0.0)
-    await _try(facts, "links", lambda: _read_links(facts, links, settings))
-    await _try(facts, "routes", lambda: _read_routes(facts, links))
+    ways = Ways()
+    await _try(facts, "links", lambda: _read_links(facts, links))
+    await _try(facts, "routes", lambda: _read_routes(facts, links, ways))
+    await _try(facts, "links", lambda: _read_addresses(facts, links, settings, ways))
     await _try(facts, "filter", lambda: _read_filter(facts))
     await _try(facts, "kernel", lambda: _read_kernel_parts(facts))
     for family in FAMILIES:
@@ -183,7 +188,7 @@ def _capabilities() -> frozenset[str]:
     return frozenset(name for name, bit in CAPABILITIES.items() if effective >> bit & 1)
 
 
-async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
+async def _read_links(facts: Facts, links: Links) -> None:
     socket = NetlinkSocket(NETLINK_ROUTE)
     try:
         await links.adopt([*map(rtnetlink.decode_link, socket.dump_all(rtnetlink.link_dump_request()))])
@@ -196,10 +201,15 @@ async def _read_links(facts: Facts, links: Links, settings: Settings) -> None:
         except (OSError, ValueError):
             continue
     facts.unsigned_devices = [name for name in VXLAN_DEVICES if name in facts.links and not _is_signed(name)]
+
+
+async def _read_addresses(facts: Facts, links: Links, settings: Settings, ways: Ways) -> None:
+    """``ways``: those of default routes, by which the MTU of an address on ``lo`` is known."""
     tunnels = {*Tunnel, OWN_IPIP, settings.wireguard_interface_name, settings.wireguard_interface_name_v6}
-    host = await read_host(links, settings.interface_prefix)
-    addresses = (*host.addresses, *(HostAddress("lo", net) for net in host.loopback))
-    facts.addresses = tuple(one for one in addresses if one.interface not in tunnels)
+    host = await read_host(links, settings.interface_prefix, ways)
+    addresses = tuple(one for one in host.addresses if one.interface not in tunnels)
+    facts.host = replace(host, addresses=addresses)
+    facts.addresses = (*addresses, *(HostAddress("lo", net) for net in host.loopback))
     for name in facts.links:
         if is_host_interface(name, settings.interface_prefix):
             _read_sysctl(facts, f"ipv6/conf/{name}/accept_ra")
@@ -211,7 +221,7 @@ def _is_signed(name: str) -> bool:
     return False
 
 
-async def _read_routes(facts: Facts, links: Links) -> None:
+async def _read_routes(facts: Facts, links: Links, ways: Ways) -> None:
     socket = open_lookup()
     try:
         for family in FAMILIES:
@@ -219,6 +229,8 @@ async def _read_routes(facts: Facts, links: Links) -> None:
                 decoded = rtnetlink.decode_route(message)
                 if decoded is None:
                     continue
+                if rtnetlink.is_default_route(message):
+                    ways.add_default(rtnetlink.decode_ways(message.payload))
                 key, route = decoded
                 facts.bird_routes += route.protocol == BIRD_PROTOCOL
                 if key.destination.length == 0 and route.type == rtnetlink.RTN_UNICAST:
@@ -307,12 +319,9 @@ def _largest(facts: Facts, settings: Settings, family: Family) -> int:
     """The largest packet between nodes: what the uplink carries, less where every pool's tunnel is set to less."""
     own = facts.stream.nodes.get(settings.nodename) if facts.stream else None
     address = own.address(family) if own else None
-    parent = Host(facts.addresses or ()).interface_with(address.packed) if address else None
+    parent = facts.host.interface_with(address.packed) if address else None
     if parent is None or facts.stream is None:
         return 0
-    if parent.interface == "lo":  # which routers are told of
-        uplinks = [facts.mtus[name] for name in facts.default_routes.values() if name in facts.mtus]
-        parent = parent._replace(mtu=min(uplinks, default=parent.mtu))
     entry_settings, sizes = EntrySettings.of(settings), set()
     for pool in facts.stream.pools:
         way = TUNNELS.get(pool.encapsulation)

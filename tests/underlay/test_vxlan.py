@@ -164,6 +164,7 @@ def test_an_address_on_lo_that_routers_are_told_of_carries_both_tunnels(lab: Lab
     said = lab.felixpy(N1, "check")
     assert "10.255.0.1/32 as the Node says" in said
     assert "fd00:255::1/128 as the Node says" in said
+    assert "2 of 4 ways to nodes carry full packets" in said, "those of the uplink, not of lo; n3 does not answer"
     assert "dst 10.255.0.2" in lab.felixpy(N1, "show", "underlay"), "addresses of nodes are written as such"
     lab.ip("n1", "link set eth0 mtu 1500")
     becomes(lambda: [device(N1, family)["mtu"] for family in (4, 6)] == [1450, 1430], "the uplink's MTU is followed")
