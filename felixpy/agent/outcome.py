@@ -133,11 +133,18 @@ class Outcome:
             state, reason = self.state_of(thing, is_settled=is_settled)
             if thing == HOST or state == "pending":
                 continue
-            self.problems.set(thing, reason or (self._files.reason_of(thing) if state == "up" else ""))
+            self.problems.set(thing, self._problem(thing, state, reason))
             if thing in self._followers:
                 self._followers[thing](state, reason)
             if thing.kind is Kind.WORKLOAD_ENDPOINT:
                 self._tell(thing, state, reason)
+
+    def _problem(self, thing: ResourceKey, state: str, reason: str) -> str:
+        """What of it is to be told as a problem: not that a workload on its way out has lost its interface."""
+        if state == "up":
+            return reason or self._files.reason_of(thing)
+        endpoint = self._calculation.store.endpoints.get(thing) if state == "waiting" else None
+        return "" if endpoint is not None and endpoint.deleted else reason
 
     def judge_again(self, things: Iterable[ResourceKey]) -> None:
         """With the next ``take``, tell what has changed of the given objects and of all that have a problem.

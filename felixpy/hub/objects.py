@@ -19,11 +19,13 @@ from felixpy.kubernetes.kinds import CALICO_V3, KindOfObject, as_written, read_o
 from felixpy.kubernetes.nodes import calico_spec, decode_own_node, node_facts, pod_cidr_blocks
 from felixpy.kubernetes.pods import decode_pod
 from felixpy.model.invalid import UNREADABLE
+from felixpy.model.net import format_address
 from felixpy.model.policy import ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LABEL
 from felixpy.model.resources import IPPool, Kind, ResourceKey, WorkloadEndpoint
 from felixpy.mqtt import topics
 
 _KEPT_METADATA = ("name", "namespace", "labels", "creationTimestamp")
+_KEPT_OF_PODS = (*_KEPT_METADATA, "deletionTimestamp")
 _LEFT_OUT = frozenset({"metadata", "status"})
 
 
@@ -67,10 +69,10 @@ _NAMED_BY_CONTENT = topics.OF_A_NODE | {Kind.IPAM_BLOCK, Kind.BLOCK_AFFINITY}
 """Their topics cannot be told from their names: one that cannot be read has none."""
 
 
-def encode(obj: Any) -> bytes:
+def encode(obj: Any, of_metadata: tuple[str, ...] = _KEPT_METADATA) -> bytes:
     """An object without what the API server keeps for itself; equal objects have equal bytes."""
     metadata = obj.get("metadata") or {}
-    kept = {name: metadata[name] for name in _KEPT_METADATA if metadata.get(name)}
+    kept = {name: metadata[name] for name in of_metadata if metadata.get(name)}
     content = {name: value for name, value in obj.items() if name not in _LEFT_OUT}
     # Not by msgspec, which sorts keys from 0.19 on only.
     return json.dumps({**content, "metadata": kept}, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
@@ -81,9 +83,11 @@ def pod_reader(prefix: str) -> Callable[[msgspec.Raw], Published]:
 
     def read(raw: msgspec.Raw) -> Published:
         facts = decode_pod(raw, prefix)
-        if facts.endpoint is None:
+        endpoint = facts.endpoint
+        if endpoint is None:
             return Published(error=facts.error)
-        return Published(topics.topic_of(facts.endpoint), encode(_endpoint(facts.endpoint)), facts.endpoint)
+        payload = encode(_endpoint(endpoint), _KEPT_OF_PODS)
+        return Published(topics.topic_of(endpoint), payload, endpoint, error="; ".join(endpoint.problems))
 
     return read
 
@@ -99,6 +103,10 @@ def _endpoint(endpoint: WorkloadEndpoint) -> dict[str, Any]:
         "serviceAccountName": labels.get(SERVICE_ACCOUNT_LABEL),
         "ports": [{"name": port.name, "protocol": port.protocol, "port": port.port} for port in endpoint.ports],
         "allowSpoofedSourcePrefixes": [str(net) for net in endpoint.allowed_source_prefixes],
+        "ipNATs": [
+            {"internalIP": format_address(nat.internal.packed), "externalIP": format_address(nat.external.packed)}
+            for nat in endpoint.ip_nats
+        ],
     }
     return {
         "apiVersion": CALICO_V3,
@@ -108,6 +116,7 @@ def _endpoint(endpoint: WorkloadEndpoint) -> dict[str, Any]:
             "namespace": endpoint.key.namespace,
             "labels": labels,
             "creationTimestamp": endpoint.created,
+            "deletionTimestamp": endpoint.deleted,
         },
         "spec": {name: value for name, value in spec.items() if value},
     }

@@ -132,7 +132,7 @@ def pod_facts(pod: Pod, prefix: str) -> PodFacts:
     try:
         converted = convert_workload_endpoint(
             pod_key(facts, spec.node_name),
-            Metadata(name, namespace, metadata.labels, metadata.creation_timestamp),
+            Metadata(name, namespace, metadata.labels, metadata.creation_timestamp, metadata.deletion_timestamp),
             endpoint,
         )
     except InvalidResource as error:

@@ -27,6 +27,7 @@ class Metadata(Object):
     namespace: str | None = None
     labels: dict[str, str] | None = None
     creation_timestamp: str | None = None
+    deletion_timestamp: Any = None
 
 
 class KnownMetadata(Metadata, forbid_unknown_fields=True):
@@ -34,7 +35,6 @@ class KnownMetadata(Metadata, forbid_unknown_fields=True):
 
     annotations: Any = None
     deletion_grace_period_seconds: Any = None
-    deletion_timestamp: Any = None
     finalizers: Any = None
     generate_name: Any = None
     generation: Any = None

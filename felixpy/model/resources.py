@@ -81,7 +81,8 @@ class WorkloadEndpoint(Struct, frozen=True):
     """A workload's interface on a node.
 
     ``addresses`` are /32 and /128 only, without duplicates, in the order given; ``mac`` is six bytes;
-    ``created`` is ``metadata.creationTimestamp`` as written (RFC 3339 UTC sorts as text), empty if absent.
+    ``created`` is ``metadata.creationTimestamp`` as written (RFC 3339 UTC sorts as text), empty if absent; ``deleted``
+    is ``metadata.deletionTimestamp``: if it is not empty, the workload is about to go, and its interface may go first.
     ``labels`` hold namespace, orchestrator and service account, too; those of the profiles are not in them.
     ``ip_nats`` are of one family each and lead to addresses of its own, each external address once; ``problems`` say
     what of the object was left out.
@@ -99,6 +100,7 @@ class WorkloadEndpoint(Struct, frozen=True):
     ports: tuple[EndpointPort, ...] = ()
     ip_nats: tuple[IPNat, ...] = ()
     problems: tuple[str, ...] = ()
+    deleted: str = ""
 
 
 class IPPool(Struct, frozen=True):

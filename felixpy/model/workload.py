@@ -46,6 +46,7 @@ def convert_workload_endpoint(key: ResourceKey, metadata: Metadata, spec: Worklo
         ports=endpoint_ports(spec.ports, "spec.ports") if spec.ports else (),
         ip_nats=nats,
         problems=problems,
+        deleted=_timestamp(metadata.deletion_timestamp),
     )
 
 
@@ -65,8 +66,11 @@ def _labels(key: ResourceKey, metadata: Metadata, spec: WorkloadEndpointSpec) ->
 
 def created(metadata: Metadata) -> str:
     """``creationTimestamp`` if it is RFC 3339 in UTC, as Kubernetes writes it; otherwise as if it were absent."""
-    text = metadata.creation_timestamp or ""
-    return text if _TIMESTAMP.fullmatch(text) else ""
+    return _timestamp(metadata.creation_timestamp)
+
+
+def _timestamp(value: object) -> str:
+    return value if isinstance(value, str) and _TIMESTAMP.fullmatch(value) else ""
 
 
 def _addresses(texts: list[str]) -> tuple[Net, ...]:

@@ -292,6 +292,45 @@ def test_an_interface_that_does_not_exist_yet_is_waited_for(broker: Broker) -> N
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("is_late", [False, True], ids=["interface goes later", "interface is gone"])
+def test_the_interface_of_a_workload_that_is_being_deleted_may_go(broker: Broker, is_late: bool) -> None:
+    """Calico's plugin takes a pod's interface away before the API server forgets the pod."""
+    leaving = endpoint("leaving", 9)
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:06Z"
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent)
+            pairs("cali9")
+            await agent.stream.put(endpoint("leaving", 9))
+            await agent.endpoint_is("leaving", "up")
+            if is_late:
+                ip("link del cali9")
+                await agent.endpoint_is("leaving", "waiting", "interface cali9 does not exist")
+            told = len(agent.log)
+            await agent.stream.put(leaving)
+            if is_late:
+                await agent.until(lambda: not agent.problems, "the end of the problem")
+            else:
+                await agent.quiet()
+                ip("link set cali9 down")
+                await agent.endpoint_is("leaving", "waiting", "interface cali9 is down")
+                ip("link del cali9")
+            await agent.endpoint_is("leaving", "waiting", "interface cali9 does not exist")
+            await agent.quiet()
+            assert agent.problems == {}
+            assert agent.metric("felixpy_problems", kind="WorkloadEndpoint") == 0
+            assert [each for each in agent.log[told:] if each["log_level"] == "warning"] == []
+            assert routes() == {"10.48.0.1", "fd00:48::1"}
+
+            leaving["spec"]["interfaceName"] = "cali1"  # what is wrong otherwise is told
+            await agent.stream.put(leaving)
+            await agent.endpoint_is("leaving", "error", "interface cali1 is already used")
+            await agent.until(lambda: agent.problems, "the problem")
+
+    asyncio.run(scenario())
+
+
 def test_an_endpoint_that_moves_to_another_node_and_back(broker: Broker) -> None:
     here, there = endpoint("mover", 2), endpoint("mover", 2, node="n2")
 

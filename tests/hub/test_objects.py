@@ -41,6 +41,8 @@ def kind(name: str) -> KindOfObject:
         {"spec": {"containers": [{"ports": [{"name": "dns", "containerPort": 53, "protocol": "UDP"}]}]}},
         {"spec": {"containers": [{"ports": [{"name": "s", "containerPort": 9, "protocol": "SCTP"}]}]}},
         annotated(podIPs="10.0.0.8/32", allowedSourcePrefixes='["10.9.0.0/16"]'),
+        annotated(podIPs="10.0.0.8/32,fd00::8/128", floatingIPs='["192.0.2.9", "2001:db8::9"]'),
+        {"metadata": {"deletionTimestamp": "2026-01-02T03:04:06Z"}, "status": {"podIP": "10.0.0.7"}},
     ],
 )
 def test_pods(change: JSON) -> None:

@@ -114,6 +114,11 @@ def test_addresses_of_a_pod(what: str, change: JSON, addresses: list[str], by_an
     assert facts.annotated is by_annotation, what
 
 
+def test_a_pod_that_is_being_deleted_says_so() -> None:
+    asked_for = {"metadata": {"deletionTimestamp": "2026-01-02T03:04:06Z"}}
+    assert [endpoint(change).deleted for change in ({}, asked_for)] == ["", "2026-01-02T03:04:06Z"]
+
+
 def test_a_bad_address_is_an_error_of_that_pod() -> None:
     facts = pod({"status": {"podIP": "10.48.0.300"}})
     assert facts.endpoint is None
