@@ -22,6 +22,7 @@ from felixpy.calc.graph import HOST, Calculation
 from felixpy.calc.host import Host, supported_families
 from felixpy.config import LiveSettings, Settings, SettingsSource
 from felixpy.config.masq_agent import EVERYTHING
+from felixpy.config.table import shown
 from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.backends import make_filter
@@ -298,9 +299,6 @@ def _names_own_interface(named: Mapping[str, str], attribute: str, value: Any) -
 
 
 def _differences(old: Settings, new: Settings) -> dict[str, str]:
-    """Changed settings by name, new value as text; secrets cannot change live."""
-    return {
-        name: str(getattr(new, name))
-        for name in Settings.__struct_fields__
-        if getattr(old, name) != getattr(new, name) and "password" not in name
-    }
+    """Changed settings by name, new values as text."""
+    before = shown(old)
+    return {name: text for name, text in shown(new).items() if text != before[name]}

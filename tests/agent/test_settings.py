@@ -234,6 +234,22 @@ def test_a_setting_of_rules_alone_reads_nothing_and_looks_at_no_endpoint(
     asyncio.run(scenario())
 
 
+def test_settings_that_change_are_told_in_the_words_of_their_authors(broker: Broker) -> None:
+    wanted = {"externalNodesList": ["10.100.0.1", "fd00:64::/64"], "routeRefreshInterval": "45s", "ipv6Support": False}
+    said = {
+        "ExternalNodesCIDRList": "10.100.0.1/32,fd00:64::/64",
+        "RouteRefreshInterval": "45s",
+        "Ipv6Support": "false",
+    }
+
+    async def scenario() -> None:
+        async with running(broker) as agent:
+            await start(agent, felix_configuration("default", **wanted))
+            await agent.until(lambda: agent.events("settings changed", **said), "the settings")
+
+    asyncio.run(scenario())
+
+
 def _in_the_stream(attribute: str) -> str:
     name = DECLARATIONS[attribute].name
     return name[0].lower() + name[1:]
