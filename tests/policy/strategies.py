@@ -27,9 +27,7 @@ def _some(values: Any, most: int = 2, least: int = 0) -> st.SearchStrategy[list[
     return st.lists(st.sampled_from(values), min_size=least, max_size=most, unique=True)
 
 
-def _made(
-    version: str, kind: str, name: str, spec: Object, namespace: str = "", labels: Object | None = None
-) -> Object:
+def made(version: str, kind: str, name: str, spec: Object, namespace: str = "", labels: Object | None = None) -> Object:
     metadata = {"name": name, **({"namespace": namespace} if namespace else {}), "labels": labels or {}}
     return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
 
@@ -136,7 +134,7 @@ def calico_policies(draw: st.DrawFn, kind: str, name: str, namespace: str = "") 
         spec["applyOnForward"] = draw(st.booleans())
         if draw(st.integers(0, 9)) == 0:
             spec |= {"doNotTrack": True, "applyOnForward": True}
-    return _made(CALICO, kind, name, _dropping_empty(spec), namespace)
+    return made(CALICO, kind, name, _dropping_empty(spec), namespace)
 
 
 # --- Kubernetes' policies ----------------------------------------------------------------------------------------
@@ -171,7 +169,7 @@ def kubernetes_policies(draw: st.DrawFn, name: str, namespace: str) -> Object:
                     max_size=2,
                 )
             )
-    return _made(KUBERNETES, "NetworkPolicy", name, spec, namespace)
+    return made(KUBERNETES, "NetworkPolicy", name, spec, namespace)
 
 
 _PODS = st.fixed_dictionaries({"namespaceSelector": NAMESPACE_SELECTORS, "podSelector": LABEL_SELECTORS})
@@ -199,7 +197,7 @@ def cluster_policies(draw: st.DrawFn, name: str) -> Object:
         )
         if draw(st.booleans()):
             spec[direction] = draw(st.lists(entry, max_size=2))
-    return _made(CLUSTER, "ClusterNetworkPolicy", name, spec)
+    return made(CLUSTER, "ClusterNetworkPolicy", name, spec)
 
 
 # --- everything else ---------------------------------------------------------------------------------------------
@@ -219,7 +217,7 @@ def workloads(draw: st.DrawFn, name: str, namespace: str) -> Object:
             {"name": st.sampled_from(PORT_NAMES), "protocol": st.sampled_from(["TCP", "UDP"]),
              "port": st.sampled_from(PORTS)}), max_size=2)),
     }  # fmt: skip
-    return _made(CALICO, "WorkloadEndpoint", name, spec, namespace, draw(LABELS))
+    return made(CALICO, "WorkloadEndpoint", name, spec, namespace, draw(LABELS))
 
 
 @st.composite
@@ -230,7 +228,7 @@ def hosts(draw: st.DrawFn, name: str) -> Object:
         "expectedIPs": draw(_some(ADDRESSES, 2)),
         "profiles": draw(_some(["p1", "p2"], 2)),
     }
-    return _made(CALICO, "HostEndpoint", name, spec, labels=draw(LABELS))
+    return made(CALICO, "HostEndpoint", name, spec, labels=draw(LABELS))
 
 
 @st.composite
@@ -240,13 +238,13 @@ def profiles(draw: st.DrawFn, name: str) -> Object:
         "egress": draw(st.lists(st.one_of(st.just({"action": "Allow"}), rules("egress")), max_size=2)),
         "labelsToApply": draw(st.sampled_from([{}, {"inherited": "yes"}, {"a": "1"}, {"a": "2", "inherited": "yes"}])),
     }
-    return _made(CALICO, "Profile", name, spec)
+    return made(CALICO, "Profile", name, spec)
 
 
 @st.composite
 def network_sets(draw: st.DrawFn, name: str, namespace: str = "") -> Object:
     kind = "NetworkSet" if namespace else "GlobalNetworkSet"
-    return _made(CALICO, kind, name, {"nets": draw(_some(NETS, 3))}, namespace, draw(LABELS))
+    return made(CALICO, kind, name, {"nets": draw(_some(NETS, 3))}, namespace, draw(LABELS))
 
 
 @st.composite
@@ -255,18 +253,18 @@ def tiers(draw: st.DrawFn, name: str) -> Object:
         "order": draw(st.sampled_from([None, 5, 2e6])),
         "defaultAction": draw(st.sampled_from([None, "Deny", "Pass"])),
     }
-    return _made(CALICO, "Tier", name, _dropping_empty(spec))
+    return made(CALICO, "Tier", name, _dropping_empty(spec))
 
 
 @st.composite
 def slices(draw: st.DrawFn, name: str, namespace: str) -> Object:
     version = draw(st.sampled_from(["4", "6"]))
     fitting = [address for address in ADDRESSES if (":" in address) == (version == "6")]
-    made = _made("discovery.k8s.io/v1", "EndpointSlice", name, {}, namespace,
+    base = made("discovery.k8s.io/v1", "EndpointSlice", name, {}, namespace,
                  {"kubernetes.io/service-name": draw(st.sampled_from(["s", "o"]))})  # fmt: skip
     ports = st.fixed_dictionaries({"protocol": st.sampled_from(["TCP", "UDP"]), "port": st.sampled_from(PORTS)})
     return {
-        **made,
+        **base,
         "addressType": f"IPv{version}",
         "endpoints": [{"addresses": draw(_some(fitting, 2))}],
         "ports": draw(st.lists(ports, max_size=2)),
@@ -275,7 +273,7 @@ def slices(draw: st.DrawFn, name: str, namespace: str) -> Object:
 
 def _labelled(version: str, kind: str, name: str, namespace: str, label: str) -> st.SearchStrategy[Object]:
     values = st.sampled_from([{}, {label: "1"}, {label: "2"}])
-    return values.map(lambda labels: _made(version, kind, name, {}, namespace, labels))
+    return values.map(lambda labels: made(version, kind, name, {}, namespace, labels))
 
 
 OBJECTS: st.SearchStrategy[Object] = st.one_of(

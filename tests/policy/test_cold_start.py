@@ -98,7 +98,7 @@ def test_a_start_finds_the_number_of_every_class_also_of_one_that_asks_nothing(n
         finally:
             subject.task.cancel()
             await asyncio.gather(subject.task, return_exceptions=True)
-        return float(subject.agent.metrics.writes._value.get())
+        return next(subject.agent.metrics.writes.samples()).value
 
     assert asyncio.run(written([asked, *some], others)) > 0
     assert asyncio.run(written([*others, *some, asked], [])) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from itertools import product
 
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from felixpy.calc.policy.classes import (
@@ -22,7 +22,7 @@ from felixpy.model.policy import Policy, Profile
 from felixpy.model.resources import Absent, Resource, ResourceKey
 from tests.policy.node import Node
 from tests.policy.oracle import Oracle, Question
-from tests.policy.strategies import ADDRESSES, OBJECTS, START, Object
+from tests.policy.strategies import ADDRESSES, CALICO, OBJECTS, START, Object, made
 from tests.policy.walk import Packet
 
 OUTSIDE = ("10.9.9.9", "203.0.113.9", "2001:db8::9")
@@ -97,6 +97,21 @@ STEPS = st.lists(
 )
 
 
+ONLY_IPV6 = {"namespaceSelector": "global()", "notNets": ["fd00::/64"]}
+PREFIXES_THAT_NO_RULE_OF_THEIR_FAMILY_NAMES: tuple[Object, ...] = (
+    made(
+        CALICO,
+        "WorkloadEndpoint",
+        "w1",
+        {"node": "n1", "interfaceName": "caliw1", "ipNetworks": [], "profiles": ["p1"]},
+        "x",
+    ),
+    made(CALICO, "GlobalNetworkSet", "e1", {"nets": ["10.0.0.0/24"]}),
+    made(CALICO, "Profile", "p1", {"egress": [{"action": "Allow", "destination": ONLY_IPV6}]}),
+)
+
+
+@example(start=PREFIXES_THAT_NO_RULE_OF_THEIR_FAMILY_NAMES, more=[], completes=0)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(start=START, more=STEPS, completes=st.integers(0, 10))
 def test_any_history_ends_as_from_scratch_and_as_the_oracle_says(

@@ -6,6 +6,7 @@ On the second kernel with nftables alone, which has no iptables.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def introduce(lab: Lab) -> None:
-    """Publish the keys of both nodes, and wait until each has the other as a peer."""
+    """Publish the keys of both nodes, and wait until each reaches the other and its workload through the tunnel."""
     for spec in ENCRYPTING:
         for family, file in ((4, "wireguard.key"), (6, "wireguard-v6.key")):
             wait_until(
@@ -85,10 +86,24 @@ def introduce(lab: Lab) -> None:
     for one, other in (ENCRYPTING, ENCRYPTING[::-1]):
         for family in (4, 6):
             wait_until(
-                lambda one=one, other=other, family=family: own_key(lab, other, family) in peers(one, family),  # type: ignore[misc]
+                lambda one=one, other=other, family=family: is_encrypted(lab, one, other, family),  # type: ignore[misc]
                 lambda one=one: lab.log(one)[-3000:],  # type: ignore[misc]
                 PATIENCE_S,
             )
+
+
+def way(one: Spec, target: str) -> str:
+    """The route to an address, empty without one."""
+    command = ("ip", "-n", one.name, "route", "get", target)
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def is_encrypted(lab: Lab, one: Spec, other: Spec, family: int) -> bool:
+    """Whether a node has another as a peer, and the routes to it and to its workload lead into the tunnel."""
+    workload = other.workload4 if family == 4 else other.workload6
+    return own_key(lab, other, family) in peers(one, family) and all(
+        f"dev {name(one, family)}" in way(one, target) for target in (address(other, family), workload)
+    )
 
 
 @FAMILIES

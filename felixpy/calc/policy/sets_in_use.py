@@ -1,6 +1,6 @@
 """Which sets the chains of this node name, and their members as peers, network sets and EndpointSlices change. Pure.
 
-Invariant: a set is there exactly while a chain names it. A change costs what it changes.
+Invariant: a set is there exactly while a chain of either family names it. A change costs what it changes.
 """
 
 from __future__ import annotations
