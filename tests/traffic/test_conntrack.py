@@ -83,11 +83,13 @@ async def events(world: TrafficWorld) -> AsyncIterator[list[str]]:
         lines += output.read().decode().splitlines()
 
 
-def of_flow(lines: Sequence[str], verb: str, flow: Counted) -> list[int]:
-    """Positions of events of one kind of a flow, known by the source that the other side saw."""
+def of_flow(seen: Sequence[str], verb: str, line: Line, flow: Counted) -> list[int]:
+    """Positions of events of one kind of a flow, known by its ends: others use its port, too."""
     address, port = flow.peers[0].split()
-    source = re.compile(rf" src={re.escape(address)} dst=\S+ sport={port} dport=7000 ")
-    return [at for at, line in enumerate(lines) if f"[{verb}]" in line and source.search(line)]
+    protocol = {"stream": "tcp", "datagrams": "udp"}[line.kind]
+    ends = re.escape(f" src={address} dst={line.address} sport={port} dport=7000 ")
+    event = re.compile(rf"\[{verb}\] {protocol} .*{ends}")
+    return [at for at, text in enumerate(seen) if event.search(text)]
 
 
 async def by_one_update(world: TrafficWorld) -> None:
@@ -134,10 +136,10 @@ async def test_an_address_that_moves_takes_no_flow_along(
             after = await flows.look()
         assert {name: one for name, one in after.items() if one.answered} == {}
         for family in world.families:
-            known = [before[line.name] for line in wanted if line.family is family]
-            ended = [of_flow(seen, "DESTROY", flow)[0] for flow in known]
-            again = [at for flow in known for at in of_flow(seen, "NEW", flow)[1:]]
-            assert again and max(ended) < min(again), seen
+            known = [(line, before[line.name]) for line in wanted if line.family is family]
+            ended = [of_flow(seen, "DESTROY", *flow)[0] for flow in known]
+            again = [at for flow in known for at in of_flow(seen, "NEW", *flow)[1:]]
+            assert again and max(ended) < min(again), "\n".join(seen)
         await others.lost_nothing()
     for family in world.families:
         await becomes(True, answers, world, P1C.addresses[family], 7000)
