@@ -462,6 +462,7 @@ class Agent:
 
     async def _apply(self) -> None:
         started = time.perf_counter()
+        tidy = collector.tidy if self.outcome.measures else collector.keep
         report = await self.dataplane.apply(complete=self.complete)
         # The kernel comes first: everything that is only told or counted has time until here.
         self._count_taken()
@@ -487,7 +488,7 @@ class Agent:
             await self._settled()
         if self._untidied >= UPDATES_PER_TIDY:
             self._untidied = 0
-            collector.tidy()
+            tidy()
 
     def _count_taken(self) -> None:
         taken, self._taken = self._taken, []

@@ -2,7 +2,7 @@
 
 What the agent holds for long has no cycles and is freed by reference count. So full collections do not come by
 themselves, but when ``tidy`` is called, and what they leave is not looked at again: each costs what is new since the
-last one.
+last one, or since ``keep``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ def tidy() -> None:
     """Collect, and leave what stays out of later collections; nothing if ``take_over`` was not called."""
     if _Policy.active:
         gc.collect()
+        gc.freeze()
+
+
+def keep() -> None:
+    """Leave what there is out of later collections without a look at it: what a start makes stays, and to look at that
+    takes 60 ms with 5,000 endpoints and 1,000 policies.
+    """
+    if _Policy.active:
         gc.freeze()
 
 
