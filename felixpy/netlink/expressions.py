@@ -1,6 +1,7 @@
 """Expressions of nf_tables rules, in the form in which the kernel prints them.
 
 Registers, attribute order, no flag bits inside values: so a rule read back can be compared with the rule that was sent.
+An expression is these very bytes: a node with many policies sends and compares tens of thousands of them.
 Numbers are from linux/netfilter/nf_tables.h; the bytes are compared with those of ``nft`` in the tests.
 """
 
@@ -8,8 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from functools import lru_cache
-from typing import Final, NamedTuple
+from functools import cache, lru_cache
+from typing import Final, Self
 
 from felixpy.model.net import Family
 from felixpy.netlink.message import attribute, attributes, be32, nested, text_attribute, text_of, zero_terminated
@@ -43,11 +44,37 @@ RTN_LOCAL = 2  # linux/rtnetlink.h
 _FIB_RESULT_ADDRTYPE, _FIB_SOURCE, _FIB_OUTPUT = 3, 1, 16  # NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_SADDR, NFTA_FIB_F_OIF
 
 
-class Expression(NamedTuple):
-    """One expression: name and its attributes in ascending order; nested values are attribute streams."""
+@cache
+def _name(name: str) -> bytes:
+    return text_attribute(1, name)
 
-    name: str
-    attributes: tuple[tuple[int, bytes], ...]
+
+class Expression(bytes):
+    """One expression as it stands in the list of a rule's: name and attributes in ascending order.
+
+    Nested values are attribute streams.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, name: str, attributes: Iterable[tuple[int, bytes]]) -> Self:
+        values = b"".join([attribute(kind, value) for kind, value in attributes])
+        return bytes.__new__(cls, nested(1, _name(name), nested(2, values)))
+
+    @property
+    def name(self) -> str:
+        return text_of(self._parts[1])
+
+    @property
+    def attributes(self) -> tuple[tuple[int, bytes], ...]:
+        return tuple(attributes(self._parts[2]))
+
+    @property
+    def _parts(self) -> dict[int, bytes]:
+        return dict(attributes(self, 4))
+
+    def __repr__(self) -> str:
+        return f"Expression({self.name!r}, {self.attributes!r})"
 
 
 # Attributes that felixpy sets, per expression; others that a newer kernel prints are its defaults and are not compared.
@@ -76,6 +103,10 @@ The kernel keeps such a set beside the rule, under a number; ``port_ranges`` and
 """
 
 
+_PORTS_NAME: Final = text_attribute(1, PORTS)
+
+
+@cache
 def payload(base: int, offset: int, length: int, register: int = REG_1) -> Expression:
     return Expression("payload", ((1, be32(register)), (2, be32(base)), (3, be32(offset)), (4, be32(length))))
 
@@ -86,6 +117,7 @@ def source_type(*, of_output: bool) -> Expression:
     return Expression("fib", ((1, be32(REG_1)), (2, be32(_FIB_RESULT_ADDRTYPE)), (3, be32(flags))))
 
 
+@cache
 def meta(key: int, register: int = REG_1) -> Expression:
     return Expression("meta", ((1, be32(register)), (2, be32(key))))
 
@@ -137,6 +169,7 @@ def notrack() -> Expression:
     return Expression("notrack", ())
 
 
+@cache
 def counter() -> Expression:
     """Count packets and bytes, from 0; what is counted is no part of the rule's comparable form."""
     return Expression("counter", ())
@@ -146,6 +179,11 @@ def port_set(ranges: Iterable[tuple[int, int]], *, negated: bool = False) -> Exp
     """Register 1 is a port in one of the ranges, or in none: see ``PORTS``. They must not overlap or touch."""
     content = b"".join(struct.pack(">HH", first, last) for first, last in sorted(ranges))
     return Expression(PORTS, ((1, content), *(((5, be32(1)),) if negated else ())))
+
+
+def has_ports(expressions: Iterable[Expression]) -> bool:
+    """Whether a ``PORTS`` expression is among them."""
+    return _PORTS_NAME in b"".join(expressions)
 
 
 def port_ranges(expression: Expression) -> list[tuple[int, int]]:
@@ -229,13 +267,9 @@ def reject(code: int) -> Expression:
     return Expression("reject", ((1, be32(NFT_REJECT_ICMP_UNREACH)), (2, bytes((code,)))))
 
 
-@lru_cache(1 << 14)
-def encode(expression: Expression) -> bytes:
-    data = (attribute(kind, value) for kind, value in expression.attributes)
-    return nested(1, text_attribute(1, expression.name), nested(2, *data))
-
-
+@lru_cache(1 << 13)  # a node with many policies has few different ones
 def decode(data: bytes) -> Expression:
+    """An expression as the kernel prints it, without the header of its entry."""
     found = dict(attributes(data))
     kind = text_of(found.get(1, b""))
     compared = _COMPARED.get(kind)

@@ -200,7 +200,7 @@ def new_rule(
     parts = [_in_chain(table, chain)]
     if before is not None:
         parts.append(attribute(RULE_POSITION, struct.pack(">Q", before)))
-    parts.append(nested(RULE_EXPRESSIONS, *(expressions.encode(one) for one in rule.expressions)))
+    parts.append(nested(RULE_EXPRESSIONS, *rule.expressions))
     if protocol is not None:
         parts.append(nested(RULE_COMPAT, attribute(1, be32(protocol)), attribute(2, be32(0))))
     if rule.comment:

@@ -198,9 +198,11 @@ def _commented(rule: NftRule) -> NftRule:
 
     For a match the kernel waits until what was deleted last is destroyed, an RCU grace period (``__nft_match_init``).
     """
-    for index, (name, found) in enumerate(rule.expressions):
-        values = dict(found)
-        if name == "match" and values[MATCH_NAME] == b"comment\0":
+    for index, one in enumerate(rule.expressions):
+        if one.name != "match":
+            continue
+        values = dict(one.attributes)
+        if values[MATCH_NAME] == b"comment\0":
             comment = values[MATCH_INFO].partition(b"\0")[0].decode()
             return NftRule(rule.expressions[:index] + rule.expressions[index + 1 :], comment)
     return rule

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from felixpy.calc.entries import SetName
 from felixpy.calc.rule import (
+    Action,
     ChainKey,
     Chains,
     ClassElement,
@@ -121,28 +122,26 @@ def render_chains(chains: Chains, family: Family) -> dict[RuleKey, tuple[NftRule
 
 def _rendered(rules: Iterable[Rule], table: Table, family: Family) -> Iterator[NftRule]:
     for rule in rules:
-        if rule.matches:
-            for one in _alternatives(rule):
-                yield render_rule(one, table, family)
-        elif type(rule.action) is Jump and not (rule.counted or rule.comment):  # nearly all of a class
-            yield _jump(table, rule.action.chain)
+        if not rule.matches and type(rule.action) is Jump and not (rule.counted or rule.comment):
+            yield _jump(table, rule.action.chain)  # nearly all of a class
         else:
-            yield render_rule(rule, table, family)
+            yield from render_rule(rule, table, family)
 
 
-def _alternatives(rule: Rule) -> Iterator[Rule]:
-    """A rule for each of a few ports: to name another set, the kernel goes through all that there are. What is logged
-    stays one, as its limit counts for all of them. And single addresses that may be sources are in a set of their own.
+def render_rule(rule: Rule, table: Table, family: Family) -> Iterator[NftRule]:
+    """A rule; or several, one for each of what a match offers as alternatives. Of those for ports the first bears the
+    comment.
     """
-    for at, match in enumerate(() if isinstance(rule.action, Log) else rule.matches):
-        if isinstance(match, PortIn) and not match.negated and 1 < len(ranges := _merged(match.ranges)) <= FEW_PORTS:
-            for index, one in enumerate(ranges):
-                matches = (*rule.matches[:at], match._replace(ranges=(PortRange(*one),)), *rule.matches[at + 1 :])
-                yield from _alternatives(rule._replace(matches=matches, comment="" if index else rule.comment))
-            return
-        if type(match) is SourcePairIn and match.set is SetName.ALLOWED_SOURCES:
-            yield rule._replace(matches=(*rule.matches[:at], SourcePairIn(EXACT_SOURCES), *rule.matches[at + 1 :]))
-    yield rule
+    ways: list[tuple[Expression, ...]] = [()]
+    is_log = type(rule.action) is Log  # stays one rule, as its limit counts for all of them
+    for match in rule.matches:
+        found = _match(match, family, together=is_log)
+        ways = [way + one for way in ways for one in found]
+    action = _action(rule.action, table, family, counted=rule.counted)
+    yield NftRule(ways[0] + action, rule.comment)
+    if len(ways) > 1:
+        comment = rule.comment if any(type(match) is SourcePairIn for match in rule.matches) else ""
+        yield from (NftRule(way + action, comment) for way in ways[1:])
 
 
 def _target(rule: Rule) -> str:
@@ -151,16 +150,11 @@ def _target(rule: Rule) -> str:
     return chain_name(ChainKey(Table.FILTER, rule.action.chain))
 
 
-def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
-    if type(rule.action) is Jump and not (rule.matches or rule.counted):
-        plain = _jump(table, rule.action.chain)
-        return plain._replace(comment=rule.comment) if rule.comment else plain
-    expressions: list[Expression] = []
-    for match in rule.matches:
-        expressions += _match(match, family)
-    if rule.counted:
-        expressions.append(nft.counter())
-    match rule.action:
+@lru_cache(1 << 13, typed=True)
+def _action(action: Action, table: Table, family: Family, *, counted: bool) -> tuple[Expression, ...]:
+    """Policies have few different ones."""
+    expressions = [nft.counter()] if counted else []
+    match action:
         case Verdict.REJECT:
             code = nft.ICMP_PORT_UNREACH if family is Family.V4 else nft.ICMPV6_PORT_UNREACH
             expressions.append(nft.reject(code))
@@ -194,8 +188,8 @@ def render_rule(rule: Rule, table: Table, family: Family) -> NftRule:
             load.append(nft.lookup_data(name))
             expressions += [*load, nft.address_nat(family, nft.REG_1, nft.NF_NAT_RANGE_MAP_IPS)]
         case _:
-            assert_never(rule.action)
-    return NftRule(tuple(expressions), rule.comment)
+            assert_never(action)
+    return tuple(expressions)
 
 
 @lru_cache(1 << 14)
@@ -205,9 +199,20 @@ def _jump(table: Table, chain: str) -> NftRule:
 
 
 @lru_cache(1 << 14, typed=True)  # matches of two kinds may be equal tuples
-def _match(match: Match, family: Family) -> tuple[Expression, ...]:
-    """Policies have few different ones. What they become is not to be changed."""
-    return tuple(_expressions_of(match, family))
+def _match(match: Match, family: Family, *, together: bool) -> tuple[tuple[Expression, ...], ...]:
+    """What a match is; or each of its alternatives, which a rule of its own asks, unless they are to be ``together``.
+
+    A few ports are a rule each: to name another set, the kernel goes through all that there are. And single addresses
+    that may be sources are in a set of their own.
+    """
+    some = [match]
+    if not together and isinstance(match, PortIn) and not match.negated:
+        ranges = _merged(match.ranges)
+        if len(ranges) <= FEW_PORTS:
+            some = [match._replace(ranges=(PortRange(*one),)) for one in ranges]
+    elif not together and isinstance(match, SourcePairIn) and match.set is SetName.ALLOWED_SOURCES:
+        some = [SourcePairIn(EXACT_SOURCES), match]
+    return tuple(tuple(_expressions_of(one, family)) for one in some)
 
 
 def _expressions_of(match: Match, family: Family) -> list[Expression]:

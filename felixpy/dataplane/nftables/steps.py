@@ -14,7 +14,7 @@ from felixpy.dataplane.packet_filter import FilterChange, FilterKey, Member, Set
 from felixpy.model.net import Family
 from felixpy.netlink import expressions, port_sets
 from felixpy.netlink import nftables as nft
-from felixpy.netlink.expressions import PORTS
+from felixpy.netlink.expressions import PORTS, has_ports
 from felixpy.netlink.message import Request
 
 FIRST_POLICY_SET, FIRST_PORT_SET = 100, 1 << 20  # numbers of sets within a transaction
@@ -117,13 +117,17 @@ class StepMaker:
                 steps.append(Step(nft.flush_chain(self.family, TABLE, render.chain_name(key)), (key,), gone=True))
         port_set = FIRST_PORT_SET
         for key, rules in sorted(chains.items()):
+            name, keys = render.chain_name(key), (key,)
             for rule in rules or ():
-                requests, port_set = self._rule_requests(render.chain_name(key), rule, port_set)
-                steps += [Step(request, (key,)) for request in requests]
+                if has_ports(rule.expressions):
+                    requests, port_set = self._rule_requests(name, rule, port_set)
+                    steps += [Step(request, keys) for request in requests]
+                else:
+                    steps.append(Step(nft.new_rule(self.family, TABLE, name, rule), keys))
         return steps
 
     def _rule_requests(self, chain: str, rule: nft.NftRule, port_set: int) -> tuple[list[Request], int]:
-        """Messages for a rule and the sets of ports that it has by itself; the next free number of such a set."""
+        """Messages for a rule with sets of ports that it has by itself; the next free number of such a set."""
         requests: list[Request] = []
         parts = []
         for one in rule.expressions:
@@ -132,8 +136,7 @@ class StepMaker:
                 requests += made
                 port_set += 1
             parts.append(one)
-        if requests:
-            rule = rule._replace(expressions=tuple(parts))
+        rule = rule._replace(expressions=tuple(parts))
         return [*requests, nft.new_rule(self.family, TABLE, chain, rule)], port_set
 
     def _class_steps(self, change: FilterChange, seen: Seen) -> list[Step]:
