@@ -69,7 +69,7 @@ def enforceable(
             else:
                 problems.append(f"{error}: the rule denies everything")
                 found = [Rule(PolicyAction.DENY)]
-        rules += [replace(rule, position=position) for rule in found]
+        rules += [replace(rule, position=position) if position else rule for rule in found]
     return tuple(rules)
 
 
@@ -184,25 +184,37 @@ def _icmp(raw: IcmpObject | None, field: str) -> Icmp | None:
 
 
 def _entity(raw: EntityObject | None, protocol: int | None, namespace: str | None, path: str) -> Entity:
-    if raw is None:
+    if raw is None or raw == _NOTHING:
         return ANY
-    ports, named = convert_ports(raw.ports, f"{path}.ports")
-    not_ports, not_named = convert_ports(raw.not_ports, f"{path}.notPorts")
-    for field, numbers, names in (("ports", ports, named), ("notPorts", not_ports, not_named)):
-        if (numbers or names) and not (protocol in WITH_PORTS or (protocol is None and not numbers)):
-            raise InvalidResource("need the protocol TCP, UDP or SCTP", field=f"{path}.{field}")
+    ports, named = _ports(raw.ports, protocol, path, "ports")
+    not_ports, not_named = _ports(raw.not_ports, protocol, path, "notPorts")
     selector, not_selector = _selectors(raw, namespace, path)
     return Entity(
-        convert_nets(raw.nets, f"{path}.nets"),
-        convert_nets(raw.not_nets, f"{path}.notNets"),
+        convert_nets(raw.nets, f"{path}.nets") if raw.nets else (),
+        convert_nets(raw.not_nets, f"{path}.notNets") if raw.not_nets else (),
         selector,
         not_selector,
-        _service(raw, namespace, path),
+        _service(raw, namespace, path) if raw.services else None,
         ports,
         named,
         not_ports,
         not_named,
     )
+
+
+_NOTHING = EntityObject()
+
+
+def _ports(
+    values: list[int | str] | None, protocol: int | None, path: str, field: str
+) -> tuple[tuple[Ports, ...], tuple[str, ...]]:
+    """Those of a rule, numbers and names, if its protocol has ports."""
+    if not values:
+        return (), ()
+    numbers, names = convert_ports(values, f"{path}.{field}")
+    if not (protocol in WITH_PORTS or (protocol is None and not numbers)):
+        raise InvalidResource("need the protocol TCP, UDP or SCTP", field=f"{path}.{field}")
+    return numbers, names
 
 
 def convert_nets(texts: list[str] | None, field: str) -> tuple[Net, ...]:

@@ -171,6 +171,7 @@ def conjunction(*selectors: Selector) -> Selector:
     return _selector(next(iter(terms)) if len(terms) == 1 else Junction("&&", tuple(terms)))
 
 
+@lru_cache(maxsize=4096)  # many policies have the same ones
 def _selector(expression: Expression, text: str = "") -> Selector:
     found: set[str] = set()
     has_global = _collect(expression, found)

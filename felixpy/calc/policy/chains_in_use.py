@@ -100,9 +100,8 @@ class ChainsInUse:
                 continue
             rules, comment, prefix = self._source_of(chain)
             sets = SetsOfChain(self._sets, chain)
-            for family in FAMILIES:
-                value = PolicyChain(chain.use, rules_of(rules, family, sets, prefix), comment)
-                self._output.put(PolicyChainKey(family, chain.name), value)
+            for family, some in rules_of(rules, sets, prefix).items():
+                self._output.put(PolicyChainKey(family, chain.name), PolicyChain(chain.use, some, comment))
             self._use_sets(chain, state, sets.used)
 
     def _use_sets(self, chain: ChainId, state: _Chain, used: set[tuple[object, ...]]) -> None:

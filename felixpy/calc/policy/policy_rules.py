@@ -57,7 +57,8 @@ def policy_rules(chain: PolicyChain, settings: RuleSettings) -> tuple[Rule, ...]
     """The chain of a policy. Its first rule has the policy's name as comment."""
     rules = [rule for one in chain.rules for rule in _rules(one, chain.use, settings)]
     if rules:
-        rules[0] = rules[0]._replace(comment=chain.comment)
+        first = rules[0]
+        rules[0] = Rule(first.matches, first.action, chain.comment, first.counted)
     return tuple(rules)
 
 
@@ -68,7 +69,8 @@ def _rules(rule: PolicyRule, use: Use, settings: RuleSettings) -> Iterator[Rule]
         yield Rule((*matches, *limit), Log(rule.log_prefix[:MAX_LOG_PREFIX]))
         return
     *first, last = actions(rule.action, use, settings)
-    yield from (Rule(matches, action) for action in first)
+    for action in first:
+        yield Rule(matches, action)
     decides = rule.action is not PolicyAction.PASS
     yield Rule(matches, last, counted=decides and settings.count_decisions)
 
@@ -124,26 +126,32 @@ def _matches(rule: PolicyRule) -> Iterator[Match]:
         yield Icmp(*rule.icmp)
     if rule.not_icmp is not None:
         yield Icmp(*rule.not_icmp, negated=True)
-    yield from _side(rule.source, source=True)
-    yield from _side(rule.destination, source=False)
+    if rule.source != ANYWHERE:
+        yield from _side(rule.source, source=True)
+    if rule.destination != ANYWHERE:
+        yield from _side(rule.destination, source=False)
 
 
 def _side(side: Side, *, source: bool) -> Iterator[Match]:
-    if side == ANYWHERE:
-        return
     in_net, in_set, in_ports = (Source, SourceIn, SourcePortIn) if source else (
         Destination, DestinationIn, DestinationPortIn
     )  # fmt: skip
-    yield from (in_net(net) for net in side.nets)
-    yield from (in_net(net, True) for net in side.not_nets)
-    yield from (in_set(name) for name in side.sets)
-    yield from (in_set(name, True) for name in side.not_sets)
+    for net in side.nets:
+        yield in_net(net)
+    for net in side.not_nets:
+        yield in_net(net, True)
+    for name in side.sets:
+        yield in_set(name)
+    for name in side.not_sets:
+        yield in_set(name, True)
     if side.ports:
         yield PortIn(tuple(PortRange(*ports) for ports in side.ports), source)
     if side.not_ports:
         yield PortIn(tuple(PortRange(*ports) for ports in side.not_ports), source, negated=True)
-    yield from (in_ports(name) for name in side.port_sets)
-    yield from (in_ports(name, True) for name in side.not_port_sets)
+    for name in side.port_sets:
+        yield in_ports(name)
+    for name in side.not_port_sets:
+        yield in_ports(name, True)
 
 
 def tier_chains(

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from felixpy.calc.policy.classes import ANYWHERE, PolicyRule, Side
 from felixpy.calc.policy.sets import without_covered
-from felixpy.model.net import Family, Net
+from felixpy.model.net import FAMILIES, Family, Net
 from felixpy.model.policy import ANY, Entity, PolicyAction, Rule, ServiceName
 from felixpy.model.policy_rules import merged_ports
 from felixpy.model.selectors import Selector
@@ -33,17 +33,35 @@ class Sets(Protocol):
 
 def is_unconditional(rule: Rule) -> bool:
     """Whether a rule matches every packet."""
-    return rule == Rule(rule.action, position=rule.position)
+    return rule.source == ANY and rule == Rule(rule.action, position=rule.position)
 
 
-def rules_of(rules: tuple[Rule, ...], family: Family, sets: Sets, log_prefix: str) -> tuple[PolicyRule, ...]:
-    """What is left of the rules for a family."""
-    found: list[PolicyRule] = []
+def rules_of(rules: tuple[Rule, ...], sets: Sets, log_prefix: str) -> dict[Family, tuple[PolicyRule, ...]]:
+    """What is left of the rules for each family. What is the same for all of them is the same object."""
+    found: dict[Family, list[PolicyRule]] = {family: [] for family in FAMILIES}
     for rule in rules:
-        found += _rules(rule, family, sets, log_prefix)
+        some: list[PolicyRule] | None = None
+        for family, of_family in found.items():
+            if some is None or _depends_on_family(rule, sets):
+                some = list(_rules(rule, family, sets, log_prefix))
+            of_family += some
         if is_unconditional(rule) and rule.action is not PolicyAction.LOG:
             break  # nothing comes so far
-    return tuple(found)
+    return {family: tuple(some) for family, some in found.items()}
+
+
+def _depends_on_family(rule: Rule, sets: Sets) -> bool:
+    if rule.family is not None:
+        return True
+    return any(end != ANY and _differs(end, sets) for end in (rule.source, rule.destination))
+
+
+def _differs(entity: Entity, sets: Sets) -> bool:
+    """Whether an end is another one in another family."""
+    if entity.nets or entity.not_nets:
+        return True
+    asked = (one for one in (entity.selector, entity.not_selector) if one is not None)
+    return any(len({sets.selector(one, family) for family in FAMILIES}) > 1 for one in asked)
 
 
 def _rules(rule: Rule, family: Family, sets: Sets, log_prefix: str) -> Iterator[PolicyRule]:
@@ -82,52 +100,46 @@ def _sides(
     """The alternatives of one end; ``apart``: none matches what another one does."""
     if entity == ANY:
         return [ANYWHERE]
-    nets = _of(entity.nets, family)
-    not_nets = _of(entity.not_nets, family)
-    base = ANYWHERE
-    if len(nets) == 1:
-        base = base._replace(nets=nets)
-    elif nets:
-        base = base._replace(sets=(sets.nets(nets),))
-    if len(not_nets) == 1:
-        base = base._replace(not_nets=not_nets)
-    elif not_nets:
-        base = base._replace(not_sets=(sets.nets(not_nets),))
+    nets, not_nets = _of(entity.nets, family), _of(entity.not_nets, family)
+    in_sets: tuple[str, ...] = (sets.nets(nets),) if len(nets) > 1 else ()
+    in_port_sets: tuple[str, ...] = ()
+    not_sets: tuple[str, ...] = (sets.nets(not_nets),) if len(not_nets) > 1 else ()
     if entity.not_selector is not None:
-        unwanted = tuple(name for name in sets.selector(entity.not_selector, family) if name)
-        base = base._replace(not_sets=base.not_sets + unwanted)
+        not_sets += tuple(name for name in sets.selector(entity.not_selector, family) if name)
     if entity.service is not None and is_source:
-        base = base._replace(sets=(*base.sets, sets.service(entity.service, ports=False)))
+        in_sets += (sets.service(entity.service, ports=False),)
     elif entity.service is not None:
-        base = base._replace(port_sets=(sets.service(entity.service, ports=True),))
-    if entity.not_ports:
-        base = base._replace(not_ports=merged_ports(entity.not_ports))
+        in_port_sets = (sets.service(entity.service, ports=True),)
+    not_port_sets: tuple[str, ...] = ()
     if entity.not_named_ports:
-        base = base._replace(
-            not_port_sets=(sets.ports(entity.selector, protocol or 0, tuple(sorted(entity.not_named_ports))),)
-        )
-    return [
-        end
-        for side in _by_ports(base, entity, protocol, sets, apart=apart)
-        for end in _by_selector(side, entity, family, sets, apart=apart)
-    ]
+        not_port_sets = (sets.ports(entity.selector, protocol or 0, tuple(sorted(entity.not_named_ports))),)
+    base = Side(
+        nets=nets if len(nets) == 1 else (),
+        not_nets=not_nets if len(not_nets) == 1 else (),
+        sets=in_sets,
+        not_sets=not_sets,
+        ports=merged_ports(entity.ports),
+        not_ports=merged_ports(entity.not_ports),
+        port_sets=in_port_sets,
+        not_port_sets=not_port_sets,
+    )
+    by_ports = _with_named_ports(base, entity, protocol, sets, apart=apart) if entity.named_ports else [base]
+    return [end for side in by_ports for end in _by_selector(side, entity, family, sets, apart=apart)]
 
 
 def _of(nets: tuple[Net, ...], family: Family) -> tuple[Net, ...]:
-    return without_covered(net for net in nets if net.family is family)
+    return without_covered(net for net in nets if net.family is family) if nets else ()
 
 
-def _by_ports(base: Side, entity: Entity, protocol: int | None, sets: Sets, *, apart: bool) -> list[Side]:
-    numbers = merged_ports(entity.ports)
-    if not entity.named_ports:
-        return [base._replace(ports=numbers)] if numbers else [base]
+def _with_named_ports(base: Side, entity: Entity, protocol: int | None, sets: Sets, *, apart: bool) -> list[Side]:
+    """Ports by number and ports by name are alternatives."""
     named = sets.ports(entity.selector, protocol or 0, tuple(sorted(entity.named_ports)))
-    by_name = base._replace(port_sets=(*base.port_sets, named))
-    if not numbers:
+    by_name = base._replace(ports=(), port_sets=(*base.port_sets, named))
+    if not base.ports:
         return [by_name]
     if apart:
-        by_name = by_name._replace(not_ports=merged_ports((*base.not_ports, *numbers)))
-    return [base._replace(ports=numbers), by_name]
+        by_name = by_name._replace(not_ports=merged_ports((*base.not_ports, *base.ports)))
+    return [base, by_name]
 
 
 def _by_selector(side: Side, entity: Entity, family: Family, sets: Sets, *, apart: bool) -> list[Side]:
