@@ -189,7 +189,7 @@ class Calculation:
     def owners_of(self, keys: Iterable[Key]) -> set[ResourceKey]:
         """The objects, or parts of nodes, whose values of these keys count."""
         owner = self._owner
-        return {owner[key] for key in keys if key in owner}
+        return {found for key in keys if (found := owner.get(key)) is not None}
 
     def entries(self) -> Changes:
         """Every entry that counts, for a table that starts empty."""

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from felixpy.calc.entries import (
     DeviceKey,
     ElementKey,
     Key,
-    RoutingKey,
     SetName,
     SettingsKey,
     Value,
@@ -29,7 +29,7 @@ from felixpy.calc.mtu import Tunnel
 from felixpy.calc.policy.classes import Direction, MemberKey
 from felixpy.calc.rules import RuleSettings
 from felixpy.config import Failsafe, Settings
-from felixpy.dataplane.filter_tables import FilterTables, write_together
+from felixpy.dataplane.filter_tables import FilterTables, PolicyObject, write_together
 from felixpy.dataplane.interface_settings import InterfaceSettingTable
 from felixpy.dataplane.links import LinkEvents, Links
 from felixpy.dataplane.operations import operations_of
@@ -173,16 +173,17 @@ class Dataplane:
             if table is not None:
                 self._want_entry(table, key, value)
                 continue
-            tables = self.filters.get(key.family)
+            family = key.family
+            tables = self.filters.get(family)
             if tables is None:
                 continue
             if type(key) is ElementKey:
                 self._want_member(tables, key, value)
             elif type(key) is MemberKey:
                 tables.elements.drop(key) if value is ABSENT else tables.elements.want(key, None)
-            elif not isinstance(key, RoutingKey | ElementKey | MemberKey):
-                tables.take_policy(key, None if isinstance(value, Absent) else value)
-                policy.add(key.family)
+            else:
+                tables.take_policy(cast("PolicyObject", key), None if value is ABSENT else value)
+                policy.add(family)
         for family in policy:
             self.filters[family].take_layout()
 

@@ -39,10 +39,13 @@ _NONE: Final[frozenset[SetName]] = frozenset()
 
 
 class _Place(NamedTuple):
-    """What some classes are to an interface: sets that it is in, and whether one of the numbers has no place."""
+    """What some classes are to an interface: sets that it is in, whether one of the numbers has no place, and in how
+    many directions there is no class.
+    """
 
     sets: frozenset[SetName]
     is_over: bool
+    denied: int
 
 
 class Members(Protocol):
@@ -79,16 +82,17 @@ class ClassMembers:
         self._marks = marks
         self._places.clear()
         for interface in {*self._classes, *self._pairs.places()}:
-            self._write(interface)
+            self._write(interface, self._place_of(self._classes.get(interface)))
 
     def want(self, interface: str, classes: EndpointClasses) -> None:
         """An interface has these classes."""
         old = self._classes.get(interface)
         if old == classes:
             return
-        self.denied += _denied(classes) - _denied(old)
+        place = self._place_of(classes)
+        self.denied += place.denied - self._place_of(old).denied
         self._classes[interface] = classes
-        self._write(interface)
+        self._write(interface, place)
 
     def knows(self, interface: str) -> bool:
         """Whether an interface has classes; one that is gone has none."""
@@ -101,8 +105,8 @@ class ClassMembers:
     def drop(self, interface: str) -> None:
         """An interface has no classes any more: it is gone, or policy does not know it."""
         if (old := self._classes.pop(interface, None)) is not None:
-            self.denied -= _denied(old)
-            self._write(interface)
+            self.denied -= self._place_of(old).denied
+            self._write(interface, self._place_of(None))
 
     def want_pair(self, key: ElementKey) -> None:
         """A pair of an address and an interface is wanted."""
@@ -124,8 +128,7 @@ class ClassMembers:
             return None
         return classes.ingress if direction is Direction.INGRESS else classes.egress
 
-    def _write(self, interface: str) -> None:
-        place = self._place_of(self._classes.get(interface))
+    def _write(self, interface: str, place: _Place) -> None:
         if place.is_over != (interface in self.too_many):
             self.too_many ^= {interface}
             self.judged_anew.add(interface)
@@ -139,9 +142,9 @@ class ClassMembers:
         had = self._bits.get(interface, _NONE)
         if wanted == had:
             return
-        whole = ANY_NET[self._family]
-        for name in wanted - had:
-            self._members.want(ElementKey(name, whole, interface), None)
+        whole, want = ANY_NET[self._family], self._members.want
+        for name in wanted - had if had else wanted:
+            want(ElementKey(name, whole, interface), None)
         for name in had - wanted:
             self._members.drop(ElementKey(name, whole, interface))
         if wanted:
@@ -158,7 +161,8 @@ class ClassMembers:
             some = [] if classes is None else [*zip(_WAYS, classes, strict=True)]
             is_over = any(number and not self._fits(direction, number) for direction, number in some)
             sets = () if self._marks_pairs else (name for one in some for name in self._sets_of(*one))
-            place = self._places[classes] = _Place(frozenset(sets), is_over)
+            denied = 0 if classes is None else classes.count(0)
+            place = self._places[classes] = _Place(frozenset(sets), is_over, denied)
         return place
 
     def _sets_of(self, direction: Direction, number: int) -> tuple[SetName, ...]:
@@ -185,11 +189,6 @@ class ClassMembers:
         found = self._marks.of(direction)
         number = self._number(interface, direction)
         return found.of(number) if number and self._fits(direction, number) else None
-
-
-def _denied(classes: EndpointClasses | None) -> int:
-    """In how many directions there is no class."""
-    return 0 if classes is None else classes.count(0)
 
 
 @lru_cache(MOST_PLACES)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
-from felixpy.calc.entries import ElementKey, SetType, set_type
+from felixpy.calc.entries import STANDING_SETS, ElementKey, SetType, set_type
 from felixpy.calc.policy.carrier import CLASS_SETS, MAPS
 from felixpy.calc.policy.classes import (
     ClassKey,
@@ -86,9 +86,7 @@ class FilterTables:
         return self.chains, self.elements, self.sets
 
     def _resolve_element(self, key: Member, data: int | None) -> int | None:
-        if not isinstance(key, ElementKey) or key.set.type is not SetType.HOST_INTERFACE:
-            return data
-        if key not in self.elements.committed:
+        if type(key) is ElementKey and key.set in _OF_ADDRESSES and key not in self.elements.committed:
             self._release.hold(self.elements, key, key.net.packed)
         return data
 
@@ -303,6 +301,8 @@ class FilterTables:
         """A change of members alone."""
         change = FilterChange(add=list(elements.put), remove=list(elements.remove))
         change.data = {key: data for key, data in elements.put.items() if data}
+        if not self.elements.committed:
+            return change
         # Nobody asks for the mark of a pair before the rules do that classify: then it may come before them.
         asked = self.asks_for_classes
         change.changed = frozenset(
@@ -443,6 +443,8 @@ def write_together(
     return True
 
 
+_OF_ADDRESSES = frozenset(name for name in STANDING_SETS if name.type is SetType.HOST_INTERFACE)
+"""Sets of pairs of an address and the interface that has it."""
 _CLASSIFIES = ChainKey(Table.FILTER, MAPS[Direction.INGRESS])
 _DISPATCHES = tuple(MAPS.values())
 _CLASS_SETS = frozenset(CLASS_SETS)

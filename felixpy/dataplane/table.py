@@ -143,7 +143,7 @@ class KeyedTable(Generic[K, D, C]):
                     self._by_interface.discard(former, key)
                 if interface is not None:
                     self._by_interface.add(interface, key)
-        if key not in desired and key in self.committed:
+        if self.committed and key not in desired and key in self.committed:
             self.committed[key] = self.committed.pop(key)  # by this very key: an adopted one is another object
         desired[key] = value
         if self.refused:
@@ -332,10 +332,12 @@ class KeyedTable(Generic[K, D, C]):
             return delta
         settled: list[K] = []
         desired, committed, refused, waiting = self.desired, self.committed, self.refused, self.waiting
+        resolve = self._resolve
         for key in self.dirty:
             if refused and key in refused and refused[key].retry_at > now:
                 continue
-            if key not in desired:
+            wanted = desired.get(key, MISSING)
+            if isinstance(wanted, Missing):
                 waiting.pop(key, None)
                 if key not in committed:
                     settled.append(key)
@@ -346,7 +348,7 @@ class KeyedTable(Generic[K, D, C]):
                     delta.remove[key] = committed[key]
                 continue
             try:
-                value = self._resolve(key, desired[key])
+                value = resolve(key, wanted)
             except Waiting as reason:
                 waiting[key] = str(reason)
                 if not (reason.gone and key in committed and self._ours(key, committed[key])):
@@ -356,7 +358,7 @@ class KeyedTable(Generic[K, D, C]):
                 continue
             if waiting:
                 waiting.pop(key, None)
-            if committed.get(key, MISSING) == value:
+            if committed and committed.get(key, MISSING) == value:
                 settled.append(key)
             else:
                 delta.put[key] = value

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from sys import intern
 from types import MappingProxyType
 
 from felixpy.model.names import MAX_NAME, cidr_name, is_namespace
@@ -153,7 +154,7 @@ def key_of(topic: str) -> ResourceKey | None:
         return None
     names = [unescape(level) for level in levels] if "%" in topic else levels
     if kind is Kind.WORKLOAD_ENDPOINT:
-        return ResourceKey(kind, names[2], names[1]) if len(names) == 3 else None
+        return ResourceKey(kind, names[2], intern(names[1])) if len(names) == 3 else None  # of few namespaces many
     if kind is Kind.HOST_ENDPOINT:
         return ResourceKey(kind, names[1]) if len(names) == 2 else None
     if kind is Kind.BLOCK_AFFINITY:

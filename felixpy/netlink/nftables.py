@@ -282,6 +282,12 @@ def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = Fa
     return nested(1, *parts)
 
 
+def plain_elements(keys: Sequence[bytes]) -> list[bytes]:
+    """``element`` of keys that have nothing else, all of one length, a multiple of four."""
+    headers = _key_headers(len(keys[0]))
+    return [headers + key for key in keys]
+
+
 def map_element(key: bytes, chain: str | None) -> bytes:
     """One list entry of a verdict map: goto a chain; without a chain, as it is named in a deletion."""
     parts = [nested(ELEMENT_KEY, attribute(1, key))]

@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from felixpy.model.keys import ResourceKey
-from felixpy.store.index import FEW, Index
+from felixpy.store.index import Index
 
 P = TypeVar("P")
 Rank = tuple[Any, ...]
+
+CROWD = 8
+"""With more claimants, a change does not concern all of them."""
 
 
 class _Crowd(NamedTuple):
@@ -58,7 +61,7 @@ class Claims(Generic[P]):
         crowd = self._crowds.get(place)
         if crowd is None:
             keys = self._index.add(place, key)
-            if len(keys) > FEW:
+            if len(keys) > CROWD:
                 crowd = self._crowds[place] = _Crowd([], {})
                 for one in keys:
                     crowd.put(one, self._rank(one))
@@ -76,7 +79,7 @@ class Claims(Generic[P]):
             return keys
         before = self.owner(place)
         crowd.take(key)
-        if len(keys) <= FEW:
+        if len(keys) <= CROWD:
             del self._crowds[place]
             return keys
         after = self.owner(place)

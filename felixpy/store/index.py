@@ -1,6 +1,7 @@
 """Keys by the place where they meet: an interface, an address, a node. Pure.
 
-Most places have a few keys, and there are tens of thousands of places: a tuple takes 56 bytes where a set takes 216.
+Most places have a few keys, and there are tens of thousands of places: a tuple takes 56 bytes where a set takes 216,
+and for the twenty pods of a deployment 200 where a set takes 2,264.
 A place with many keys (all routes through the uplink) has a set, so that no change costs more the more keys there are.
 """
 
@@ -12,7 +13,7 @@ from typing import Generic, TypeVar
 P = TypeVar("P")
 K = TypeVar("K")
 
-FEW = 8
+FEW = 32
 
 Some = tuple[K, ...] | set[K]
 """Keys of one place."""

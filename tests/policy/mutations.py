@@ -68,6 +68,16 @@ MUTATIONS = (
     Mutation(CALC + "rules_of.py", "if rule.family not in (None, family) or", "if"),
     Mutation(
         CALC + "rules_of.py",
+        "if some is None or _depends_on_family(rule, sets):",
+        "if some is None:",
+    ),
+    Mutation(
+        CALC + "rules_of.py",
+        "return any(len({sets.selector(one, family) for family in FAMILIES}) > 1 for one in asked if one is not None)",
+        "return False",
+    ),
+    Mutation(
+        CALC + "rules_of.py",
         "if is_unconditional(rule) and rule.action is not PolicyAction.LOG:",
         "if is_unconditional(rule):",
     ),
@@ -83,14 +93,14 @@ MUTATIONS = (
     ),
     Mutation(
         CALC + "rules_of.py",
-        "    return [base._replace(ports=numbers), by_name]",
-        "    return [by_name._replace(ports=numbers)]",
+        "    return [base, by_name]",
+        "    return [by_name._replace(ports=base.ports)]",
     ),
     Mutation(CALC + "rules_of.py", "    if prefixes:\n", "    if False:\n"),
     Mutation(
         CALC + "rules_of.py",
-        "base = base._replace(not_sets=base.not_sets + unwanted)",
-        "base = base._replace(not_sets=unwanted)",
+        "not_sets += tuple(name for",
+        "not_sets = tuple(name for",
     ),
     Mutation(
         CALC + "sets.py",

@@ -51,17 +51,16 @@ def rules_of(rules: tuple[Rule, ...], sets: Sets, log_prefix: str) -> dict[Famil
 
 
 def _depends_on_family(rule: Rule, sets: Sets) -> bool:
-    if rule.family is not None:
+    ends = [end for end in (rule.source, rule.destination) if end != ANY]
+    if rule.family is not None or any(end.nets or end.not_nets for end in ends):
         return True
-    return any(end != ANY and _differs(end, sets) for end in (rule.source, rule.destination))
+    asked = [one for end in ends for one in (end.selector if _is_asked(end) else None, end.not_selector)]
+    return any(len({sets.selector(one, family) for family in FAMILIES}) > 1 for one in asked if one is not None)
 
 
-def _differs(entity: Entity, sets: Sets) -> bool:
-    """Whether an end is another one in another family."""
-    if entity.nets or entity.not_nets:
-        return True
-    asked = (one for one in (entity.selector, entity.not_selector) if one is not None)
-    return any(len({sets.selector(one, family) for family in FAMILIES}) > 1 for one in asked)
+def _is_asked(entity: Entity) -> bool:
+    """Whether the selector is: with named ports alone, they are those of the endpoints that it matches."""
+    return not entity.named_ports or bool(entity.ports)
 
 
 def _rules(rule: Rule, family: Family, sets: Sets, log_prefix: str) -> Iterator[PolicyRule]:
@@ -143,8 +142,8 @@ def _with_named_ports(base: Side, entity: Entity, protocol: int | None, sets: Se
 
 
 def _by_selector(side: Side, entity: Entity, family: Family, sets: Sets, *, apart: bool) -> list[Side]:
-    if entity.selector is None or (entity.named_ports and not entity.ports):
-        return [side]  # the named ports are those of endpoints that the selector matches
+    if entity.selector is None or not _is_asked(entity):
+        return [side]
     hosts, prefixes = sets.selector(entity.selector, family)
     found = [side._replace(sets=(*side.sets, hosts))]
     if prefixes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import assert_never
 
@@ -96,6 +96,20 @@ def encode(key: Member, data: int | None = None) -> bytes:
             return nft.element(net.packed * 2, data=address)
         case _:
             raise ValueError(f"{key.set} holds no members of this kind")
+
+
+def encode_all(keys: Sequence[Member], data: Mapping[Member, int]) -> list[bytes]:
+    """``encode`` of members of one set of the kernel's, of which there may be thousands; ``data`` is of maps."""
+    shape = set_type(keys[0].set)
+    if shape is SetType.INTERFACE:
+        encoded = [nft.interface_name(one.interface) for one in keys if isinstance(one, ElementKey)]
+    elif shape is SetType.HOST_INTERFACE:
+        encoded = [one.net.packed + nft.interface_name(one.interface) for one in keys if isinstance(one, ElementKey)]
+    elif shape is SetType.HOST:
+        encoded = [one.net.packed for one in keys]
+    else:
+        return [encode(key, data.get(key)) for key in keys]
+    return nft.plain_elements(encoded)
 
 
 def _encode_member(key: MemberKey) -> bytes:

@@ -188,8 +188,7 @@ class StepMaker:
         for name, members in by_set.items():
             for start in range(0, len(members), per_message):
                 chunk = members[start : start + per_message]
-                entries = map(elements.encode, chunk, map(data.get, chunk))
-                request = nft.set_elements(command, self.family, TABLE, name, entries)
+                request = nft.set_elements(command, self.family, TABLE, name, elements.encode_all(chunk, data))
                 yield Step(request, tuple(chunk), gone=command == nft.DELSETELEM)
 
 
