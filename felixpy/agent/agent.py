@@ -120,6 +120,8 @@ class Agent:
         by ``introduced``: until then, if it ``introduces_itself``, nothing counts as complete."""
         self.own_changed = asyncio.Event()
         self.introduces_itself = False
+        self.opened = asyncio.Event()
+        """Set once the kernel was read: from then on updates are worked off as they come. What comes before is kept."""
         self.known = asyncio.Event()
         """Set once the snapshot is complete and its settings are taken."""
         self.ready: dict[Family, bool] = {}
@@ -264,6 +266,7 @@ class Agent:
         self.adopted = sum(entries.values())
         self.left_over = self.dataplane.left_over()
         log.info("adopted", version=__version__, node=self.settings.nodename, backend=self.backend.value, **entries)
+        self.opened.set()
         self.files.forget_earlier_boot()
         resync = asyncio.create_task(self.comparisons.run_forever())
         resync.add_done_callback(self._ended)

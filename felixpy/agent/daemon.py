@@ -154,10 +154,11 @@ def _origins(settings: Settings) -> _Origins:
 
 
 def _tell_of_servers(agent: Agent, origins: _Origins) -> None:
-    """The agent knows whom it hears, so that no rule closes the way there."""
+    """The agent knows whom it hears, so that no rule closes the way there; and is told nothing that it has to keep."""
     mqtt, api = origins.mqtt, origins.api
     if mqtt is not None:
         broker_port = mqtt.port
+        mqtt.until_taken = agent.opened.wait
         mqtt.on_connected = lambda peer: agent.connected_to(peer, broker_port)
         mqtt.on_connecting = lambda peer: agent.will_ask(peer, broker_port)
         agent.metrics.sampled.append(lambda: count_stream(agent.metrics, mqtt.messages, mqtt.bytes))

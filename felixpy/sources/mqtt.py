@@ -13,7 +13,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -148,6 +148,9 @@ class MqttSource:
         self._standing = Standing(level="warning")
         self.messages = self.bytes = 0
         """Taken from the broker since the start."""
+        self.until_taken: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)
+        """Is waited for before the broker is asked for what it holds, so that this does not pile up: of a cluster of
+        110,000 endpoints 85,000 messages came in the seconds in which a restarted agent read its node's kernel."""
         self.on_connected: Callable[[bytes], None] = lambda peer: None
         """Is told the broker's address before anything that it delivers."""
         self.on_connecting: Callable[[bytes], None] = lambda peer: None
@@ -244,6 +247,7 @@ class MqttSource:
                 self.on_connected(peer)
             if self._hub is not None:
                 self._hub.on_connected()
+            await self.until_taken()
             self._perform(self._snapshot.on_connected(time.monotonic()), sink)
             self._outbox.resend()
             try:

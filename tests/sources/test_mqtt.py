@@ -72,6 +72,26 @@ def test_hand_published_objects_are_in_sync_after_quiet_time(broker: Broker) -> 
     asyncio.run(scenario())
 
 
+def test_nothing_is_asked_for_before_it_can_be_taken(broker: Broker) -> None:
+    """Nor is a broker without manifests taken for one that has nothing, however long that lasts."""
+
+    async def scenario() -> None:
+        await put(broker, {"ippool/a": pool("a"), "wep/n1/default/w": endpoint("w")})
+        source, waited = source_for(broker), list[tuple[int, SyncState]]()
+        async with following(source) as sink:
+
+            async def until_taken() -> None:
+                await asyncio.sleep(1.5 * settings_for(broker).snapshot_quiet_time)
+                waited.append((source.messages, source._snapshot.state))
+
+            source.until_taken = until_taken
+            await sink.state(SyncState.IN_SYNC)
+            assert waited == [(0, SyncState.CONNECTING)]
+            assert set(sink.held) == {ResourceKey(Kind.IP_POOL, "a"), wep_key("w")}
+
+    asyncio.run(scenario())
+
+
 def test_the_brokers_address_is_told_before_what_it_delivers(broker: Broker) -> None:
     async def scenario() -> None:
         await put(broker, {"ippool/a": pool("a")})
