@@ -46,6 +46,20 @@ from felixpy.netlink.rtnetlink import (
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 2, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_GROUP6, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_EXTERNAL = 15, 16, 17, 25
+IFLA_VXLAN_PROXY, IFLA_VXLAN_RSC, IFLA_VXLAN_L2MISS, IFLA_VXLAN_L3MISS = 11, 12, 13, 14
+IFLA_VXLAN_REMCSUM_TX, IFLA_VXLAN_REMCSUM_RX, IFLA_VXLAN_GBP, IFLA_VXLAN_GPE = 21, 22, 23, 27
+# Of a device that is not only for known peers in the plain wire format: told where they are set, or told as 0 or 1.
+_VXLAN_OTHERS = (IFLA_VXLAN_GROUP, IFLA_VXLAN_GROUP6, IFLA_VXLAN_GBP, IFLA_VXLAN_GPE)
+_VXLAN_SWITCHES = (
+    IFLA_VXLAN_LEARNING,
+    IFLA_VXLAN_EXTERNAL,
+    IFLA_VXLAN_PROXY,
+    IFLA_VXLAN_RSC,
+    IFLA_VXLAN_L2MISS,
+    IFLA_VXLAN_L3MISS,
+    IFLA_VXLAN_REMCSUM_TX,
+    IFLA_VXLAN_REMCSUM_RX,
+)
 IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_PMTUDISC, IFLA_IPTUN_EXTERNAL = 2, 3, 10, 19
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 IFA_F_NODAD = 0x02
@@ -217,8 +231,7 @@ def decode_device(message: Message) -> KernelDevice:
     alias = text_of(found.get(IFLA_IFALIAS, b""))
     device = KernelDevice(kind, mtu, bool(flags & IFF_UP), alias)
     if kind == "vxlan":
-        strange = IFLA_VXLAN_GROUP in data or IFLA_VXLAN_GROUP6 in data
-        strange = strange or any(data.get(IFLA_VXLAN_LEARNING, b"\0")) or any(data.get(IFLA_VXLAN_EXTERNAL, b""))
+        strange = not data.keys().isdisjoint(_VXLAN_OTHERS) or any(any(data.get(one, b"")) for one in _VXLAN_SWITCHES)
         return device._replace(
             vni=_U32.unpack(data[IFLA_VXLAN_ID])[0] if IFLA_VXLAN_ID in data else 0,
             port=int.from_bytes(data.get(IFLA_VXLAN_PORT, b""), "big"),
