@@ -14,7 +14,8 @@ from felixpy.demo.run import demo as run_demo
 @click.option("--keep", is_flag=True, help="Leave the lab up and say how to enter it.")
 @click.option("--latency/--no-latency", default=True, help="Also time one endpoint beside 2,000 others.")
 def demo(backend: str | None, ipv6_only: bool, keep: bool, latency: bool) -> None:
-    """Show felixpy working: two nodes, workloads and an outside host in private network namespaces, real packets.
+    """Show felixpy working: three nodes, one behind a router, workloads and an outside host in private network
+    namespaces, real packets.
 
     Exit code 0 only if every check holds. Nothing is left behind.
 
