@@ -86,7 +86,7 @@ class Subject:
         while True:
             if self.task.done():
                 self.task.result()  # why it ended
-            if not agent._pending and not agent._wake.is_set() and agent.dataplane.are_filters_written:
+            if not agent.inbox and not agent._wake.is_set() and agent.dataplane.are_filters_written:
                 return
             await asyncio.sleep(0)
 

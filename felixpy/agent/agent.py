@@ -13,7 +13,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import structlog
@@ -23,6 +22,7 @@ from felixpy.agent import collector, sampling
 from felixpy.agent import status as node_status
 from felixpy.agent.comparisons import Comparisons
 from felixpy.agent.configuration import Configuration
+from felixpy.agent.inbox import IN_PARTS, Inbox
 from felixpy.agent.leftovers import Leftovers
 from felixpy.agent.outcome import TELLING_SECONDS, Outcome, StatusPublisher
 from felixpy.agent.policy_counts import PolicyCounts
@@ -35,7 +35,7 @@ from felixpy.dataplane.apply import Dataplane
 from felixpy.dataplane.backend import Backend
 from felixpy.dataplane.links import Links
 from felixpy.dataplane.packet_filter import FilterError
-from felixpy.dataplane.watch import Doubts, Watch
+from felixpy.dataplane.watch import Watch
 from felixpy.model.net import Family, Net
 from felixpy.model.resources import Kind, ResourceKey, Update
 from felixpy.node.record import Record
@@ -46,7 +46,6 @@ from felixpy.observe.mtu_file import MTUFile
 from felixpy.observe.samples import RecentFailures
 from felixpy.sources import SyncState, SyncStatus
 from felixpy.sources.ending import end
-from felixpy.sources.limit import ObjectLimit
 from felixpy.standing import Standing
 from felixpy.store.store import Store
 
@@ -57,15 +56,6 @@ UPDATES_PER_APPLY = 500
 
 UPDATES_WAITING = 4 * UPDATES_PER_APPLY
 """With more than these, no more are waited for: each takes several times the memory of what it becomes."""
-
-BURST_UPDATES = 8
-"""So many updates at once are a burst, of which more is being read; an apply costs as much as a few dozen of them."""
-
-IN_PARTS = frozenset({Kind.NODE, Kind.NODE_STATE, Kind.IPAM_BLOCK, Kind.BLOCK_AFFINITY})
-"""Kinds of which several are told at once: to look for the next one costs a twentieth of an apply."""
-
-BURST_SECONDS = 0.01
-"""For so long the updates of a burst are collected."""
 
 UPDATES_PER_TIDY = 50
 """Each endpoint costs the collector 20 µs once: now and then a millisecond, not 100 ms after 5,000."""
@@ -127,10 +117,9 @@ class Agent:
         self.ready: dict[Family, bool] = {}
         self.failures: dict[Family, str] = {}
         self._telling = Telling(self.metrics, self.recent, self.outcome, status)
-        self.limit = ObjectLimit(settings.max_objects, self._has_endpoint)
+        self.inbox = Inbox(settings.max_objects, self._is_known)
         self.adopted = self.left_over = 0
         self._on_settings = on_settings or (lambda settings: None)
-        self._pending: dict[ResourceKey, Update] = {}
         self._taken: list[Update] = []
         self._changed, self._told_at = False, math.inf
         """Whether the updates taken last changed what is wanted; when what may be told later is told."""
@@ -141,7 +130,9 @@ class Agent:
         self._alarm: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
-        self.comparisons = Comparisons(self.configuration, self._standing, self._calm, self._wake_up)
+        self.comparisons = Comparisons(
+            self.configuration, self.dataplane, self._standing, calm=self._calm, compared=self._wake_up
+        )
         self.started = self.last_progress = time.monotonic()
         self.metrics.sampled.append(lambda: sampling.sample(self))
         self.metrics.read_first.append(PolicyCounts(self, self._standing, self._calm).read)
@@ -149,21 +140,17 @@ class Agent:
     # --- Sink ------------------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
-        """Take an update; the latest of a key wins, and memory is bounded by the number of keys, which is limited."""
-        before = len(self.limit.left_out)
-        if self.limit.takes(update):
-            self._pending.pop(update.key, None)
-            self._pending[update.key] = update
+        """Take an update; it waits in the ``inbox``."""
+        limit = self.inbox.limit
+        before = len(limit.left_out)
+        if self.inbox.put(update):
             self._wake_up()
-        if len(self.limit.left_out) != before:
-            self._telling.left_out(self.limit, before)
+        if len(limit.left_out) != before:
+            self._telling.left_out(limit, before)
             self._wake_up()
 
-    def _has_endpoint(self, key: ResourceKey) -> bool:
-        """Whether the latest word of an endpoint is that there is one, valid or not."""
-        waiting = self._pending.get(key)
-        if waiting is not None:
-            return waiting.resource is not None or bool(waiting.error)
+    def _is_known(self, key: ResourceKey) -> bool:
+        """Whether there is an endpoint, valid or not, by what was taken."""
         return key in self.store.remote or key in self.store.endpoints or self.outcome.is_invalid(key)
 
     def sync_status(self, status: SyncStatus) -> None:
@@ -314,9 +301,9 @@ class Agent:
             if self._failure:
                 raise self._failure
             if doubts := self.watch.take():
-                await self._settle_doubts(doubts)
-            if self._pending:
-                await self._collect()
+                await self.comparisons.settle(doubts)
+            if self.inbox:
+                await self.inbox.collect()
             try:
                 await self.absorb(UPDATES_PER_APPLY)
             except (OSError, FilterError) as error:
@@ -327,10 +314,10 @@ class Agent:
                 continue
             self._told_at = math.inf
             await self._apply()
-            if self._pending:
+            if self.inbox:
                 self._wake_up()
             self._publish()
-            waits = len(self._pending) < UPDATES_WAITING
+            waits = len(self.inbox) < UPDATES_WAITING
             if waits and not self.complete and self.stream.state is not SyncState.IN_SYNC:
                 # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
                 await asyncio.sleep(min(time.monotonic() - started, 1.0))
@@ -342,43 +329,9 @@ class Agent:
             bool(self._taken)
             and self.outcome.measures
             and time.monotonic() < self._told_at
-            and not (self._changed or self._pending or self.configuration.due or self.dataplane.has_work)
+            and not (self._changed or self.inbox or self.configuration.due or self.dataplane.has_work)
             and all(update.key.kind in IN_PARTS for update in self._taken)
         )
-
-    async def _collect(self) -> None:
-        """While the source has more of a burst, or of what comes in parts, let it read: one apply for all, and what is
-        only told after it."""
-        some = 1 if next(iter(self._pending)).kind in IN_PARTS else BURST_UPDATES
-        until, had = time.monotonic() + BURST_SECONDS, 0
-        while len(self._pending) >= had + some and time.monotonic() < until:
-            had = len(self._pending)
-            await asyncio.sleep(0)  # the event loop looks at its sockets,
-            await asyncio.sleep(0)  # and runs what they are for
-
-    async def _settle_doubts(self, doubts: Doubts) -> None:
-        """Read again what notifications put in doubt: little at once, everything in the background."""
-        self.configuration.host_due |= doubts.host or doubts.everything
-        for interface in doubts.interfaces:
-            try:
-                await self.dataplane.routing.read_routes(interface)
-            except OSError as error:
-                log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
-                self.comparisons.ask()
-        if doubts.sources:
-            try:
-                await self.dataplane.routing.read_sources()
-            except OSError as error:
-                log.error("routes cannot be read after their source address changed", reason=str(error))
-                self.comparisons.ask()
-        for family, (part, changed_by) in doubts.filters.items():
-            if reason := await self.dataplane.read_filter(family, changed_by, part):
-                self._standing.fails(f"packet filter of {family} cannot be read", reason, family=str(family))
-                self.comparisons.ask()
-        if doubts.everything:
-            log.warning("notifications were lost; everything is read again")
-            self.dataplane.doubt()
-            self.comparisons.ask()
 
     async def _sleep(self) -> None:
         """Until something is to do, or 10 s."""
@@ -404,9 +357,7 @@ class Agent:
         Raises:
             OSError, FilterError: the updates are taken, but settings, host or back-end are as before and stay due.
         """
-        updates = [self._pending.pop(key) for key in list(islice(self._pending, limit))]
-        if not self._pending:
-            self._pending = {}  # an emptied dictionary keeps its size, and to walk over it costs that
+        updates = self.inbox.take(limit)
         dirty: set[ResourceKey] = set()
         host = self.calculation.host
         for interface, up in self.dataplane.take_links().items():
@@ -424,7 +375,7 @@ class Agent:
         self._unjudged |= self.calculation.use_peers(self.stream.peers)
         while self._servers:
             self.dataplane.keep_open(self._servers.pop(0))
-        completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self._pending
+        completes = not self.complete and self.stream.state is SyncState.IN_SYNC and not self.inbox
         completes = completes and not self.doubt()
         if self._own_node in dirty or (completes and self.introduces_itself):
             self.own_changed.set()
@@ -487,7 +438,7 @@ class Agent:
         if self.configuration.look_at_devices():
             self.own_changed.set()
             self._wake_up()
-        if self.complete and not self._pending:
+        if self.complete and not self.inbox:
             await self._settled()
         if self._untidied >= UPDATES_PER_TIDY:
             self._untidied = 0

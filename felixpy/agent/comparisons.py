@@ -1,7 +1,7 @@
-"""When everything in the kernel is compared with what is believed: the net below the notifications.
+"""When the kernel is compared with what is believed: what notifications put in doubt, and everything below them.
 
-A comparison runs in slices beside the updates. It is asked for where something was put in doubt, and comes by itself
-after the interval of the settings. Must never write: what differs becomes dirty, and the loop writes it.
+A comparison of everything runs in slices beside the updates. It is asked for where something was put in doubt, and
+comes by itself after the interval of the settings. Must never write: what differs is dirty, and the loop writes it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import structlog
+
 from felixpy.agent import collector
 from felixpy.agent.configuration import Configuration
+from felixpy.dataplane.apply import Dataplane
+from felixpy.dataplane.watch import Doubts
 from felixpy.slices import giving_way
 from felixpy.standing import Standing
+
+log = structlog.get_logger("felixpy")
 
 UNREAD = "the kernel cannot be read; will be tried again each second"
 RETRY_SECONDS = 1.0
@@ -24,9 +30,16 @@ class Comparisons:
     """The clock of comparisons. ``calm`` is set while the loop has nothing to do; ``compared`` wakes it."""
 
     def __init__(
-        self, configuration: Configuration, standing: Standing, calm: asyncio.Event, compared: Callable[[], None]
+        self,
+        configuration: Configuration,
+        dataplane: Dataplane,
+        standing: Standing,
+        *,
+        calm: asyncio.Event,
+        compared: Callable[[], None],
     ) -> None:
         self._configuration = configuration
+        self._dataplane = dataplane
         self._standing = standing
         self._calm = calm
         self._compared = compared
@@ -48,6 +61,30 @@ class Comparisons:
         if self._next is not None and not self._next.expired():
             interval = self._configuration.resync_interval()
             self._next.reschedule(None if interval is None else self._last_at + interval)
+
+    async def settle(self, doubts: Doubts) -> None:
+        """Read again what notifications put in doubt: little at once, everything in the background."""
+        self._configuration.host_due |= doubts.host or doubts.everything
+        for interface in doubts.interfaces:
+            try:
+                await self._dataplane.routing.read_routes(interface)
+            except OSError as error:
+                log.error("routes of an interface cannot be read", interface=interface, reason=str(error))
+                self.ask()
+        if doubts.sources:
+            try:
+                await self._dataplane.routing.read_sources()
+            except OSError as error:
+                log.error("routes cannot be read after their source address changed", reason=str(error))
+                self.ask()
+        for family, (part, changed_by) in doubts.filters.items():
+            if reason := await self._dataplane.read_filter(family, changed_by, part):
+                self._standing.fails(f"packet filter of {family} cannot be read", reason, family=str(family))
+                self.ask()
+        if doubts.everything:
+            log.warning("notifications were lost; everything is read again")
+            self._dataplane.doubt()
+            self.ask()
 
     async def run_forever(self) -> None:
         """Compare when asked and when the interval is over, until cancelled."""

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from felixpy import __version__
+from felixpy.agent.inbox import Inbox
 from felixpy.agent.outcome import Outcome
 from felixpy.calc.graph import Calculation
 from felixpy.config import Settings
@@ -21,7 +22,6 @@ from felixpy.model.resources import POLICY_KINDS, Policy
 from felixpy.observe.metrics import Metrics
 from felixpy.observe.samples import RecentFailures
 from felixpy.sources import SyncState, SyncStatus
-from felixpy.sources.limit import ObjectLimit
 from felixpy.store.store import Store
 
 MAX_PROBLEMS = 20
@@ -43,7 +43,7 @@ class Subject(Protocol):
     ready: dict[Family, bool]
     failures: dict[Family, str]
     recent: RecentFailures
-    limit: ObjectLimit
+    inbox: Inbox
     adopted: int
     left_over: int
     started: float
@@ -110,8 +110,8 @@ def _state(agent: Subject) -> tuple[str, str]:
         families = [f"{family} is not programmed: {why}" for family, why in agent.failures.items()]
         reason = "; ".join(families) or "the snapshot is complete; the kernel is being programmed"
         state = SyncState.RESYNC.value
-    elif stream.state is SyncState.IN_SYNC and agent.limit.left_out:
-        state, reason = SyncState.DEGRADED.value, agent.limit.reason()
+    elif stream.state is SyncState.IN_SYNC and agent.inbox.limit.left_out:
+        state, reason = SyncState.DEGRADED.value, agent.inbox.limit.reason()
     if agent.adopted and not agent.complete:
         reason += f"; {agent.adopted} entries that the kernel had at the start stay until the stream is complete"
     return state, reason
@@ -160,7 +160,7 @@ def details(agent: Subject, unserved: Mapping[str, str] = MappingProxyType({})) 
             "pools": len(agent.store.pools),
             "nodes": len(agent.store.nodes),
             "blocks": len(agent.store.blocks),
-            "left_out": len(agent.limit.left_out),
+            "left_out": len(agent.inbox.limit.left_out),
             "remote_endpoints": len(agent.store.remote),
             "policies": sum(len(agent.store.policy[kind]) for kind, holds in POLICY_KINDS.items() if holds is Policy),
             "active_policies": agent.calculation.policy.counts()["policies"],

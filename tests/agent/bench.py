@@ -156,7 +156,7 @@ class Running:
         """What waits for an interface, or is refused, may be so for good."""
         agent = self.agent
         reads = agent.comparisons.is_asked or agent.links._readers
-        return bool(agent._pending or reads or any(table._readers for table in agent.dataplane.tables()))
+        return bool(agent.inbox or reads or any(table._readers for table in agent.dataplane.tables()))
 
     async def endpoint_is(self, name: str, state: str, reason: str = "") -> dict[str, Any]:
         """Wait for an endpoint's status topic; returns its payload."""

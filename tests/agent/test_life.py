@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 from felixpy.agent import leftovers
-from felixpy.agent.agent import BURST_UPDATES, Agent
+from felixpy.agent.agent import Agent
+from felixpy.agent.inbox import BURST_UPDATES
 from felixpy.config import Settings
 from felixpy.demo.agent import FELIXPY, environment
 from felixpy.demo.patience import limit
@@ -365,8 +366,8 @@ def test_a_burst_is_collected_and_one_update_is_not_held_back(kind: Kind, at_onc
     async def scenario() -> None:
         source = asyncio.create_task(deliver())
         await asyncio.sleep(0)
-        await agent._collect()
-        assert len(agent._pending) == taken
+        await agent.inbox.collect()
+        assert len(agent.inbox) == taken
         source.cancel()
 
     async def deliver() -> None:

@@ -197,7 +197,7 @@ class InProcess:
         doubts = agent.watch._doubts or None
         comparing = agent.comparisons.is_asked or [table.name for table in agent.dataplane.tables() if table._readers]
         comparing = comparing or agent.links._readers  # everything is, right after the start
-        found = (unready, agent._pending, agent._wake.is_set(), doubts, dirty, children, comparing)
+        found = (unready, agent.inbox, agent._wake.is_set(), doubts, dirty, children, comparing)
         return [one for one in found if one]
 
 

@@ -129,7 +129,7 @@ def test_a_restart_with_another_back_end_makes_no_rules_before_the_snapshot_is_c
         async with running(source_for(Backend.LEGACY)) as node:
             node.put(*STREAM)
             node.agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete: wep 12/14", 12, 14))
-            await until(lambda: len(node.agent.store.endpoints) == 13 and not node.agent._pending)
+            await until(lambda: len(node.agent.store.endpoints) == 13 and not node.agent.inbox)
             await asyncio.sleep(0.3)
             assert not any(rules(Backend.LEGACY, family) for family in FAMILIES)
             assert all(rules(Backend.NFTABLES, family) for family in FAMILIES)
@@ -150,7 +150,7 @@ def test_nothing_opens_before_its_rules_while_the_snapshot_is_incomplete(
         async with running(source_for(backend)) as node:
             node.put(*STREAM)
             node.agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete: wep 12/14", 12, 14))
-            await until(lambda: len(node.agent.store.endpoints) == 13 and not node.agent._pending)
+            await until(lambda: len(node.agent.store.endpoints) == 13 and not node.agent.inbox)
             await asyncio.sleep(0.5)
             for family in FAMILIES:
                 assert (routes(family), rules(backend, family), forwarding(family)) == ("", 0, 0), family
@@ -334,7 +334,7 @@ def test_a_restart_with_another_prefix_opens_it_only_when_the_snapshot_is_comple
         async with running(source_for(backend, InterfacePrefix="cali,tap")) as node:
             node.put(*STREAM, tap(20))
             node.agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete: wep 12/14", 12, 14))
-            await until(lambda: node.agent.store.endpoints.get(tap(20).key) and not node.agent._pending)
+            await until(lambda: node.agent.store.endpoints.get(tap(20).key) and not node.agent.inbox)
             await asyncio.sleep(0.3)
             assert "tap20" not in routes(Family.V4) + routes(Family.V6)
             assert routes(Family.V4).count("cali") == 12

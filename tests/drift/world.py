@@ -96,7 +96,7 @@ class World:
 
     async def quiet(self) -> None:
         """Wait until nothing is left to write."""
-        await self.until(lambda: not self.agent.dataplane.plan() and not self.agent._pending)
+        await self.until(lambda: not self.agent.dataplane.plan() and not self.agent.inbox)
 
     def plan(self) -> list[tuple[str, str, str]]:
         return [tuple(operation) for operation in self.agent.dataplane.plan()]

@@ -138,7 +138,7 @@ class Node:
         agent = self.agent
         return (
             agent is not None
-            and not agent._pending
+            and not agent.inbox
             and agent.is_ready()[0]
             and not any(table.dirty or table._readers for table in agent.dataplane.tables())
             and not (agent.comparisons.is_asked or agent.links._readers)
@@ -182,7 +182,7 @@ class Node:
         return {
             "ready": agent.is_ready(),
             "failures": agent.failures,
-            "pending": len(agent._pending),
+            "pending": len(agent.inbox),
             "dirty": {table.name: sorted(map(str, table.dirty))[:5] for table in tables if table.dirty},
             "refused": {str(key): why for table in tables for key, why in table.refused.items()},
         }

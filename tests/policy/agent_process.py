@@ -111,7 +111,7 @@ class Node:
                 waiting = [str(operation) for operation in agent.dataplane.plan()][:20]
                 raise RuntimeError(f"not settled: {waiting}, {agent.failures}")
             await asyncio.sleep(0.005)
-            settled = not agent._pending and agent.complete and agent.dataplane.is_settled and not agent._wake.is_set()
+            settled = not agent.inbox and agent.complete and agent.dataplane.is_settled and not agent._wake.is_set()
             quiet = quiet + 1 if settled else 0
         drifted = sum(table.drifted for table in agent.dataplane.tables()) - before
         told = {str(key): words for key, words in agent.calculation.problems.items()}
