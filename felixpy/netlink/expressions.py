@@ -122,6 +122,7 @@ def meta(key: int, register: int = REG_1) -> Expression:
     return Expression("meta", ((1, be32(register)), (2, be32(key))))
 
 
+@lru_cache(1 << 12)
 def compare(data: bytes, operation: int = NFT_CMP_EQ) -> Expression:
     return Expression("cmp", ((1, be32(REG_1)), (2, be32(operation)), (3, attribute(1, data))))
 

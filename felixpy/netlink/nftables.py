@@ -133,8 +133,12 @@ def interface_name(text: str) -> bytes:
 
 def request(command: int, flags: int, family: int, *parts: bytes) -> Request:
     """``family``: a ``Family``, or NFPROTO_ARP."""
-    header = struct.pack(">BBH", NFPROTO[family], 0, 0)
-    return Request(NFNL_SUBSYS_NFTABLES << 8 | command, flags, header + b"".join(parts))
+    return Request(NFNL_SUBSYS_NFTABLES << 8 | command, flags, _header(family) + b"".join(parts))
+
+
+@cache
+def _header(family: int) -> bytes:
+    return struct.pack(">BBH", NFPROTO[family], 0, 0)
 
 
 def batch(requests: Sequence[Request]) -> list[Request]:
@@ -200,7 +204,8 @@ def new_rule(
     parts = [_in_chain(table, chain)]
     if before is not None:
         parts.append(attribute(RULE_POSITION, struct.pack(">Q", before)))
-    parts.append(nested(RULE_EXPRESSIONS, *rule.expressions))
+    content = b"".join(rule.expressions)
+    parts += ATTRIBUTE.pack(4 + len(content), RULE_EXPRESSIONS | NLA_F_NESTED), content
     if protocol is not None:
         parts.append(nested(RULE_COMPAT, attribute(1, be32(protocol)), attribute(2, be32(0))))
     if rule.comment:

@@ -216,6 +216,9 @@ class Assignment:
         policies = [state for state in self._in_force.selecting(held) if state.workloads is not None]
         found: dict[Direction, Asked | None] = {}
         for way, use in _WORKLOAD_USE.items():
+            if not self.is_complete and any(state.asked(use) for state in policies):
+                found[way] = None  # what it will be asked is not looked for in every turn of a snapshot
+                continue
             answer = asked(
                 [state.asked(use) for state in policies],
                 self._in_force.tiers,

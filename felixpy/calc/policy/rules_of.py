@@ -64,8 +64,8 @@ def _is_asked(entity: Entity) -> bool:
 
 
 def _rules(rule: Rule, family: Family, sets: Sets, log_prefix: str) -> Iterator[PolicyRule]:
-    if rule.family not in (None, family) or not all(
-        _has_family(end, family) for end in (rule.source, rule.destination)
+    if rule.family not in (None, family) or not (
+        _has_family(rule.source, family) and _has_family(rule.destination, family)
     ):
         return
     is_log = rule.action is PolicyAction.LOG
@@ -87,6 +87,8 @@ def _rules(rule: Rule, family: Family, sets: Sets, log_prefix: str) -> Iterator[
 
 def _has_family(entity: Entity, family: Family) -> bool:
     """A list of prefixes of which none is of the family, or that leaves nothing of it, matches nothing there."""
+    if not (entity.nets or entity.not_nets):
+        return True
     for nets in (entity.nets, entity.not_nets):
         if nets and not any(net.family is family for net in nets):
             return False

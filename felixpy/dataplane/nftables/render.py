@@ -135,9 +135,10 @@ def render_rule(rule: Rule, table: Table, family: Family) -> Iterator[NftRule]:
     ways: list[tuple[Expression, ...]] = [()]
     is_log = type(rule.action) is Log  # stays one rule, as its limit counts for all of them
     for match in rule.matches:
-        found = _match(match, family, together=is_log)
-        ways = [way + one for way in ways for one in found]
-    action = _action(rule.action, table, family, counted=rule.counted)
+        found = _match(match, family, is_log)
+        is_plain = len(found) == len(ways) == 1
+        ways = [ways[0] + found[0]] if is_plain else [way + one for way in ways for one in found]
+    action = _action(rule.action, table, family, rule.counted)
     yield NftRule(ways[0] + action, rule.comment)
     if len(ways) > 1:
         comment = rule.comment if any(type(match) is SourcePairIn for match in rule.matches) else ""
@@ -151,7 +152,7 @@ def _target(rule: Rule) -> str:
 
 
 @lru_cache(1 << 13, typed=True)
-def _action(action: Action, table: Table, family: Family, *, counted: bool) -> tuple[Expression, ...]:
+def _action(action: Action, table: Table, family: Family, counted: bool) -> tuple[Expression, ...]:
     """Policies have few different ones."""
     expressions = [nft.counter()] if counted else []
     match action:
@@ -199,7 +200,7 @@ def _jump(table: Table, chain: str) -> NftRule:
 
 
 @lru_cache(1 << 14, typed=True)  # matches of two kinds may be equal tuples
-def _match(match: Match, family: Family, *, together: bool) -> tuple[tuple[Expression, ...], ...]:
+def _match(match: Match, family: Family, together: bool) -> tuple[tuple[Expression, ...], ...]:
     """What a match is; or each of its alternatives, which a rule of its own asks, unless they are to be ``together``.
 
     A few ports are a rule each: to name another set, the kernel goes through all that there are. And single addresses
@@ -208,7 +209,7 @@ def _match(match: Match, family: Family, *, together: bool) -> tuple[tuple[Expre
     some = [match]
     if not together and isinstance(match, PortIn) and not match.negated:
         ranges = _merged(match.ranges)
-        if len(ranges) <= FEW_PORTS:
+        if 1 < len(ranges) <= FEW_PORTS:
             some = [match._replace(ranges=(PortRange(*one),)) for one in ranges]
     elif not together and isinstance(match, SourcePairIn) and match.set is SetName.ALLOWED_SOURCES:
         some = [SourcePairIn(EXACT_SOURCES), match]
