@@ -425,7 +425,7 @@ class Agent:
             unjudged |= self.calculation.owners_of(report.looked_at)
         for interface in self.dataplane.take_judged_anew():
             unjudged |= {owner for owner in (self.store.interface_owner(interface),) if owner is not None}
-        self.outcome.take(unjudged)
+        self.outcome.take(unjudged - self._keep_unjudged(unjudged))
         if report.written:
             self.metrics.writes.inc(by=report.written)
             took = time.perf_counter() - started
@@ -443,6 +443,14 @@ class Agent:
         if self._untidied >= UPDATES_PER_TIDY:
             self._untidied = 0
             tidy()
+
+    def _keep_unjudged(self, things: set[ResourceKey]) -> set[ResourceKey]:
+        """Of these the endpoints that cannot be up before the snapshot is complete: each is judged once then."""
+        if self.complete or not self.dataplane.holds_classified:
+            return set()
+        kept = {thing for thing in things if thing in self.store.endpoints and not self.outcome.follows(thing)}
+        self._unjudged |= kept
+        return kept
 
     def _count_taken(self) -> None:
         taken, self._taken = self._taken, []

@@ -153,6 +153,10 @@ class Outcome:
         """
         self._again |= {*things, *self.problems, *self._settings.problems}
 
+    def follows(self, key: ResourceKey) -> bool:
+        """Whether somebody waits for news of an endpoint."""
+        return key in self._followers
+
     def state_of(self, thing: ResourceKey, *, is_settled: bool | None = None) -> tuple[str, str]:
         """State and reason; the state is empty for what is absent, of another node, or well without being up.
 

@@ -149,6 +149,11 @@ class Dataplane:
         return all(table.is_written for table in tables)
 
     @property
+    def holds_classified(self) -> bool:
+        """Whether members of interfaces stay as they are until the snapshot is complete."""
+        return any(tables.asks_for_classes for tables in self.filters.values())
+
+    @property
     def is_open(self) -> bool:
         """Whether the rules of all families stand."""
         return not self._closed
