@@ -126,6 +126,7 @@ class Agent:
         self._servers: list[Failsafe] = []
         self._untidied = 0
         self._unjudged: set[ResourceKey] = set()
+        self._unjudged_until_complete: set[ResourceKey] = set()
         self._wake, self._calm = asyncio.Event(), asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
@@ -425,7 +426,7 @@ class Agent:
             unjudged |= self.calculation.owners_of(report.looked_at)
         for interface in self.dataplane.take_judged_anew():
             unjudged |= {owner for owner in (self.store.interface_owner(interface),) if owner is not None}
-        self.outcome.take(unjudged - self._keep_unjudged(unjudged))
+        self.outcome.take(self._judged_now(unjudged))
         if report.written:
             self.metrics.writes.inc(by=report.written)
             took = time.perf_counter() - started
@@ -444,13 +445,18 @@ class Agent:
             self._untidied = 0
             tidy()
 
-    def _keep_unjudged(self, things: set[ResourceKey]) -> set[ResourceKey]:
-        """Of these the endpoints that cannot be up before the snapshot is complete: each is judged once then."""
-        if self.complete or not self.dataplane.holds_classified:
-            return set()
+    def _judged_now(self, things: set[ResourceKey]) -> set[ResourceKey]:
+        """Of these not the endpoints that cannot be up before the snapshot is complete: each is judged once then, or when
+        nobody knows any more when that will be.
+        """
+        if self.complete or self.stream.state is SyncState.DEGRADED:
+            kept, self._unjudged_until_complete = self._unjudged_until_complete, set()
+            return things | kept
+        if not self.dataplane.holds_classified:
+            return things
         kept = {thing for thing in things if thing in self.store.endpoints and not self.outcome.follows(thing)}
-        self._unjudged |= kept
-        return kept
+        self._unjudged_until_complete |= kept
+        return things - kept
 
     def _count_taken(self) -> None:
         taken, self._taken = self._taken, []
