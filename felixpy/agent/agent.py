@@ -446,8 +446,8 @@ class Agent:
             tidy()
 
     def _judged_now(self, things: set[ResourceKey]) -> set[ResourceKey]:
-        """Of these not the endpoints that cannot be up before the snapshot is complete: each is judged once then, or when
-        nobody knows any more when that will be.
+        """Of these not the endpoints that cannot be up before the snapshot is complete: each is judged once then, or as
+        soon as it is said that this may take long.
         """
         if self.complete or self.stream.state is SyncState.DEGRADED:
             kept, self._unjudged_until_complete = self._unjudged_until_complete, set()

@@ -17,7 +17,9 @@ from felixpy.agent.agent import UPDATES_PER_APPLY
 from felixpy.dataplane.iptables.filter import IptablesFilter
 from felixpy.dataplane.nftables.filter import NftablesFilter
 from felixpy.dataplane.packet_filter import FilterChange, FilterKey
+from felixpy.demo.patience import until
 from felixpy.model.resources import Kind, ResourceKey
+from felixpy.sources import SyncState, SyncStatus
 
 Write = Callable[[FilterChange], Awaitable[Mapping[FilterKey, str]]]
 
@@ -59,6 +61,26 @@ def test_a_start_judges_each_endpoint_and_writes_each_member_once(
     assert len(members) > 2 * len(crowd)
     assert sum(times - 1 for times in members.values()) <= 2 * UPDATES_PER_APPLY
     assert sum(len(change.remove) for change in changes) <= 2 * UPDATES_PER_APPLY
+
+
+def test_endpoints_are_judged_also_where_the_snapshot_does_not_become_complete(network: None) -> None:
+    crowd = [endpoint(number) for number in range(1, 2 * UPDATES_PER_APPLY)]
+
+    async def scenario() -> None:
+        subject = Subject("nftables", {})
+        agent = subject.agent
+        try:
+            subject.tell([*policies(10), *crowd])
+            agent.sync_status(SyncStatus(SyncState.RESYNC))
+            await until(lambda: agent._unjudged_until_complete and not agent._pending)
+            assert len(agent.outcome.reported) <= UPDATES_PER_APPLY
+            agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete"))
+            await until(lambda: len(agent.outcome.reported) == len(crowd))
+        finally:
+            subject.task.cancel()
+            await asyncio.gather(subject.task, return_exceptions=True)
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("backend", ["nftables", "legacy", "nft"])
