@@ -13,6 +13,7 @@ Invariant: only bits of the mask are used, one each for Pass and Accepted, the o
 from __future__ import annotations
 
 from functools import cache
+from math import comb
 from typing import Final, NamedTuple
 
 from felixpy.calc.entries import SetName
@@ -92,27 +93,29 @@ def iptables_marks(mask: int) -> MarkBits:
     return MarkBits(mask, 1 << low, 2 << low, (ingress.mask, ingress.mask), ingress, egress)
 
 
+@cache
 def code_of(number: int, bits: int) -> int:
     """What stands for a class in so many bits, those with few bits set first; 0 if the number is too large."""
-    return _codes(bits)[number] if number < 1 << bits else 0
+    if number >= 1 << bits:
+        return 0
+    ones = 0
+    while number >= comb(bits, ones):
+        number -= comb(bits, ones)
+        ones += 1
+    code = 0
+    for left in range(ones, 0, -1):  # of the codes with so many ones, the one with this place among them
+        place = next(one for one in reversed(range(bits)) if comb(one, left) <= number)
+        number -= comb(place, left)
+        code |= 1 << place
+    return code
 
 
+@cache
 def number_of(code: int, bits: int) -> int:
     """The number of a class by its code."""
-    return _numbers(bits)[code]
-
-
-@cache
-def _codes(bits: int) -> tuple[int, ...]:
-    return tuple(sorted(range(1 << bits), key=lambda code: (code.bit_count(), code)))
-
-
-@cache
-def _numbers(bits: int) -> tuple[int, ...]:
-    found = [0] * (1 << bits)
-    for number, code in enumerate(_codes(bits)):
-        found[code] = number
-    return tuple(found)
+    places = [place for place in range(bits) if code >> place & 1]
+    fewer = sum(comb(bits, ones) for ones in range(len(places)))
+    return fewer + sum(comb(place, left) for left, place in enumerate(places, 1))
 
 
 def _run(mask: int) -> tuple[int, int]:
