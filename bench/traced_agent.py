@@ -2,8 +2,8 @@
 
 Wraps functions of the agent from outside, so that the product holds no trace code, and writes one line per mark to the
 file MARKS: monotonic nanoseconds, nanoseconds of processor time of the thread, stage, words. Marks wait in memory until
-an apply is over, so that writing them is not part of what is measured; a stage costs about two microseconds more for
-its clocks. SIGUSR1 makes the agent read the
+an apply is over, so that writing them is not part of what is measured; a stage costs about a microsecond more for its
+clocks. SIGUSR1 makes the agent read the
 whole kernel again, as its periodic resync does; so does SIGUSR2, with a timer that notices how long the event loop is
 held, which takes time of its own. Invariant: nothing that the agent decides changes.
 
@@ -48,30 +48,30 @@ from felixpy.sources.mqtt import MqttSource
 TICK_SECONDS = 0.0005
 
 
-def clocks() -> str:
-    return f"{time.monotonic_ns()} {time.thread_time_ns()}"
+def clocks() -> tuple[int, int]:
+    return time.monotonic_ns(), time.thread_time_ns()
 
 
 class Marks:
-    """Marks in memory, and the file that they go to."""
+    """Marks in memory, and the file that they go to. They become text when they are written."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1 << 20)
-        self._lines: list[str] = []
+        self._marks: list[tuple[tuple[int, int], bool, str, tuple[object, ...]]] = []
         self._thread = threading.get_ident()
         self.topic = ""
 
-    def add(self, stage: str, words: str = "", at: str = "") -> None:
-        at = at or clocks()
-        if threading.get_ident() != self._thread:
-            stage = f"beside {stage}"
-        self._lines.append(f"{at} {stage} {words}\n")
+    def add(self, stage: str, *words: object, at: tuple[int, int] | None = None) -> None:
+        self._marks.append((at or clocks(), threading.get_ident() != self._thread, stage, words))
 
     def flush(self) -> None:
-        if self._lines:
-            self._file.writelines(self._lines)
+        if self._marks:
+            self._file.writelines(
+                f"{at} {spent} {'beside ' * beside}{stage} {' '.join(map(str, words))}\n"
+                for (at, spent), beside, stage, words in self._marks
+            )
             self._file.flush()
-            self._lines.clear()
+            self._marks.clear()
 
 
 class TracedSocket:
@@ -89,13 +89,13 @@ class TracedSocket:
     def send(self, data: bytes) -> int:
         begin = clocks()
         sent: int = self._inner.send(data)
-        self._marks.add(self.stage, f"{len(data)} {self.messages} {clocks()}", begin)
+        self._marks.add(self.stage, len(data), self.messages, *clocks(), at=begin)
         return sent
 
     def recv(self, size: int) -> bytes:
         begin = clocks()
         data: bytes = self._inner.recv(size)
-        self._marks.add("answered", clocks(), begin)
+        self._marks.add("answered", *clocks(), at=begin)
         return data
 
 
@@ -114,7 +114,7 @@ def _trace_stream(marks: Marks) -> None:
     def traced_receive(self: MqttSource, message: Any, sink: Any) -> None:
         at = clocks()
         marks.topic = message.topic
-        marks.add("received", marks.topic, at)
+        marks.add("received", marks.topic, at=at)
         receive(self, message, sink)
 
     def traced_update(self: Agent, update: Update) -> None:
@@ -147,10 +147,10 @@ def _trace_loop(marks: Marks) -> None:
             watched.clear()
             async with _longest_hold() as longest:
                 whole = await read(self)
-            marks.add("held", str(max(longest, default=0)))
+            marks.add("held", max(longest, default=0))
         else:
             whole = await read(self)
-            marks.add("resync", str(begin))
+            marks.add("resync", begin)
         marks.flush()
         return whole
 
@@ -222,7 +222,7 @@ def _trace_settings(marks: Marks) -> None:
         def wrapped(*arguments: Any) -> Any:
             begin = clocks()
             result = function(*arguments)
-            marks.add("setting", clocks(), begin)
+            marks.add("setting", *clocks(), at=begin)
             return result
 
         return wrapped
@@ -236,7 +236,7 @@ def _trace_processes(marks: Marks) -> None:
 
     def traced_begin(self: Any, command: Any, *arguments: Any, **named: Any) -> None:
         program = command if isinstance(command, str) else command[0]
-        marks.add("process", str(program))
+        marks.add("process", program)
         begin(self, command, *arguments, **named)
 
     subprocess.Popen.__init__ = traced_begin  # type: ignore[method-assign, assignment]

@@ -10,7 +10,6 @@ is a resync.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,9 +21,9 @@ from felixpy.agent import collector, sampling
 from felixpy.agent import status as node_status
 from felixpy.agent.comparisons import Comparisons
 from felixpy.agent.configuration import Configuration
-from felixpy.agent.inbox import IN_PARTS, Inbox
+from felixpy.agent.inbox import Inbox
 from felixpy.agent.leftovers import Leftovers
-from felixpy.agent.outcome import TELLING_SECONDS, Outcome, StatusPublisher
+from felixpy.agent.outcome import Outcome, StatusPublisher
 from felixpy.agent.policy_counts import PolicyCounts
 from felixpy.agent.telling import Telling
 from felixpy.calc.graph import Calculation
@@ -56,6 +55,9 @@ UPDATES_PER_APPLY = 500
 
 UPDATES_WAITING = 4 * UPDATES_PER_APPLY
 """With more than these, no more are waited for: each takes several times the memory of what it becomes."""
+
+NOWHERE_SECONDS = 0.05
+"""For so long an update of which nothing becomes yet waits for another one: a block that comes before its node."""
 
 UPDATES_PER_TIDY = 50
 """Each endpoint costs the collector 20 µs once: now and then a millisecond, not 100 ms after 5,000."""
@@ -121,14 +123,13 @@ class Agent:
         self.adopted = self.left_over = 0
         self._on_settings = on_settings or (lambda settings: None)
         self._taken: list[Update] = []
-        self._changed, self._told_at = False, math.inf
-        """Whether the updates taken last changed what is wanted; when what may be told later is told."""
         self._servers: list[Failsafe] = []
         self._untidied = 0
         self._unjudged: set[ResourceKey] = set()
         self._unjudged_until_complete: set[ResourceKey] = set()
         self._wake, self._calm = asyncio.Event(), asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self._own_node = ResourceKey(Kind.NODE, settings.nodename)
         self.comparisons = Comparisons(
@@ -145,7 +146,10 @@ class Agent:
         limit = self.inbox.limit
         before = len(limit.left_out)
         if self.inbox.put(update):
-            self._wake_up()
+            if self._alarm is not None and self.store.leads_nowhere(update):
+                self._wake_up_later()
+            else:
+                self._wake_up()
         if len(limit.left_out) != before:
             self._telling.left_out(limit, before)
             self._wake_up()
@@ -182,6 +186,10 @@ class Agent:
     def _wake_up(self) -> None:
         self._calm.clear()
         self._wake.set()
+
+    def _wake_up_later(self) -> None:
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(NOWHERE_SECONDS, self._wake_up)
 
     def _fail(self, error: BaseException) -> None:
         """Keep an error of a callback for the loop: the event loop would log it and go on."""
@@ -235,8 +243,9 @@ class Agent:
         await self.configuration.open(beside_felix=beside_felix)
 
     def close(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for alarm in (self._alarm, self._later):
+            if alarm is not None:
+                alarm.cancel()
         self.dataplane.close()
 
     async def run(self) -> None:
@@ -303,6 +312,9 @@ class Agent:
                 raise self._failure
             if doubts := self.watch.take():
                 await self.comparisons.settle(doubts)
+            if self._later is not None:
+                self._later.cancel()
+                self._later = None
             if self.inbox:
                 await self.inbox.collect()
             try:
@@ -310,10 +322,6 @@ class Agent:
             except (OSError, FilterError) as error:
                 self._standing.fails(UNTAKEN, str(error))
                 self.configuration.retry_at = time.monotonic() + RETRY_SECONDS
-            if self._may_be_told_later():
-                self._told_at = min(self._told_at, time.monotonic() + TELLING_SECONDS)
-                continue
-            self._told_at = math.inf
             await self._apply()
             if self.inbox:
                 self._wake_up()
@@ -323,16 +331,6 @@ class Agent:
                 # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
                 await asyncio.sleep(min(time.monotonic() - started, 1.0))
 
-    def _may_be_told_later(self) -> bool:
-        """Whether what was taken changes nothing yet, as a block of which the node has not come: the rest is on its
-        way, and whatever is told and counted of it waits for that."""
-        return (
-            bool(self._taken)
-            and self.outcome.measures
-            and time.monotonic() < self._told_at
-            and not (self._changed or self.inbox or self.configuration.due or self.dataplane.has_work)
-            and all(update.key.kind in IN_PARTS for update in self._taken)
-        )
 
     async def _sleep(self) -> None:
         """Until something is to do, or 10 s."""
@@ -344,7 +342,7 @@ class Agent:
             self._telling.next_at(self.settings.reporting_interval_secs),
             self.dataplane.next_wake() or float("inf"),
         )
-        due = min(due, self.files.next_retry(), self.outcome.next_at(), self._told_at)
+        due = min(due, self.files.next_retry(), self.outcome.next_at())
         due = min(due, self.configuration.retry_at) if self.configuration.due else due
         if self._alarm is not None:
             self._alarm.cancel()  # and not as soon as it is needless: then an update waits
@@ -370,7 +368,6 @@ class Agent:
         if updates:
             self.metrics.calculation_time.observe(time.perf_counter() - started)
         self.dataplane.want(wanted)
-        self._changed = bool(wanted)
         self._taken += updates
         self._unjudged |= dirty
         self._unjudged |= self.calculation.use_peers(self.stream.peers)

@@ -11,14 +11,11 @@ import time
 from collections.abc import Callable
 from itertools import islice
 
-from felixpy.model.resources import Kind, ResourceKey, Update
+from felixpy.model.resources import ResourceKey, Update
 from felixpy.sources.limit import ObjectLimit
 
 BURST_UPDATES = 8
 """So many updates at once are a burst, of which more is being read; an apply costs as much as a few dozen of them."""
-
-IN_PARTS = frozenset({Kind.NODE, Kind.NODE_STATE, Kind.IPAM_BLOCK, Kind.BLOCK_AFFINITY})
-"""Kinds of which several are told at once: to look for the next one costs a twentieth of an apply."""
 
 BURST_SECONDS = 0.01
 """For so long the updates of a burst are collected."""
@@ -59,12 +56,9 @@ class Inbox:
         return taken
 
     async def collect(self) -> None:
-        """While the source has more of a burst, or of what comes in parts, let it read: one apply for all, and what is
-        only told after it. Something must wait.
-        """
-        some = 1 if next(iter(self._waiting)).kind in IN_PARTS else BURST_UPDATES
+        """While the source has more of a burst, let it read: one apply for all, and what is only told after it."""
         until, had = time.monotonic() + BURST_SECONDS, 0
-        while len(self._waiting) >= had + some and time.monotonic() < until:
+        while len(self._waiting) >= had + BURST_UPDATES and time.monotonic() < until:
             had = len(self._waiting)
             await asyncio.sleep(0)  # the event loop looks at its sockets,
             await asyncio.sleep(0)  # and runs what they are for

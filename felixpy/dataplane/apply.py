@@ -138,11 +138,6 @@ class Dataplane:
         return all(table.is_written and not table.waiting for table in self.tables())
 
     @property
-    def has_work(self) -> bool:
-        """Whether anything is to be looked at."""
-        return any(table.dirty for table in self._tables.values()) or not all(one.idle for one in self.filters.values())
-
-    @property
     def are_filters_written(self) -> bool:
         """Whether the packet filters have what is wanted, but for what waits for something else."""
         tables = (table for filters in self.filters.values() for table in filters.all)

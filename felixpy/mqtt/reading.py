@@ -4,7 +4,8 @@ The usual PUBLISH (received whole, QoS 0 or 1, no properties but user properties
 paho's time; everything else, and everything that is not as it should be, is paho's to judge.
 Invariant: nothing that was received stays here unread when the event loop goes on, because no event would come for it;
 and it does go on, however much arrives. Messages are acknowledged in their order, after what they have made due.
-Uses paho's insides (``loop_read``, ``_packet_read``, ``_sock_recv``, ``_send_puback``, the tables of ``Properties``);
+Uses paho's insides (``loop_read``, ``_packet_read``, ``_sock_recv``, ``_send_puback``, ``_out_packet``, the tables of
+``Properties``);
 changes no byte and no answer.
 """
 
@@ -91,15 +92,34 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
             loop.call_soon(answer)
 
     def answer() -> None:
-        """What can wait until the agent has seen to what came."""
-        if acknowledgements:  # a packet each, but one send
-            client._packet_queue(_PUBACK, bytes(acknowledgements), 0, 1)
-            acknowledgements.clear()
-        _acknowledge(client.socket())
+        """What can wait until the agent has seen to what came. What is sent carries the acknowledgement of TCP, too."""
+        if not acknowledgements:
+            _acknowledge(client.socket())
+            return
+        data = bytes(acknowledgements)  # a packet each, but one send
+        acknowledgements.clear()
+        if rest := data[_send_now(client, data) :]:
+            client._packet_queue(_PUBACK, rest, 0, 1)
 
     client._send_puback = acknowledge  # type: ignore[method-assign]
     client._packet_read = read_one  # type: ignore[method-assign]
     client.loop_read = read  # type: ignore[method-assign]
+
+
+def _send_now(client: Client, data: bytes) -> int:
+    """Send, if nothing of the client's waits, as much as goes at once: how many bytes that was.
+
+    Its own way, by its queue and the event loop, takes sixty calls of functions for each message.
+    """
+    sock = client.socket()
+    if sock is None or client._out_packet:
+        return 0
+    try:
+        sent: int = sock.send(data)
+    except OSError:  # also of TLS that has to read first; paho's writer meets it again, and says what it means
+        return 0
+    client._last_msg_out = time.monotonic()
+    return sent
 
 
 def _write_soon(client: Client) -> None:

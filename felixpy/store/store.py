@@ -115,6 +115,16 @@ class Store:
                 dirty.update(self._by_external.ranked_anew(nat.external, key))
         return dirty
 
+    def leads_nowhere(self, update: Update) -> bool:
+        """Whether an update is a new block, on a node alone of which nothing is known: nothing becomes of it before
+        something of the node comes.
+        """
+        block = update.resource
+        if not isinstance(block, (IPAMBlock, BlockAffinity)) or self.encrypts or block.host in self.nodes:
+            return False
+        has_borrowed = isinstance(block, IPAMBlock) and block.borrowed
+        return block.host != self.node_name and not has_borrowed and update.key not in self.blocks
+
     def held(self, key: ResourceKey) -> object | None:
         """What is stored of a key: of another node's endpoint what others see of it; None if there is nothing."""
         if key.kind is Kind.NODE:

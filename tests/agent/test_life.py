@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import math
 import re
 import signal
 import sys
@@ -356,9 +356,8 @@ def test_a_directory_that_vanishes_takes_nothing_along(broker: Broker, tmp_path:
     [
         (Kind.WORKLOAD_ENDPOINT, 1, 1),
         (Kind.WORKLOAD_ENDPOINT, BURST_UPDATES, 10 * BURST_UPDATES),
-        (Kind.IPAM_BLOCK, 1, 10),
     ],
-    ids=["one", "burst", "parts"],
+    ids=["one", "burst"],
 )
 def test_a_burst_is_collected_and_one_update_is_not_held_back(kind: Kind, at_once: int, taken: int) -> None:
     agent = Agent(Settings(nodename="n1"))
@@ -379,36 +378,49 @@ def test_a_burst_is_collected_and_one_update_is_not_held_back(kind: Kind, at_onc
     asyncio.run(scenario())
 
 
-def test_a_block_without_its_node_is_no_reason_to_apply(network: None) -> None:
-    """Nothing is written for it; what is told of it waits for the rest."""
+def test_a_block_without_its_node_waits_for_it_and_not_for_long(network: None) -> None:
+    """Nothing becomes of it yet; so the node and its blocks are one apply, however far apart their messages are."""
     agent = Agent(Settings(nodename="n1"))
-    block = IPAMBlock(ResourceKey(Kind.IPAM_BLOCK, "10-48-1-0-26"), Net.parse("10.48.1.0/26"), "n2")
-    node = Node(ResourceKey(Kind.NODE, "n2"), Net.parse_interface("192.0.2.2/24"))
-    pool = IPPool(ResourceKey(Kind.IP_POOL, "four"), Net.parse("10.48.0.0/16"), 26)
 
-    async def takes(resource: Resource) -> bool:
-        agent.update(Update(resource.key, resource))
-        await agent.absorb()
-        waits = agent._may_be_told_later()
-        if not waits:
-            await agent._apply()
-        return waits
+    def block(number: int, node: str) -> IPAMBlock:
+        return IPAMBlock(ResourceKey(Kind.IPAM_BLOCK, f"b{number}"), Net.parse(f"10.48.{number}.0/26"), node)
+
+    pool = IPPool(ResourceKey(Kind.IP_POOL, "four"), Net.parse("10.48.0.0/16"), 26)
+    node = Node(ResourceKey(Kind.NODE, "n2"), Net.parse_interface("192.0.2.2/24"))
+
+    async def takes(*resources: Resource) -> bool:
+        """Whether they are taken although nothing else comes, in two turns of the event loop for each."""
+        await agent._calm.wait()
+        for resource in resources:
+            agent.update(Update(resource.key, resource))
+        for _ in resources:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return not agent.inbox
+
+    async def taken() -> None:
+        while agent.inbox:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.001)
 
     async def scenario() -> None:
         agent.sync_status(SyncStatus(SyncState.IN_SYNC))
-        await agent.open()
+        task = asyncio.create_task(agent.run())
+        await agent.known.wait()
         try:
-            assert not await takes(pool)
-            assert not agent.dataplane.has_work
-            assert await takes(block)
-            agent._told_at = 0.0
-            assert not agent._may_be_told_later(), "its time has come"
-            agent._told_at = math.inf
-            assert not await takes(node)
-            assert agent.calculation.keys_of(node.key)
-            assert await takes(block), "what comes again and is the same is nothing to write, either"
+            assert await takes(pool)
+            assert not await takes(block(1, "n2"), block(2, "n2"))
+            assert await takes(node)
+            assert len([*agent.calculation.keys_of(node.key)]) > 0
+            assert {block(1, "n2").key, block(2, "n2").key} <= agent.store.blocks.keys()
+            assert await takes(block(3, "n2")), "its node is known"
+            assert await takes(block(4, "n1")), "it is this node's own"
+            assert not await takes(block(5, "n3"))
+            async with asyncio.timeout(30):
+                await taken()
+            assert await takes(block(5, "n4")), "there was another word of it"
         finally:
-            await agent.leftovers.stop(1.0)
-            agent.close()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     asyncio.run(scenario())
