@@ -28,6 +28,11 @@ from paho.mqtt.properties import Properties
 
 READ_SECONDS = 0.002
 """For so long packets are read in one turn of the event loop, if there are more: a burst is taken as a burst."""
+ANSWER_SECONDS = 0.001
+"""For so long a few messages wait for their acknowledgement: the agent sees to them first, and to what else comes. To
+wake the broker up costs as much as to take a message."""
+AT_ONCE = 8
+"""So many are acknowledged behind what they have made due: a broker has but 20 under way by default."""
 RECEIVE_BYTES = 8192
 """Some fifteen messages; what has been received is also taken when the time is over."""
 
@@ -62,6 +67,7 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
     client._sock_recv = received.take  # type: ignore[method-assign]
     read_some, read_packet = client.loop_read, client._packet_read
     acknowledgements = bytearray()
+    due: asyncio.TimerHandle | None = None
 
     def acknowledge(mid: int) -> MQTTErrorCode:
         acknowledgements.extend(_ACKNOWLEDGEMENT.pack(_PUBACK, _IDENTIFIER.size, mid))
@@ -89,17 +95,24 @@ def read_bursts(client: Client, take: Callable[[Message], None]) -> None:
                 if code or not received.goes_on:
                     return code
         finally:
-            loop.call_soon(answer)
+            nonlocal due
+            if len(acknowledgements) >= AT_ONCE * _ACKNOWLEDGEMENT.size:
+                loop.call_soon(answer)
+            elif due is None:
+                due = loop.call_later(ANSWER_SECONDS, answer)
 
     def answer() -> None:
-        """What can wait until the agent has seen to what came. What is sent carries the acknowledgement of TCP, too."""
-        if not acknowledgements:
-            _acknowledge(client.socket())
-            return
+        """Acknowledge what came; what is sent carries the acknowledgement of TCP, too."""
+        nonlocal due
+        if due is not None:
+            due.cancel()
+            due = None
         data = bytes(acknowledgements)  # a packet each, but one send
         acknowledgements.clear()
-        if rest := data[_send_now(client, data) :]:
-            client._packet_queue(_PUBACK, rest, 0, 1)
+        if not data:
+            _acknowledge(client.socket())
+        elif (sent := _send_now(client, data)) < len(data):
+            client._packet_queue(_PUBACK, data[sent:], 0, 1)
 
     client._send_puback = acknowledge  # type: ignore[method-assign]
     client._packet_read = read_one  # type: ignore[method-assign]
