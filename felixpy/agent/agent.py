@@ -331,7 +331,6 @@ class Agent:
                 # What cannot be written yet is looked at each time: the snapshot itself gets half of the processor.
                 await asyncio.sleep(min(time.monotonic() - started, 1.0))
 
-
     async def _sleep(self) -> None:
         """Until something is to do, or 10 s."""
         if not self._wake.is_set():
