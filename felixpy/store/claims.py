@@ -54,7 +54,10 @@ class Claims(Generic[P]):
         """Who has the place."""
         if crowd := self._crowds.get(place):
             return crowd.in_order[0][1]
-        return min(self._index.at(place), key=self._rank, default=None)
+        keys = self._index.at(place)
+        if len(keys) == 1:  # nearly always
+            return next(iter(keys))
+        return min(keys, key=self._rank, default=None)
 
     def add(self, place: P, key: ResourceKey) -> Collection[ResourceKey]:
         """Returns whom it concerns."""

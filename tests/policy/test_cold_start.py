@@ -72,7 +72,7 @@ def test_endpoints_are_judged_also_where_the_snapshot_does_not_become_complete(n
         try:
             subject.tell([*policies(10), *crowd])
             agent.sync_status(SyncStatus(SyncState.RESYNC))
-            await until(lambda: agent._unjudged_until_complete and not agent._pending)
+            await until(lambda: agent._unjudged_until_complete and not agent.inbox)
             assert len(agent.outcome.reported) <= UPDATES_PER_APPLY
             agent.sync_status(SyncStatus(SyncState.DEGRADED, "snapshot incomplete"))
             await until(lambda: len(agent.outcome.reported) == len(crowd))

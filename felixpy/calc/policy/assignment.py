@@ -7,6 +7,7 @@ An endpoint's policies are told by its identity, so two pods of one deployment c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from msgspec import Struct, field
 
@@ -105,11 +106,10 @@ class Assignment:
 
     def classes_of(self, endpoint: ResourceKey) -> EndpointClasses:
         held = self.workloads.held_of(endpoint)
-        ingress, egress = (
-            found.number if held is not None and (found := self._class_of[way].get(held)) else 0
-            for way in (Direction.INGRESS, Direction.EGRESS)
-        )
-        return EndpointClasses(ingress, egress)
+        if held is None:
+            return _classes(0, 0)
+        ingress, egress = self._class_of[Direction.INGRESS].get(held), self._class_of[Direction.EGRESS].get(held)
+        return _classes(ingress.number if ingress else 0, egress.number if egress else 0)
 
     # --- changes -------------------------------------------------------------------------------------------------
 
@@ -256,6 +256,12 @@ class Assignment:
         value = EndpointClass(_class_name(way, asks), asks.tiers, asks.profiles, asks.end, _class_comment(asks))
         for family in FAMILIES:
             self._output.put(ClassKey(family, way, shown.number), value)
+
+
+@lru_cache(1 << 12)
+def _classes(ingress: int, egress: int) -> EndpointClasses:
+    """One object for all endpoints of the same classes."""
+    return EndpointClasses(ingress, egress)
 
 
 def _content(asks: Asked) -> tuple[object, ...]:

@@ -324,8 +324,7 @@ class PolicyCalculation:
             return
         self._interface_of[key] = endpoint.interface
         self._shown[endpoint.interface] = key
-        classes = self.assignment.classes_of(key)
-        families = {address.family for address in endpoint.addresses}
+        classes, families = self.assignment.classes_of(key), [address.family for address in endpoint.addresses]
         for family in FAMILIES:
             place = EndpointClassKey(family, endpoint.interface)
             if family in families:
