@@ -86,7 +86,8 @@ def _rule(item: object, direction: Direction, namespace: str | None, path: str, 
     if action is None:
         raise InvalidResource(f"{quote(raw.action or '')} must be {', '.join(PolicyAction)}", field=f"{path}.action")
     protocol = _protocol(raw.protocol, f"{path}.protocol")
-    icmp, not_icmp = _icmp(raw.icmp, f"{path}.icmp"), _icmp(raw.not_icmp, f"{path}.notICMP")
+    icmp = _icmp(raw.icmp, f"{path}.icmp") if raw.icmp is not None else None
+    not_icmp = _icmp(raw.not_icmp, f"{path}.notICMP") if raw.not_icmp is not None else None
     if (icmp or not_icmp) and protocol not in ICMP_FAMILY:
         raise InvalidResource("must be ICMP or ICMPv6 in a rule with icmp or notICMP", field=f"{path}.protocol")
     family = _family(raw, protocol, path)
@@ -94,11 +95,11 @@ def _rule(item: object, direction: Direction, namespace: str | None, path: str, 
         action,
         family,
         protocol,
-        _protocol(raw.not_protocol, f"{path}.notProtocol"),
+        _protocol(raw.not_protocol, f"{path}.notProtocol") if raw.not_protocol is not None else None,
         icmp,
         not_icmp,
-        _entity(raw.source, protocol, namespace, f"{path}.source"),
-        _entity(raw.destination, protocol, namespace, f"{path}.destination"),
+        _entity(raw.source, protocol, namespace, f"{path}.source") if raw.source is not None else ANY,
+        _entity(raw.destination, protocol, namespace, f"{path}.destination") if raw.destination is not None else ANY,
     )
     served, other = (
         (rule.source, rule.destination) if direction is Direction.INGRESS else (rule.destination, rule.source)
@@ -171,8 +172,8 @@ def _shared(ports: tuple[EndpointPort, ...]) -> tuple[EndpointPort, ...]:
     return ports
 
 
-def _icmp(raw: IcmpObject | None, field: str) -> Icmp | None:
-    if raw is None or (raw.type is None and raw.code is None):
+def _icmp(raw: IcmpObject, field: str) -> Icmp | None:
+    if raw.type is None and raw.code is None:
         return None
     if raw.type is None:
         raise InvalidResource("is missing beside code", field=f"{field}.type")
@@ -183,8 +184,8 @@ def _icmp(raw: IcmpObject | None, field: str) -> Icmp | None:
     return Icmp(raw.type, raw.code)
 
 
-def _entity(raw: EntityObject | None, protocol: int | None, namespace: str | None, path: str) -> Entity:
-    if raw is None or raw == _NOTHING:
+def _entity(raw: EntityObject, protocol: int | None, namespace: str | None, path: str) -> Entity:
+    if raw == _NOTHING:
         return ANY
     ports, named = _ports(raw.ports, protocol, path, "ports")
     not_ports, not_named = _ports(raw.not_ports, protocol, path, "notPorts")
@@ -255,6 +256,8 @@ def convert_port(value: int | str, field: str) -> Ports | str:
     Raises:
         InvalidResource
     """
+    if type(value) is int and 0 <= value <= 65535:
+        return Ports(value, value)
     first, colon, last = str(value).partition(":")
     if not colon:
         last = first
@@ -347,6 +350,8 @@ def _selectors(raw: EntityObject, namespace: str | None, path: str) -> tuple[Sel
 
     In a policy of a namespace the namespace counts as soon as endpoints are asked for in any way.
     """
+    if not (raw.selector or raw.not_selector or raw.namespace_selector or raw.service_accounts):
+        return None, None
     selector = read_selector(raw.selector, f"{path}.selector")
     unwanted = read_selector(raw.not_selector, f"{path}.notSelector")
     namespaces = read_namespace_selector(raw.namespace_selector, f"{path}.namespaceSelector", rule=True)

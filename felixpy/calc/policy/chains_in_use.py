@@ -68,6 +68,8 @@ class ChainsInUse:
 
     def touch(self, owner: ResourceKey | str) -> None:
         """A policy or a profile has other rules."""
+        if not self._chains:
+            return
         self._changed.update(chain for use in Use if (chain := ChainId(use, owner)) in self._chains)
 
     def acquire(self, chains: Iterable[ChainId]) -> None:
