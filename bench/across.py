@@ -217,10 +217,11 @@ async def _nodes(network: Network) -> None:
     for way, (mode, beyond, lacks) in WAYS.items():
         await network.change("", peers.pools(families, mode) | peers.settings(crossed=lacks is not None))
         await network.settled()
-        for number in range(network.times):
-            one = peers.documents(families, beyond + network.cell.size + number, lacks=lacks)
-            await network.change(f"nodes: one added, {way}", one)
-            await network.change(f"nodes: one removed, {way}", dict.fromkeys(one, b""))
+        async with network.world.unobserved():
+            for number in range(network.times):
+                one = peers.documents(families, beyond + network.cell.size + number, lacks=lacks)
+                await network.change(f"nodes: one added, {way}", one)
+                await network.change(f"nodes: one removed, {way}", dict.fromkeys(one, b""))
         await _nodes_in_a_row(network, f"nodes: one added after another, {way}", beyond, lacks)
     await network.change("", peers.settings())
 

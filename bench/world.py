@@ -8,7 +8,9 @@ rules. Invariant: everything is gone when the block is left, also on failure or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 
@@ -116,6 +118,20 @@ class World:
         observer = await Observer.start(host)
         self._observers.append(observer)
         return observer
+
+    @contextlib.asynccontextmanager
+    async def unobserved(self) -> AsyncIterator[None]:
+        """Nobody but its agent hears meanwhile of what changes on the measured node.
+
+        On a virtual machine it takes 40 µs of whoever writes to wake a listener up on a processor that rests, and
+        nothing on the same one: more than the kernel takes for a node.
+        """
+        self._observers.remove(self.node_seen)
+        await self.node_seen.close()
+        try:
+            yield
+        finally:
+            self.node_seen = await self._observe(self.node)
 
     # --- interfaces ----------------------------------------------------------------------------------------------
 
