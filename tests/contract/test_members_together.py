@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from felixpy.calc.entries import ElementKey, SetName
+from felixpy.calc.policy.classes import MemberKey
 from felixpy.dataplane.fake import FakePacketFilter
 from felixpy.dataplane.filter_tables import MEMBERS_TOGETHER, FilterTables, write_together
 from felixpy.dataplane.nftables.filter import NftablesFilter
@@ -94,10 +94,9 @@ def test_what_one_family_is_refused_the_other_writes(pair: Pair) -> None:
     assert not four.elements.refused and not four.elements.dirty
 
 
-def stranger(packet_filter: PacketFilter) -> ElementKey:
-    """A member that the kernel refuses: of the other family."""
-    net = Net.parse("10.65.0.9" if packet_filter.family is Family.V6 else "fd00:65::9")
-    return ElementKey(SetName.TO_WORKLOAD, net, "cali9")
+def stranger(packet_filter: PacketFilter) -> MemberKey:
+    """A member that the kernel refuses: of a set that is not there."""
+    return MemberKey("s-nowhere", Net.parse("10.65.0.9" if packet_filter.family is Family.V4 else "fd00:65::9"))
 
 
 def test_a_broken_socket_is_no_answer(pair: Pair) -> None:
