@@ -123,6 +123,7 @@ class Agent:
         self.adopted = self.left_over = 0
         self._on_settings = on_settings or (lambda settings: None)
         self._taken: list[Update] = []
+        self._calculations: list[float] = []
         self._servers: list[Failsafe] = []
         self._untidied = 0
         self._unjudged: set[ResourceKey] = set()
@@ -365,7 +366,7 @@ class Agent:
         started = time.perf_counter()
         wanted = self.calculation.calculate(dirty)
         if updates:
-            self.metrics.calculation_time.observe(time.perf_counter() - started)
+            self._calculations.append(time.perf_counter() - started)
         self.dataplane.want(wanted)
         self._taken += updates
         self._unjudged |= dirty
@@ -456,6 +457,9 @@ class Agent:
 
     def _count_taken(self) -> None:
         taken, self._taken = self._taken, []
+        for seconds in self._calculations:
+            self.metrics.calculation_time.observe(seconds)
+        self._calculations.clear()
         self._untidied += len(taken)
         self._telling.taken(taken)
 

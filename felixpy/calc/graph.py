@@ -85,15 +85,19 @@ def _node(thing: ResourceKey, known: Known) -> Calculated:
     node = store.nodes.get(thing.name)
     entries: dict[Key, Value] = {}
     problems: list[str] = []
-    if thing.name == store.node_name:
+    is_own = thing.name == store.node_name
+    if is_own:
         entries, problems = own_node_entries(store, settings, host)
-        encrypted, others = wireguard.own_node_entries(store, settings, host)
-    else:
-        if node:
-            entries, problems = other_node_entries(node, store, settings, host, open_ways)
-        encrypted, others = wireguard.other_node_entries(thing.name, store, settings, host)
-    entries |= encrypted
-    problems += others
+    elif node:
+        entries, problems = other_node_entries(node, store, settings, host, open_ways)
+    if store.encrypts:
+        encrypted, others = (
+            wireguard.own_node_entries(store, settings, host)
+            if is_own
+            else wireguard.other_node_entries(thing.name, store, settings, host)
+        )
+        entries |= encrypted
+        problems += others
     if node:
         entries |= node_entries(node, settings, host)
     return entries, "; ".join(dict.fromkeys(problems))
@@ -241,7 +245,7 @@ class Calculation:
                 self._known.pool_ways.clear()
         for way in ways:
             was_open = way in self._entries
-            entries, problem = self._calculate(way)
+            entries, problem = _way(way, self._known)
             self._note(way, problem)
             self._contribute(way, entries, changes)
             if was_open != bool(entries):  # what leads along it has a route where it exists
@@ -278,8 +282,6 @@ class Calculation:
             self.problems.pop(thing, None)
 
     def _calculate(self, thing: ResourceKey) -> Calculated:
-        if is_way(thing):
-            return _way(thing, self._known)
         if thing == HOST:
             return _host_entries(thing, self._known)
         calculate = CALCULATIONS.get(thing.kind)
@@ -291,8 +293,9 @@ class Calculation:
             self._entries[thing] = entries
         else:
             self._entries.pop(thing, None)
-        for key in old.keys() - entries.keys():
-            self._withdraw(thing, key, changes)
+        if not old.keys() <= entries.keys():
+            for key in old.keys() - entries.keys():
+                self._withdraw(thing, key, changes)
         for key, value in entries.items():
             if key not in old:
                 owner = self._owner.setdefault(key, thing)

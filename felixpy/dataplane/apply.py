@@ -19,6 +19,7 @@ from felixpy.calc.entries import (
     DeviceKey,
     ElementKey,
     Key,
+    NexthopKey,
     SetName,
     SettingsKey,
     Value,
@@ -169,34 +170,37 @@ class Dataplane:
         """Take what the calculation changed."""
         policy: set[Family] = set()
         for key, value in changes.items():
-            table = self._tables.get(type(key))
+            kind = type(key)
+            table = self._tables.get(kind)
+            if kind is NexthopKey:
+                self.routing.want_nexthop(cast("NexthopKey", key), value)
+            elif kind is DeviceKey:
+                self._want_device(cast("DeviceKey", key), value)
+            elif table is not None:
+                table.drop(key) if value is ABSENT else table.want(key, value)
             if table is not None:
-                self._want_entry(table, key, value)
                 continue
             family = key.family
             tables = self.filters.get(family)
             if tables is None:
                 continue
-            if type(key) is ElementKey:
-                self._want_member(tables, key, value)
-            elif type(key) is MemberKey:
-                tables.elements.drop(key) if value is ABSENT else tables.elements.want(key, None)
+            if kind is ElementKey:
+                self._want_member(tables, cast("ElementKey", key), value)
+            elif kind is MemberKey:
+                member = cast("MemberKey", key)
+                tables.elements.drop(member) if value is ABSENT else tables.elements.want(member, None)
             else:
                 tables.take_policy(cast("PolicyObject", key), None if value is ABSENT else value)
                 policy.add(family)
         for family in policy:
             self.filters[family].take_layout()
 
-    def _want_entry(self, table: AnyTable, key: Key, value: object) -> None:
-        """Take an entry of a table that is no packet filter's."""
-        if type(key) in self.routing.tables:
-            self.routing.want(key, value)
-            if type(key) is DeviceKey and value is not ABSENT:
-                self._tunnels_changed()
-        elif value is ABSENT:
-            table.drop(key)
+    def _want_device(self, key: DeviceKey, value: object) -> None:
+        if value is ABSENT:
+            self.routing.devices.drop(key)
         else:
-            table.want(key, value)
+            self._tables[DeviceKey].want(key, value)
+            self._tunnels_changed()
 
     def class_numbers(self) -> dict[tuple[Direction, str], int]:
         """Numbers that the kernel has for classes, by direction and name."""

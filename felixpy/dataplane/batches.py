@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, NamedTuple
 
 from felixpy.dataplane.report import ApplyReport
@@ -56,8 +56,9 @@ async def write_deltas(
     if not requests:
         return []
     exists: set[int] = set()
-    readings = [one.table.reading() for one, _ in deltas]
-    told = [reading.begin() for reading in readings]
+    # In a single send nobody else runs meanwhile.
+    readings = [one.table.reading() for one, _ in deltas] if len(requests) > REQUESTS_PER_SEND else []
+    told: list[Set[Any]] = [reading.begin() for reading in readings] or [frozenset()] * len(deltas)
     try:
         refusals = await _send(socket, requests, report, exists, gone_is_success=removals)
     finally:

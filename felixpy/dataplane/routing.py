@@ -17,7 +17,6 @@ from felixpy.calc.entries import (
     AddressKey,
     DeviceKey,
     FdbKey,
-    Key,
     NeighbourKey,
     Nexthop,
     NexthopKey,
@@ -26,7 +25,6 @@ from felixpy.calc.entries import (
     RouteKey,
 )
 from felixpy.calc.entry_settings import wireguard_tables
-from felixpy.calc.graph import ABSENT
 from felixpy.calc.mtu import Tunnel
 from felixpy.config import Settings
 from felixpy.dataplane.batches import Written, write_deltas
@@ -158,19 +156,7 @@ class Routing:
         self.wireguard.settings = WireGuardSettings.of(settings)
         self.routes.tables |= _tables(settings)
 
-    def want(self, key: Key, value: object) -> None:
-        """Take an entry of one of the tables, ABSENT where nothing is wanted any more."""
-        table = self.tables[type(key)]
-        if type(key) is NexthopKey:
-            self._want_nexthop(key, value)
-        elif type(key) is DeviceKey and value is ABSENT:
-            self.devices.drop(key)
-        elif value is ABSENT:
-            table.drop(key)
-        else:
-            table.want(key, value)
-
-    def _want_nexthop(self, key: NexthopKey, value: object) -> None:
+    def want_nexthop(self, key: NexthopKey, value: object) -> None:
         """Take a nexthop; routes through it are looked at where they depend on it themselves."""
         table = self.nexthops.table
         known = key in table.desired

@@ -182,8 +182,11 @@ class Store:
 
     def is_in_block_of(self, node: str, address: Net) -> bool:
         """Whether a block says that an address is on a node."""
-        around = (key for cidr in self._block_cidrs.covering(address) for key in self._blocks_at.at(cidr))
-        return any(_is_on(self.blocks[key], node, address) for key in around)
+        for cidr in self._block_cidrs.covering(address):
+            for key in self._blocks_at.at(cidr):
+                if _is_on(self.blocks[key], node, address):
+                    return True
+        return False
 
     def encapsulations(self, family: Family) -> frozenset[Encapsulation]:
         """How pools of a family are encapsulated; LoadBalancer-only ones do not count."""
@@ -192,6 +195,8 @@ class Store:
     def mac_owner(self, family: Family, mac: bytes) -> str | None:
         """The node that has a VXLAN MAC: this one, else of several the first by name."""
         nodes = self._by_mac.at((family, mac))
+        if len(nodes) == 1:
+            return next(iter(nodes))
         return self.node_name if self.node_name in nodes else min(nodes, default=None)
 
     def nodes_at(self, address: bytes) -> Collection[str]:

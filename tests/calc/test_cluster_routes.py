@@ -7,8 +7,8 @@ import itertools
 import pytest
 from msgspec.structs import replace
 
-from felixpy.calc.entries import DeviceKey, ElementKey, Nexthop, NexthopKey, RouteKey, Vxlan
-from felixpy.calc.graph import Calculated, Calculation
+from felixpy.calc.entries import DeviceKey, ElementKey, Key, Nexthop, NexthopKey, RouteKey, Value, Vxlan
+from felixpy.calc.graph import Calculation, Changes
 from felixpy.calc.host import Host, HostAddress
 from felixpy.calc.pool_ways import PoolWays
 from felixpy.config import ProgramClusterRoutes
@@ -225,9 +225,9 @@ class Counting(Calculation):
         super().__init__(Store("n1"), SETTINGS, HOST_FACTS)
         self.done: list[tuple[str, str]] = []
 
-    def _calculate(self, thing: ResourceKey) -> Calculated:
+    def _contribute(self, thing: ResourceKey, entries: dict[Key, Value], changes: Changes) -> None:
         self.done.append((thing.name, thing.namespace))
-        return super()._calculate(thing)
+        super()._contribute(thing, entries, changes)
 
     def take(self, *resources: Resource) -> list[tuple[str, str]]:
         """Names and namespaces of what an update each has calculated."""
