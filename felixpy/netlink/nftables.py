@@ -287,10 +287,9 @@ def element(key: bytes, *, key_end: bytes | None = None, interval_end: bool = Fa
     return nested(1, *parts)
 
 
-def plain_elements(keys: Sequence[bytes]) -> list[bytes]:
-    """``element`` of keys that have nothing else, all of one length, a multiple of four."""
-    headers = _key_headers(len(keys[0]))
-    return [headers + key for key in keys]
+def plain_elements(keys: Iterable[bytes]) -> list[bytes]:
+    """``element`` of keys that have nothing else, of a length that is a multiple of four."""
+    return [_key_headers(len(key)) + key for key in keys]
 
 
 def map_element(key: bytes, chain: str | None) -> bytes:
