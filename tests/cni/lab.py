@@ -28,6 +28,11 @@ BLOCKS = [block("10.48.7.0/26", NODE), block("fd00:48::740/122", NODE)]
 SOURCE = Path(__file__).resolve().parents[2] / "felixpy" / "cni" / "stub" / "felixpy-cni.c"
 
 
+COUNTERS = """ip -s link; ip -6 addr; ip -6 route; ip -4 neigh; ip -6 neigh; cat /proc/net/stat/nf_conntrack
+awk '$2' /proc/net/snmp6; tc -s qdisc"""
+"""Where a packet may have stayed: a single one that is lost is seldom seen again."""
+
+
 def build_plugin(folder: Path) -> Path:
     """The stub, compiled as the Makefile does."""
     plugin = folder / "felixpy-cni"
@@ -61,8 +66,16 @@ class Container:
         return run("ip", "netns", "exec", self.name, *command)
 
     def ping(self, address: str) -> None:
-        """One packet there and back, or the test fails."""
-        self.run("ping", "-n", "-c", "1", "-W", "10", address)
+        """One packet there and back, or the test fails, with what the kernel counted of it here and on the node."""
+        try:
+            self.run("ping", "-n", "-c", "1", "-W", "10", address)
+        except AssertionError as lost:
+            inside = ["ip", "netns", "exec", self.name, "sh", "-c", COUNTERS]
+            found = [
+                subprocess.run(command, capture_output=True, text=True, check=False).stdout
+                for command in (inside, ["sh", "-c", f"{COUNTERS}; nft list ruleset"])
+            ]
+            raise AssertionError(f"{lost}\n{self.name}:\n{found[0]}\nnode:\n{found[1]}") from None
 
     def can_reach(self, address: str) -> bool:
         command = ["ip", "netns", "exec", self.name, "ping", "-n", "-c", "1", "-W", "1", address]
