@@ -163,7 +163,8 @@ class Configuration:
         self._own_devices = self._written_devices()  # what changes from here on is another
         dataplane, ours = self._dataplane, settings.device_route_protocol
         ways = dataplane.routing.routes.ways
-        host = await read_host(dataplane.links, settings.interface_prefix, ways, self._peers, ours)
+        tunnels = (settings.wireguard_interface_name, settings.wireguard_interface_name_v6)
+        host = await read_host(dataplane.links, settings.interface_prefix, ways, self._peers, ours, tunnels)
         return replace(host, not_masqueraded=self.not_masqueraded, wireguard_keys=self._own_devices[0])
 
     def leave_alone(self, destinations: tuple[Net, ...]) -> None:

@@ -25,12 +25,14 @@ async def read_host(
     ways: Ways | None = None,
     peers: tuple[bytes, ...] = (),
     ours: int = 0,
+    tunnels: tuple[str, ...] = (),
 ) -> Host:
     """Read the facts; workload interfaces are left out, so the cost does not grow with workloads. ``links`` is told
     which interfaces have addresses.
 
     ``ways`` are what the last reading of routes and the notifications since then have of others' routes; ``peers``
-    whom the node is connected to; ``ours`` the protocol number of our routes.
+    whom the node is connected to; ``ours`` the protocol number of our routes; ``tunnels`` the names of WireGuard's
+    devices.
 
     Raises:
         OSError: the kernel refused.
@@ -40,11 +42,14 @@ async def read_host(
     read = await read_addresses([*own, *([loopback.ifindex] if loopback else [])])
     usable = [(links.by_index.get(address.interface), address.net) for address in read if is_usable(address)]
     addresses = [HostAddress(link.name, net, link.up, link.mtu) for link, net in usable if link and link.name != "lo"]
-    subnets = {one.net.packed for one in addresses if not one.net.is_host}
-    # With host encryption a tunnel has the node's address, too; the interface that has its subnet is the one.
-    addresses = [one for one in addresses if not (one.net.is_host and one.net.packed in subnets)]
-    addresses.sort()  # links have the order in which they came: to tell the same in another order is no change
     on_loopback = tuple(sorted(net for link, net in usable if link and link.name == "lo"))
+    subnets = {one.net.packed for one in addresses if not one.net.is_host}
+    # With host encryption a tunnel has the node's address, too: it is where its subnet is, or on ``lo``.
+    known = {name: subnets.union(net.packed for net in on_loopback) for name in tunnels}
+    addresses = [
+        one for one in addresses if not (one.net.is_host and one.net.packed in known.get(one.interface, subnets))
+    ]
+    addresses.sort()  # links have the order in which they came: to tell the same in another order is no change
     ways = ways or Ways()
     uplinks = {name: links.by_name[name].mtu for index in ways.uplinks if (name := links.name_of(index))}
     links.addressed = frozenset(address.interface for address in addresses).union(uplinks if on_loopback else ())
