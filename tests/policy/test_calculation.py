@@ -246,11 +246,13 @@ def test_before_everything_is_known_only_endpoints_that_nothing_asks_have_a_clas
     node = Node("n1", OPEN, complete=False).put(
         pod("a", "10.0.0.1", app="web"),
         pod("b", "10.0.0.2"),
+        pod("c", "10.0.0.3", profiles=["narrow"]),
         policy("p", "app == 'web'", ingress=[ALLOW], egress=[ALLOW]),
+        profile("narrow", ingress=[ALLOW | {"source": {"selector": "app == 'web'"}}], egress=[ALLOW]),
     )
-    assert (order_of(node, "a"), order_of(node, "b")) == ("denied", "Allow")
+    assert [order_of(node, name) for name in "abc"] == ["denied", "Allow", "denied"]
     node.complete()
-    assert (order_of(node, "a"), order_of(node, "b")) == ("default:p:Deny > Deny", "Allow")
+    assert [order_of(node, name) for name in "abc"] == ["default:p:Deny > Deny", "Allow", "narrow > Deny"]
 
 
 def test_numbers_are_those_that_the_kernel_has_and_rest_before_they_serve_again() -> None:
