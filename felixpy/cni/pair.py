@@ -17,13 +17,15 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from felixpy.cni.errors import CniError, Code
 from felixpy.cni.result import GATEWAYS, HOST_MAC
-from felixpy.model.net import Family, Net
+from felixpy.model.net import Family, Net, format_address
+from felixpy.netlink.expressions import RTN_LOCAL
+from felixpy.netlink.lookup import leading_route
 from felixpy.netlink.message import Request
 from felixpy.netlink.namespaces import enter
 from felixpy.netlink.rtnetlink import (
@@ -59,7 +61,7 @@ MARK = "felixpy:"
 MAIN_TABLE = 254
 RTPROT_BOOT = 3
 IPV6_METRIC = 1024
-SENDS_WITHIN = 10.0
+READY_WITHIN = 10.0
 PROC = Path("/proc/sys/net/ipv6/conf")
 _LINK_LOCAL = Net(GATEWAYS[Family.V6], 64)
 
@@ -159,13 +161,40 @@ def _until_it_sends(host: NetlinkSocket, interface: str) -> None:
     """The node's end went up before there was another one, so it gets its queue when the kernel's work of the carrier
     (``net/core/link_watch.c``) comes to it; until then what is sent by it is dropped without a word.
     """
-    until = time.monotonic() + SENDS_WITHIN
+    _until(lambda: _sends(host, interface), f"{interface} has no carrier")
+
+
+def _until_it_receives(netlink: NetlinkSocket, addresses: Iterable[Net]) -> None:
+    """An IPv6 address, also one without duplicate detection, becomes the network's own when the kernel's work of
+    detection (``addrconf_dad_work``) comes to it, which waits for whoever changes any network; until then what comes
+    for it is dropped without a word.
+    """
+    for address in addresses:
+        if address.family is Family.V6:
+            text = format_address(address.packed)
+            _until(lambda packed=address.packed: _is_local(netlink, packed), f"{text} is not local")  # type: ignore[misc]
+
+
+def _until(holds: Callable[[], bool], otherwise: str) -> None:
+    """Wait for work that the kernel has put off.
+
+    Raises:
+        OSError: it took too long.
+    """
+    until = time.monotonic() + READY_WITHIN
     pause = 0.0005
-    while not _sends(host, interface):
+    while not holds():
         if time.monotonic() > until:
-            raise OSError(errno.ETIMEDOUT, f"{interface} has no carrier after {SENDS_WITHIN:g} s")
+            raise OSError(errno.ETIMEDOUT, f"{otherwise} after {READY_WITHIN:g} s")
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
+
+
+def _is_local(netlink: NetlinkSocket, address: bytes) -> bool:
+    try:
+        return leading_route(netlink, address).kind == RTN_LOCAL
+    except NetlinkError:  # no route at all
+        return False
 
 
 def _sends(host: NetlinkSocket, interface: str) -> bool:
@@ -183,6 +212,7 @@ def _container_end(pair: Pair) -> None:
         index = socket.if_nametoindex(name)
         no_own = [link_no_own_address_request(name)] if PROC.exists() else []
         _all(netlink, [*no_own, link_up_request(name), *_container_requests(pair, index)])
+        _until_it_receives(netlink, pair.addresses)
 
 
 def _container_requests(pair: Pair, index: int) -> list[Request]:

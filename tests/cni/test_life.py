@@ -318,8 +318,13 @@ def test_status_without_a_free_address(node: Node) -> None:
         return True
 
     node.wait(fill)
-    refused = [line for line in node.log.read_text().splitlines() if '"cni call failed"' in line]
-    assert any(f'"pod": "default/c{len(containers)}"' in line for line in refused), refused
+
+    def is_told() -> bool:
+        """The log is written by a thread of its own."""
+        refused = [line for line in node.log.read_text().splitlines() if '"cni call failed"' in line]
+        return any(f'"pod": "default/c{len(containers)}"' in line for line in refused)
+
+    node.wait(is_told)
     assert full()
     assert node.call("STATUS", conf=small).result["code"] == 50
     node.delete(containers[0])
