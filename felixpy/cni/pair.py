@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 from felixpy.cni.errors import CniError, Code
 from felixpy.cni.result import GATEWAYS, HOST_MAC
-from felixpy.model.net import Family, Net, format_address
-from felixpy.netlink.expressions import RTN_LOCAL
+from felixpy.model.net import Family, Net
 from felixpy.netlink.lookup import leading_route
 from felixpy.netlink.message import Request
 from felixpy.netlink.namespaces import enter
 from felixpy.netlink.rtnetlink import (
     RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
+    RTN_LOCAL,
     RTN_UNICAST,
     KernelNeighbour,
     KernelRoute,
@@ -164,15 +164,16 @@ def _until_it_sends(host: NetlinkSocket, interface: str) -> None:
     _until(lambda: _sends(host, interface), f"{interface} has no carrier")
 
 
-def _until_it_receives(netlink: NetlinkSocket, addresses: Iterable[Net]) -> None:
+def _until_it_receives(netlink: NetlinkSocket, pair: Pair) -> None:
     """An IPv6 address, also one without duplicate detection, becomes the network's own when the kernel's work of
     detection (``addrconf_dad_work``) comes to it, which waits for whoever changes any network; until then what comes
     for it is dropped without a word.
     """
-    for address in addresses:
-        if address.family is Family.V6:
-            text = format_address(address.packed)
-            _until(lambda packed=address.packed: _is_local(netlink, packed), f"{text} is not local")  # type: ignore[misc]
+    own = [address.packed for address in pair.addresses if address.family is Family.V6]
+    _until(
+        lambda: all(_is_local(netlink, address) for address in own),
+        f"an IPv6 address of {pair.container_interface} is not local",
+    )
 
 
 def _until(holds: Callable[[], bool], otherwise: str) -> None:
@@ -212,7 +213,7 @@ def _container_end(pair: Pair) -> None:
         index = socket.if_nametoindex(name)
         no_own = [link_no_own_address_request(name)] if PROC.exists() else []
         _all(netlink, [*no_own, link_up_request(name), *_container_requests(pair, index)])
-        _until_it_receives(netlink, pair.addresses)
+        _until_it_receives(netlink, pair)
 
 
 def _container_requests(pair: Pair, index: int) -> list[Request]:

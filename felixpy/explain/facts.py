@@ -147,7 +147,7 @@ class Kernel(Struct):
         interface = self.names.get(found.interface, str(found.interface))
         if packet.family is Family.V6 and found.interface == self.index("lo") and found.kind == 1:
             return Route(failure=f"no route to {format_address(packet.destination)}")
-        return Route(interface, found.gateway, found.source, found.kind == 2)
+        return Route(interface, found.gateway, found.source, found.kind == rtnetlink.RTN_LOCAL)
 
     def interface_of(self, source: bytes) -> str:
         """The interface that leads to a source, and so the one it should come from; empty for none."""

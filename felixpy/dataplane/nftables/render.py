@@ -70,6 +70,7 @@ from felixpy.netlink.nftables import (
     NftRule,
     interface_name,
 )
+from felixpy.netlink.rtnetlink import RTN_LOCAL
 
 IPPROTO_ICMP = {Family.V4: 1, Family.V6: 58}
 LOG_LEVEL = 5  # notice
@@ -270,7 +271,7 @@ def _expressions_of(match: Match, family: Family) -> list[Expression]:
             return [_transport(12, 3), nft.compare(number.to_bytes(3, "big"))]
         case LocalSource(of_output, negated):
             operation = nft.NFT_CMP_NEQ if negated else nft.NFT_CMP_EQ
-            return [nft.source_type(of_output=of_output), nft.compare(struct.pack("=I", nft.RTN_LOCAL), operation)]
+            return [nft.source_type(of_output=of_output), nft.compare(struct.pack("=I", RTN_LOCAL), operation)]
         case Limit(packets, seconds, burst):
             return [nft.limit(packets, seconds, burst)]
         case _:
